@@ -1,0 +1,22 @@
+"""distilens: train small image models under the guidance of large ones, and see what was passed on."""
+
+import lazy_loader
+
+__version__ = "0.1.0"
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "api": ["distill"],
+        "core": ["Answer", "Batch", "Method", "Model", "Objective", "Output"],
+        "data": ["Data", "from_arrays", "load"],
+        "errors": ["UserError"],
+        "explain": ["EXPLAINERS", "Explanation"],
+        "methods": ["METHODS", "build_methods"],
+        "models": ["MODELS", "build_model", "load_model", "save_model"],
+        "recipe": ["Recipe", "Training", "read_recipe"],
+        "stages": ["Run", "load_run"],
+        "teachers": ["LiveTeacher"],
+        "train": ["train"],
+    },
+)

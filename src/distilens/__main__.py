@@ -1,0 +1,3 @@
+from distilens.cli import main
+
+main()

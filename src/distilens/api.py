@@ -1,0 +1,83 @@
+"""Distillation in one call, for Python users."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from distilens.core import Method, Model, Teacher
+from distilens.data import Data, load
+from distilens.errors import UserError
+from distilens.methods import build_methods
+from distilens.models import build_model, check_classes
+from distilens.progress import Log
+from distilens.recipe import Training
+from distilens.runs import Metrics
+from distilens.specs import Spec
+from distilens.teachers import LiveTeacher, nobody
+from distilens.train import train
+
+Part = str | Mapping[str, Any] | Spec
+
+
+def distill(
+    student: Part | Model | nn.Module,
+    teacher: Part | Model | nn.Module | Teacher | None,
+    data: Part | Data,
+    methods: Sequence[Part | Method] = ("ce:weight=0.1", "kd:temperature=4,weight=0.9"),
+    *,
+    settings: Training | Mapping[str, Any] | None = None,
+    folder: str | Path | None = None,
+    seed: int = 0,
+) -> tuple[Model, list[dict[str, Any]]]:
+    """Train a student under a teacher; returns the student as it will be used, and the log.
+
+    Args:
+        student: a notation (`resnet8`), a `Model`, or any module that maps normalised images (mean 0.5, deviation 0.25) to
+            logits; `student.network` is the bare module again.
+        teacher: likewise; or any `teacher(batch, needs) -> Answer`; None for none. It has to be trained already.
+        data: a notation (`parquet:path=data/cifar10`), or `Data` from `load` or `from_arrays`.
+        methods: notations or `Method` objects.
+        settings: what a recipe's `[train]` says, as a dict: `{"epochs": 20, "optimizer": "sgd:lr=0.1"}`.
+        folder: keeps checkpoints and `metrics.jsonl`; the same call then goes on where it was stopped.
+        seed: of weights, order and augmentation.
+
+    Example:
+        >>> import distilens
+        >>> student, log = distilens.distill(
+        ...     "resnet8", None, "shapes:limit=64", ["ce"], settings={"epochs": 1, "batch_size": 32}
+        ... )
+        >>> student.logits(student.example()).shape
+        torch.Size([1, 8])
+    """
+    found = data if isinstance(data, Data) else load(data)
+    given = settings if isinstance(settings, Training) else Training(**(settings or {}))
+    torch.manual_seed(seed)
+    model = as_model(student, found)
+    check_classes(model, found.classes, "student")
+    answering: Teacher = nobody
+    if isinstance(teacher, nn.Module | str | Mapping | Spec):
+        large = as_model(teacher, found)
+        check_classes(large, found.classes, "teacher")
+        answering = LiveTeacher(large)
+    elif teacher is not None:
+        answering = teacher
+    log = Log(Metrics(Path(folder) / "metrics.jsonl") if folder else None)
+    checkpoints = Path(folder) / "checkpoints" if folder else None
+    chosen = build_methods(methods)
+    return train(model, chosen, found, given, teacher=answering, folder=checkpoints, log=log, seed=seed), log.rows
+
+
+def as_model(given: Part | Model | nn.Module, data: Data) -> Model:
+    """A `Model` from whatever a user has."""
+    if isinstance(given, Model):
+        return given
+    if isinstance(given, nn.Module):
+        return Model(given, data.classes, size=data.size)
+    if not isinstance(given, str | Mapping | Spec):
+        raise UserError(f"a model is a notation or a torch module; given a {type(given).__name__}")
+    return build_model(given, data.classes, data.size)

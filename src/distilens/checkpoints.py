@@ -1,0 +1,174 @@
+"""The state of a training, saved so that a kill at any time costs at most the steps since the last save."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from distilens.errors import UserError
+from distilens.runs import write_atomically
+
+SAVE_EVERY = 600.0  # seconds, within an epoch that lasts longer
+
+
+@dataclass
+class Place:
+    """Where a training is: the epoch, the steps done in it, all steps done, and the best epoch so far."""
+
+    epoch: int = 0
+    within: int = 0
+    step: int = 0
+    best: float = -1.0
+
+    def advance(self) -> None:
+        self.within += 1
+        self.step += 1
+
+    def next_epoch(self) -> None:
+        self.epoch, self.within = self.epoch + 1, 0
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was asked to stop, and its state was saved."""
+
+    def __init__(self, number: int, folder: Path | None):
+        super().__init__(f"stopped; the same command goes on from here ({folder})" if folder else "stopped")
+        self.code = 128 + number
+
+
+class Checkpoints:
+    """Saves and restores everything that training changes: student, methods, optimizer, mean weights, random states.
+
+    `last.pt` after every epoch, `best.pt` when validation was best, `epoch-0005.pt` where every n-th is kept. They hold
+    tensors and plain data only. The teacher is in none of them.
+    """
+
+    def __init__(self, folder: Path | None, objective: nn.Module, optimizer: Any, average: nn.Module | None, *, main: bool):
+        self.folder = folder
+        self.objective, self.optimizer, self.average, self.main = objective, optimizer, average, main
+        self.saved_at = time.monotonic()
+        self.best: dict[str, Any] | None = None  # kept in memory where there is no folder
+
+    def weights(self) -> dict[str, Any]:
+        return {
+            "objective": self.objective.state_dict(),
+            "average": self.average.state_dict() if self.average is not None else None,
+        }
+
+    def load_weights(self, state: dict[str, Any]) -> None:
+        self.objective.load_state_dict(state["objective"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+
+    def save(self, place: Place, *, accuracy: float | None = None, keep: int = 0) -> None:
+        """Save the state; with the `accuracy` of an epoch that just ended, also as the best one if it is."""
+        improved = accuracy is not None and accuracy > place.best
+        if improved:
+            place.best = accuracy
+            if self.folder is None:
+                self.best = {
+                    kind: {key: value.clone() for key, value in tensors.items()} if tensors else None
+                    for kind, tensors in self.weights().items()
+                }
+        if self.folder is None or not self.main:
+            return
+        state = {"place": asdict(place), **self.weights(), "optimizer": self.optimizer.state_dict(), "random": random_state()}
+        last = self.folder / "last.pt"
+        # the best first: should the kill come between the two, resuming from the older `last` makes the same best again
+        if improved:
+            write_atomically(self.folder / "best.pt", lambda path: torch.save(state, path))
+        write_atomically(last, lambda path: torch.save(state, path))
+        if accuracy is not None and keep and place.epoch % keep == 0:
+            write_atomically(self.folder / f"epoch-{place.epoch:04d}.pt", lambda path: shutil.copyfile(last, path))
+        self.saved_at = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether the last save is long ago."""
+        return self.folder is not None and time.monotonic() - self.saved_at > SAVE_EVERY
+
+    def resume(self) -> Place:
+        """Restore the last state; the beginning where there is none."""
+        if self.folder is None or not (self.folder / "last.pt").is_file():
+            return Place()
+        state = read(self.folder / "last.pt")
+        try:
+            self.load_weights(state)
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise UserError(
+                f"the checkpoint in {self.folder} is of another training ({str(error).splitlines()[0]}): delete the folder"
+            ) from None
+        set_random_state(state["random"])
+        return Place(**state["place"])
+
+    def restore_best(self) -> None:
+        """The weights of the best epoch on validation; without any (labels that are all -1), those of the last."""
+        if self.folder is None:
+            if self.best is not None:
+                self.load_weights(self.best)
+        elif (self.folder / "best.pt").is_file():
+            self.load_weights(read(self.folder / "best.pt"))
+
+
+def read(path: Path) -> dict[str, Any]:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def random_state() -> dict[str, Any]:
+    """Of torch, of its accelerators, of numpy and of Python, as tensors and plain data."""
+    _, keys, position, has_gauss, gauss = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [keys.tolist(), int(position), int(has_gauss), float(gauss)],  # type: ignore[union-attr]
+        "python": random.getstate(),
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    keys, *rest = state["numpy"]
+    np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), *rest))
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+
+
+class Stop:
+    """Whether somebody asked for an end, and with which signal."""
+
+    def __init__(self) -> None:
+        self.requested, self.signal = False, signal.SIGINT
+
+    def __call__(self, number: int, frame: object) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt  # asked twice: at once, without saving
+        self.requested, self.signal = True, signal.Signals(number)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Stop]:
+    """Within, Ctrl-C and SIGTERM only ask: the loop stops between two steps, where the state is whole."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,182 @@
+"""The command line: a function a command. Torch is imported inside them, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
+
+from distilens.errors import UserError
+
+app = tyro.extras.SubcommandApp()
+
+Changes = Annotated[
+    UseAppendAction[tuple[tuple[str, ...], ...]],
+    arg(name="set", metavar="KEY=VALUE ...", help="Change the recipe, for example train.epochs=3 or data.limit=500."),
+]
+RecipeName = Annotated[Positional[str], arg(metavar="RECIPE", help="A TOML file, or the name of a shipped recipe.")]
+RunFolder = Annotated[Positional[Path], arg(metavar="RUN", help="A run folder.")]
+
+
+@app.command
+def run(recipe: RecipeName, /, set_: Changes = (), out: Path | None = None) -> None:
+    """Take a recipe through all its stages: teacher, base, student, measure, explain, report.
+
+    What is there already and still valid is skipped, so the same command goes on where it was stopped.
+
+    Args:
+        out: The run folder; by default runs/NAME.
+    """
+    from distilens.stages import Run, run_all
+
+    found = read(recipe, set_)
+    made = Run(out or Path("runs") / found.name, found, Console(stderr=True))
+    run_all(made)
+    conclude(made)
+
+
+@app.command
+def demo(set_: Changes = (), out: Path = Path("runs/demo")) -> None:
+    """Distil a student from generated images in under two minutes, and show whether it looks at the object.
+
+    The teacher has seen many images; the student sees few, on backgrounds that give the class away.
+    """
+    from distilens.stages import Run, run_all
+
+    made = Run(out, read("demo", set_), Console(stderr=True))
+    run_all(made)
+    conclude(made)
+
+
+@app.command
+def train(run: RunFolder, /) -> None:
+    """Train what a run's recipe says and is not trained yet: teacher, base, student."""
+    from distilens.stages import at_work, load_run, train_stage
+
+    found = load_run(run, console=Console(stderr=True))
+    with at_work(found):
+        train_stage(found)
+
+
+@app.command
+def measure(run: RunFolder, /) -> None:
+    """Score a run's models: accuracy, agreement, likeness of maps, cost."""
+    from distilens.stages import at_work, load_run, measure_stage
+
+    found = load_run(run, console=Console(stderr=True))
+    with at_work(found):
+        measure_stage(found)
+    show_scores(found)
+
+
+@app.command
+def explain(run: RunFolder, /) -> None:
+    """Make the maps of a run's models on the same test images."""
+    from distilens.stages import at_work, explain_stage, load_run
+
+    found = load_run(run, console=Console(stderr=True))
+    with at_work(found):
+        explain_stage(found)
+
+
+@app.command
+def report(run: RunFolder, /) -> None:
+    """Write a run's page from what is there."""
+    from distilens.report import write_report
+
+    if not run.is_dir():
+        raise UserError(f"no run at {run}: there is no such folder")
+    print(write_report(run))
+
+
+@app.command
+def validate(recipe: RecipeName, /, set_: Changes = (), time: bool = True) -> None:
+    """Resolve a recipe without training: every option, shapes, parameters, MACs, an estimate of time and memory.
+
+    Args:
+        time: Time a few steps of each training for the estimate.
+    """
+    from distilens.validate import inspect_recipe
+
+    inspect_recipe(read(recipe, set_), Console(), timed=time)
+
+
+@app.command(name="list")
+def list_(kind: Positional[Literal["methods", "models", "data", "explainers", "recipes"]], /) -> None:
+    """List what there is of a kind, a line each, with options and source."""
+    console = Console()
+    if kind == "recipes":
+        import tomllib
+
+        from distilens.recipe import shipped
+
+        rows = [(path.stem, tomllib.loads(path.read_text()).get("note", "")) for path in shipped()]
+        console.print(as_table(("recipe", "what it does"), rows))
+        return
+    from distilens.data import SOURCES
+    from distilens.explain import EXPLAINERS
+    from distilens.methods import METHODS
+    from distilens.models import MODELS
+
+    registry = {"methods": METHODS, "models": MODELS, "data": SOURCES, "explainers": EXPLAINERS}[kind]
+    console.print(as_table((registry.kind, "options", "what it does", "source"), registry.table()))
+
+
+def read(name: str, changes: tuple[tuple[str, ...], ...]):
+    from distilens.recipe import read_recipe
+
+    return read_recipe(name, [change for group in changes for change in group])
+
+
+def as_table(header: tuple[str, ...], rows: list) -> Table:
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in header:
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    return table
+
+
+def show_scores(run) -> None:
+    from distilens.report.table import rows
+
+    header, cells = rows(run.scores)
+    across = list(zip(*[header, *cells], strict=True))  # a model a column: it fits a terminal
+    Console().print(as_table(across[0], across[1:]))
+
+
+def conclude(run) -> None:
+    """The table and the page, printed by one process."""
+    from accelerate import PartialState
+
+    if not PartialState().is_main_process:
+        return
+    from distilens.report.table import headline
+
+    show_scores(run)
+    print(f"\n{headline(run.scores)}\n{run.folder / 'report.html'}")
+
+
+def main() -> None:
+    """The command `distilens`: exits with 2 on a mistake of the user's, with 130 on Ctrl-C."""
+    try:
+        app.cli(prog="distilens", description="Train small image models under the guidance of large ones.")
+    except UserError as error:
+        print(f"distilens: {error}", file=sys.stderr)
+        sys.exit(getattr(error, "code", 2))
+    except KeyboardInterrupt as stop:
+        print(f"distilens: {stop or 'stopped'}", file=sys.stderr)
+        sys.exit(getattr(stop, "code", 130))
+    except BrokenPipeError:
+        sys.exit(141)
+
+
+if __name__ == "__main__":
+    main()

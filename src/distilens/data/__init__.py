@@ -1,0 +1,66 @@
+"""Data sets by name: `shapes:shortcut=0.9,shots=20`, `parquet:path=data/cifar10`, `torchvision:CIFAR10`.
+
+A name stands for a `Source`; the options that all names share (`limit`, `shots`, `classes`, `val_fraction`, `seed`)
+choose from it the rows of a run, a `Data`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from distilens.data.source import Rows, Source
+from distilens.data.subset import Data, Split, from_arrays, source_of, subset
+from distilens.specs import Registry, Spec
+
+__all__ = ["SOURCES", "Data", "Rows", "Source", "Split", "from_arrays", "load", "source_of", "subset"]
+
+CACHE = Path("runs/data")
+"""Where decoded and generated images are kept."""
+
+
+def options(
+    *,
+    limit: Annotated[int, Field(ge=1)] | None = None,
+    shots: Annotated[int, Field(ge=1)] | None = None,
+    classes: tuple[str | int, ...] | None = None,
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1,
+    seed: Annotated[int, Field(ge=0)] = 0,
+) -> None:
+    """The options that every data set takes: see `subset`."""
+
+
+SOURCES = Registry(
+    "data",
+    {
+        "shapes": "distilens.data.shapes:shapes",
+        "digits": "distilens.data.digits:digits",
+        "parquet": "distilens.data.files:parquet",
+        "folder": "distilens.data.files:folder",
+        "hf": "distilens.data.hub:hf",
+        "torchvision": "distilens.data.hub:torchvision",
+    },
+    common=options,
+)
+
+
+def load(part: str | Mapping[str, Any] | Spec | Data, cache: Path | None = None) -> Data:
+    """The data set that the notation names; a `Data` is returned as it is.
+
+    A source's own `seed` (that of `shapes`) is also the seed of the splits.
+
+    Args:
+        cache: where decoded images are kept; `runs/data` by default.
+
+    Raises:
+        UserError: whatever is wrong with the notation, the files or the choice of rows.
+    """
+    if isinstance(part, Data):
+        return part
+    spec = SOURCES.resolve(part)
+    source = SOURCES.build(spec, CACHE if cache is None else Path(cache))
+    chosen = {name: spec.options[name] for name in ("limit", "shots", "classes", "val_fraction", "seed")}
+    return subset(source, str(Spec.parse(part)), **chosen)

@@ -1,0 +1,177 @@
+"""From a split to batches: resident on the device when it fits, streamed through workers when not.
+
+Images stay uint8 until they are on the device; there they are moved, coloured and mixed as one batch. The order of an epoch
+depends on (seed, epoch), each image's augmentation on (seed, variant, index).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from distilens import draws
+from distilens.core import Batch
+from distilens.data.augment import Augment
+from distilens.data.geometry import Geometry
+from distilens.data.subset import Split
+
+
+class Batches:
+    """The batches of a split.
+
+    Args:
+        split: which rows of which source.
+        size: images in a batch, over all processes together.
+        augment: what is drawn for each image; None for the images as they are, in order: evaluation.
+        seed: of order and augmentation.
+        variants: how many augmentations of an image there are; epoch e shows variant `e % variants`. 0: always a new one.
+        device: where batches are made.
+        rank, world: this process's share: it gets every `world`-th image of each batch.
+        workers: processes that read what does not fit.
+        resident: None decides by the free memory.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        size: int,
+        *,
+        augment: Augment | None = None,
+        seed: int = 0,
+        variants: int = 0,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world: int = 1,
+        workers: int = 2,
+        resident: bool | None = None,
+    ):
+        self.split = split
+        self.size = min(size, len(split))
+        self.augment, self.seed, self.variants = augment, seed, variants
+        self.device = torch.device(device)
+        self.rank, self.world, self.workers = rank, world, workers
+        rows = split.rows
+        self.source = (int(rows.images.shape[1]), int(rows.images.shape[2]))
+        self.index = torch.from_numpy(split.index).to(self.device)
+        self.labels = torch.from_numpy(rows.labels[split.index]).long().to(self.device)
+        needed = len(split) * int(np.prod(rows.images.shape[1:]))
+        self.resident = needed < free_memory(self.device) // 2 if resident is None else resident
+        self.images = torch.from_numpy(rows.images[split.index]).to(self.device) if self.resident else None
+        self.masks = None if rows.masks is None else torch.from_numpy(rows.masks[split.index]).to(self.device)
+
+    @property
+    def training(self) -> bool:
+        return self.augment is not None
+
+    def __len__(self) -> int:
+        """Batches in an epoch. Training drops the last, partial batch of an epoch; evaluation does not."""
+        return len(self.split) // self.size if self.training else -(-len(self.split) // self.size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.epoch(0)
+
+    def order(self, epoch: int) -> Tensor:
+        """Positions in the split, in the order of this epoch."""
+        if not self.training:
+            return torch.arange(len(self.split))
+        return torch.randperm(len(self.split), generator=draws.generator("order", self.seed, epoch))
+
+    def epoch(self, epoch: int, *, start: int = 0, epochs: int = 1) -> Iterator[Batch]:
+        """The batches of an epoch, from number `start` on."""
+        order = self.order(epoch)[: len(self) * self.size]
+        parts = [part[self.rank :: self.world] for part in order.split(self.size)][start:]
+        for number, (positions, images) in enumerate(self.read(parts), start):
+            progress = (epoch + number / len(self)) / epochs
+            yield self.batch(positions, images, epoch, progress)
+
+    def read(self, parts: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Positions, and the raw uint8 images where the set is not resident."""
+        if self.resident:
+            yield from ((part.to(self.device), None) for part in parts)
+            return
+        loader = DataLoader(
+            Streamed(self.split),
+            sampler=[part.numpy() for part in parts],  # type: ignore[arg-type]  # one "index" is one batch
+            batch_size=None,
+            num_workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+        )
+        for part, images in zip(parts, loader, strict=True):
+            yield part.to(self.device), images.to(self.device, non_blocking=True)
+
+    def batch(self, positions: Tensor, raw: Tensor | None, epoch: int, progress: float) -> Batch:
+        """The batch of some positions in the split; `raw` are their source images `[b h w 3]` when these were streamed."""
+        index = self.index[positions]
+        variant = epoch % self.variants if self.variants else epoch
+        augment = self.augment or Augment()
+        draw = partial(drawn, index, self.seed, variant)
+        moved = augment.geometry(draw, variant, self.source) if self.training else None
+        images = augment.colour(self.pixels(positions, raw, moved), draw)
+        batch = Batch(
+            images,
+            self.labels[positions],
+            index,
+            mask=self.evidence(positions, moved),
+            geometry=moved,
+            source=partial(self.pixels, positions, raw, None),
+            epoch=epoch,
+            progress=progress,
+            seed=self.seed,
+        )
+        if augment.mix != "none":
+            batch = augment.mixed(batch, self.partners(draw, variant, augment), draw)
+        return augment.erased(batch, draw)
+
+    def partners(self, draw, variant: int, augment: Augment) -> Batch:
+        """For each image another one of the split, under the same kind of augmentation, to be mixed in."""
+        positions = (draw("partner")[:, 0] * len(self.split)).long()
+        moved = augment.geometry(partial(drawn, self.index[positions], self.seed, variant), variant, self.source)
+        raw = None if self.resident else Streamed(self.split)[positions.cpu().numpy()].to(self.device)
+        images = self.pixels(positions, raw, moved)
+        return Batch(images, self.labels[positions], self.index[positions], mask=self.evidence(positions, moved))
+
+    def pixels(self, positions: Tensor, raw: Tensor | None, geometry: Geometry | None) -> Tensor:
+        """Images `[b 3 h w]` in [0, 1], channels last in memory."""
+        images, rows = (self.images, positions) if raw is None else (raw, torch.arange(len(raw), device=self.device))
+        if geometry is None or geometry.whole:
+            images = images[rows] if geometry is None else geometry.gather(images, rows)
+            return images.permute(0, 3, 1, 2).float().div_(255)
+        return geometry.move(images[rows].permute(0, 3, 1, 2), geometry.size).div_(255).clamp_(0, 1)
+
+    def evidence(self, positions: Tensor, geometry: Geometry | None) -> Tensor | None:
+        """Evidence masks in [0, 1], moved like the images."""
+        if self.masks is None:
+            return None
+        masks = self.masks[positions]
+        return (masks if geometry is None else geometry.move(masks, geometry.size)).float() / 255
+
+
+def drawn(index: Tensor, seed: int, variant: int, name: str, count: int = 1, *, fixed: bool = False) -> Tensor:
+    """What augmentation draws for each image: by variant, or `fixed`, the same in all variants."""
+    return draws.uniform(name, index, seed, *([] if fixed else [variant]), count=count)
+
+
+class Streamed(Dataset):
+    """Source images by position, a whole batch at a time, read from the memory map by a worker."""
+
+    def __init__(self, split: Split):
+        self.images, self.index = split.rows.images, split.index
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, positions: np.ndarray) -> Tensor:
+        return torch.from_numpy(self.images[self.index[positions]])
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be used on a device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available

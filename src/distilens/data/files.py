@@ -1,0 +1,268 @@
+"""Data sets from files: parquet, and image folders."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+from pydantic import Field
+
+from distilens.data.decode import Encoded, content_of, decoded
+from distilens.data.source import Source, digest, shortened
+from distilens.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    import pyarrow
+
+Side = Annotated[int, Field(ge=1)]
+
+PATTERNS = {"train": "train*.parquet", "test": "test*.parquet", "validation": "val*.parquet"}
+
+FOLDERS = {"train": ("train", "training"), "test": ("test", "testing"), "validation": ("validation", "valid", "val")}
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+
+TEST_SHARE = 0.2
+"""Of an image folder without a test set."""
+
+
+def parquet(
+    cache: Path,
+    *,
+    path: Path,
+    image: str = "img",
+    label: str = "label",
+    size: Side | None = None,
+    skip_bad: bool = False,
+) -> Source:
+    """Images and labels in parquet files: train*.parquet, test*.parquet, perhaps validation*.parquet.
+
+    The files lie in the folder itself or, as on the Hugging Face hub, in `data/` or one other folder below it. The
+    image column is a struct {bytes, path} or plain bytes; the label column has integers (the classes are named by the Hugging
+    Face metadata, otherwise "0", "1", ...) or names. With `size` every image is resized and cropped to a square; `skip_bad`
+    leaves out the images that cannot be decoded, and `Source.skipped` names them.
+
+    Source: https://parquet.apache.org; https://huggingface.co/docs/datasets/image_load
+
+    Raises:
+        UserError: no such folder, files or columns; labels at fault; images not to be decoded, or of several sizes.
+    """
+    root = existing(path)
+    files = parquet_files(root)
+    content = content_of([file for part in files.values() for file in part], root, cache)
+    key = digest("parquet", content, image, label)
+
+    def read() -> tuple[dict[str, Encoded], Sequence[str]]:
+        names = class_names(files["train"][0], label)
+        columns = {part: label_column(files[part], root, image, label) for part in files}
+        if any(column.dtype == object for column in columns.values()):
+            names = sorted({value for value in columns["train"] if value is not None})
+            columns = {part: by_name(columns[part], names, part) for part in files}
+        if names is None:
+            names = [str(value) for value in range(max(int(column.max(initial=-1)) for column in columns.values()) + 1)]
+        sets = {part: encoded_parquet(files[part], root, image, columns[part]) for part in files}
+        return sets, names
+
+    return decoded(cache, key, read, size=size, skip_bad=skip_bad)
+
+
+def existing(path: Path) -> Path:
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        what = "is a file, and a folder is wanted" if root.exists() else "does not exist"
+        raise UserError(f"the folder path={path} {what} (looked from {Path.cwd()})")
+    return root
+
+
+def parquet_files(root: Path) -> dict[str, list[Path]]:
+    """The files of each set, in order."""
+    below = [folder for folder in sorted(root.iterdir()) if folder.is_dir() and any(folder.glob(PATTERNS["train"]))]
+    places = [root, root / "data", *(below if len(below) == 1 else [])]
+    for place in places:
+        if any(place.glob(PATTERNS["train"])):
+            found = {part: sorted(place.glob(pattern)) for part, pattern in PATTERNS.items()}
+            return {part: files for part, files in found.items() if files}
+    if below:
+        raise UserError(f"several folders in {root} have train*.parquet: name one, path={below[0]} for example")
+    there = shortened(sorted(entry.name for entry in root.iterdir())) or "nothing"
+    raise UserError(f"no train*.parquet in {root} or {root / 'data'}; there is {there}")
+
+
+def class_names(file: Path, label: str) -> list[str] | None:
+    """The names that Hugging Face datasets wrote into the schema, if any."""
+    metadata = opened(file).schema_arrow.metadata or {}
+    try:
+        return json.loads(metadata[b"huggingface"])["info"]["features"][label]["names"]
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def opened(file: Path) -> Any:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.ParquetFile(file)
+    except pyarrow.ArrowInvalid as error:
+        raise UserError(f"{file} is no parquet file: {str(error).splitlines()[0]}") from None
+
+
+def label_column(files: Sequence[Path], root: Path, image: str, label: str) -> np.ndarray:
+    """The labels of a set as int64, none = -1; or as objects, where they are names."""
+    import pyarrow
+
+    columns = []
+    for file in files:
+        schema = opened(file).schema_arrow
+        for option, column in (("image", image), ("label", label)):
+            if column not in schema.names:
+                raise UserError(
+                    f"{file.relative_to(root)} has no column {column!r} ({option}={column})."
+                    f"{nearest(column, schema.names)} Its columns: {', '.join(schema.names)}"
+                )
+        check_image_type(schema.field(image).type, image, file)
+        values = opened(file).read([label]).column(0)
+        if pyarrow.types.is_integer(values.type):
+            columns.append(values.cast(pyarrow.int64()).fill_null(-1).to_numpy())
+        elif pyarrow.types.is_string(values.type) or pyarrow.types.is_large_string(values.type):
+            columns.append(np.array(values.to_pylist(), dtype=object))
+        else:
+            raise UserError(f"the labels in {label!r} of {file.name} are {values.type}; integers or names are wanted")
+    return np.concatenate(columns)
+
+
+def check_image_type(kind: pyarrow.DataType, image: str, file: Path) -> None:
+    import pyarrow
+
+    if pyarrow.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    if not (pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)):
+        raise UserError(
+            f"the column {image!r} of {file.name} is {kind}: wanted are encoded images, as bytes or {{bytes, path}}"
+        )
+
+
+def by_name(column: np.ndarray, names: Sequence[str], part: str) -> np.ndarray:
+    """Positions of class names; the names are those of the training set."""
+    position = {name: place for place, name in enumerate(names)}
+    unknown = sorted({value for value in column if value is not None} - set(names))
+    if unknown:
+        raise UserError(f"the {part} set has the class {shortened(unknown, quoted=True)}, of which train has no image")
+    return np.array([-1 if value is None else position[value] for value in column], dtype=np.int64)
+
+
+def encoded_parquet(files: Sequence[Path], root: Path, image: str, labels: np.ndarray) -> Encoded:
+    starts = np.cumsum([0, *(opened(file).metadata.num_rows for file in files)])
+
+    def images() -> Iterator[bytes | Path | None]:
+        for file in files:
+            for batch in opened(file).iter_batches(256, columns=[image]):
+                for value in batch.column(0).to_pylist():
+                    yield encoded_bytes(value, file.parent)
+
+    def name(row: int) -> str:
+        place = int(np.searchsorted(starts, row, side="right")) - 1
+        return f"row {row - starts[place]} of {files[place].relative_to(root)}"
+
+    return Encoded(labels, images, name)
+
+
+def encoded_bytes(value: Any, folder: Path | None) -> bytes | Path | None:
+    """What Hugging Face calls an image: bytes, or {bytes, path}, where a path alone names a file."""
+    if isinstance(value, dict):
+        if value["bytes"] is None and value.get("path"):
+            return (folder / value["path"]) if folder else Path(value["path"])
+        return value["bytes"]
+    return value
+
+
+def folder(cache: Path, *, path: Path, size: Side | None = None, skip_bad: bool = False) -> Source:
+    """Images in a folder a class, inside train/ and test/ (and validation/) or without them.
+
+    Without them a fixed fifth of every class is the test set: the images whose path has a small hash, so that adding
+    images moves none. With `size` every image is resized and cropped to a square; `skip_bad` leaves out the images that
+    cannot be decoded, and `Source.skipped` names them. Files without an image's suffix, and hidden ones, are ignored.
+
+    Source: the layout of torchvision.datasets.ImageFolder
+
+    Raises:
+        UserError: no such folder, no images; an empty class, or one that only the test set has; images at fault.
+    """
+    root = existing(path)
+    listed = listed_images(root)
+    content = content_of([file for part in listed.values() for _, file in part], root, cache)
+    # A class folder without an image has no content, but must not stay unseen.
+    key = digest("folder", content, {part: class_folders(root, part) for part in FOLDERS})
+
+    def read() -> tuple[dict[str, Encoded], Sequence[str]]:
+        classes = class_folders(root, "train")
+        return {part: encoded_files(images, classes, root, part) for part, images in listed.items()}, classes
+
+    return decoded(cache, key, read, size=size, skip_bad=skip_bad)
+
+
+def part_folder(root: Path, part: str) -> Path | None:
+    return next((root / name for name in FOLDERS[part] if (root / name).is_dir()), None)
+
+
+def class_folders(root: Path, part: str) -> list[str]:
+    """The classes of a set, sorted; those of the whole folder where there is no train/."""
+    place = part_folder(root, part) if part_folder(root, "train") else root
+    if place is None:
+        return []
+    return sorted(entry.name for entry in place.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def listed_images(root: Path) -> dict[str, list[tuple[str, Path]]]:
+    """The class and file of every image, by set, in an order that does not depend on the file system."""
+    if part_folder(root, "train"):
+        places = {part: part_folder(root, part) for part in FOLDERS}
+        listed = {part: images_in(place, class_folders(root, part)) for part, place in places.items() if place}
+    else:
+        every = images_in(root, class_folders(root, "train"))
+        chosen = test_files(every, root)
+        listed = {
+            "train": [image for image in every if image[1] not in chosen],
+            "test": [image for image in every if image[1] in chosen],
+        }
+    if not listed["train"]:
+        raise UserError(
+            f"no images in {root}: wanted is a folder a class ({root / 'cat' / '1.png'}), or train/ and test/ with a folder "
+            f"a class each. Images end in {', '.join(sorted(SUFFIXES))}"
+        )
+    return {part: images for part, images in listed.items() if images}
+
+
+def images_in(place: Path, classes: Sequence[str]) -> list[tuple[str, Path]]:
+    found = []
+    for name in classes:
+        files = (file for file in (place / name).rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        found += [(name, file) for file in sorted(files) if not file.name.startswith(".")]
+    return found
+
+
+def test_files(images: Iterable[tuple[str, Path]], root: Path) -> set[Path]:
+    """About a fifth of every class, at least one image of it and not all, by the hash of the path alone."""
+    classes: dict[str, list[tuple[float, Path]]] = {}
+    for name, file in images:
+        code = hashlib.sha256(file.relative_to(root).as_posix().encode()).digest()
+        classes.setdefault(name, []).append((int.from_bytes(code[:6], "big") / 2**48, file))
+    chosen = set()
+    for ordered in map(sorted, classes.values()):
+        count = sum(share < TEST_SHARE for share, _ in ordered)
+        count = min(max(count, 1), len(ordered) - 1)
+        chosen |= {file for _, file in ordered[:count]}
+    return chosen
+
+
+def encoded_files(images: Sequence[tuple[str, Path]], classes: Sequence[str], root: Path, part: str) -> Encoded:
+    unknown = sorted({name for name, _ in images} - set(classes))
+    if unknown:
+        raise UserError(f"the {part} set has the class {shortened(unknown, quoted=True)}, of which train has no image")
+    position = {name: place for place, name in enumerate(classes)}
+    labels = np.array([position[name] for name, _ in images], dtype=np.int64)
+    return Encoded(labels, lambda: (file for _, file in images), lambda row: str(images[row][1].relative_to(root)))

@@ -1,0 +1,101 @@
+"""One geometry for everything that belongs to an image: the picture, its evidence mask, its maps.
+
+A geometry is a box in the source image and a flip. It is drawn once, and `move` applies it to whatever stands on the source's
+grid, at any resolution, so that pixels and maps can never part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The part of the source that each image shows.
+
+    Attributes:
+        box: top, left, height and width in source pixels; may reach over the edge, where the image is reflected.
+        flip: mirrored left to right.
+        source: height and width of the source image.
+        size: height and width of the result.
+        whole: every box is as large as the result and starts on a whole pixel, so that moving copies pixels exactly.
+    """
+
+    box: Float[Tensor, "b 4"]
+    flip: Bool[Tensor, "b"]
+    source: tuple[int, int]
+    size: tuple[int, int]
+    whole: bool
+
+    @classmethod
+    def identity(cls, batch: int, source: tuple[int, int], device: torch.device | str = "cpu") -> Geometry:
+        """All of the source, as it is."""
+        box = torch.tensor([0.0, 0.0, *source], device=device).expand(batch, 4)
+        return cls(box, torch.zeros(batch, dtype=torch.bool, device=device), source, source, whole=True)
+
+    def lines(self) -> tuple[Int[Tensor, "b h"], Int[Tensor, "b w"]]:
+        """The source row of each result row and the source column of each result column; only for `whole` boxes."""
+        rows = torch.arange(self.size[0], device=self.box.device)
+        columns = torch.arange(self.size[1], device=self.box.device)
+        columns = torch.where(self.flip[:, None], columns.flip(0), columns)
+        rows = rows + self.box[:, 0:1].long()
+        columns = columns + self.box[:, 1:2].long()
+        return reflected(rows, self.source[0]), reflected(columns, self.source[1])
+
+    def gather(self, images: Tensor, positions: Int[Tensor, "b"]) -> Tensor:
+        """Read moved images straight out of a set `[n h w ...]`: one copy, no intermediate; only for `whole` boxes."""
+        rows, columns = self.lines()
+        return images[positions[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+    def move(self, things: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Move `[b h w]` or `[b c h w]` on the source's grid, at any resolution, to the result's.
+
+        Exact for whole boxes at the source's resolution, whatever the dtype; bilinear otherwise (float32), with reflection
+        over the edge.
+
+        Args:
+            things: what stands on the source's grid.
+            size: of the result; by default the geometry's own, scaled to the resolution of `things`.
+        """
+        channels = things if things.ndim == 4 else things[:, None]
+        grid = tuple(channels.shape[-2:])
+        if size is None:
+            size = tuple(max(1, round(g * s / o)) for g, s, o in zip(grid, self.size, self.source, strict=True))
+        if self.whole and grid == self.source and size == self.size:
+            moved = self.gather(channels.permute(0, 2, 3, 1), torch.arange(len(channels), device=channels.device))
+            moved = moved.permute(0, 3, 1, 2)
+        else:
+            moved = self.sampled(channels.float(), size)
+        return moved if things.ndim == 4 else moved[:, 0]
+
+    def sampled(self, images: Float[Tensor, "b c h w"], size: tuple[int, int]) -> Float[Tensor, "b c h w"]:
+        """Bilinear, by an affine grid in coordinates from -1 to 1; shrinking is smoothed by sampling twice as finely."""
+        height, width = self.source
+        scale_y, scale_x = self.box[:, 2] / height, self.box[:, 3] / width
+        centre_y = (2 * self.box[:, 0] + self.box[:, 2]) / height - 1
+        centre_x = (2 * self.box[:, 1] + self.box[:, 3]) / width - 1
+        mirror = torch.where(self.flip, -1.0, 1.0)
+        zero = torch.zeros_like(scale_x)
+        theta = torch.stack(
+            [torch.stack([scale_x * mirror, zero, centre_x], 1), torch.stack([zero, scale_y, centre_y], 1)], 1
+        )
+        # bilinear sampling looks at four pixels: where the source is finer than that, sample more densely and average
+        finer = max(1, min(4, round(float(images.shape[-1] / size[1] * 0.75))))
+        fine = (size[0] * finer, size[1] * finer)
+        grid = functional.affine_grid(theta, [len(images), images.shape[1], *fine], align_corners=False)
+        moved = functional.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+        return functional.avg_pool2d(moved, finer) if finer > 1 else moved
+
+
+def reflected(lines: Tensor, length: int) -> Tensor:
+    """Fold line numbers back into [0, length): the edge line is not repeated, as in `reflect` padding."""
+    if length == 1:
+        return torch.zeros_like(lines)
+    period = 2 * (length - 1)
+    lines = lines.remainder(period)
+    return torch.where(lines >= length, period - lines, lines)

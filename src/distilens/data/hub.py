@@ -1,0 +1,198 @@
+"""Data sets through other libraries: Hugging Face datasets, torchvision."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distilens.data.decode import Encoded, decoded
+from distilens.data.files import Side, encoded_bytes
+from distilens.data.source import Source, as_rgb, digest, shortened
+from distilens.errors import UserError, nearest
+
+SPLITS = {"train": ("train", "training"), "test": ("test",), "validation": ("validation", "valid", "val", "dev")}
+
+TORCHVISION = ("CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST", "STL10", "SVHN", "USPS")
+"""The sets that torchvision holds as arrays; those that it reads file by file are better read as folders."""
+
+
+def hf(
+    name: str,
+    /,
+    cache: Path,
+    *,
+    config: str | None = None,
+    image: str | None = None,
+    label: str | None = None,
+    size: Side | None = None,
+    skip_bad: bool = False,
+) -> Source:
+    """A data set of the Hugging Face hub, or a local folder in one of its formats.
+
+    The only image column is taken for `image`, the only column of class labels for `label`. With `size` every image is
+    resized and cropped to a square; `skip_bad` leaves out the images that cannot be decoded, and `Source.skipped` names
+    them. The hub's own cache (HF_HOME) keeps the download.
+
+    Source: https://huggingface.co/docs/datasets
+
+    Raises:
+        UserError: the set cannot be loaded, has no such columns, or no train split.
+    """
+    splits = hub_splits(name, config)
+    features = splits["train"].features
+    image = image_column(features, image, name)
+    label = label_column(features, label, name)
+    names = getattr(features[label], "names", None)
+    labels = {part: hub_labels(split, label) for part, split in splits.items()}
+    classes = names or [str(value) for value in range(max(int(part.max(initial=-1)) for part in labels.values()) + 1)]
+
+    def encoded(part: str) -> Encoded:
+        return Encoded(
+            labels[part], lambda: hub_images(splits[part], image), lambda row: f"row {row} of {name} ({part})"
+        )
+
+    # Arrow files of one data set differ between machines (they can hold absolute paths): the images themselves are hashed.
+    content = [digest(part, labels[part], *hashes(hub_images(splits[part], image))) for part in splits]
+    key = digest("hf", content, list(classes))
+    return decoded(
+        cache, key, lambda: ({part: encoded(part) for part in splits}, classes), size=size, skip_bad=skip_bad
+    )
+
+
+def hub_splits(name: str, config: str | None) -> dict[str, Any]:
+    """The splits by our names for them."""
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(
+            str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name, config
+        )
+    except Exception as error:  # the hub's client, its cache and a dozen readers have no error in common
+        said = str(error).strip().split("\n")[0] or type(error).__name__
+        raise UserError(
+            f"hf:{name} cannot be loaded: {said.rstrip('.')}. "
+            "Give a data set of huggingface.co/datasets that this machine can reach, or a local folder"
+        ) from None
+    splits = {part: loaded[own] for part, all_names in SPLITS.items() for own in all_names if own in loaded}
+    if "train" not in splits:
+        raise UserError(f"hf:{name} has no train split; it has {shortened(list(loaded))}")
+    return splits
+
+
+def image_column(features: Any, image: str | None, name: str) -> str:
+    import datasets
+
+    images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
+    return chosen_column("image", image, images, features, name)
+
+
+def label_column(features: Any, label: str | None, name: str) -> str:
+    import datasets
+
+    labels = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    if not labels and "label" in features:
+        labels = ["label"]
+    column = chosen_column("label", label, labels, features, name)
+    kind = features[column]
+    if not isinstance(kind, datasets.ClassLabel) and not str(getattr(kind, "dtype", "")).startswith(("int", "uint")):
+        raise UserError(
+            f"the labels in {column!r} of hf:{name} are {getattr(kind, 'dtype', kind)}; integers or classes are wanted"
+        )
+    return column
+
+
+def chosen_column(option: str, given: str | None, suitable: Sequence[str], features: Any, name: str) -> str:
+    if given is not None:
+        if given not in features:
+            known = list(features)
+            raise UserError(
+                f"hf:{name} has no column {given!r}.{nearest(given, known)} Its columns: {', '.join(known)}"
+            )
+        return given
+    if len(suitable) != 1:
+        kind = "images" if option == "image" else "class labels"
+        which = ", ".join(suitable or features)
+        count = "several columns" if suitable else "no column"
+        raise UserError(f"hf:{name} has {count} of {kind}: name one, {option}=...; the columns are {which}")
+    return suitable[0]
+
+
+def hub_labels(split: Any, label: str) -> np.ndarray:
+    column = split.with_format("arrow")[:][label]
+    return column.fill_null(-1).to_numpy().astype(np.int64)
+
+
+def hub_images(split: Any, image: str) -> Iterator[bytes | Path | None]:
+    """The encoded images of a split; those that it names by path are read from there."""
+    import datasets
+
+    column = split.select_columns([image]).cast_column(image, datasets.Image(decode=False))
+    for row in column:
+        yield encoded_bytes(row[image], None)
+
+
+def hashes(images: Iterator[bytes | Path | None]) -> Iterator[bytes]:
+    for image in images:
+        yield image.read_bytes() if isinstance(image, Path) else (image or b"")
+
+
+def torchvision(
+    name: str, /, cache: Path, *, root: Path = Path("data"), size: Side | None = None, download: bool = False
+) -> Source:
+    """A data set of torchvision that is held as arrays: CIFAR10, CIFAR100, (Fashion, K)MNIST, SVHN, STL10, USPS.
+
+    With `size` every image is resized and cropped to a square.
+
+    Source: https://docs.pytorch.org/vision/stable/datasets.html
+
+    Raises:
+        UserError: an unknown set, or files that are not there and not to be downloaded.
+    """
+    from torchvision import datasets
+
+    if name not in TORCHVISION:
+        raise UserError(
+            f"unknown torchvision data set {name!r}.{nearest(name, TORCHVISION)} Known: {', '.join(TORCHVISION)}. "
+            "Others can be read with folder:path=... or hf:NAME"
+        )
+    constructor = getattr(datasets, name)
+    root = Path(root).expanduser()
+    sets = {}
+    for part in ("train", "test"):
+        by_name = "split" in inspect.signature(constructor).parameters
+        try:
+            option = {"split": part} if by_name else {"train": part == "train"}
+            sets[part] = constructor(str(root), download=download, **option)
+        except (RuntimeError, OSError) as error:
+            if download:
+                raise UserError(f"{name} cannot be downloaded to {root}: {str(error).splitlines()[0]}") from None
+            raise UserError(
+                f"the files of {name} are not in {root}, or not whole. Fetch them with download=true"
+            ) from None
+    pixels = {part: pixels_of(loaded.data) for part, loaded in sets.items()}
+    labels = {part: labels_of(loaded) for part, loaded in sets.items()}
+    classes = [str(one) for one in getattr(sets["train"], "classes", None) or range(int(labels["train"].max()) + 1)]
+
+    def encoded(part: str) -> Encoded:
+        return Encoded(labels[part], lambda: iter(pixels[part]), lambda row: f"row {row} of {name} ({part})")
+
+    content = [part for both in zip(pixels.values(), labels.values(), strict=True) for part in both]
+    key = digest("torchvision", name, classes, *content)
+    return decoded(cache, key, lambda: ({part: encoded(part) for part in sets}, classes), size=size, skip_bad=False)
+
+
+def pixels_of(data: Any) -> np.ndarray:
+    """`[n h w 3]` of what torchvision keeps: `[n h w 3]`, grey `[n h w]`, or channels first."""
+    pixels = np.asarray(data)
+    if pixels.ndim == 4 and pixels.shape[1] == 3 and pixels.shape[3] != 3:
+        pixels = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
+    return as_rgb(pixels)
+
+
+def labels_of(loaded: Any) -> np.ndarray:
+    labels = loaded.targets if hasattr(loaded, "targets") else loaded.labels
+    return np.asarray(labels).astype(np.int64)

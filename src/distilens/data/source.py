@@ -1,0 +1,107 @@
+"""What a name stands for: labelled images as arrays, before any of them is chosen or held out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from distilens.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """One labelled set.
+
+    Attributes:
+        images: uint8 `[n h w 3]`; may be a read-only memory map.
+        labels: int64 `[n]`, positions in the source's classes; -1 = none.
+        masks: uint8 `[n h w]`, 255 where the evidence for the label is, 0 elsewhere; None where nobody drew any.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    masks: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Everything that a name stands for, before limit, shots and splits.
+
+    Attributes:
+        validation: None: hold some out of `train`.
+        test: None: hold some out of `train`.
+        fingerprint: 16 hexadecimal digits over the content, so that what is stored is never read for anything else.
+        skipped: the images that could not be read and were left out, each with its reason.
+    """
+
+    train: Rows
+    test: Rows | None
+    validation: Rows | None
+    classes: tuple[str, ...]
+    fingerprint: str
+    skipped: tuple[str, ...] = ()
+
+
+def digest(*parts: Any) -> str:
+    """16 hexadecimal digits of the sha256 of arrays, bytes and whatever JSON can write."""
+    state = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            state.update(f"{part.dtype.str}{part.shape}".encode())
+            for row in range(0, len(part), 4096):  # a memory map is read in pieces, not copied whole
+                state.update(np.ascontiguousarray(part[row : row + 4096]))
+        else:
+            content = part if isinstance(part, bytes) else json.dumps(part, sort_keys=True, default=str).encode()
+            # The length in front keeps ("ab", "c") apart from ("a", "bc").
+            state.update(f"{len(content)}:".encode() + content)
+    return state.hexdigest()[:16]
+
+
+def check_labels(
+    labels: Mapping[str, np.ndarray], classes: Sequence[str], name: Callable[[str, int], str] | None = None
+) -> None:
+    """Every label is a class or -1, and every class has a training image.
+
+    Args:
+        labels: by set, `train` among them.
+        name: the words for a row of a set in messages.
+
+    Raises:
+        UserError: with the first row, or the classes, at fault.
+    """
+    for part, values in labels.items():
+        wrong = np.flatnonzero((values < -1) | (values >= len(classes)))
+        if len(wrong):
+            where = name(part, int(wrong[0])) if name else f"row {wrong[0]} of {part}"
+            raise UserError(
+                f"{where} has the label {values[wrong[0]]}: with {len(classes)} classes ({shortened(classes)}) "
+                f"labels go from 0 to {len(classes) - 1}, or are -1 where there is none"
+            )
+    counts = np.bincount(labels["train"][labels["train"] >= 0], minlength=len(classes))
+    empty = [classes[position] for position in np.flatnonzero(counts == 0)]
+    if empty or not len(classes):
+        what = (
+            f"no training image of the class {shortened(empty, quoted=True)}" if empty else "no labelled training image"
+        )
+        raise UserError(f"there is {what}: every class needs some. Add images, or leave the class out of the set")
+
+
+def shortened(names: Sequence[str], *, quoted: bool = False, most: int = 8) -> str:
+    """`a, b, c, … (100)`: names for a message, not more than a line of them."""
+    shown = ", ".join(repr(name) if quoted else str(name) for name in names[:most])
+    return f"{shown}, … ({len(names)} in all)" if len(names) > most else shown
+
+
+def as_rgb(images: np.ndarray) -> np.ndarray:
+    """Grey `[n h w]` or `[n h w 1]` as `[n h w 3]`, by repetition; RGB as it is."""
+    if images.ndim == 3:
+        images = images[..., None]
+    return np.ascontiguousarray(np.repeat(images, 3, axis=-1)) if images.shape[-1] == 1 else images

@@ -1,0 +1,268 @@
+"""Which rows of a source are trained on, validated on and tested on."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from distilens.data.source import Rows, Source, as_rgb, check_labels, digest, shortened
+from distilens.errors import UserError, nearest
+
+TEST_SHARE = 0.2
+"""Held out of train where a source has no test set; by a seed that is always 0, so that every run is tested alike."""
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Some rows of a source.
+
+    Attributes:
+        rows: all rows of the source's set, shared between splits and never copied.
+        index: int64, the rows that belong to this split, sorted.
+    """
+
+    rows: Rows
+    index: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int64, one for each of `index`; -1 = none."""
+        return self.rows.labels[self.index]
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """A data set as a run uses it.
+
+    Attributes:
+        name: the notation that made it, for the log.
+        size: height and width of every image.
+        fingerprint: of the content and of the choice of rows.
+        seed: of the splits, of `limit` and of `shots`.
+        skipped: the images that could not be read and were left out.
+        source_fingerprint: of the content alone: what is stored by index holds for every choice of rows.
+    """
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    classes: tuple[str, ...]
+    size: tuple[int, int]
+    fingerprint: str
+    seed: int
+    skipped: tuple[str, ...] = ()
+    source_fingerprint: str = ""
+
+
+def subset(
+    source: Source,
+    name: str,
+    *,
+    limit: int | None = None,
+    shots: int | None = None,
+    classes: Sequence[str | int] | None = None,
+    val_fraction: float = 0.1,
+    seed: int = 0,
+) -> Data:
+    """Choose the rows of a run: classes, then a validation split held out of train, then `limit`, then `shots`.
+
+    Every draw is stratified and depends on the seed and the labels alone; a smaller `limit` or `shots` is a part of a
+    larger one, and neither changes what is held out. Rows without a label (-1) stay in train only, and `shots` keeps all
+    of them.
+
+    Args:
+        limit: at most so many images of each split; the same share of every class.
+        shots: so many labelled training images of every class.
+        classes: those to keep, by name or position; they become 0, 1, ... in this order.
+        val_fraction: of every class, at least one image; a validation set of the source's own is used instead.
+
+    Raises:
+        UserError: unknown classes, or a class with too few images.
+    """
+    names, sets = chosen_classes(source, classes)
+    train = np.arange(len(sets["train"])) if classes is None else kept_rows(source.train.labels, sets["train"].labels)
+    index = {part: np.flatnonzero(rows.labels >= 0) for part, rows in sets.items() if part != "train"}
+    for part in index:
+        if not len(index[part]):
+            raise UserError(f"the {part} set has no image of the classes {shortened(names)}")
+    for part, fraction, key in (("test", TEST_SHARE, 0), ("validation", val_fraction, seed)):
+        if part not in sets:
+            held = held_out(sets["train"].labels[train], names, fraction, generator(part, key), part)
+            index[part], train = train[held], train[~held]
+            sets[part] = sets["train"]
+    index["train"] = train
+    if limit is not None:
+        index = {
+            part: limited(rows, sets[part].labels, limit, generator(f"limit {part}", seed))
+            for part, rows in index.items()
+        }
+    if shots is not None:
+        index["train"] = drawn(index["train"], sets["train"].labels, shots, names, generator("shots", seed))
+    splits = {part: Split(rows, np.sort(index[part]).astype(np.int64)) for part, rows in sets.items()}
+    chosen = {"limit": limit, "shots": shots, "classes": names, "val_fraction": val_fraction, "seed": seed}
+    height, width = source.train.images.shape[1:3]
+    return Data(
+        name, splits["train"], splits["validation"], splits["test"], names, (height, width),
+        digest(source.fingerprint, chosen), seed, source.skipped, source.fingerprint,
+    )  # fmt: skip
+
+
+def chosen_classes(source: Source, classes: Sequence[str | int] | None) -> tuple[tuple[str, ...], dict[str, Rows]]:
+    """The names of the classes kept, and the sets of the source with labels that count them; -1 for all others."""
+    found = {"train": source.train, "validation": source.validation, "test": source.test}
+    sets = {part: rows for part, rows in found.items() if rows is not None}
+    if classes is None:
+        return source.classes, sets
+    positions = [position_of(one, source.classes) for one in classes]
+    twice = [source.classes[one] for one in positions if positions.count(one) > 1]
+    if twice or not positions:
+        raise UserError(
+            f"classes=[...] names {repr(twice[0]) + ' twice' if twice else 'no class'}; give each class once"
+        )
+    table = np.full(len(source.classes) + 1, -1, dtype=np.int64)  # its last entry answers the label -1
+    table[positions] = np.arange(len(positions))
+    sets = {part: Rows(rows.images, table[rows.labels], rows.masks) for part, rows in sets.items()}
+    return tuple(source.classes[one] for one in positions), sets
+
+
+def position_of(given: str | int, classes: Sequence[str]) -> int:
+    """A class by name or, where no class is called so, by position."""
+    if isinstance(given, str) and given in classes:
+        return classes.index(given)
+    if str(given).isdecimal() and int(given) < len(classes):
+        return int(given)
+    raise UserError(
+        f"unknown class {given!r}.{nearest(str(given), tuple(classes))} Known: {shortened(classes, most=20)}"
+    )
+
+
+def kept_rows(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """The rows of the classes kept, and those that never had a label."""
+    return np.flatnonzero((after >= 0) | (before < 0))
+
+
+def generator(name: str, seed: int) -> np.random.Generator:
+    """Each purpose draws for itself, so that one option never moves what another one draws."""
+    return np.random.default_rng([seed, zlib.crc32(name.encode())])
+
+
+def held_out(
+    labels: np.ndarray, names: Sequence[str], fraction: float, random: np.random.Generator, part: str
+) -> np.ndarray:
+    """True for the rows to hold out: `fraction` of every class, at least one image and never all."""
+    rank = ranks(labels, random)
+    counts = np.bincount(labels[labels >= 0], minlength=len(names))
+    short = np.flatnonzero(counts < 2)
+    if len(short):
+        count = ("no image", "one image")[counts[short[0]]]
+        raise UserError(
+            f"the class {names[short[0]]!r} has {count} to train on, and its {part} image must come from there too: at "
+            f"least two are needed. Add images, leave the class out with classes=[...], or give the source a {part} set"
+        )
+    share = np.clip(np.round(counts * fraction), 1, counts - 1)
+    return (labels >= 0) & (rank < share[labels])
+
+
+def ranks(labels: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """The place of each row in a random order of its class: 0, 1, ..."""
+    order = np.argsort(random.random(len(labels)), kind="stable")
+    rank = np.empty(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        members = order[labels[order] == label]
+        rank[members] = np.arange(len(members))
+    return rank
+
+
+def limited(rows: np.ndarray, labels: np.ndarray, limit: int, random: np.random.Generator) -> np.ndarray:
+    """At most `limit` of the rows, the same share of every class (rows without a label count as one)."""
+    own = labels[rows]
+    rank = ranks(own, random)
+    # In the order of their quantile within the class, the first rows are the same share of every class, whatever the limit.
+    quantile = (rank + 0.5) / np.bincount(own + 1)[own + 1]
+    return rows[np.lexsort((random.random(len(rows)), quantile))[:limit]]
+
+
+def drawn(
+    rows: np.ndarray, labels: np.ndarray, shots: int, names: Sequence[str], random: np.random.Generator
+) -> np.ndarray:
+    """`shots` rows of every class, and all without a label."""
+    own = labels[rows]
+    counts = np.bincount(own[own >= 0], minlength=len(names))
+    least = int(counts.argmin())
+    if counts[least] < shots:
+        raise UserError(
+            f"shots={shots} asks for {shots} training images of every class, and {names[least]!r} has {counts[least]} "
+            "(after validation and limit). Ask for fewer, or leave the class out with classes=[...]"
+        )
+    return rows[(own < 0) | (ranks(own, random) < shots)]
+
+
+def from_arrays(
+    images: Any,
+    labels: Any,
+    *,
+    classes: Sequence[str] | None = None,
+    masks: Any = None,
+    test: Rows | tuple[Any, Any] | None = None,
+    seed: int = 0,
+) -> Data:
+    """Data of your own, from arrays: `subset(source_of(...), name, ...)` has the other choices.
+
+    Args:
+        images: uint8 `[n h w 3]`, or grey `[n h w]`.
+        labels: integers `[n]`, -1 = none.
+        classes: their names; "0", "1", ... if not given.
+        masks: `[n h w]`, not 0 where the evidence is.
+        test: images and labels; without them a fixed fifth of every class is held out.
+
+    Raises:
+        UserError: arrays of another kind, or labels at fault.
+    """
+    return subset(source_of(images, labels, classes=classes, masks=masks, test=test), "arrays", seed=seed)
+
+
+def source_of(
+    images: Any, labels: Any, *, classes: Sequence[str] | None = None, masks: Any = None, test: Any = None
+) -> Source:
+    """A source from arrays, as in `from_arrays`."""
+    train = checked_rows(images, labels, masks, "train")
+    tested = None
+    if test is not None:
+        tested = checked_rows(test.images, test.labels, test.masks, "test") if isinstance(test, Rows) else None
+        tested = tested or checked_rows(test[0], test[1], None, "test")
+        if tested.images.shape[1:] != train.images.shape[1:]:
+            raise UserError(
+                f"the test images are {list(tested.images.shape[1:])}, those of train {list(train.images.shape[1:])}: "
+                "wanted is one size"
+            )
+    if classes is None:
+        classes = [str(label) for label in range(int(train.labels.max(initial=-1)) + 1)]
+    every = [train] if tested is None else [train, tested]
+    check_labels(dict(zip(("train", "test"), (rows.labels for rows in every), strict=False)), classes)
+    arrays = [part for rows in every for part in (rows.images, rows.labels, rows.masks) if part is not None]
+    return Source(train, tested, None, tuple(classes), digest("arrays", list(classes), *arrays))
+
+
+def checked_rows(images: Any, labels: Any, masks: Any, part: str) -> Rows:
+    images, labels = np.asarray(images), np.asarray(labels)
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[-1] not in (1, 3)):
+        raise UserError(
+            f"the {part} images are {images.dtype} {list(images.shape)}; "
+            "wanted is uint8 [n h w 3] in 0..255, or grey [n h w]"
+        )
+    if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
+        raise UserError(f"the {part} labels are {labels.dtype} {list(labels.shape)}; wanted are {len(images)} integers")
+    if masks is not None:
+        masks = np.asarray(masks)
+        if masks.shape != images.shape[:3]:
+            raise UserError(f"the {part} masks are {list(masks.shape)}; wanted is {list(images.shape[:3])}")
+        masks = np.where(masks != 0, 255, 0).astype(np.uint8)
+    return Rows(as_rgb(images), labels.astype(np.int64), masks)

@@ -1,0 +1,47 @@
+"""How often a model is right, and how often two models say the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TypedDict
+
+import torch
+from jaxtyping import Float, Int
+from scipy.stats import binomtest
+from torch import Tensor
+
+from distilens.core import Batch, Model
+from distilens.taps import evaluating
+
+
+class Share(TypedDict):
+    """A share of images in [0, 1], with n and its 95 % interval."""
+
+    accuracy: float
+    n: int
+    low: float
+    high: float
+
+
+def predict(model: Model, batches: Iterable[Batch]) -> Float[Tensor, "n classes"]:
+    """The logits of all images, in order, float32 on the CPU; the model is left in the mode it was in."""
+    with evaluating(model), torch.inference_mode():
+        return torch.cat([model.logits(batch.images).float().cpu() for batch in batches])
+
+
+def share(hits: Tensor) -> Share:
+    """How many of some yes-or-no outcomes are yes; Wilson's interval (scipy), which stays inside [0, 1]."""
+    n, count = len(hits), int(hits.sum())
+    interval = binomtest(count, n).proportion_ci(method="wilson")
+    return Share(accuracy=count / n, n=n, low=float(interval.low), high=float(interval.high))
+
+
+def accuracy(logits: Float[Tensor, "n classes"], labels: Int[Tensor, "n"]) -> Share | None:
+    """The share of labelled images whose top class is the label; None without labels. Higher is better."""
+    known = labels >= 0
+    return share(logits[known].argmax(1) == labels[known]) if known.any() else None
+
+
+def agreement(logits: Float[Tensor, "n classes"], teacher: Float[Tensor, "n classes"]) -> Share:
+    """The share of images on which a model's top class is the teacher's, right or wrong. Higher is closer."""
+    return share(logits.argmax(1) == teacher.argmax(1))

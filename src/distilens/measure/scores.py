@@ -1,0 +1,106 @@
+"""All scores of a run: teacher, base and student on the same images, as plain data for `scores.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distilens import draws
+from distilens.core import Model
+from distilens.data.batches import Batches
+from distilens.data.subset import Data, Split
+from distilens.explain import EXPLAINERS, in_chunks
+from distilens.explain.maps import empty
+from distilens.measure.accuracy import accuracy, agreement, predict
+from distilens.measure.cost import latency, macs, parameters
+from distilens.measure.likeness import cosine, energy_in_mask, mean_interval
+from distilens.specs import Spec
+
+EVALUATION_BATCH = 500
+Say = Callable[[str], object]
+
+
+def score_models(
+    models: Mapping[str, Model], data: Data, explainers: Sequence[str], *, measured: int, say: Say = lambda text: None
+) -> dict[str, Any]:
+    """Score some models by role (`teacher`, `base`, `student`); all but accuracy and cost compare with the teacher.
+
+    The test split is read here and nowhere else. Maps explain the teacher's top-1 class, on `measured` test images that are
+    drawn once for the data set.
+    """
+    scores: dict[str, dict[str, Any]] = {}
+    test_logits: dict[str, Tensor] = {}
+    for role, model in models.items():
+        say(f"accuracy of {role}")
+        on_validation = predict(model, Batches(data.validation, EVALUATION_BATCH))
+        test_logits[role] = predict(model, Batches(data.test, EVALUATION_BATCH))
+        scores[role] = {
+            "model": model.name,
+            "validation": accuracy(on_validation, labels_of(data.validation)),
+            "test": accuracy(test_logits[role], labels_of(data.test)),
+            "agreement": None,
+            "maps": {},
+            "parameters": parameters(model),
+            "macs": macs(model),
+            "latency_ms": latency(model),
+        }
+    if "teacher" in models:
+        for role in models:
+            if role != "teacher":
+                scores[role]["agreement"] = agreement(test_logits[role], test_logits["teacher"])
+    positions = drawn_positions(data.test, measured)
+    reference = test_logits.get("teacher", next(iter(test_logits.values())))
+    for explainer in explainers:
+        say(f"maps by {explainer}")
+        compared = compare_maps(models, data.test, positions, explainer, reference.argmax(1)[positions])
+        for role, values in compared.items():
+            scores[role]["maps"][Spec.parse(explainer).name] = {"explainer": explainer, "split": "test", **values}
+    return {
+        "data": {
+            "name": data.name,
+            "classes": list(data.classes),
+            "train": len(data.train),
+            "validation": len(data.validation),
+            "test": len(data.test),
+            "skipped": list(data.skipped),
+        },
+        "models": scores,
+    }
+
+
+def compare_maps(
+    models: Mapping[str, Model], split: Split, positions: Tensor, explainer: str, target: Tensor
+) -> dict[str, dict[str, Any]]:
+    """For each role: how alike its maps are to the teacher's (mean cosine), and how much of them lies on the evidence."""
+    batch = Batches(split, len(split)).batch(positions, None, 0, 0.0) if len(positions) else None
+    if batch is None:
+        return {}
+    explain = EXPLAINERS.build(explainer)
+    maps = {role: in_chunks(lambda i, t, m=model: explain(m, i, t), batch.images, target).maps for role, model in models.items()}
+    found = {}
+    for role, own in maps.items():
+        alike = cosine(own, maps["teacher"]) if "teacher" in maps and role != "teacher" else None
+        interval = mean_interval(alike) if alike is not None else {"mean": None, "low": None, "high": None}
+        inside = mean_interval(energy_in_mask(own, batch.mask)) if batch.mask is not None else {"mean": None}
+        found[role] = {
+            "similarity": interval["mean"],
+            "low": interval["low"],
+            "high": interval["high"],
+            "n": len(positions),
+            "empty": int(empty(own).sum()),
+            "energy_in_mask": inside["mean"],
+        }
+    return found
+
+
+def labels_of(split: Split) -> Tensor:
+    return torch.from_numpy(split.labels)
+
+
+def drawn_positions(split: Split, count: int) -> Tensor:
+    """`count` positions of a split, drawn once and for all, in order."""
+    order = torch.randperm(len(split), generator=draws.generator("measured", 0))
+    return order[:count].sort().values

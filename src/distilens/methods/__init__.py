@@ -1,0 +1,54 @@
+"""The methods, by name: one small file each. To add one, write the file and a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from distilens.errors import UserError
+from distilens.specs import Registry, Spec
+
+if TYPE_CHECKING:
+    from distilens.core import Method
+
+
+def term(*, weight: Annotated[float, Field(ge=0)] = 1.0, as_: str | None = None) -> None:
+    """What every method takes: the factor of its term in the loss, and the term's name in the log."""
+
+
+METHODS = Registry(
+    "method",
+    {
+        "ce": "distilens.methods.ce:CE",
+        "kd": "distilens.methods.kd:KD",
+    },
+    common=term,
+)
+
+
+def build_methods(parts: Sequence[str | Mapping[str, Any] | Spec | Method]) -> dict[str, Method]:
+    """A run's list of methods, as term name -> method. Objects are taken as they are.
+
+    Raises:
+        UserError: all problems of the list at once.
+    """
+    problems, methods = [], {}
+    for part in parts:
+        try:
+            if not isinstance(part, str | Mapping | Spec):
+                name, method = type(part).__name__.lower(), part
+            else:
+                spec = METHODS.resolve(part)
+                method = METHODS.build(spec)
+                method.weight = spec.options["weight"]
+                name = spec.options["as"] or spec.name
+            if name in methods:
+                raise UserError(f"two terms are called {name!r}: give one of them another name with as=")
+            methods[name] = method
+        except UserError as problem:
+            problems.append(str(problem))
+    if problems:
+        raise UserError("\n".join(problems))
+    return methods

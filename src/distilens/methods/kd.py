@@ -1,0 +1,33 @@
+"""Learning from the teacher's answers."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from distilens.core import Answer, Batch, Method, Output
+
+
+class KD(Method):
+    """Match the teacher's softened class probabilities.
+
+    `T^2 * sum_c p_t log(p_t / p_s)` with `p = softmax(z / T)`, per sample, in nats; 0 where both agree. The factor `T^2`
+    keeps the gradient's size when T changes. In float32, whatever the precision of the step.
+
+    Source: Hinton, Vinyals and Dean 2015 (arXiv 1503.02531), section 2. RepDistiller and torchdistill divide by the batch
+    size, as here; KD_Lib's default, a mean squared error of probabilities, is something else.
+    """
+
+    needs = ("logits",)
+
+    def __init__(self, *, temperature: Annotated[float, Field(gt=0)] = 4.0):
+        super().__init__()
+        self.temperature = temperature
+
+    def loss(self, batch: Batch, output: Output, answer: Answer) -> Tensor:
+        student = functional.log_softmax(output.logits.float() / self.temperature, dim=1)
+        teacher = functional.log_softmax(answer.logits.float() / self.temperature, dim=1)
+        return self.temperature**2 * functional.kl_div(student, teacher, reduction="none", log_target=True).sum(1)

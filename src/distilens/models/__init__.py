@@ -1,0 +1,139 @@
+"""The models, by name: small networks of our own, adapters for others', and how one is built, saved and loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from distilens.errors import UserError
+from distilens.specs import Registry, Spec
+
+if TYPE_CHECKING:
+    from distilens.core import Model
+
+
+def pixels(
+    *,
+    size: Annotated[int, Field(gt=0)] | None = None,
+    mean: tuple[float, float, float] | None = None,
+    std: tuple[float, float, float] | None = None,
+) -> None:
+    """What every model takes: the input size, and the mean and deviation of the pixels (in [0, 1]) that it expects.
+
+    By default a pretrained model brings its own, and any other takes the data's size and (0.5, 0.25).
+    """
+
+
+def zoo() -> dict[str, str | tuple[str, dict[str, Any]]]:
+    """The entries of the registry, with the names that papers use."""
+    entries: dict[str, str | tuple[str, dict[str, Any]]] = {"resnet": "distilens.models.resnet:resnet"}
+    for depth in (8, 14, 20, 32, 44, 56, 110):
+        entries[f"resnet{depth}"] = ("distilens.models.resnet:resnet", {"depth": depth, "width": 1})
+    for depth in (8, 32):
+        entries[f"resnet{depth}x4"] = ("distilens.models.resnet:resnet", {"depth": depth, "width": 4})
+    entries["wrn"] = "distilens.models.wrn:wrn"
+    for depth, width in ((16, 1), (16, 2), (40, 1), (40, 2), (28, 10)):
+        entries[f"wrn-{depth}-{width}"] = ("distilens.models.wrn:wrn", {"depth": depth, "width": width})
+    for depth in (8, 11, 13, 16, 19):
+        entries[f"vgg{depth}"] = ("distilens.models.vgg:vgg", {"depth": depth})
+    entries["mobilenetv2"] = "distilens.models.mobilenetv2:mobilenetv2"
+    for adapter in ("timm", "torchvision", "hf", "file", "python", "run"):
+        entries[adapter] = f"distilens.models.adapters:{adapter}"
+    return entries
+
+
+MODELS = Registry("model", zoo(), common=pixels)
+
+
+def build_model(part: str | Mapping[str, Any] | Spec | Model, classes: Sequence[str], size: tuple[int, int]) -> Model:
+    """A model for some classes and images of some size, by notation. A `Model` is taken as it is.
+
+    Raises:
+        UserError: an unknown name or option, weights that do not fit, or other classes than the data's.
+    """
+    from distilens.core import Model
+    from distilens.models.adapters import Expecting
+
+    if isinstance(part, Model):
+        return part
+    spec = MODELS.resolve(part)
+    made = MODELS.build(spec, len(classes), without=("size", "mean", "std"))
+    if isinstance(made, Model):  # `run:` and `file:` bring all that a model needs
+        return made
+    if not isinstance(made, Expecting):
+        made = Expecting(made)
+    wanted = spec.options
+    side = wanted["size"] or made.size
+    return Model(
+        made.network,
+        classes,
+        size=(side, side) if side else size,
+        mean=wanted["mean"] or made.mean,
+        std=wanted["std"] or made.std,
+        name=str(Spec.parse(part)),
+    )
+
+
+def check_classes(model: Model, classes: Sequence[str], role: str) -> None:
+    """Raise a `UserError` where a loaded model does not answer for the data's classes, in their order."""
+    if len(model.classes) != len(classes):
+        raise UserError(
+            f"the {role} {model.name} knows {len(model.classes)} classes, the data has {len(classes)}. "
+            f"Give it a new head and train it: {role}.finetune=all (or head)"
+        )
+    if tuple(model.classes) != tuple(classes) and sorted(model.classes) == sorted(classes):
+        raise UserError(f"the {role} {model.name} has the data's classes in another order: {', '.join(model.classes)}")
+
+
+def save_model(model: Model, folder: Path) -> None:
+    """Write `model.safetensors` (the bare network and its parts) and `model.json` (what is needed to build it again)."""
+    from distilens.runs import write_atomically, write_json
+
+    from safetensors.torch import save_file
+
+    state = {key: value.detach().cpu().clone().contiguous() for key, value in model.bare_state().items()}
+    about = {
+        "model": model.name,
+        "classes": list(model.classes),
+        "size": list(model.size),
+        "mean": model.mean.flatten().tolist(),
+        "std": model.std.flatten().tolist(),
+    }
+    write_atomically(folder / "model.safetensors", lambda path: save_file(state, path))
+    write_json(folder / "model.json", about)
+
+
+def load_model(folder: Path) -> Model:
+    """The model that `save_model` wrote.
+
+    Raises:
+        UserError: no model there, or one that does not fit its description.
+    """
+    from distilens.core import Model
+    from distilens.models.adapters import Expecting, load_state
+
+    for name in ("model.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise UserError(f"no model in {folder}: {name} is missing")
+    about = json.loads((folder / "model.json").read_text())
+    spec = Spec.parse(about["model"])
+    known = MODELS.options(spec.name)
+    # the weights come from the file: nothing is to be fetched again
+    offline = {key: value for key, value in (("pretrained", "false"), ("weights", "none")) if key in known}
+    spec = spec.replaced(**offline, **({"size": about["size"][0]} if spec.name == "timm" else {}))
+    made = MODELS.build(spec, len(about["classes"]), without=("mean", "std"))
+    network = made.network if isinstance(made, Expecting) else made
+    model = Model(
+        network,
+        about["classes"],
+        size=tuple(about["size"]),
+        mean=about["mean"],
+        std=about["std"],
+        name=about["model"],
+    )
+    model.load_bare_state(load_state(folder / "model.safetensors"))
+    return model.eval()

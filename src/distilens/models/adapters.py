@@ -1,0 +1,236 @@
+"""Other people's models under our notation: timm, torchvision, Hugging Face, weight files, your own module, another run."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import pickle
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from distilens.core import Model
+from distilens.errors import UserError, nearest
+
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+@dataclass(frozen=True)
+class Expecting:
+    """A network and the pixels that it was trained to see; `size` None: any."""
+
+    network: nn.Module
+    size: int | None = None
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.25, 0.25, 0.25)
+
+
+def timm(name: str, /, classes: int, *, pretrained: bool = False, size: int | None = None) -> Expecting:
+    """Any image model of timm, at its own input size; `size` where the architecture depends on it (a ViT).
+
+    Source: Wightman 2019, https://github.com/huggingface/pytorch-image-models.
+    """
+    import timm as library
+    from timm.data import resolve_model_data_config
+
+    if not library.is_model(name.split(".")[0]):
+        raise UserError(f"timm has no model {name!r}.{nearest(name, library.list_models())}")
+    fixed = bool((library.get_pretrained_cfg(name, allow_unregistered=True) or object).__dict__.get("fixed_input_size"))
+    with offline_told(f"timm:{name},pretrained=true"):
+        extra = {"img_size": size} if fixed and size else {}
+        network = library.create_model(name, pretrained=pretrained, num_classes=classes, **extra)
+    config = resolve_model_data_config(network)
+    own = size or (config["input_size"][-1] if pretrained or fixed else None)
+    return Expecting(network, own, tuple(config["mean"]), tuple(config["std"]))
+
+
+def torchvision(name: str, /, classes: int, *, weights: str | None = None) -> Expecting:
+    """Any classifier of torchvision; `weights=DEFAULT` for pretrained ones, with a new head for other classes.
+
+    Source: https://pytorch.org/vision/stable/models.html.
+    """
+    from torchvision import models as library
+
+    known = library.list_models(module=library)
+    if name not in known:
+        raise UserError(f"torchvision has no classifier {name!r}.{nearest(name, known)}")
+    if weights is None:
+        return Expecting(library.get_model(name, weights=None, num_classes=classes), None, **IMAGENET)
+    try:
+        chosen = library.get_model_weights(name)[weights]
+    except KeyError:
+        have = ", ".join(library.get_model_weights(name).__members__)
+        raise UserError(f"torchvision:{name} has no weights {weights!r}; it has {have}") from None
+    with offline_told(f"torchvision:{name},weights={weights}"):
+        network = library.get_model(name, weights=chosen)
+    replace_head(network, classes)
+    preset = chosen.transforms()
+    return Expecting(network, preset.crop_size[0], tuple(preset.mean), tuple(preset.std))
+
+
+def hf(name: str, /, classes: int, *, pretrained: bool = True) -> Expecting:
+    """An image classifier of Hugging Face transformers, from the hub or from a folder; the extra `distilens[hf]`.
+
+    Source: Wolf et al. 2020 (arXiv 1910.03771).
+    """
+    try:
+        from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
+    except ImportError:
+        raise UserError("hf: models need transformers: pip install 'distilens[hf]'") from None
+    with offline_told(f"hf:{name}"):
+        if pretrained:
+            network = AutoModelForImageClassification.from_pretrained(
+                name, num_labels=classes, ignore_mismatched_sizes=True
+            )
+        else:
+            network = AutoModelForImageClassification.from_config(AutoConfig.from_pretrained(name, num_labels=classes))
+    size, mean, std = getattr(network.config, "image_size", None), IMAGENET["mean"], IMAGENET["std"]
+    try:
+        processor = AutoImageProcessor.from_pretrained(name)
+        mean, std = tuple(processor.image_mean), tuple(processor.image_std)
+        size = size or processor.size.get("height") or processor.size.get("shortest_edge")
+    except (OSError, ValueError, ImportError, AttributeError, TypeError):
+        pass  # a model without a processor: ImageNet's normalisation, as transformers' own default
+    return Expecting(network, size, mean, std)
+
+
+def file(path: str, /, classes: int, *, model: str) -> Expecting:
+    """Weights in a file (safetensors, or a state dict that holds no code) for the architecture `model=`.
+
+    Wrappers around the state dict (`state_dict`, `model`) and the prefix `module.` are taken off.
+    """
+    from distilens.models import MODELS
+
+    made = MODELS.build(model, classes, without=("size", "mean", "std"))
+    made = made if isinstance(made, Expecting) else Expecting(made)
+    state = load_state(Path(path))
+    fit(made.network, state, where=path, architecture=model)
+    return made
+
+
+def python(path: str, /, classes: int) -> Expecting:
+    """Your own: `python:package.module:callable` gives a `torch.nn.Module`, called with the number of classes if it takes one.
+
+    The working directory is on the path. This runs your code, so it stands for a name, never for a downloaded file.
+    """
+    module_name, colon, attribute = path.partition(":")
+    if not colon:
+        raise UserError(f"python: needs package.module:callable; given {path!r}")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        make = getattr(importlib.import_module(module_name), attribute)
+    except ModuleNotFoundError as error:
+        raise UserError(f"python:{path}: {error}") from None
+    except AttributeError:
+        known = [name for name in vars(importlib.import_module(module_name)) if not name.startswith("_")]
+        raise UserError(f"{module_name} has no {attribute!r}.{nearest(attribute, known)}") from None
+    network = make(classes) if inspect.signature(make).parameters else make()
+    if not isinstance(network, nn.Module):
+        raise UserError(f"python:{path} must return a torch.nn.Module; it returned a {type(network).__name__}")
+    return Expecting(network)
+
+
+def run(path: str, /, classes: int, *, part: Literal["student", "base", "teacher"] | None = None) -> Model:
+    """The model of another run: `run:runs/teacher`; its student, or whichever `part=` names."""
+    from distilens.models import load_model
+
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UserError(f"no run at {path}: there is no such folder")
+    there = [name for name in ("student", "teacher", "base") if (folder / name / "model.safetensors").is_file()]
+    if not there or (part and part not in there):
+        raise UserError(f"the run {path} has no {part or 'trained model'}; it has: {', '.join(there) or 'none'}")
+    return load_model(folder / (part or there[0]))
+
+
+def load_state(path: Path) -> dict[str, Tensor]:
+    """The tensors in a weights file, on the CPU. Files that need code to be read are refused.
+
+    Raises:
+        UserError: no such file, not a weights file, or a pickle with code.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise UserError(f"no weights at {path}: there is no such file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise UserError(f"{path} is not a whole safetensors file: {error}") from None
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path} is refused: reading it would run code that it brings. Save tensors only: "
+            "safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
+        ) from None
+    except (RuntimeError, EOFError, ValueError) as error:
+        raise UserError(f"{path} is not a weights file: {error}") from None
+    for wrapper in ("state_dict", "model", "model_state_dict"):
+        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{path} holds no state dict: expected names with tensors")
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def fit(network: nn.Module, state: Mapping[str, Tensor], *, where: str, architecture: str) -> None:
+    """Load a state dict, or say in one message what does not fit."""
+    own = network.state_dict()
+    missing, extra = [key for key in own if key not in state], [key for key in state if key not in own]
+    shapes = [
+        f"{key}: {list(state[key].shape)} in the file, {list(own[key].shape)} in the model"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    problems = [f"missing: {', '.join(missing[:4])}"] * bool(missing) + [f"unknown: {', '.join(extra[:4])}"] * bool(extra)
+    if problems or shapes:
+        raise UserError(f"the weights in {where} are not those of {architecture}: {'; '.join([*problems, *shapes[:4]])}")
+    network.load_state_dict(state)
+
+
+def head_of(network: nn.Module) -> str:
+    """The path of the last linear or convolutional layer in the order of definition: what gives the logits."""
+    layers = [path for path, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    if not layers:
+        raise UserError(f"{type(network).__name__} has no linear or convolutional layer that could be its head")
+    return layers[-1]
+
+
+def replace_head(network: nn.Module, classes: int) -> None:
+    """Give a network a fresh last layer for another number of classes; one for as many is left alone."""
+    path = head_of(network)
+    parent, _, name = path.rpartition(".")
+    old = network.get_submodule(path)
+    if isinstance(old, nn.Linear):
+        if old.out_features != classes:
+            setattr(network.get_submodule(parent), name, nn.Linear(old.in_features, classes, old.bias is not None))
+    elif old.out_channels != classes:
+        new = nn.Conv2d(old.in_channels, classes, old.kernel_size, old.stride, old.padding, bias=old.bias is not None)
+        setattr(network.get_submodule(parent), name, new)
+
+
+class offline_told:
+    """Turn a failed download into one sentence."""
+
+    def __init__(self, part: str):
+        self.part = part
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind, error, trace) -> None:
+        if isinstance(error, OSError | RuntimeError) and not isinstance(error, UserError):
+            said = str(error).strip().split("\n")[0][:300]
+            raise UserError(
+                f"{self.part} could not be loaded: {said} "
+                "(without a network, give weights from a folder or a file: file:PATH,model=...)"
+            ) from error

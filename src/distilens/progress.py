@@ -1,0 +1,161 @@
+"""What is seen of a training: a bar with the loss terms, the speed and an estimate, and the rows of `metrics.jsonl`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+
+from distilens.core import Batch
+from distilens.errors import UserError
+from distilens.runs import Metrics
+
+
+class NotFinite(UserError):
+    """A loss that is no number: training stopped, and the last good checkpoint stays."""
+
+    code = 1
+
+
+class Log:
+    """Progress and metrics of one training.
+
+    Losses stay on the device until `every` steps have gathered, so that logging costs no synchronisation; that is also when
+    they are checked.
+
+    Args:
+        metrics: the run's `metrics.jsonl`.
+        stage: what is trained, for its rows: `teacher`, `base`, `student`.
+        console: where the bar goes; None shows nothing.
+        main: False on all but one process: neither bar nor rows, but checks.
+        tensorboard: a folder for TensorBoard's files as well.
+    """
+
+    def __init__(
+        self,
+        metrics: Metrics | None = None,
+        stage: str = "student",
+        *,
+        console: Console | None = None,
+        main: bool = True,
+        tensorboard: Path | None = None,
+    ):
+        self.metrics = metrics if metrics and main else Metrics(None)
+        self.stage, self.console = stage, console if main else None
+        self.rows: list[dict[str, Any]] = []
+        self.pending: list[tuple[int, Tensor, dict[str, Tensor]]] = []
+        self.writer = board(tensorboard / stage) if tensorboard and main else None
+        self.bar: Progress | None = None
+
+    def start(self, *, epochs: int, steps: int, images: int, at: int) -> None:
+        """Say how long the training is, and where it starts; rows behind that point are dropped."""
+        self.epochs, self.steps, self.images, self.at = epochs, steps, images, at
+        self.metrics.keep(lambda row: row["stage"] != self.stage or row["step"] <= at)
+        self.rows = [row for row in self.metrics.rows() if row["stage"] == self.stage]
+        self.since = (time.perf_counter(), at)
+        self.learning_rate = 0.0
+
+    def __enter__(self) -> Log:
+        if self.console is not None:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=20),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(elapsed_when_finished=True),
+            )
+            self.bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
+            self.task = self.bar.add_task(self.stage, total=self.epochs * self.steps, completed=self.at, note="")
+            self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+        if self.writer is not None:
+            self.writer.close()
+
+    def step(self, batch: Batch, terms: dict[str, Tensor], learning_rate: float, *, every: int) -> None:
+        """Take note of a step."""
+        self.pending.append((batch.epoch, batch.index, {name: term.detach() for name, term in terms.items()}))
+        self.at += 1
+        self.learning_rate = learning_rate
+        if len(self.pending) >= every:
+            self.flush()
+
+    def flush(self) -> None:
+        """Fetch the gathered losses, check them, and write a row of their means.
+
+        Raises:
+            NotFinite: with the epoch, the batch's indices and each term.
+        """
+        if not self.pending:
+            return
+        names = list(self.pending[0][2])
+        values = torch.stack([torch.stack([terms[name] for name in names]) for _, _, terms in self.pending]).cpu()
+        for (epoch, index, _), row in zip(self.pending, values, strict=True):
+            if not row.isfinite().all():
+                said = ", ".join(f"{name}={value:g}" for name, value in zip(names, row.tolist(), strict=True))
+                raise NotFinite(
+                    f"the loss of {self.stage} is not finite in epoch {epoch + 1} ({said}), on the images with index "
+                    f"{index.tolist()}. The last good checkpoint was kept; try a lower learning rate, clip=1, or precision=float32"
+                )
+        terms = dict(zip(names, values.mean(0).tolist(), strict=True))
+        now = time.perf_counter()
+        rate = (self.at - self.since[1]) * self.images / max(now - self.since[0], 1e-9)
+        self.since = (now, self.at)
+        epoch = self.pending[-1][0]
+        self.pending = []
+        self.write(
+            epoch=epoch,
+            step=self.at,
+            terms=terms,
+            loss=sum(terms.values()),
+            learning_rate=self.learning_rate,
+            images_per_second=round(rate, 1),
+        )
+        if self.bar is not None:
+            note = " ".join(f"{name} {value:.3f}" for name, value in terms.items())
+            self.bar.update(self.task, completed=self.at, note=f"{note} · {rate:,.0f} images/s")
+
+    def epoch(self, epoch: int, scores: dict[str, float]) -> None:
+        """Take note of an epoch's validation."""
+        self.write(epoch=epoch, step=self.at, validation=scores)
+        self.since = (time.perf_counter(), self.at)  # validation is no training time
+        if self.console is not None and not self.console.is_terminal:
+            last = next((row for row in reversed(self.rows) if "terms" in row), None)
+            terms = " ".join(f"{name} {value:.3f}" for name, value in last["terms"].items()) if last else ""
+            rate = f"{last['images_per_second']:,.0f} images/s" if last else ""
+            self.console.print(
+                f"{self.stage} epoch {epoch + 1}/{self.epochs}  {terms}  validation {scores['accuracy']:.1%}  {rate}",
+                highlight=False,
+            )
+
+    def write(self, **row: Any) -> None:
+        row = {"stage": self.stage, **row}
+        self.rows.append(row)
+        self.metrics.append(**row)
+        if self.writer is not None:
+            numbers = {**row.get("terms", {}), **{f"validation/{k}": v for k, v in row.get("validation", {}).items()}}
+            for name, value in numbers.items():
+                self.writer.add_scalar(name, value, row["step"])
+
+
+def board(folder: Path) -> Any:
+    """TensorBoard's writer.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError("tensorboard=true needs tensorboard: pip install tensorboard") from None
+    return SummaryWriter(folder)

@@ -1,0 +1,334 @@
+"""The recipe: a TOML file that says everything about a run.
+
+It is read into frozen data classes, every part in it is checked against the registries, and all that is wrong is said at once.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import tomlkit
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from distilens.errors import UserError, nearest
+from distilens.specs import Registry, Spec, split, unbracket
+
+Count = Annotated[int, Field(ge=1)]
+
+
+def as_notation(part: Any) -> Any:
+    return str(Spec.parse(part)) if isinstance(part, Mapping) else part
+
+
+def as_list(parts: Any) -> Any:
+    return split(unbracket(parts), whole=parts) if isinstance(parts, str) else parts
+
+
+Part = Annotated[str, BeforeValidator(as_notation)]
+Parts = Annotated[tuple[Part, ...], BeforeValidator(as_list)]
+
+
+class Section(BaseModel):
+    """A table of a recipe: unknown keys are errors, nothing changes after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Training(Section):
+    """How a model is trained: `[train]`, and overrides in `[teacher.train]`.
+
+    `precision` and `channels_last` are chosen for the processor when `auto`. `variants` is the number of augmentations of an
+    image (0: a new one each epoch). `select` says which weights are kept: the `best` epoch on validation, or the `last`.
+    """
+
+    epochs: Count = 10
+    batch_size: Count = 128
+    optimizer: Part = "sgd:lr=0.2"
+    schedule: Part = "one_cycle"
+    augment: Part = "crop"
+    variants: Annotated[int, Field(ge=0)] = 0
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    clip: Annotated[float, Field(gt=0)] | None = None
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    channels_last: bool | Literal["auto"] = "auto"
+    compile: bool = False
+    select: Literal["best", "last"] = "best"
+    log_every: Count = 20
+    keep_every: Annotated[int, Field(ge=0)] = 0
+    workers: Annotated[int, Field(ge=0)] = 2
+    tensorboard: bool = False
+
+
+class TeacherPart(Section):
+    """The large model. Trained unless it is loaded with the data's classes; `finetune` trains a loaded one."""
+
+    model: Part
+    data: Part | None = None
+    methods: Parts = ("ce",)
+    finetune: Literal["none", "head", "all"] | None = None
+    train: dict[str, Any] = {}
+
+
+class StudentPart(Section):
+    """The small model and what guides it."""
+
+    model: Part
+    methods: Parts = ("ce:weight=0.1", "kd:temperature=4,weight=0.9")
+
+
+class BasePart(Section):
+    """The control: the same student, seed and schedule, without a teacher."""
+
+    methods: Parts = ("ce",)
+
+
+class ExplainPart(Section):
+    """Which maps are made, of how many test images for the pictures and for the likeness of maps."""
+
+    explainers: Parts = ("gradcam", "ig:steps=32")
+    images: Count = 32
+    measured: Count = 200
+
+
+class Recipe(Section):
+    """All about a run."""
+
+    name: str = "run"
+    seed: int = 0
+    note: str = ""
+    data: Part
+    teacher: TeacherPart | None = None
+    student: StudentPart
+    base: BasePart = BasePart()
+    train: Training = Training()
+    explain: ExplainPart = ExplainPart()
+
+    @property
+    def teacher_training(self) -> Training:
+        """`[train]` with the overrides of `[teacher.train]`."""
+        return Training(**{**self.train.model_dump(), **(self.teacher.train if self.teacher else {})})
+
+    @property
+    def teacher_data(self) -> str:
+        return (self.teacher and self.teacher.data) or self.data
+
+    def parts(self) -> Iterator[tuple[str, Registry, str]]:
+        """Every part in the recipe: where it stands, its registry, its notation."""
+        from distilens.data import SOURCES
+        from distilens.data.augment import AUGMENTS
+        from distilens.explain import EXPLAINERS
+        from distilens.methods import METHODS
+        from distilens.models import MODELS
+        from distilens.optimizers import OPTIMIZERS, SCHEDULES
+
+        yield "data", SOURCES, self.data
+        trainings = [("train", self.train)]
+        if self.teacher:
+            yield "teacher.model", MODELS, self.teacher.model
+            if self.teacher.data:
+                yield "teacher.data", SOURCES, self.teacher.data
+            yield from (("teacher.methods", METHODS, part) for part in self.teacher.methods)
+            trainings.append(("teacher.train", self.teacher_training))
+        yield "student.model", MODELS, self.student.model
+        yield from (("student.methods", METHODS, part) for part in self.student.methods)
+        yield from (("base.methods", METHODS, part) for part in self.base.methods)
+        for where, training in trainings:
+            yield f"{where}.optimizer", OPTIMIZERS, training.optimizer
+            yield f"{where}.schedule", SCHEDULES, training.schedule
+            yield f"{where}.augment", AUGMENTS, training.augment
+        yield from (("explain.explainers", EXPLAINERS, part) for part in self.explain.explainers)
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain data with every option of every part written out, for the run folder."""
+        from distilens.data import SOURCES
+        from distilens.data.augment import AUGMENTS
+        from distilens.explain import EXPLAINERS
+        from distilens.methods import METHODS
+        from distilens.models import MODELS
+        from distilens.optimizers import OPTIMIZERS, SCHEDULES
+
+        by_key = {
+            "data": SOURCES,
+            "model": MODELS,
+            "methods": METHODS,
+            "optimizer": OPTIMIZERS,
+            "schedule": SCHEDULES,
+            "augment": AUGMENTS,
+            "explainers": EXPLAINERS,
+        }
+
+        def written(key: str, value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {name: written(name, item) for name, item in value.items() if item is not None}
+            if isinstance(value, list | tuple):
+                return [written(key, item) for item in value]
+            return str(by_key[key].resolve(value)) if key in by_key else value
+
+        content = self.model_dump()
+        if self.teacher:
+            content["teacher"]["train"] = self.teacher_training.model_dump()
+        return written("", content)
+
+    def to_toml(self) -> str:
+        """The resolved recipe as TOML; reading it gives the same run."""
+        return tomlkit.dumps(self.resolved())
+
+
+def find_recipe(name: str | Path) -> Path:
+    """A recipe file by path, or one that comes with distilens by name.
+
+    Raises:
+        UserError: neither; the nearest name is given.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    known = {recipe.stem: recipe for recipe in shipped()}
+    if path.name.removesuffix(".toml") in known and len(path.parts) == 1:
+        return known[path.name.removesuffix(".toml")]
+    raise UserError(f"no recipe at {name}.{nearest(path.stem, list(known))} Shipped with distilens: {', '.join(known)}")
+
+
+def shipped() -> list[Path]:
+    """The recipes that come with distilens: in the wheel, or beside the source tree."""
+    here = Path(__file__).parent
+    places = [here / "recipes", here.parents[1] / "recipes"]
+    return sorted(path for place in places if place.is_dir() for path in place.glob("*.toml"))
+
+
+def read_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file, apply `key=value` changes, and check all of it.
+
+    Raises:
+        UserError: everything that is wrong with it.
+    """
+    found = find_recipe(path)
+    try:
+        content = tomllib.loads(found.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{found} is not TOML: {error}") from None
+    return make_recipe(content, changes, where=str(found))
+
+
+def make_recipe(content: Mapping[str, Any], changes: Sequence[str] = (), *, where: str = "the recipe") -> Recipe:
+    """A checked recipe from plain data."""
+    problems = []
+    content = plain(content)
+    for change in changes:
+        key, equals, value = change.partition("=")
+        try:
+            if not equals:
+                raise UserError(f"--set takes key=value; given {change!r}")
+            change_key(content, key.strip().split("."), toml_value(value))
+        except UserError as error:
+            problems.append(str(error))
+    try:
+        recipe = Recipe.model_validate(content)
+        recipe.teacher_training  # noqa: B018  # overrides are checked here
+    except ValidationError as error:
+        problems += explain_errors(error)
+    else:
+        problems += part_problems(recipe.parts())
+        problems += method_problems(recipe)
+    if problems:
+        raise UserError(f"{where}: {len(problems)} problem{'s' * (len(problems) > 1)}\n  " + "\n  ".join(problems))
+    return recipe
+
+
+def part_problems(parts: Iterable[tuple[str, Registry, str]]) -> list[str]:
+    problems = []
+    for where, registry, part in parts:
+        try:
+            registry.resolve(part)
+        except UserError as error:
+            problems += [f"{where}: {line}" for line in str(error).split("\n")]
+    return list(dict.fromkeys(problems))
+
+
+def method_problems(recipe: Recipe) -> list[str]:
+    """Two terms of one name, and methods that need a teacher where there is none."""
+    from distilens.core import needs_of
+    from distilens.methods import build_methods
+
+    problems = []
+    lists = {"student": recipe.student.methods, "base": recipe.base.methods}
+    if recipe.teacher:
+        lists["teacher"] = recipe.teacher.methods
+    for stage, parts in lists.items():
+        try:
+            needs = needs_of(build_methods(parts).values())
+        except UserError as error:
+            if "two terms" in str(error):
+                problems.append(f"{stage}.methods: {error}")
+            continue
+        if needs and (stage != "student" or recipe.teacher is None):
+            problems.append(f"{stage}.methods ask a teacher for {', '.join(needs)}, and there is none")
+    return problems
+
+
+def plain(content: Any) -> Any:
+    """A deep copy as plain dicts and lists."""
+    if isinstance(content, Mapping):
+        return {key: plain(value) for key, value in content.items()}
+    return [plain(item) for item in content] if isinstance(content, list | tuple) else content
+
+
+def toml_value(text: str) -> Any:
+    """A value as TOML writes it; what is not TOML is text."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def change_key(content: dict[str, Any], keys: list[str], value: Any) -> None:
+    """Set a dotted key; inside a part's notation or a list of parts, the last key is the option of a part."""
+    key, rest = keys[0], keys[1:]
+    if not rest:
+        content[key] = value
+        return
+    inside = content.setdefault(key, {})
+    if isinstance(inside, dict) and "name" not in inside:
+        change_key(inside, rest, value)
+    elif isinstance(inside, str | dict) and len(rest) == 1:
+        content[key] = str(Spec.parse(inside).replaced(**{rest[0]: value}))
+    elif isinstance(inside, list) and len(rest) == 2:
+        specs = [Spec.parse(part) for part in inside]
+        if not any(rest[0] in (spec.name, spec.options.get("as")) for spec in specs):
+            raise UserError(f"no part {rest[0]!r} in {key}: {', '.join(map(str, specs))}")
+        content[key] = [
+            str(spec.replaced(**{rest[1]: value}) if rest[0] in (spec.name, spec.options.get("as")) else spec)
+            for spec in specs
+        ]
+    else:
+        raise UserError(f"{'.'.join(keys)} cannot be set: {key} is {inside!r}")
+
+
+def explain_errors(error: ValidationError) -> list[str]:
+    """Pydantic's findings in our words, each with the nearest known key."""
+    problems = []
+    for found in error.errors():
+        where = ".".join(str(step) for step in found["loc"])
+        if found["type"] == "extra_forbidden":
+            known = list(section_at(error.title, found["loc"][:-1]))
+            name = str(found["loc"][-1])
+            problems.append(f"unknown key {where!r}.{nearest(name, known)} Known: {', '.join(known)}")
+        elif found["type"] == "missing":
+            problems.append(f"the key {where!r} is missing")
+        else:
+            message = found["msg"].removeprefix("Value error, ")
+            problems.append(f"{where}: {message[0].lower()}{message[1:]}; given {found['input']!r}")
+    return problems
+
+
+def section_at(title: str, steps: Sequence[str | int]) -> Mapping[str, Any]:
+    """The fields of the section that an error is in."""
+    section: type[BaseModel] = Training if title == "Training" else Recipe
+    for step in steps:
+        annotation = section.model_fields[str(step)].annotation
+        candidates = [annotation, *get_args(annotation)]
+        section = next(kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel))
+    return section.model_fields

@@ -1,0 +1,226 @@
+"""Line charts as inline SVG that can be read without seeing colours, or without seeing.
+
+Colours come from the page's style sheet (`--series-0` …), so that dark and light pages both have enough contrast; lines
+differ in dash and marker as well.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+WIDTH, PLOT_HEIGHT = 520, 230
+LEFT, RIGHT, TOP = 78, 26, 12
+# Widths are estimated for the larger letters of narrow screens.
+LEGEND_LINE, CHARACTER = 22, 9.2
+COLOURS = 6
+DASHES = ("", "7 4", "2 3", "9 3 2 3", "12 4", "4 2")
+MOST_POINTS = 300
+LOG_FROM_RATIO = 30
+
+
+@dataclass(frozen=True)
+class Series:
+    """A named line. `colour` picks one of the style sheet's series colours, a dash and a marker."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    colour: int = 0
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Where a value lies on an axis that runs from `low` to `high` over `start` to `stop` in the picture."""
+
+    low: float
+    high: float
+    start: float
+    stop: float
+    logarithmic: bool = False
+
+    def place(self, value: float) -> float:
+        low, high = self.low, self.high
+        if self.logarithmic:
+            low, high, value = math.log10(low), math.log10(high), math.log10(value)
+        return self.start + (self.stop - self.start) * (value - low) / (high - low)
+
+
+def line_chart(
+    identifier: str, title: str, lines: Sequence[Series], *, x_label: str, y_label: str, as_percent: bool = False
+) -> Markup:
+    """An SVG line chart with title, description, axes and legend; empty markup when no line has a finite point.
+
+    Values that are not finite leave a gap. Positive values that span a factor of more than 30 get a logarithmic axis,
+    so that a loss term of 0.1 is visible beside one of 50. Longer lines than 300 points are drawn as means of
+    neighbours. `identifier` must be unique on the page and fit for an id.
+    """
+    lines = [thinned(line) for line in lines if any(map(math.isfinite, line.y))]
+    if not lines:
+        return Markup()
+    xs = [x for line in lines for x in line.x]
+    ys = [y for line in lines for y in line.y if math.isfinite(y)]
+    logarithmic = min(ys) > 0 and max(ys) / min(ys) > LOG_FROM_RATIO
+    x_ticks = ticks(min(xs), max(xs), least_step=1)
+    y_ticks = decades(min(ys), max(ys)) if logarithmic else ticks(min(ys), max(ys))
+    across = Scale(min(min(xs), x_ticks[0]), max(max(xs), x_ticks[-1]), LEFT, WIDTH - RIGHT)
+    up = Scale(min(min(ys), y_ticks[0]), max(max(ys), y_ticks[-1]), TOP + PLOT_HEIGHT, TOP, logarithmic)
+    y_label = f"{y_label} (log scale)" if logarithmic else y_label
+    legend, height = legend_of(lines)
+    parts = [
+        *axes(across, up, x_ticks, y_ticks, as_percent),
+        label(x_label, (LEFT + WIDTH - RIGHT) / 2, TOP + PLOT_HEIGHT + 38, "middle"),
+        turned_label(y_label),
+        *(part for line in lines for part in drawn(line, across, up)),
+        *legend,
+    ]
+    return Markup(
+        '<svg class="chart" role="img" viewBox="0 0 {width} {height}" aria-labelledby="{id}-title {id}-description">'
+        '<title id="{id}-title">{title}</title><desc id="{id}-description">{description}</desc>{parts}</svg>'
+    ).format(
+        width=WIDTH,
+        height=height,
+        id=identifier,
+        title=title,
+        description=described(lines, x_label, y_label, as_percent),
+        parts=Markup("").join(parts),
+    )
+
+
+def described(lines: Sequence[Series], x_label: str, y_label: str, as_percent: bool) -> str:
+    """The chart in words: what is drawn, and where each line begins and ends."""
+    said = [f"Line chart of {y_label} by {x_label}."]
+    for line in lines:
+        points = [(x, y) for x, y in zip(line.x, line.y, strict=True) if math.isfinite(y)]
+        (first_x, first_y), (last_x, last_y) = points[0], points[-1]
+        said.append(
+            f"{line.name}: {written(first_y, as_percent)} at {x_label} {first_x:g}, "
+            f"{written(last_y, as_percent)} at {x_label} {last_x:g}."
+        )
+    return " ".join(said)
+
+
+def thinned(line: Series) -> Series:
+    """The line with at most `MOST_POINTS` points, each the mean of as many neighbours; finite values only count."""
+    size = math.ceil(len(line.x) / MOST_POINTS)
+    if size <= 1:
+        return line
+    xs, ys = [], []
+    for start in range(0, len(line.x), size):
+        finite = [y for y in line.y[start : start + size] if math.isfinite(y)]
+        chunk = line.x[start : start + size]
+        xs.append(sum(chunk) / len(chunk))
+        ys.append(sum(finite) / len(finite) if finite else math.nan)
+    return Series(line.name, xs, ys, line.colour)
+
+
+def ticks(low: float, high: float, *, least_step: float = 0.0, about: int = 5) -> list[float]:
+    """Round numbers (1, 2 or 5 times a power of ten apart) that enclose `low` to `high`."""
+    span = high - low or abs(low) * 0.1 or 1.0
+    raw = max(span / about, least_step)
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
+    first = math.floor(low / step + 1e-9)
+    last = max(math.ceil(high / step - 1e-9), first + 1)
+    # Rounded so that 3 * 0.1 is written 0.3.
+    return [round(index * step, 12) for index in range(first, last + 1)]
+
+
+def decades(low: float, high: float) -> list[float]:
+    """Ticks of a logarithmic axis: powers of ten that enclose `low` to `high`, every so many where there are many."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    every = math.ceil((last - first) / 6)
+    return [10.0**power for power in range(first, last + every, every)]
+
+
+def axes(across: Scale, up: Scale, x_ticks: list[float], y_ticks: list[float], as_percent: bool) -> list[Markup]:
+    bottom = TOP + PLOT_HEIGHT
+    parts = []
+    for value in y_ticks:
+        y = up.place(value)
+        parts.append(straight("grid", LEFT, y, WIDTH - RIGHT, y))
+        parts.append(label(written(value, as_percent), LEFT - 7, y + 4, "end"))
+    for value in x_ticks:
+        x = across.place(value)
+        parts.append(straight("axis", x, bottom, x, bottom + 5))
+        parts.append(label(f"{value:,g}" if abs(value) < 1e6 else f"{value:.3g}", x, bottom + 20, "middle"))
+    parts.append(straight("axis", LEFT, bottom, WIDTH - RIGHT, bottom))
+    return parts
+
+
+def drawn(line: Series, across: Scale, up: Scale) -> list[Markup]:
+    """The polyline, broken where a value is not finite, and markers: all of a short line's points, some of a long."""
+    runs: list[list[tuple[float, float]]] = [[]]
+    for x, y in zip(line.x, line.y, strict=True):
+        if math.isfinite(y):
+            runs[-1].append((across.place(x), up.place(y)))
+        elif runs[-1]:
+            runs.append([])
+    colour = line.colour % COLOURS
+    parts = [
+        Markup('<polyline class="line series-{colour}" stroke-dasharray="{dash}" points="{points}"/>').format(
+            colour=colour,
+            dash=DASHES[colour] or "none",
+            points=" ".join(f"{x:.1f},{y:.1f}" for x, y in run),
+        )
+        for run in runs
+        if len(run) > 1
+    ]
+    points = [point for run in runs for point in run]
+    every = max(1, len(points) // 12)
+    # Lines on top of each other keep distinguishable markers when these do not fall on the same points.
+    marked = points[(colour * every // COLOURS) :: every] if every > 1 else points
+    return parts + [marker(colour, x, y) for x, y in marked]
+
+
+def marker(colour: int, x: float, y: float) -> Markup:
+    """A small shape, different for every colour: circle, square, triangle, diamond, cross, triangle downward."""
+    shapes = (
+        "M{x:.1f},{y:.1f}m-3.5,0a3.5,3.5 0 1 0 7,0a3.5,3.5 0 1 0 -7,0z",
+        "M{x:.1f},{y:.1f}m-3.2,-3.2h6.4v6.4h-6.4z",
+        "M{x:.1f},{y:.1f}m0,-4.4l4.2,7.4h-8.4z",
+        "M{x:.1f},{y:.1f}m0,-4.6l4.6,4.6l-4.6,4.6l-4.6,-4.6z",
+        "M{x:.1f},{y:.1f}m-1.2,-4h2.4v2.8h2.8v2.4h-2.8v2.8h-2.4v-2.8h-2.8v-2.4h2.8z",
+        "M{x:.1f},{y:.1f}m0,4.4l4.2,-7.4h-8.4z",
+    )
+    return Markup('<path class="marker series-{colour}" d="{path}"/>').format(
+        colour=colour, path=shapes[colour].format(x=x, y=y)
+    )
+
+
+def legend_of(lines: Sequence[Series]) -> tuple[list[Markup], float]:
+    """The legend below the plot, wrapped to the width, and the height of the whole picture."""
+    parts, x, y = [], float(LEFT), TOP + PLOT_HEIGHT + 64.0
+    for line in lines:
+        name = line.name if len(line.name) <= 38 else line.name[:37] + "…"
+        width = 44 + CHARACTER * len(name) + 14
+        if x > LEFT and x + width > WIDTH - RIGHT:
+            x, y = float(LEFT), y + LEGEND_LINE
+        colour = line.colour % COLOURS
+        swatch = Series("", (0, 1), (0, 0), colour)
+        sample = Scale(0, 1, x, x + 36), Scale(0, 1, y - 4, y - 5)
+        parts += drawn(swatch, *sample)[:1]
+        parts += [marker(colour, x + 18, y - 4), label(name, x + 44, y, "start")]
+        x += width
+    return parts, y + 10
+
+
+def straight(kind: str, x1: float, y1: float, x2: float, y2: float) -> Markup:
+    return Markup('<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>').format(kind, x1, y1, x2, y2)
+
+
+def label(words: str, x: float, y: float, anchor: str) -> Markup:
+    return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(x, y, anchor, escape(words))
+
+
+def turned_label(words: str) -> Markup:
+    middle = TOP + PLOT_HEIGHT / 2
+    return Markup('<text transform="translate(13 {:.1f}) rotate(-90)" text-anchor="middle">{}</text>').format(
+        middle, escape(words)
+    )
+
+
+def written(value: float, as_percent: bool) -> str:
+    """A value for an axis or a description: few digits, no exponent where it can be helped."""
+    return f"{100 * value:.3g} %" if as_percent else f"{value:.3g}"

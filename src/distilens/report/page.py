@@ -1,0 +1,357 @@
+"""Gathers what a run folder holds into sections of plain data, and renders them as one page.
+
+Only files are read; no model is loaded and torch is not imported, so a page takes a second or two.
+"""
+
+import json
+import shlex
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from distilens.errors import UserError
+from distilens.report import charts, pictures, table
+from distilens.runs import write_atomically
+
+# The page stays below 10 MB: charts and text take little, pictures get this, shared evenly between explainers.
+PICTURE_BYTES = 8_000_000
+
+
+def write_report(folder: Path) -> Path:
+    """Write `report.html` into a run folder from the files found there, and return its path.
+
+    Any of `recipe.toml`, `about.json`, `scores.json`, `metrics.jsonl` and `maps/*.npz` may be missing or damaged; their
+    section then names the command that makes them. The page is replaced whole or not at all. Raises `UserError` when
+    there is no such folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"no run folder at {folder}. Make one with: distilens run recipe.toml --out {folder}")
+    name = folder.resolve().name
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("template.html.j2").render(
+        name=name,
+        summary=summary(folder),
+        training=training(folder),
+        explanations=explanations(folder),
+        reproduction=reproduction(folder),
+    )
+    path = folder / "report.html"
+    write_atomically(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    return path
+
+
+# ---------------------------------------------------------------------------------------------------- summary
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """The headline, the table with a column per model, and the facts that the numbers rest on."""
+    about, _ = read_json(folder / "about.json")
+    scores, problem = read_json(folder / "scores.json")
+    facts = machine_facts(about or {})
+    if scores is None:
+        return {"missing": missing(problem, f"distilens measure {shlex.quote(str(folder))}"), "facts": facts}
+    models = table.measured(scores)
+    return {
+        "headline": table.headline(scores),
+        "roles": [(role, table.text(model.get("model"))) for role, model in models.items()],
+        "measures": [(title, [cells[role] for role in models]) for title, cells in table.measures(scores)],
+        "remarks": [*table.remarks(scores), seed_remark(about or {})],
+        "facts": data_facts(scores.get("data") or {}) + facts,
+        "has_base": "base" in models,
+    }
+
+
+def data_facts(data: dict) -> list[tuple[str, str]]:
+    """The data set: its name, its splits, and a note where the run has one."""
+    facts = []
+    if data.get("name"):
+        classes = f", {len(data['classes'])} classes" if data.get("classes") else ""
+        facts.append(("data", f"{data['name']}{classes}"))
+    sizes = [f"{split} {data[split]:,}" for split in ("train", "validation", "test") if data.get(split) is not None]
+    if sizes:
+        facts.append(("images", ", ".join(sizes)))
+    if data.get("note"):
+        facts.append(("note", str(data["note"])))
+    return facts
+
+
+def machine_facts(about: dict) -> list[tuple[str, str]]:
+    """The machine and the time that each stage took on it."""
+    facts = []
+    machine = about.get("machine")
+    if machine:
+        parts = machine.items() if isinstance(machine, dict) else [("", machine)]
+        facts.append(("machine", ", ".join(f"{key} {value}".strip() for key, value in parts)))
+    seconds = about.get("seconds")
+    if isinstance(seconds, dict):
+        times = {stage: value for stage, value in seconds.items() if isinstance(value, int | float)}
+        if times:
+            facts.append(("time", ", ".join(f"{stage} {duration(value)}" for stage, value in times.items())))
+    elif isinstance(seconds, int | float):
+        facts.append(("time", duration(seconds)))
+    return facts
+
+
+def duration(seconds: float) -> str:
+    """`95` → `1 min 35 s`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    if seconds < 3600:
+        minutes, rest = divmod(round(seconds), 60)
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min"
+
+
+def seed_remark(about: dict) -> str:
+    seeds = about.get("seeds")
+    if isinstance(seeds, list) and len(set(map(str, seeds))) > 1:
+        return f"{len(set(map(str, seeds)))} seeds; the intervals are over test images, not over seeds."
+    return "One seed; the interval is over test images, not over seeds."
+
+
+# --------------------------------------------------------------------------------------------------- training
+
+
+def training(folder: Path) -> dict[str, Any]:
+    """Validation accuracy by epoch, a line per stage, and the loss terms by step, a chart per stage."""
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        return {"missing": missing(None, run_command(folder))}
+    records, unreadable = read_records(path)
+    stages = sorted({record["stage"] for record in records}, key=stage_order)
+    drawn = [accuracy_chart(records, stages)]
+    drawn += [loss_chart(records, stage, at) for at, stage in enumerate(stages)]
+    return {
+        "charts": [chart for chart in drawn if chart["svg"]],
+        "unreadable": unreadable,
+        "speeds": [(stage, speed) for stage in stages if (speed := median_speed(records, stage))],
+    }
+
+
+def read_records(path: Path) -> tuple[list[dict], int]:
+    """The rows of a log and the number of lines that are none: a run that was killed leaves half a line."""
+    records, unreadable = [], 0
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            unreadable += 1
+            continue
+        if isinstance(record, dict) and isinstance(record.get("stage"), str):
+            records.append(record)
+        else:
+            unreadable += 1
+    return records, unreadable
+
+
+def stage_order(stage: str) -> tuple[int, str]:
+    return (table.MODELS.index(stage) if stage in table.MODELS else len(table.MODELS), stage)
+
+
+def accuracy_chart(records: list[dict], stages: list[str]) -> dict[str, Any]:
+    lines = []
+    for colour, stage in enumerate(stages):
+        values = {
+            record["epoch"]: record["validation"]["accuracy"]
+            for record in records
+            if record["stage"] == stage
+            and is_number(record.get("epoch"))
+            and isinstance(record.get("validation"), dict)
+            and is_number(record["validation"].get("accuracy"))
+        }
+        lines.append(line(stage, values, colour))
+    svg = charts.line_chart(
+        "chart-accuracy", "Validation accuracy", lines, x_label="epoch", y_label="accuracy", as_percent=True
+    )
+    return {"title": "Validation accuracy by epoch", "svg": svg}
+
+
+def loss_chart(records: list[dict], stage: str, at: int) -> dict[str, Any]:
+    """The weighted terms of one stage's loss, and their sum where there is more than one."""
+    terms: dict[str, dict[float, float]] = {}
+    total: dict[float, float] = {}
+    for record in records:
+        if record["stage"] != stage or not is_number(record.get("step")):
+            continue
+        for name, value in (record.get("terms") or {}).items():
+            if is_number(value):
+                terms.setdefault(name, {})[record["step"]] = value
+        if is_number(record.get("loss")):
+            total[record["step"]] = record["loss"]
+    lines = [line(name, values, colour) for colour, (name, values) in enumerate(terms.items())]
+    if len(terms) != 1 and total:
+        lines.append(line("sum", total, len(terms)))
+    svg = charts.line_chart(f"chart-loss-{at}", f"Loss of the {stage}", lines, x_label="step", y_label="loss")
+    return {"title": f"Loss of the {stage} by step", "svg": svg}
+
+
+def line(name: str, values: dict[float, float], colour: int) -> charts.Series:
+    """A line in order of x. A resumed run logs some steps twice; the dictionary has kept the later one."""
+    places = sorted(values)
+    return charts.Series(name, places, [values[place] for place in places], colour)
+
+
+def median_speed(records: list[dict], stage: str) -> str:
+    found = [
+        record["images_per_second"]
+        for record in records
+        if record["stage"] == stage and is_number(record.get("images_per_second"))
+    ]
+    return f"{float(np.median(found)):,.0f}" if found else ""
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+# ----------------------------------------------------------------------------------------------- explanations
+
+
+def explanations(folder: Path) -> dict[str, Any]:
+    """A panel per explainer, each with the images on which the models disagree first."""
+    command = f"distilens explain {shlex.quote(str(folder))}"
+    paths = sorted((folder / "maps").glob("*.npz"))
+    if not paths:
+        return {"missing": missing(None, command)}
+    scores, _ = read_json(folder / "scores.json")
+    classes = ((scores or {}).get("data") or {}).get("classes") or []
+    panels = [panel(path, classes, PICTURE_BYTES // len(paths), command) for path in paths]
+    return {"panels": panels, "scale": [f"#{anchor}" for anchor in pictures.ANCHORS]}
+
+
+def panel(path: Path, classes: list[str], budget: int, command: str) -> dict[str, Any]:
+    """One explainer's rows, as many as `budget` bytes of pictures allow."""
+    name = path.name.removesuffix(".npz")
+    try:
+        # Opened here: numpy leaves a file open that it fails to read.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
+            arrays = {key: stored[key] for key in stored.files}
+        roles = [role for role in table.MODELS if f"maps_{role}" in arrays]
+        order, disagreeing = disagreement(arrays, roles)
+        # CAMs count by their positive part; gradients and their integrals have a sign, and count by size.
+        signed = "cam" not in name.lower()
+        rows, spent = [], 0
+        for at in order:
+            row = map_row(arrays, at, roles, classes, signed=signed, differs=at in disagreeing)
+            spent += row["bytes"]
+            if rows and spent > budget:
+                break
+            rows.append(row)
+    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
+        return {"name": name, "missing": missing(f"{path.name} cannot be read: {error}", command)}
+    return {
+        "name": name,
+        "signed": signed,
+        "roles": roles,
+        "count": len(order),
+        "disagreeing": len(disagreeing),
+        "groups": [
+            ("The models disagree", [row for row in rows if row["differs"]]),
+            ("The models agree" if len(roles) > 1 else "Images", [row for row in rows if not row["differs"]]),
+        ],
+        "shown": len(rows),
+        "has_masks": "masks" in arrays,
+    }
+
+
+def disagreement(arrays: dict[str, np.ndarray], roles: list[str]) -> tuple[list[int], set[int]]:
+    """The order of the rows, and which of them the models predict differently: those first, else as stored."""
+    count = len(arrays["index"])
+    predictions = [arrays[f"prediction_{role}"] for role in roles if f"prediction_{role}" in arrays]
+    differs = {at for at in range(count) if len({int(prediction[at]) for prediction in predictions}) > 1}
+    return sorted(range(count), key=lambda at: at not in differs), differs
+
+
+def map_row(
+    arrays: dict[str, np.ndarray], at: int, roles: list[str], classes: list[str], *, signed: bool, differs: bool
+) -> dict[str, Any]:
+    """One image: what it is, its mask, and what each model made of it."""
+    image = np.ascontiguousarray(arrays["images"][at], dtype=np.uint8)
+    if image.shape[-1] == 1:
+        image = image.repeat(3, axis=-1)
+    label = int(arrays["labels"][at]) if "labels" in arrays else -1
+    target = int(arrays["targets"][at]) if "targets" in arrays else -1
+    index = int(arrays["index"][at])
+    mask = arrays["masks"][at] if "masks" in arrays else None
+    has_mask = mask is not None and bool(np.any(mask))
+    row: dict[str, Any] = {
+        "index": index,
+        "label": class_name(label, classes),
+        "target": class_name(target, classes),
+        "differs": differs,
+        "image": pictures.image_uri(image),
+        "mask": pictures.mask_uri(image, mask) if has_mask and mask is not None else None,
+        "models": [],
+    }
+    for role in roles:
+        values = pictures.normalised(arrays[f"maps_{role}"][at], signed=signed)
+        drawn = not isinstance(values, str)
+        prediction, confidence = arrays.get(f"prediction_{role}"), arrays.get(f"confidence_{role}")
+        predicted = int(prediction[at]) if prediction is not None else -1
+        row["models"].append(
+            {
+                "role": role,
+                "picture": pictures.overlay_uri(image, values, mask) if drawn else None,
+                "place": pictures.strongest_place(values) if drawn else None,
+                "problem": values if not drawn else None,
+                "prediction": class_name(predicted, classes),
+                "confidence": table.percent(float(confidence[at])) if confidence is not None else None,
+                "right": predicted == label if label >= 0 and predicted >= 0 else None,
+            }
+        )
+    uris = [row["image"], row["mask"], *(model["picture"] for model in row["models"])]
+    return row | {"bytes": sum(len(uri) for uri in uris if uri)}
+
+
+def class_name(number: int, classes: list[str]) -> str | None:
+    if number < 0:
+        return None
+    return str(classes[number]) if number < len(classes) else f"class {number}"
+
+
+# ------------------------------------------------------------------------------------------------ reproduction
+
+
+def reproduction(folder: Path) -> dict[str, Any]:
+    """The recipe, the command that runs it, and everything known of how the run was made."""
+    path = folder / "recipe.toml"
+    about, problem = read_json(folder / "about.json")
+    return {
+        "recipe": path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None,
+        "command": run_command(folder),
+        "about": about,
+        "missing": missing(problem, run_command(folder)),
+    }
+
+
+def run_command(folder: Path) -> str:
+    return f"distilens run recipe.toml --out {shlex.quote(folder.resolve().name)}"
+
+
+def read_json(path: Path) -> tuple[dict | None, str | None]:
+    """The object in a JSON file, or nothing and, where there is a file that cannot be read, the reason."""
+    if not path.is_file():
+        return None, None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return None, f"{path.name} cannot be read: {error}"
+    return (content, None) if isinstance(content, dict) else (None, f"{path.name} does not hold an object")
+
+
+def missing(problem: str | None, command: str) -> dict[str, str | None]:
+    """What a section says when its file is not there: the command that makes it."""
+    return {"problem": problem, "command": command}

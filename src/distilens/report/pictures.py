@@ -1,0 +1,139 @@
+"""Images, masks and maps as data URIs: what a page can show without a second file."""
+
+import base64
+import io
+
+import numpy as np
+from jaxtyping import Bool, Float, Shaped, UInt8
+from PIL import Image
+
+# Pixels of the longer side as stored; the page scales the picture down, never up by much.
+SIDE = 160
+# Every tenth of viridis (CC0, matplotlib): dark to light in steady steps, so that it reads without colour vision too.
+ANCHORS = ("440154", "482475", "414487", "355f8d", "2a788e", "21918c", "22a884", "44bf70", "7ad151", "bddf26", "fde725")
+MAP_WEIGHT = 0.62
+
+
+def colour_table() -> UInt8[np.ndarray, "256 3"]:
+    """The 256 colours that maps are drawn in, weak first, interpolated between the anchors."""
+    anchors = np.array([[int(anchor[at : at + 2], 16) for at in (0, 2, 4)] for anchor in ANCHORS], dtype=float)
+    positions = np.linspace(0, len(ANCHORS) - 1, 256)
+    channels = [np.interp(positions, np.arange(len(ANCHORS)), anchors[:, channel]) for channel in range(3)]
+    return np.stack(channels, axis=-1).round().astype(np.uint8)
+
+
+TABLE = colour_table()
+
+
+def normalised(values: Float[np.ndarray, "h w"], *, signed: bool) -> Float[np.ndarray, "h w"] | str:
+    """A map made fit to be drawn: from 0 to 1, or the words that say why there is nothing to draw.
+
+    Signed maps count by their size, others by their positive part; then (x - min) / (max - min) over this image.
+    A map without any value is "empty map": stretched, it would show rounding noise as if it were evidence.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if not np.isfinite(values).all():
+        return "map is not finite"
+    values = np.abs(values) if signed else np.maximum(values, 0.0)
+    low, high = values.min(), values.max()
+    if high <= 0:
+        return "empty map"
+    # A constant map, whatever its value, says nothing of where; float32 means may differ in the last bit.
+    if high - low <= 1e-6 * high:
+        return "flat map"
+    return (values - low) / (high - low)
+
+
+def image_uri(image: UInt8[np.ndarray, "h w 3"]) -> str:
+    """The image, small ones enlarged by whole factors so that their pixels stay squares."""
+    return encoded(enlarged(image), sharp=is_small(image))
+
+
+def mask_uri(image: UInt8[np.ndarray, "h w 3"], mask: Shaped[np.ndarray, "h w"]) -> str:
+    """The image with what lies outside the evidence mask darkened, and the mask's outline."""
+    large = enlarged(image)
+    inside = fitted(mask, large)
+    shown = np.where(inside[..., None], large, (large * 0.25).astype(np.uint8))
+    return encoded(outlined(shown, inside), sharp=is_small(image))
+
+
+def overlay_uri(
+    image: UInt8[np.ndarray, "h w 3"],
+    values: Float[np.ndarray, "a b"],
+    mask: Shaped[np.ndarray, "h w"] | None = None,
+) -> str:
+    """A normalised map over the greyed image, with the mask's outline where there is one.
+
+    The map may be of any grid; it is resized bilinearly. The image is grey so that colour means the map alone.
+    """
+    large = enlarged(image)
+    height, width = large.shape[:2]
+    small = Image.fromarray(np.asarray(values, dtype=np.float32))
+    resized = np.asarray(small.resize((width, height), Image.Resampling.BILINEAR))
+    colours = TABLE[np.clip(resized * 255, 0, 255).round().astype(np.uint8)]
+    grey = np.asarray(Image.fromarray(large).convert("L"), dtype=np.float32)[..., None]
+    mixed = (MAP_WEIGHT * colours + (1 - MAP_WEIGHT) * grey).round().astype(np.uint8)
+    if mask is not None and np.any(mask):
+        mixed = outlined(mixed, fitted(mask, large))
+    return encoded(mixed, sharp=False)
+
+
+def strongest_place(values: Float[np.ndarray, "h w"]) -> str:
+    """Where a map is strongest, in words, for those who do not see it: `upper left`, `centre`, …"""
+    row, column = np.unravel_index(int(np.argmax(values)), values.shape)
+    vertical = ("upper", "middle", "lower")[int(3 * row / values.shape[0])]
+    horizontal = ("left", "centre", "right")[int(3 * column / values.shape[1])]
+    return "centre" if (vertical, horizontal) == ("middle", "centre") else f"{vertical} {horizontal}"
+
+
+def is_small(image: UInt8[np.ndarray, "h w 3"]) -> bool:
+    """Whether the image has so few pixels that each is to be seen as a square, and lossless storage is cheap."""
+    return max(image.shape[:2]) * 3 <= SIDE
+
+
+def enlarged(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "H W 3"]:
+    """The image with its longer side near `SIDE`: by whole factors, nearest neighbour, or shrunk smoothly."""
+    height, width = image.shape[:2]
+    if max(height, width) > SIDE:
+        factor = SIDE / max(height, width)
+        size = max(1, round(width * factor)), max(1, round(height * factor))
+        return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+    factor = SIDE // max(height, width)
+    return image.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def fitted(mask: Shaped[np.ndarray, "h w"], large: UInt8[np.ndarray, "H W 3"]) -> Bool[np.ndarray, "H W"]:
+    """The mask at the size of the enlarged image."""
+    height, width = large.shape[:2]
+    small = Image.fromarray((np.asarray(mask) > 0).astype(np.uint8) * 255)
+    return np.asarray(small.resize((width, height), Image.Resampling.NEAREST)) > 127
+
+
+def outlined(pixels: UInt8[np.ndarray, "H W 3"], inside: Bool[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W 3"]:
+    """The picture with a white line within the mask's border and a black one without, visible on any ground."""
+    pixels = pixels.copy()
+    pixels[grown(inside) & ~inside] = 0
+    pixels[inside & grown(~inside)] = 255
+    return pixels
+
+
+def grown(region: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
+    """The region with its four neighbours on every side, not wrapped around the picture's border."""
+    result = region.copy()
+    result[1:] |= region[:-1]
+    result[:-1] |= region[1:]
+    result[:, 1:] |= region[:, :-1]
+    result[:, :-1] |= region[:, 1:]
+    return result
+
+
+def encoded(pixels: UInt8[np.ndarray, "H W 3"], *, sharp: bool) -> str:
+    """A data URI: PNG where edges must stay sharp (and few pixels make it small), WebP for smooth pictures."""
+    stream = io.BytesIO()
+    picture = Image.fromarray(pixels)
+    if sharp:
+        picture.save(stream, "PNG", optimize=True)
+    else:
+        picture.save(stream, "WEBP", quality=82)
+    kind = "png" if sharp else "webp"
+    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"

@@ -1,0 +1,129 @@
+"""The run folder: what a run leaves behind, written so that a kill at any time loses nothing.
+
+    recipe.toml  about.json  metrics.jsonl  scores.json  report.html
+    teacher/ base/ student/   model.safetensors, model.json, checkpoints
+    maps/                     one .npz an explainer
+
+Commands share nothing but such folders.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from distilens.errors import UserError
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a file under a temporary name, then rename it: readers see the old file or the new one, whole.
+
+    Raises:
+        UserError: the disk is full; nothing is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except Exception as error:
+        if full_disk(error):
+            free = shutil.disk_usage(path.parent).free
+            raise UserError(f"the disk is full: {path} could not be written ({free:,} bytes are free)") from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def full_disk(error: BaseException) -> bool:
+    """Whether an error says that there is no room, however a library wrapped it."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_atomically(path, lambda temporary: temporary.write_text(text))
+
+
+def write_json(path: Path, content: Any) -> None:
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file, or None where there is none."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not whole JSON ({error}): delete it, and the stage that wrote it runs again") from None
+
+
+class Metrics:
+    """The log of a run, a JSON object a line: appended by the trainer, cut back to a checkpoint when training resumes."""
+
+    def __init__(self, path: Path | None):
+        self.path = path
+
+    def append(self, **row: Any) -> None:
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All whole rows; a line that a kill cut short is left out."""
+        if self.path is None or not self.path.exists():
+            return []
+        rows = []
+        for line in self.path.read_text().splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                rows.append(json.loads(line))
+        return rows
+
+    def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Drop the rows that are not wanted, such as those behind the checkpoint that is resumed."""
+        if self.path is not None and self.path.exists():
+            write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows() if wanted(row)))
+
+
+def key_of(*content: Any) -> str:
+    """A short fingerprint of plain data."""
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_key(paths: Iterable[Path]) -> str:
+    """A short fingerprint of the content of files."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One process at a time in a run folder; a killed process leaves no lock.
+
+    Raises:
+        UserError: another process is at work there.
+    """
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is at work in {folder}: wait for it, or choose another --out") from None
+        yield

@@ -1,0 +1,280 @@
+"""One notation for every part: `name:key=value,key=value`.
+
+The same text names a part on the command line, in a recipe, in a sweep, in the log and in the report:
+`kd:temperature=4,weight=0.9`, `timm:mobilenetv2_100,pretrained=true`, `parquet:path=data/cifar10`. A part inside a part, a
+list, or a value with a comma stands in brackets: `map_match:explainer=[ig:steps=32]`, `milestones=[30,60]`.
+
+A `Registry` maps names to constructors that are imported when they are used. It reads a constructor's signature as follows,
+and checks what it is given against the annotations:
+
+* positional-only: the *argument* of an adapter, the text behind the first colon (`timm:NAME`);
+* positional: what the library itself passes (the number of classes of a model, for example);
+* keyword-only: the part's *options*.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
+
+from distilens.errors import UserError, nearest
+
+OPTION = re.compile(r"^\s*([A-Za-z_]\w*)\s*=(.*)$", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A part by name, before it is built: `Spec.parse("kd:temperature=4")`."""
+
+    name: str
+    argument: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, part: str | Mapping[str, Any] | Spec) -> Spec:
+        """Read the notation, or the TOML table `{name = "kd", temperature = 4}`.
+
+        Raises:
+            UserError: brackets that do not match, an option without a name, a table without `name`.
+        """
+        if isinstance(part, Spec):
+            return part
+        if isinstance(part, Mapping):
+            options = dict(part)
+            if not isinstance(options.get("name"), str):
+                raise UserError(f"a part as a table needs a name: {{name = \"...\", ...}}; given {dict(part)}")
+            named = cls.parse(options.pop("name"))
+            return cls(named.name, named.argument, {**named.options, **options})
+        name, colon, rest = part.strip().partition(":")
+        if not name:
+            raise UserError(f"a part needs a name before its colon; given {part!r}")
+        argument, options = None, {}
+        for position, item in enumerate(split(rest, whole=part) if colon else []):
+            found = OPTION.match(item)
+            if found:
+                options[found[1]] = unbracket(found[2])
+            elif position == 0:
+                argument = unbracket(item)
+            else:
+                raise UserError(f"{item!r} in {part!r} is not key=value. Put a value with commas in [brackets]")
+        return cls(name, argument, options)
+
+    def __str__(self) -> str:
+        items = [bracket(self.argument)] if self.argument is not None else []
+        items += [f"{key}={bracket(write(value))}" for key, value in self.options.items()]
+        return f"{self.name}:{','.join(items)}" if items else self.name
+
+    def replaced(self, **options: Any) -> Spec:
+        """The same part with other options."""
+        return Spec(self.name, self.argument, {**self.options, **options})
+
+
+def split(text: str, *, whole: str) -> list[str]:
+    """Cut at the commas that stand outside brackets."""
+    items, depth, start = [], 0, 0
+    for position, character in enumerate(text):
+        depth += (character == "[") - (character == "]")
+        if depth < 0:
+            break
+        if character == "," and depth == 0:
+            items.append(text[start:position].strip())
+            start = position + 1
+    if depth:
+        raise UserError(f"the brackets in {whole!r} do not match")
+    return [item for item in [*items, text[start:].strip()] if item]
+
+
+def unbracket(text: str) -> str:
+    text = text.strip()
+    return text[1:-1] if text.startswith("[") and text.endswith("]") else text
+
+
+def bracket(text: str) -> str:
+    return f"[{text}]" if re.search(r"[,=\[\]]", text) else text
+
+
+def write(value: Any) -> str:
+    """A value as the notation writes it."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "none"}[value]
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    if isinstance(value, Mapping):
+        return str(Spec.parse(value))
+    if isinstance(value, list | tuple):
+        return ",".join(bracket(write(item)) for item in value)
+    return str(value)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a part comes from: `module:attribute`, and the options that its name already fixes."""
+
+    target: str
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def constructor(self) -> Callable[..., Any]:
+        module, _, attribute = self.target.partition(":")
+        return getattr(importlib.import_module(module), attribute)
+
+
+class Registry:
+    """The parts of one kind, by name, and the one place where notation becomes an object.
+
+    Args:
+        kind: what the parts are called in messages, such as `method`.
+        entries: `name -> "module:attribute"` or `(target, fixed options)`.
+        common: a function whose keyword-only parameters every part of this kind takes as well.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        entries: Mapping[str, str | tuple[str, Mapping[str, Any]]],
+        common: Callable[..., Any] | None = None,
+    ):
+        self.kind = kind
+        self.entries = {
+            name: Entry(entry) if isinstance(entry, str) else Entry(*entry) for name, entry in entries.items()
+        }
+        self.common = common
+
+    def __iter__(self):
+        return iter(self.entries)
+
+    def entry(self, name: str) -> Entry:
+        if name not in self.entries:
+            known = sorted(self.entries)
+            raise UserError(f"unknown {self.kind} {name!r}.{nearest(name, known)} Known: {', '.join(known)}")
+        return self.entries[name]
+
+    def options(self, name: str) -> dict[str, inspect.Parameter]:
+        """The options of a part: keyword-only parameters of its constructor, then those common to its kind."""
+        entry = self.entry(name)
+        parameters = {**keywords(entry.constructor), **(keywords(self.common) if self.common else {})}
+        return {key.rstrip("_"): value for key, value in parameters.items() if key not in entry.fixed}
+
+    def resolve(self, part: str | Mapping[str, Any] | Spec) -> Spec:
+        """The part with every option present, of the right type: what a run records.
+
+        Raises:
+            UserError: all problems of the part in one message.
+        """
+        spec = Spec.parse(part)
+        known = self.options(spec.name)
+        wants_argument = argument_of(self.entry(spec.name).constructor)
+        problems, resolved = [], {}
+        if spec.argument is not None and wants_argument is None:
+            names = ", ".join(known) or "none"
+            problems.append(f"{spec.name!r} takes key=value options only; given {spec.argument!r}. Options: {names}")
+        if spec.argument is None and wants_argument is not None and wants_argument.default is inspect.Parameter.empty:
+            problems.append(f"{spec.name!r} needs {spec.name}:{wants_argument.name.upper()}")
+        for key in spec.options:
+            if key not in known:
+                names = ", ".join(known) or "none"
+                problems.append(f"unknown option {key!r} of {self.kind} {spec.name!r}.{nearest(key, list(known))} Options: {names}")
+        for key, parameter in known.items():
+            if key in spec.options:
+                try:
+                    resolved[key] = convert(spec.options[key], parameter.annotation)
+                except ValueError as error:
+                    problems.append(f"option {key!r} of {self.kind} {spec.name!r}: {error}")
+            elif parameter.default is inspect.Parameter.empty:
+                problems.append(f"{self.kind} {spec.name!r} needs the option {key}=...")
+            else:
+                resolved[key] = parameter.default
+        if problems:
+            raise UserError("\n".join(problems))
+        return Spec(spec.name, spec.argument, resolved)
+
+    def build(self, part: str | Mapping[str, Any] | Spec, *context: Any, without: Sequence[str] = ()) -> Any:
+        """The object that the notation names.
+
+        `context` is passed by position; `without` names common options that the caller handles itself.
+        """
+        spec = self.resolve(part)
+        entry = self.entry(spec.name)
+        own = keywords(entry.constructor)
+        options = {**entry.fixed}
+        for key, value in spec.options.items():
+            parameter = key if key in own else f"{key}_"
+            if parameter in own and key not in without:
+                options[parameter] = value
+        positional = [] if argument_of(entry.constructor) is None else [spec.argument]
+        return entry.constructor(*positional, *context, **options)
+
+    def table(self) -> list[tuple[str, str, str, str]]:
+        """A row a part: name (with its argument), options with defaults, purpose, source."""
+        rows = []
+        for name, entry in self.entries.items():
+            argument = argument_of(entry.constructor)
+            title = f"{name}:{argument.name.upper()}" if argument else name
+            options = ", ".join(
+                key if parameter.default is inspect.Parameter.empty else f"{key}={write(parameter.default)}"
+                for key, parameter in self.options(name).items()
+            )
+            text = inspect.getdoc(entry.constructor) or ""
+            source = re.search(r"^Source: (.*?)(?=\n\n|\Z)", text, re.MULTILINE | re.DOTALL)
+            rows.append((title, options, text.split("\n")[0], " ".join(source[1].split()) if source else ""))
+        return rows
+
+
+def keywords(constructor: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The keyword-only parameters of a callable, with their annotations evaluated."""
+    function = constructor.__init__ if inspect.isclass(constructor) else constructor
+    hints = typing.get_type_hints(function, include_extras=True)
+    return {
+        name: parameter.replace(annotation=hints.get(name, Any))
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+
+
+def argument_of(constructor: Callable[..., Any]) -> inspect.Parameter | None:
+    """The positional-only parameter of an adapter, if it has one."""
+    parameters = inspect.signature(constructor).parameters.values()
+    return next((parameter for parameter in parameters if parameter.kind is parameter.POSITIONAL_ONLY), None)
+
+
+def convert(value: Any, annotation: Any) -> Any:
+    """A value from text or TOML as its annotated type; `none` is None where None is allowed.
+
+    Raises:
+        ValueError: in words, with what was given.
+    """
+    arguments = typing.get_args(annotation)
+    if value in ("none", "None") and types.NoneType in arguments:
+        return None
+    if isinstance(value, str) and wants_list(annotation):
+        value = [unbracket(item) for item in split(unbracket(value), whole=value)]
+    if isinstance(value, Mapping):
+        value = str(Spec.parse(value))
+    try:
+        adapter = TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False))
+    except PydanticSchemaGenerationError:  # a type of ours, given as an object from Python
+        return value
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        said = "; ".join(dict.fromkeys(problem["msg"] for problem in error.errors()))
+        raise ValueError(f"{said[0].lower()}{said[1:]}; given {value!r}") from None
+
+
+def wants_list(annotation: Any) -> bool:
+    members = typing.get_args(annotation)
+    origin = typing.get_origin(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return any(wants_list(member) for member in members)
+    if origin is typing.Annotated:
+        return wants_list(members[0])
+    return origin in (list, tuple) or annotation in (list, tuple)

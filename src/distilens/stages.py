@@ -1,0 +1,304 @@
+"""A run, stage by stage: teacher → base → student → measure → explain → report.
+
+Each stage reads and writes files of the run folder alone. It records a key of all that its result depends on, and is skipped
+when the result is there and the key still fits; so a run that was stopped goes on where it was, and a changed recipe redoes
+what the change touches and nothing else.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from rich.console import Console
+
+from distilens.about import about_run
+from distilens.core import Model, Teacher
+from distilens.data import Data, load
+from distilens.data.batches import Batches
+from distilens.errors import UserError
+from distilens.explain import EXPLAINERS
+from distilens.explain.gallery import choose, explained
+from distilens.measure import predict
+from distilens.measure.scores import EVALUATION_BATCH, score_models
+from distilens.methods import build_methods
+from distilens.models import build_model, check_classes, load_model, save_model
+from distilens.models.adapters import head_of, replace_head
+from distilens.progress import Log
+from distilens.recipe import Recipe, Training, read_recipe
+from distilens.report import write_report
+from distilens.runs import Metrics, file_key, key_of, locked, read_json, write_atomically, write_json, write_text
+from distilens.specs import Spec
+from distilens.teachers import LiveTeacher, nobody
+from distilens.train import train
+
+ROLES = ("teacher", "base", "student")
+
+
+@dataclass
+class Run:
+    """A run folder and its recipe.
+
+    Args:
+        folder: where everything is; the decoded data are beside it, in `data/`, for all runs there.
+        recipe: what is run.
+        console: where progress goes; None is silent.
+    """
+
+    folder: Path
+    recipe: Recipe
+    console: Console | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def data(self) -> Data:
+        return load(self.recipe.data, self.folder.parent / "data")
+
+    @cached_property
+    def teacher_data(self) -> Data:
+        """What the teacher is trained on; by default the same."""
+        if self.recipe.teacher_data == self.recipe.data:
+            return self.data
+        data = load(self.recipe.teacher_data, self.folder.parent / "data")
+        if data.classes != self.data.classes:
+            raise UserError("teacher.data has other classes than data: " + ", ".join(data.classes))
+        return data
+
+    @property
+    def metrics(self) -> Metrics:
+        return Metrics(self.folder / "metrics.jsonl")
+
+    @property
+    def scores(self) -> dict[str, Any] | None:
+        return read_json(self.folder / "scores.json")
+
+    @property
+    def about(self) -> dict[str, Any] | None:
+        return read_json(self.folder / "about.json")
+
+    def model(self, role: str) -> Model:
+        """A trained model of the run: `teacher`, `base` or `student`."""
+        return load_model(self.folder / role)
+
+    def models(self) -> dict[str, Model]:
+        """All trained models of the run, by role."""
+        found = {role: self.model(role) for role in ROLES if (self.folder / role / "model.safetensors").is_file()}
+        if not found:
+            raise UserError(f"no trained model in {self.folder}: distilens run, or distilens train {self.folder}")
+        return found
+
+    def weights_key(self, role: str) -> str | None:
+        path = self.folder / role / "model.safetensors"
+        return file_key([path]) if path.is_file() else None
+
+    def say(self, text: str) -> None:
+        if self.console is not None and PartialState().is_main_process:
+            self.console.print(text, highlight=False, markup=False)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r}, {self.recipe.name!r})"
+
+
+def load_run(path: str | Path, *, console: Console | None = None) -> Run:
+    """A run folder from disk: its recipe, models, scores, metrics.
+
+    Raises:
+        UserError: not a run folder.
+    """
+    folder = Path(path)
+    if not (folder / "recipe.toml").is_file():
+        raise UserError(f"{folder} is not a run: it has no recipe.toml (made by: distilens run RECIPE --out {folder})")
+    return Run(folder, read_recipe(folder / "recipe.toml"), console)
+
+
+def run_all(run: Run) -> None:
+    """All stages, in order."""
+    with at_work(run):
+        train_stage(run)
+        if PartialState().is_main_process:
+            measure_stage(run)
+            explain_stage(run)
+            report_stage(run)
+        PartialState().wait_for_everyone()
+
+
+@contextmanager
+def at_work(run: Run) -> Iterator[None]:
+    """One process (or one launch of several) in the folder at a time, and `about.json` up to date afterwards."""
+    if not PartialState().is_main_process:
+        yield
+        return
+    with locked(run.folder):
+        write_text(run.folder / "recipe.toml", run.recipe.to_toml())
+        previous = run.about or {}
+        run.seconds = dict(previous.get("seconds", {}))
+        try:
+            yield
+        finally:
+            write_json(run.folder / "about.json", about_run(run))
+
+
+@contextmanager
+def stage(run: Run, name: str, key: str, *results: Path) -> Iterator[bool]:
+    """Yields whether the stage is to be done; records its key and time once it is."""
+    marker = run.folder / (f"{name}/stage.json" if name in ROLES else f".{name}.json")
+    before = read_json(marker) or {}
+    if before.get("key") == key and all(path.exists() for path in results):
+        run.say(f"{name}: there already")
+        yield False
+        return
+    if before:
+        run.say(f"{name}: what it depends on has changed; done again")
+    start = time.perf_counter()
+    yield True
+    if PartialState().is_main_process:
+        run.seconds[name] = round(time.perf_counter() - start, 2)
+        write_json(marker, {"key": key, "seconds": run.seconds[name]})
+
+
+def train_stage(run: Run) -> None:
+    """Train or load the teacher, then train the base student and the student."""
+    recipe = run.recipe
+    if recipe.teacher is not None:
+        train_teacher(run)
+    base = {"model": recipe.student.model, "methods": recipe.base.methods}
+    train_role(run, "base", base, recipe.train, nobody)
+    guided = {"model": recipe.student.model, "methods": recipe.student.methods, "teacher": run.weights_key("teacher")}
+    train_role(run, "student", guided, recipe.train, lambda: teacher_of(run))
+
+
+def teacher_of(run: Run) -> Teacher:
+    """The live teacher of a run, or nobody."""
+    if run.recipe.teacher is None:
+        return nobody
+    return LiveTeacher(run.model("teacher").to(PartialState().device))
+
+
+def train_teacher(run: Run) -> None:
+    part = run.recipe.teacher
+    assert part is not None
+    how = part.finetune or ("none" if Spec.parse(part.model).name in ("run", "file") else "all")
+    plan = {"model": part.model, "methods": part.methods, "finetune": how, "source": source_key(part.model)}
+
+    def make() -> Model:
+        model = build_model(part.model, run.data.classes, run.data.size)
+        if how != "none" and len(model.classes) != len(run.data.classes):
+            replace_head(model.network, len(run.data.classes))
+            model.classes = run.data.classes
+        check_classes(model, run.data.classes, "teacher")
+        if how == "head":
+            model.freeze(but=head_of(model.network))
+        return model
+
+    train_role(run, "teacher", plan, run.recipe.teacher_training, nobody, make=make, trained=how != "none")
+
+
+def source_key(part: str) -> str | None:
+    """The content of the weights that a `run:` or `file:` model is loaded from."""
+    spec = Spec.parse(part)
+    path = Path(spec.argument or "")
+    files = sorted(path.glob("*/model.safetensors")) if spec.name == "run" else [path] if spec.name == "file" else []
+    return file_key(files) if files and all(file.is_file() for file in files) else None
+
+
+def train_role(
+    run: Run,
+    role: str,
+    plan: dict[str, Any],
+    settings: Training,
+    teacher: Teacher | Callable[[], Teacher],
+    *,
+    make: Callable[[], Model] | None = None,
+    trained: bool = True,
+) -> None:
+    """Train one model of a run in its folder, from its last checkpoint where there is one of the same plan."""
+    data = run.teacher_data if role == "teacher" else run.data
+    folder, seed = run.folder / role, run.recipe.seed
+    key = key_of(role, plan, settings.model_dump() if trained else None, seed, data.fingerprint)
+    with stage(run, role, key, folder / "model.safetensors") as due:
+        if not due:
+            return
+        discard_other_plans(folder, key)
+        torch.manual_seed(seed)
+        model = make() if make else build_model(plan["model"], run.data.classes, run.data.size)
+        check_classes(model, run.data.classes, role)
+        if trained:
+            log = Log(
+                run.metrics,
+                role,
+                console=run.console,
+                main=PartialState().is_main_process,
+                tensorboard=run.folder / "tensorboard" if settings.tensorboard else None,
+            )
+            answering = teacher if teacher is nobody else teacher()  # type: ignore[call-arg]
+            methods = build_methods(plan["methods"])
+            model = train(
+                model, methods, data, settings, teacher=answering, folder=folder / "checkpoints", log=log, seed=seed
+            )
+        if PartialState().is_main_process:
+            save_model(model, folder)
+    PartialState().wait_for_everyone()
+
+
+def discard_other_plans(folder: Path, key: str) -> None:
+    """Checkpoints of another plan are no place to go on from."""
+    marker = folder / "checkpoints" / "plan.json"
+    if PartialState().is_main_process:
+        if (read_json(marker) or {}).get("key") != key:
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            write_json(marker, {"key": key})
+    PartialState().wait_for_everyone()
+
+
+def measure_stage(run: Run) -> None:
+    """Score all models: accuracy, agreement, likeness of maps, cost. The test split is read here."""
+    explain = run.recipe.explain
+    weights = [run.weights_key(role) for role in ROLES]
+    key = key_of("measure", weights, run.data.fingerprint, explain.explainers, explain.measured)
+    with stage(run, "measure", key, run.folder / "scores.json") as due:
+        if due:
+            models = run.models()
+            scores = score_models(
+                models, run.data, explain.explainers, measured=explain.measured, say=lambda text: run.say(f"measure: {text}")
+            )
+            scores["data"]["note"] = run.recipe.note
+            write_json(run.folder / "scores.json", scores)
+
+
+def explain_stage(run: Run) -> None:
+    """Explain the same test images for all models: one file an explainer in `maps/`."""
+    wanted = run.recipe.explain
+    files = {part: run.folder / "maps" / f"{Spec.parse(part).name}.npz" for part in wanted.explainers}
+    key = key_of("explain", [run.weights_key(role) for role in ROLES], run.data.fingerprint, files, wanted.images)
+    with stage(run, "explain", key, *files.values()) as due:
+        if not due:
+            return
+        models, test = run.models(), run.data.test
+        logits = {role: predict(model, Batches(test, EVALUATION_BATCH)) for role, model in models.items()}
+        positions = choose(logits, min(wanted.images, len(test)))
+        batch = Batches(test, len(test)).batch(positions, None, 0, 0.0)
+        shown = {role: values[positions] for role, values in logits.items()}
+        for part, path in files.items():
+            run.say(f"explain: {part}")
+            arrays = explained(models, batch, shown, EXPLAINERS.build(part))
+            write_atomically(path, lambda temporary, arrays=arrays: save_arrays(temporary, arrays))
+
+
+def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    with open(path, "wb") as file:  # a file object, for savez would append .npz to the temporary name
+        np.savez_compressed(file, **arrays)
+
+
+def report_stage(run: Run) -> Path:
+    """Write the page."""
+    write_json(run.folder / "about.json", about_run(run))
+    return write_report(run.folder)

@@ -1,0 +1,176 @@
+"""Features of unmodified models: a tap keeps what a module returns, for one forward.
+
+A tap is a bound method, installed once as a forward hook; its buffer is emptied by the forward that filled it. So it survives
+`deepcopy`, adds no graph break under `torch.compile`, and leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from distilens.errors import UserError, nearest
+
+INPUT = "input"  # the tap of the images themselves
+LAST = "last"  # the notation for the last feature map
+
+
+class Tap:
+    """What one module returns, kept for whoever ran the forward.
+
+    Attributes:
+        path: dotted module path, such as `layer3`.
+        overwritten: the model changes this feature in place after the tapped module (an in-place ReLU, `out += x`); then
+            the model is handed a copy and the tap keeps the original.
+        cut: the feature starts a new graph: what comes before is not recorded, what comes after is (see `cutting`).
+    """
+
+    def __init__(self, path: str, overwritten: bool = False):
+        self.path = path
+        self.overwritten = overwritten
+        self.cut = False
+        self.value: Tensor | None = None
+
+    def keep(self, module: nn.Module, inputs: tuple, output: Tensor) -> Tensor | None:
+        """The forward hook."""
+        if self.cut:
+            torch.set_grad_enabled(True)  # the trunk ran without a graph; `cutting` puts the caller's state back
+            output = output.detach().requires_grad_()
+        self.value = output
+        return output.clone() if self.overwritten or self.cut else None
+
+    def take(self) -> Tensor:
+        """The feature, and an empty buffer."""
+        value, self.value = self.value, None
+        if value is None:
+            raise UserError(f"the tap {self.path!r} saw no forward: the model did not call that module")
+        return value
+
+
+@contextlib.contextmanager
+def cutting(tap: Tap) -> Iterator[None]:
+    """Run the trunk before a tap without a graph and record only the head behind it: Grad-CAM at the cost of a forward."""
+    before = torch.is_grad_enabled()
+    tap.cut = True
+    torch.set_grad_enabled(False)
+    try:
+        yield
+    finally:
+        tap.cut, tap.value = False, None
+        torch.set_grad_enabled(before)
+
+
+def grid(feature: Tensor) -> Tensor:
+    """Any spatial feature as `[b c h w]`: NCHW as it is, NHWC permuted, ViT tokens `[b n c]` without their prefix.
+
+    Works on features and on their gradients alike, so an explainer may differentiate the raw feature and read both as maps.
+
+    Raises:
+        UserError: the feature has no spatial extent.
+    """
+    shape = tuple(feature.shape)
+    if feature.ndim == 4:
+        channels_last = shape[1] == shape[2] and shape[2] != shape[3]
+        return feature.permute(0, 3, 1, 2) if channels_last else feature
+    if feature.ndim == 3:
+        for prefix in range(min(shape[1], 9)):  # class, distillation and register tokens come first
+            side = math.isqrt(shape[1] - prefix)
+            if side * side == shape[1] - prefix and side > 1:
+                return feature[:, prefix:].transpose(1, 2).reshape(shape[0], shape[2], side, side)
+    raise UserError(f"a feature of shape {list(shape)} has no spatial extent: tap a layer that gives [b c h w] or tokens")
+
+
+def is_spatial(feature: object) -> bool:
+    """Whether `grid` can read a module's output and there is more than one place in it."""
+    if not isinstance(feature, Tensor) or not feature.is_floating_point():
+        return False
+    try:
+        return math.prod(grid(feature).shape[2:]) > 1
+    except UserError:
+        return False
+
+
+def find(model: nn.Module, path: str) -> nn.Module:
+    """The module at a dotted path.
+
+    Raises:
+        UserError: no such module; the nearest name and those that exist are named.
+    """
+    modules = dict(model.named_modules())
+    if path and path in modules:
+        return modules[path]
+    known = [name for name in modules if name]
+    shallow = [name for name in known if name.count(".") == 0]
+    raise UserError(
+        f"no tap {path!r} in this {type(model).__name__}.{nearest(path, known)} "
+        f"Taps: {INPUT}, {LAST}, {', '.join(shallow)} and the modules inside them"
+    )
+
+
+def observe(model: nn.Module, images: Tensor) -> dict[str, tuple[object, bool]]:
+    """Every module's output in one forward, in order: path -> (output, whether the model overwrote it in place later).
+
+    The forward runs in eval mode on a graph of its own, and leaves no trace in the model. The model's own output stands
+    under the empty path.
+    """
+    seen: dict[str, tuple[object, int]] = {}
+    paths = {module: path for path, module in model.named_modules()}
+
+    def note(module: nn.Module, inputs: tuple, output: object) -> None:
+        seen[paths[module]] = (output, output._version if isinstance(output, Tensor) else 0)
+
+    handles = [module.register_forward_hook(note) for module in paths]
+    with evaluating(model), torch.enable_grad():
+        try:
+            model(images.detach().requires_grad_())
+        finally:
+            for handle in handles:
+                handle.remove()
+    return {
+        path: (output, isinstance(output, Tensor) and output._version != version)
+        for path, (output, version) in seen.items()
+    }
+
+
+def last_spatial(seen: dict[str, tuple[object, bool]], logits: Tensor) -> str:
+    """The default tap: the outermost module that returns the last feature map that the logits depend on everywhere.
+
+    In a CNN that is the last stage. In a ViT whose head reads the class token alone, the patches behind the last attention
+    have no gradient, so it is the input of that attention (`blocks.11.norm1`).
+
+    Raises:
+        UserError: no module returns a feature map.
+    """
+    spatial = {path: output for path, (output, _) in seen.items() if path and is_spatial(output)}
+    if not spatial:
+        raise UserError("no module of this model returns a feature map: name a tap")
+    final = list(spatial)[-1]
+    alike = [path for path in reversed(spatial) if spatial[path].shape == spatial[final].shape]
+    last = next((path for path in alike if has_gradient(logits, spatial[path])), final)
+    # A container returns what its last child returns: name the container, `layer3` rather than `layer3.2.relu`.
+    parents = [path for path in alike if last.startswith(path + ".") and spatial[path] is spatial[last]]
+    return min([*parents, last], key=len)
+
+
+def has_gradient(logits: Tensor, feature: Tensor) -> bool:
+    """Whether the logits depend on more than one place of a feature map."""
+    if not feature.requires_grad:
+        return False
+    (gradient,) = torch.autograd.grad(logits.float().square().sum(), feature, retain_graph=True, allow_unused=True)
+    return gradient is not None and int(grid(gradient).abs().sum(1).count_nonzero()) > 1
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode within, each module's own mode afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

@@ -1,0 +1,189 @@
+"""Training: one visible loop. Copy it when your loop must differ; it has no hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from distilens.checkpoints import Checkpoints, Interrupted, interruptible
+from distilens.core import Batch, Method, Model, Objective, Teacher
+from distilens.data.augment import AUGMENTS
+from distilens.data.batches import Batches
+from distilens.data.subset import Data
+from distilens.errors import UserError
+from distilens.optimizers import OPTIMIZERS, SCHEDULES
+from distilens.progress import Log
+from distilens.recipe import Training
+from distilens.taps import evaluating
+from distilens.teachers import nobody
+
+
+def train(
+    student: Model,
+    methods: Mapping[str, Method],
+    data: Data,
+    settings: Training,
+    *,
+    teacher: Teacher = nobody,
+    folder: Path | None = None,
+    log: Log | None = None,
+    seed: int = 0,
+) -> Model:
+    """Train a student with a list of methods, and return it as it will be used: the best epoch on validation, or the last.
+
+    With a `folder`, the state is kept there, and the same call goes on where it was stopped; on a CPU the result is then
+    bit-identical to a run that never stopped.
+
+    Args:
+        student: trained in place.
+        methods: term name -> method, from `build_methods`.
+        data: its training split is learnt, its validation split chooses; the test split is not touched.
+        settings: the `[train]` section of a recipe.
+        teacher: answers each batch; never trained, never saved.
+        folder: where checkpoints go; None keeps nothing.
+        log: where progress and metrics go.
+        seed: of order, augmentation and dropout.
+
+    Raises:
+        UserError: a loss that is not finite (the last good checkpoint stays), or a list of methods without any loss.
+        Interrupted: Ctrl-C or SIGTERM; the state was saved.
+    """
+    accelerator = make_accelerator(settings)
+    log = log or Log()
+    torch.manual_seed(seed + 1_000_003 * accelerator.process_index)
+
+    def batches(split, augment=None):
+        ranks = {"rank": accelerator.process_index, "world": accelerator.num_processes, "workers": settings.workers}
+        options = {"seed": seed, "variants": settings.variants, "device": accelerator.device, **ranks}
+        return Batches(split, settings.batch_size, augment=augment, **options)
+
+    training, validation = batches(data.train, AUGMENTS.build(settings.augment)), batches(data.validation)
+    objective = Objective(student.to(accelerator.device), methods).to(accelerator.device)
+    first = next(training.epoch(0))
+    with accelerator.autocast():
+        objective.prepare(first, teacher(first, objective.needs))
+    objective.to(accelerator.device)
+    if lays_channels_last(settings, accelerator.device):
+        student.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if settings.compile:
+        compile_student(objective)
+    average = ema_of(objective.student, settings.ema)
+    optimizer = OPTIMIZERS.build(settings.optimizer, objective)
+    schedule = SCHEDULES.build(settings.schedule)
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    wrapped, optimizer = accelerator.prepare(objective, optimizer)
+    steps = settings.epochs * len(training)
+
+    state = Checkpoints(folder, objective, optimizer, average, main=accelerator.is_main_process)
+    place = state.resume()
+    log.start(epochs=settings.epochs, steps=len(training), images=training.size, at=place.step)
+    with log, interruptible() as stop:
+        for epoch in range(place.epoch, settings.epochs):
+            objective.train()
+            for batch in training.epoch(epoch, start=place.within, epochs=settings.epochs):
+                set_learning_rate(optimizer, peaks, schedule(place.step, steps))
+                with accelerator.autocast():
+                    answer = teacher(batch, objective.needs)
+                terms = wrapped(batch, answer)
+                accelerator.backward(total(terms))
+                if settings.clip:
+                    accelerator.clip_grad_norm_(objective.parameters(), settings.clip)
+                optimizer.step()
+                optimizer.zero_grad()
+                if average is not None:
+                    average.update_parameters(objective.student)
+                place.advance()
+                log.step(batch, terms, optimizer.param_groups[0]["lr"], every=settings.log_every)
+                if stop.requested:
+                    log.flush()
+                    state.save(place)
+                    raise Interrupted(stop.signal, folder)
+                if state.due():
+                    log.flush()
+                    state.save(place)
+            log.flush()
+            scores = validate(objective.student if average is None else average.module, validation, accelerator)
+            place.next_epoch()
+            log.epoch(epoch, scores)
+            state.save(place, accuracy=scores["accuracy"], keep=settings.keep_every)
+    if settings.select == "best":
+        state.restore_best()
+    chosen = objective.student if average is None else average.module
+    objective.student.load_bare_state(chosen.bare_state())
+    return objective.finish().eval()
+
+
+def total(terms: Mapping[str, Tensor]) -> Tensor:
+    """The loss: the sum of the named terms."""
+    if not terms:
+        raise UserError("these methods have no loss: add one that has, such as ce or kd")
+    return torch.stack(list(terms.values())).sum()
+
+
+def set_learning_rate(optimizer: Optimizer, peaks: list[float], factor: float) -> None:
+    """The schedule is a function of the step, so it needs no state and resumes exactly."""
+    for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+        group["lr"] = peak * factor
+
+
+def validate(student: Model, batches: Batches, accelerator: Accelerator) -> dict[str, float]:
+    """Accuracy and cross-entropy on a split, in the precision of training, over all processes."""
+    sums = torch.zeros(3, device=accelerator.device)
+    with evaluating(student), torch.inference_mode(), accelerator.autocast():
+        for batch in batches:
+            sums += counted(student, batch)
+    right, loss, n = accelerator.reduce(sums).tolist()
+    return {"accuracy": right / max(n, 1), "loss": loss / max(n, 1), "n": int(n)}
+
+
+def counted(student: Model, batch: Batch) -> Tensor:
+    logits = student.logits(batch.images).float()
+    loss = nn.functional.cross_entropy(logits, batch.labels, reduction="sum", ignore_index=-1)
+    known = batch.labels >= 0
+    return torch.stack([(logits.argmax(1) == batch.labels)[known].sum().float(), loss, known.sum().float()])
+
+
+def make_accelerator(settings: Training) -> Accelerator:
+    """Device, precision and processes; one a training, because accelerate keeps the first one's precision for good."""
+    AcceleratorState._reset_state()
+    precision = settings.precision
+    if precision == "auto":
+        precision = "bfloat16" if profits_from_bfloat16() else "float32"
+    return Accelerator(mixed_precision={"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[precision])
+
+
+def profits_from_bfloat16() -> bool:
+    """Whether the processor computes bfloat16 itself rather than through float32."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
+def lays_channels_last(settings: Training, device: torch.device) -> bool:
+    """Whether convolutions are faster with the channels last in memory."""
+    if settings.channels_last != "auto":
+        return settings.channels_last
+    return device.type == "cuda" or profits_from_bfloat16()
+
+
+def compile_student(objective: Objective) -> None:
+    """Compile the student's network in place: its state keeps its names."""
+    second = [name for name, method in objective.methods.items() if method.second_order]
+    if second:
+        raise UserError(f"compile=true cannot go with {', '.join(second)}: torch.compile has no second derivative")
+    objective.student.network.compile()
+
+
+def ema_of(student: Model, decay: float) -> AveragedModel | None:
+    """The exponential mean of the weights and statistics, which is then what is validated and kept."""
+    if not decay:
+        return None
+    return AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
