@@ -188,7 +188,7 @@ def write_images(
                         )
                     if not kept:
                         write_header(file, len(encoded.labels), image.shape)
-                    file.write(image)
+                    file.write(np.ascontiguousarray(image).data)
                     kept.append(row)
                 if not kept:
                     raise UserError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
@@ -15,13 +15,13 @@ TEST_SHARE = 0.2
 
 
 def digits(cache: Path, *, size: Annotated[int, Field(ge=8)] = 32) -> Source:
-    """1,797 real handwritten digits, enlarged bilinearly from 8 × 8 to `size`; a fixed fifth of every class is for testing.
+    """1,797 real handwritten digits, enlarged bilinearly from 8 × 8 to `size`; a fixed fifth of each class is for tests.
 
     Source: Alpaydin and Kaynak, "Cascading classifiers", Kybernetika 1998; the UCI test set, as scikit-learn ships it
     """
     from sklearn.datasets import load_digits
 
-    loaded = load_digits()
+    loaded: Any = load_digits()
     labels = loaded.target.astype(np.int64)
     images = as_rgb(enlarged(loaded.images, size))
     generator = np.random.default_rng(20240000 + VERSION)

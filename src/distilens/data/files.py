@@ -41,12 +41,12 @@ def parquet(
 ) -> Source:
     """Images and labels in parquet files: train*.parquet, test*.parquet, perhaps validation*.parquet.
 
-    The files lie in the folder itself or, as on the Hugging Face hub, in `data/` or one other folder below it. The
-    image column is a struct {bytes, path} or plain bytes; the label column has integers (the classes are named by the Hugging
-    Face metadata, otherwise "0", "1", ...) or names. With `size` every image is resized and cropped to a square; `skip_bad`
-    leaves out the images that cannot be decoded, and `Source.skipped` names them.
+    The files lie in the folder itself or, as on the Hugging Face hub, in `data/` or one other folder below it. Images
+    are structs {bytes, path} or plain bytes; labels are names, or integers (whose names the Hugging Face metadata may
+    give, otherwise they are "0", "1", ...). With `size` every image is resized and cropped to a square;
+    `skip_bad` leaves out the images that cannot be decoded, and `Source.skipped` names them.
 
-    Source: https://parquet.apache.org; https://huggingface.co/docs/datasets/image_load
+    Source: https://parquet.apache.org, https://huggingface.co/docs/datasets/image_load
 
     Raises:
         UserError: no such folder, files or columns; labels at fault; images not to be decoded, or of several sizes.
@@ -231,8 +231,8 @@ def listed_images(root: Path) -> dict[str, list[tuple[str, Path]]]:
         }
     if not listed["train"]:
         raise UserError(
-            f"no images in {root}: wanted is a folder a class ({root / 'cat' / '1.png'}), or train/ and test/ with a folder "
-            f"a class each. Images end in {', '.join(sorted(SUFFIXES))}"
+            f"no images in {root}: wanted is a folder a class ({root / 'cat' / '1.png'}), or train/ and test/ with a "
+            f"folder a class each. Images end in {', '.join(sorted(SUFFIXES))}"
         )
     return {part: images for part, images in listed.items() if images}
 

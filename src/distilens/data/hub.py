@@ -55,7 +55,7 @@ def hf(
             labels[part], lambda: hub_images(splits[part], image), lambda row: f"row {row} of {name} ({part})"
         )
 
-    # Arrow files of one data set differ between machines (they can hold absolute paths): the images themselves are hashed.
+    # Arrow files of one data set differ between machines (they can hold absolute paths): the images are hashed.
     content = [digest(part, labels[part], *hashes(hub_images(splits[part], image))) for part in splits]
     key = digest("hf", content, list(classes))
     return decoded(
@@ -79,7 +79,7 @@ def hub_splits(name: str, config: str | None) -> dict[str, Any]:
         ) from None
     splits = {part: loaded[own] for part, all_names in SPLITS.items() for own in all_names if own in loaded}
     if "train" not in splits:
-        raise UserError(f"hf:{name} has no train split; it has {shortened(list(loaded))}")
+        raise UserError(f"hf:{name} has no train split; it has {shortened([str(split) for split in loaded])}")
     return splits
 
 

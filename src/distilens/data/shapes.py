@@ -1,8 +1,8 @@
 """Generated images whose evidence is known: a shape on a texture that can be made to give the class away.
 
-A model that looks at the background of `shapes:shortcut=1` is right on the training images and wrong on the test images,
-and the evidence mask says of every image where it ought to have looked. The set is settled: what changes its pixels is a
-new VERSION.
+A model that looks at the background of `shapes:shortcut=1` is right on the training images and wrong on the test
+images, and the evidence mask says of every image where it ought to have looked. The set is settled: what changes its
+pixels is a new VERSION.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FINE = 3
 """A pixel's coverage is counted on FINE × FINE points."""
 
 CHUNK = 250
-"""Images drawn at a time: an array of their points is 9 MB at 32 × 32, and stays near the processor. Part of VERSION."""
+"""Images drawn at a time: an array of their points is 9 MB at 32 × 32, and stays in cache. Part of VERSION."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=40)]
@@ -43,7 +43,7 @@ def shapes(
     seed: Annotated[int, Field(ge=0)] = 0,
     size: Annotated[int, Field(ge=16)] = 32,
 ) -> Source:
-    """Generated shapes on textures, with evidence masks; the background gives the class away as often as `shortcut` says.
+    """Generated shapes on textures, with evidence masks; the background gives the class away where `shortcut` says.
 
     Eight shapes of random size, place, rotation and colour; the colours are drawn without regard to the class. The
     texture behind a training image is the one tied to its class with probability `shortcut`, and otherwise any of the
@@ -92,7 +92,7 @@ def drawn_images(
     ground = dark + mixture * (light - dark)
     pixels = ground + cover[..., None] * (colour - ground)
     noise = random.standard_normal(pixels.shape, dtype=np.float32)
-    pixels += noise * random.uniform(0.02, 0.08, (count, 1, 1, 1)).astype(np.float32)
+    pixels += noise * random.uniform(0.01, 0.04, (count, 1, 1, 1)).astype(np.float32)
     images = np.clip(np.round(pixels * 255), 0, 255).astype(np.uint8)
     return images, np.where(cover >= 0.5, 255, 0).astype(np.uint8)
 
@@ -101,9 +101,9 @@ def colours(random: np.random.Generator, count: int) -> tuple[np.ndarray, np.nda
     """Two colours of each background and one of its shape, `[n 1 1 3]`: at times close, never too close to see."""
     first, second = random.random((2, count, 1, 3), dtype=np.float32)
     # The colours of a texture lie nearer to each other than two random ones, so that a shape can stand out from both.
-    second = first + 0.6 * (second - first)
+    second = first + 0.35 * (second - first)
     candidates = random.random((count, 16, 3), dtype=np.float32)
-    wanted = random.uniform(0.3, 0.8, (count, 1)).astype(np.float32)
+    wanted = random.uniform(0.4, 0.9, (count, 1)).astype(np.float32)
     contrast = np.minimum(np.linalg.norm(candidates - first, axis=2), np.linalg.norm(candidates - second, axis=2))
     best = np.abs(contrast - wanted).argmin(axis=1)
     return first[:, None], second[:, None], candidates[np.arange(count), best][:, None, None]
@@ -112,7 +112,7 @@ def colours(random: np.random.Generator, count: int) -> tuple[np.ndarray, np.nda
 def coverage(random: np.random.Generator, labels: np.ndarray, size: int) -> np.ndarray:
     """How much of each pixel its shape covers, `[n size size]` in [0, 1]; every shape lies wholly inside its image."""
     count = len(labels)
-    radius = random.uniform(0.16, 0.34, (count, 1, 1)) * size
+    radius = random.uniform(0.24, 0.42, (count, 1, 1)) * size
     across, down = (radius + random.random((2, count, 1, 1)) * (size - 2 * radius)).astype(np.float32)
     angle = random.uniform(0, 2 * np.pi, (count, 1, 1))
     points = (np.arange(size * FINE, dtype=np.float32) + 0.5) / FINE

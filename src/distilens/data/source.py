@@ -57,7 +57,7 @@ def digest(*parts: Any) -> str:
         if isinstance(part, np.ndarray):
             state.update(f"{part.dtype.str}{part.shape}".encode())
             for row in range(0, len(part), 4096):  # a memory map is read in pieces, not copied whole
-                state.update(np.ascontiguousarray(part[row : row + 4096]))
+                state.update(np.ascontiguousarray(part[row : row + 4096]).data)
         else:
             content = part if isinstance(part, bytes) else json.dumps(part, sort_keys=True, default=str).encode()
             # The length in front keeps ("ab", "c") apart from ("a", "bc").
@@ -86,7 +86,7 @@ def check_labels(
                 f"labels go from 0 to {len(classes) - 1}, or are -1 where there is none"
             )
     counts = np.bincount(labels["train"][labels["train"] >= 0], minlength=len(classes))
-    empty = [classes[position] for position in np.flatnonzero(counts == 0)]
+    empty = [name for name, count in zip(classes, counts, strict=True) if not count]
     if empty or not len(classes):
         what = (
             f"no training image of the class {shortened(empty, quoted=True)}" if empty else "no labelled training image"

@@ -75,8 +75,8 @@ def subset(
     """Choose the rows of a run: classes, then a validation split held out of train, then `limit`, then `shots`.
 
     Every draw is stratified and depends on the seed and the labels alone; a smaller `limit` or `shots` is a part of a
-    larger one, and neither changes what is held out. Rows without a label (-1) stay in train only, and `shots` keeps all
-    of them.
+    larger one, and neither changes what is held out. Rows without a label (-1) stay in train only, where `shots` keeps
+    them all.
 
     Args:
         limit: at most so many images of each split; the same share of every class.
@@ -185,7 +185,7 @@ def limited(rows: np.ndarray, labels: np.ndarray, limit: int, random: np.random.
     """At most `limit` of the rows, the same share of every class (rows without a label count as one)."""
     own = labels[rows]
     rank = ranks(own, random)
-    # In the order of their quantile within the class, the first rows are the same share of every class, whatever the limit.
+    # Ordered by quantile within the class, the first rows are the same share of every class, whatever the limit.
     quantile = (rank + 0.5) / np.bincount(own + 1)[own + 1]
     return rows[np.lexsort((random.random(len(rows)), quantile))[:limit]]
 
@@ -230,14 +230,19 @@ def from_arrays(
 
 
 def source_of(
-    images: Any, labels: Any, *, classes: Sequence[str] | None = None, masks: Any = None, test: Any = None
+    images: Any,
+    labels: Any,
+    *,
+    classes: Sequence[str] | None = None,
+    masks: Any = None,
+    test: Rows | tuple[Any, Any] | None = None,
 ) -> Source:
     """A source from arrays, as in `from_arrays`."""
     train = checked_rows(images, labels, masks, "train")
     tested = None
     if test is not None:
-        tested = checked_rows(test.images, test.labels, test.masks, "test") if isinstance(test, Rows) else None
-        tested = tested or checked_rows(test[0], test[1], None, "test")
+        given = (test.images, test.labels, test.masks) if isinstance(test, Rows) else (*test, None)
+        tested = checked_rows(*given, "test")
         if tested.images.shape[1:] != train.images.shape[1:]:
             raise UserError(
                 f"the test images are {list(tested.images.shape[1:])}, those of train {list(train.images.shape[1:])}: "

@@ -1,0 +1,163 @@
+"""A recipe looked at before it is run: every option, shapes through the models, parameters, MACs, time and memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from distilens import taps
+from distilens.core import Model, Objective, Teacher
+from distilens.data import load
+from distilens.data.augment import AUGMENTS
+from distilens.data.batches import Batches
+from distilens.data.subset import Data
+from distilens.explain import EXPLAINERS
+from distilens.measure import macs, parameters
+from distilens.methods import build_methods
+from distilens.models import build_model, check_classes
+from distilens.recipe import Recipe, Training
+from distilens.specs import Spec
+from distilens.teachers import LiveTeacher, nobody
+from distilens.train import lays_channels_last, make_accelerator, total
+
+TIMED_STEPS = 3
+
+
+def inspect_recipe(recipe: Recipe, console: Console, *, timed: bool = True) -> None:
+    """Print a recipe with every option, what it makes of its data and models, and what a run of it would cost."""
+    cache = Path("runs/data")
+    console.print(recipe.to_toml(), highlight=False, markup=False)
+    data = load(recipe.data, cache)
+    teacher_data = data if recipe.teacher_data == recipe.data else load(recipe.teacher_data, cache)
+    show_data(console, {"data": data} | ({"teacher.data": teacher_data} if teacher_data is not data else {}))
+    student = build_model(recipe.student.model, data.classes, data.size)
+    teacher = build_model(recipe.teacher.model, data.classes, data.size) if recipe.teacher else None
+    if teacher is not None and (recipe.teacher.finetune or "none") == "none":
+        check_classes(teacher, data.classes, "teacher")
+    for role, model in (("teacher", teacher), ("student", student)):
+        if model is not None:
+            show_model(console, role, model)
+            check_taps(recipe, model)
+    if timed:
+        show_cost(console, recipe, data, teacher_data, student, teacher)
+
+
+def show_data(console: Console, sets: Mapping[str, Data]) -> None:
+    table = headed("data", "train", "validation", "test", "classes", "size", "evidence masks", "fingerprint")
+    for name, data in sets.items():
+        counts = [f"{len(split):,}" for split in (data.train, data.validation, data.test)]
+        masks = "yes" if data.test.rows.masks is not None else "no"
+        size = "×".join(map(str, data.size))
+        add(table, f"{name}: {data.name}", *counts, len(data.classes), size, masks, data.fingerprint)
+    console.print(table)
+
+
+def show_model(console: Console, role: str, model: Model) -> None:
+    """Parameters, MACs, and the shape of each top-level module's output, in the order of the forward."""
+    seen = taps.observe(model.network, model.example())
+    last = model.last_tap
+    table = headed(f"{role}: {model.name}", "module", "output")
+    for path, (output, _) in seen.items():
+        shown = path.count(".") == 0 or path == last
+        if path and shown:
+            mark = "  ← last feature map" if path == last else ""
+            add(table, "", path, f"{shape_of(output)}{mark}")
+    console.print()
+    console.print(table)
+    size = "×".join(map(str, model.size))
+    console.print(f"{parameters(model):,} parameters, {macs(model):,} MACs at {size}, {len(model.classes)} classes")
+
+
+def shape_of(output: object) -> str:
+    return str(list(output.shape)) if isinstance(output, torch.Tensor) else type(output).__name__
+
+
+def check_taps(recipe: Recipe, model: Model) -> None:
+    """Every tap that an explainer names exists in the model."""
+    for part in recipe.explain.explainers:
+        tap = getattr(EXPLAINERS.build(part), "tap", None)
+        if tap is not None:
+            with model.reading(tap):
+                pass
+
+
+def show_cost(
+    console: Console, recipe: Recipe, data: Data, teacher_data: Data, student: Model, teacher: Model | None
+) -> None:
+    """Time a few steps of each training, and say what the whole would take."""
+    table = headed("training", "steps", "images/s", "time", "memory of a step")
+    whole = 0.0
+    plans: list[tuple[str, Model, Data, tuple[str, ...], Training, Teacher]] = []
+    if teacher is not None and Spec.parse(recipe.teacher.model).name not in ("run", "file"):
+        plans.append(("teacher", teacher, teacher_data, recipe.teacher.methods, recipe.teacher_training, nobody))
+    plans.append(("base", student, data, recipe.base.methods, recipe.train, nobody))
+    answering = LiveTeacher(teacher) if teacher is not None else nobody
+    plans.append(("student", student, data, recipe.student.methods, recipe.train, answering))
+    for role, model, seen, methods, settings, who in plans:
+        batches = Batches(seen.train, settings.batch_size, augment=AUGMENTS.build(settings.augment))
+        seconds, memory = time_step(model, methods, batches, settings, who)
+        steps = settings.epochs * len(batches)
+        whole += steps * seconds
+        rate = f"{batches.size / seconds:,.0f}"
+        add(table, role, f"{steps:,}", rate, duration(steps * seconds), f"{memory / 2**20:,.0f} MiB")
+    console.print()
+    console.print(table)
+    console.print(f"about {duration(whole)} of training on this machine, from {TIMED_STEPS} timed steps each")
+
+
+def time_step(
+    model: Model, methods: tuple[str, ...], batches: Batches, settings: Training, teacher: Teacher
+) -> tuple[float, int]:
+    """Seconds of a step (the fastest of a few), and bytes that its forward keeps for its backward, with weights and state."""
+    accelerator = make_accelerator(settings)
+    was = model.training, [parameter.requires_grad for parameter in model.parameters()]
+    model.requires_grad_(True)
+    objective = Objective(model, build_methods(methods)).to(accelerator.device).train()
+    if lays_channels_last(settings, accelerator.device):
+        model.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    batch = next(batches.epoch(0))
+    kept: dict[int, int] = {}  # by storage: what several operations keep counts once
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    times = []
+    for _ in range(TIMED_STEPS + 1):
+        kept.clear()
+        start = time.perf_counter()
+        with accelerator.autocast(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = total(objective(batch, teacher(batch, objective.needs)))
+        loss.backward()
+        times.append(time.perf_counter() - start)
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in objective.parameters())
+    for parameter, requires in zip(model.parameters(), was[1], strict=True):
+        parameter.grad = None
+        parameter.requires_grad_(requires)
+    model.train(was[0])
+    return min(times[1:]), sum(kept.values()) + 4 * weights  # weights, gradients, two of state
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def headed(*titles: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in titles:
+        table.add_column(Text(title), overflow="fold")
+    return table
+
+
+def add(table: Table, *cells: object) -> None:
+    table.add_row(*(Text(str(cell)) for cell in cells))
+
