@@ -6,6 +6,7 @@ __version__ = "0.1.0"
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
+    submodules=["measure"],
     submod_attrs={
         "api": ["distill"],
         "core": ["Answer", "Batch", "Method", "Model", "Objective", "Output"],

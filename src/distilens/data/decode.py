@@ -6,26 +6,22 @@ of one, and of two processes that decode the same set at once the first to finis
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import io
 import itertools
 import json
 import os
-import shutil
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from distilens.data.source import Rows, Source, check_labels, digest
+from distilens.data.cached import check_disk, read_source, remembered
+from distilens.data.source import Source, check_labels, digest
 from distilens.errors import UserError
 
 if TYPE_CHECKING:
@@ -104,54 +100,6 @@ def in_their_roles(sets: Mapping[str, Encoded]) -> dict[str, Encoded]:
     if "test" not in labelled and "validation" in labelled:
         labelled["test"] = labelled.pop("validation")
     return labelled
-
-
-def remembered(cache: Path, key: str, write: Callable[[Path], None]) -> Path:
-    """The folder `cache/key`, made by `write` if it is not there yet.
-
-    Raises:
-        UserError: the disk is full, or the cache cannot be written; nothing is left behind.
-    """
-    folder = cache / key
-    if folder.is_dir():
-        return folder
-    unfinished = cache / f".{key}.{uuid.uuid4().hex[:8]}"
-    try:
-        unfinished.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"cannot write to the data cache {cache}: {error.strerror}") from None
-    try:
-        write(unfinished)
-        try:
-            os.rename(unfinished, folder)
-        except OSError:
-            if not folder.is_dir():  # otherwise another process was quicker, and its folder is as good
-                raise
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise full_disk(cache, needed=size_of(unfinished), most=False) from None
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return folder
-
-
-def read_source(folder: Path, fingerprint: str) -> Source:
-    """The source in a folder of arrays, memory-mapped read-only."""
-    about = json.loads((folder / "set.json").read_text(encoding="utf-8"))
-    rows: dict[str, Rows | None] = {"train": None, "test": None, "validation": None}
-    for part in rows:
-        if (folder / f"{part}_images.npy").exists():
-            masks = folder / f"{part}_masks.npy"
-            rows[part] = Rows(
-                np.load(folder / f"{part}_images.npy", mmap_mode="r"),
-                np.load(folder / f"{part}_labels.npy"),
-                np.load(masks, mmap_mode="r") if masks.exists() else None,
-            )
-    assert rows["train"] is not None
-    return Source(
-        rows["train"], rows["test"], rows["validation"], tuple(about["classes"]), fingerprint, tuple(about["skipped"])
-    )
 
 
 def write_images(
@@ -325,56 +273,3 @@ class Progress:
         bar.add_task("decode", total=self.total)
         bar.start()
         return bar
-
-
-def check_disk(folder: Path, needed: int) -> None:
-    """Refuse to start what the disk cannot hold."""
-    if shutil.disk_usage(folder).free < needed:
-        raise full_disk(folder.parent, needed=needed)
-
-
-def full_disk(cache: Path, *, needed: int, most: bool = True) -> UserError:
-    free = shutil.disk_usage(cache).free
-    need = f"{'' if most else 'more than '}{readable(needed)}"
-    return UserError(
-        f"the disk of the data cache {cache} is full: the decoded images need {need}, {readable(free)} are free. "
-        "Make room, or choose a smaller size=..."
-    )
-
-
-def readable(count: float) -> str:
-    """A number of bytes in the unit that suits it."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
-def size_of(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.iterdir())
-
-
-def content_of(files: Sequence[Path], root: Path, cache: Path) -> str:
-    """The sha256 of files: their paths below `root` and their bytes.
-
-    Remembered by sizes and times in `cache/content`, so that the bytes of a large set are read once and not by every
-    command. Files changed within the last two seconds are not remembered: their times could not tell a further change.
-    """
-    stats = [file.stat() for file in files]
-    names = [file.relative_to(root).as_posix() for file in files]
-    stamps = [(one.st_size, one.st_mtime_ns, one.st_ctime_ns, one.st_ino) for one in stats]
-    memo = cache / "content" / digest(str(root.resolve()), names, stamps)
-    with suppress(OSError):
-        return memo.read_text()
-    state = hashlib.sha256()
-    for name, file in zip(names, files, strict=True):
-        with open(file, "rb") as stream:
-            state.update(f"{name}\n{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
-    if time.time_ns() - max(one.st_ctime_ns for one in stats) > 2_000_000_000:
-        with suppress(OSError):  # a cache that cannot be written is reported where it is needed
-            memo.parent.mkdir(parents=True, exist_ok=True)
-            temporary = memo.with_name(f".{memo.name}.{uuid.uuid4().hex[:8]}")
-            temporary.write_text(state.hexdigest())
-            os.replace(temporary, memo)
-    return state.hexdigest()

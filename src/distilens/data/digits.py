@@ -15,7 +15,7 @@ TEST_SHARE = 0.2
 
 
 def digits(cache: Path, *, size: Annotated[int, Field(ge=8)] = 32) -> Source:
-    """1,797 real handwritten digits, enlarged bilinearly from 8 × 8 to `size`; a fixed fifth of each class is for tests.
+    """1,797 real handwritten digits, enlarged bilinearly from 8 × 8 to `size`; a fixed fifth of each is the test set.
 
     Source: Alpaydin and Kaynak, "Cascading classifiers", Kybernetika 1998; the UCI test set, as scikit-learn ships it
     """

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from distilens.data.decode import Encoded, content_of, decoded
+from distilens.data.cached import content_of
+from distilens.data.decode import Encoded, decoded
 from distilens.data.source import Source, digest, shortened
 from distilens.errors import UserError, nearest
 

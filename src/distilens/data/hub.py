@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -56,7 +57,7 @@ def hf(
         )
 
     # Arrow files of one data set differ between machines (they can hold absolute paths): the images are hashed.
-    content = [digest(part, labels[part], *hashes(hub_images(splits[part], image))) for part in splits]
+    content = [digest(part, labels[part], hash_of(hub_images(splits[part], image))) for part in splits]
     key = digest("hf", content, list(classes))
     return decoded(
         cache, key, lambda: ({part: encoded(part) for part in splits}, classes), size=size, skip_bad=skip_bad
@@ -131,13 +132,18 @@ def hub_images(split: Any, image: str) -> Iterator[bytes | Path | None]:
     import datasets
 
     column = split.select_columns([image]).cast_column(image, datasets.Image(decode=False))
-    for row in column:
-        yield encoded_bytes(row[image], None)
+    for table in column.with_format("arrow").iter(256):
+        for value in table[image].to_pylist():
+            yield encoded_bytes(value, None)
 
 
-def hashes(images: Iterator[bytes | Path | None]) -> Iterator[bytes]:
+def hash_of(images: Iterator[bytes | Path | None]) -> str:
+    """The sha256 of encoded images, one after another."""
+    state = hashlib.sha256()
     for image in images:
-        yield image.read_bytes() if isinstance(image, Path) else (image or b"")
+        content = image.read_bytes() if isinstance(image, Path) else (image or b"")
+        state.update(f"{len(content)}:".encode() + content)
+    return state.hexdigest()
 
 
 def torchvision(

@@ -14,7 +14,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from distilens.data.decode import read_source, remembered
+from distilens.data.cached import read_source, remembered
 from distilens.data.source import Rows, Source, digest
 
 VERSION = 1
