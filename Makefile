@@ -27,7 +27,7 @@ lint: setup
 	$(BIN)/lint-imports
 
 types: setup
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 docs: setup
 	$(BIN)/mkdocs build --strict --quiet

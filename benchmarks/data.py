@@ -67,7 +67,9 @@ def main(data: str = "shapes:train=12800,val_fraction=0.01", images: int = 12800
             function(epoch)
             rates[name].append(images / (time.perf_counter() - start))
     medians = {name: statistics.median(values) for name, values in rates.items()}
-    print(f"one thread, {images:,} images of {split.rows.images.shape[1]} pixels, median of {rounds} interleaved rounds")
+    print(
+        f"one thread, {images:,} images of {split.rows.images.shape[1]} pixels, median of {rounds} interleaved rounds"
+    )
     for name, rate in medians.items():
         print(f"{name:>16}  {rate:>9,.0f} images/s")
     print(f"           ratio  {medians['distilens'] / medians['torchvision PIL']:.1f}")

@@ -70,7 +70,9 @@ def main(
         rates["floor"].append(floor())
         rates["end to end"].append(end_to_end())
     medians = {name: statistics.median(values) for name, values in rates.items()}
-    print(f"{model}, batch 128, {torch.get_num_threads()} threads, {accelerator.mixed_precision}, {rounds} rounds of {steps}")
+    print(
+        f"{model}, batch 128, {torch.get_num_threads()} threads, {accelerator.mixed_precision}, {rounds} rounds of {steps}"
+    )
     for name, rate in medians.items():
         print(f"{name:>12}  {rate:>8,.0f} images/s")
     ratios = [a / b for a, b in zip(rates["floor"], rates["end to end"], strict=True)]

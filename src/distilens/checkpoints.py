@@ -55,7 +55,9 @@ class Checkpoints:
     tensors and plain data only. The teacher is in none of them.
     """
 
-    def __init__(self, folder: Path | None, objective: nn.Module, optimizer: Any, average: nn.Module | None, *, main: bool):
+    def __init__(
+        self, folder: Path | None, objective: nn.Module, optimizer: Any, average: nn.Module | None, *, main: bool
+    ):
         self.folder = folder
         self.objective, self.optimizer, self.average, self.main = objective, optimizer, average, main
         self.saved_at = time.monotonic()
@@ -84,7 +86,12 @@ class Checkpoints:
                 }
         if self.folder is None or not self.main:
             return
-        state = {"place": asdict(place), **self.weights(), "optimizer": self.optimizer.state_dict(), "random": random_state()}
+        state = {
+            "place": asdict(place),
+            **self.weights(),
+            "optimizer": self.optimizer.state_dict(),
+            "random": random_state(),
+        }
         last = self.folder / "last.pt"
         # the best first: should the kill come between the two, resuming from the older `last` makes the same best again
         if improved:

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 class Mixed:
     """What was mixed into each image of a batch: the other image's label, and the share in [0, 1] that is still its own."""
 
-    labels: Int[Tensor, "b"]
-    share: Float[Tensor, "b"]
+    labels: Int[Tensor, " b"]
+    share: Float[Tensor, " b"]
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Batch:
     """
 
     images: Float[Tensor, "b c h w"]
-    labels: Int[Tensor, "b"]
-    index: Int[Tensor, "b"]
+    labels: Int[Tensor, " b"]
+    index: Int[Tensor, " b"]
     view: Float[Tensor, "b c h w"] = None  # type: ignore[assignment]  # set to `images` below
     inputs: Mapping[str, Tensor] = field(default_factory=dict)
     mask: Float[Tensor, "b h w"] | None = None
@@ -103,9 +103,9 @@ class Answer:
     logits: Float[Tensor, "b classes"] | None = None
     features: Mapping[str, Tensor] = field(default_factory=dict)
     maps: Mapping[str, Float[Tensor, "b h w"]] = field(default_factory=dict)
-    scores: Mapping[str, Float[Tensor, "b"]] = field(default_factory=dict)
+    scores: Mapping[str, Float[Tensor, " b"]] = field(default_factory=dict)
     modules: Mapping[str, nn.Module] = field(default_factory=dict)
-    trust: Float[Tensor, "b"] | None = None
+    trust: Float[Tensor, " b"] | None = None
 
 
 @dataclass(frozen=True)
@@ -255,7 +255,10 @@ class Model(nn.Module):
 
     def bare_state(self) -> dict[str, Tensor]:
         """What is saved and shipped: the network's own state, and the parts' under `parts.`."""
-        return {**self.network.state_dict(), **{f"parts.{key}": value for key, value in self.parts.state_dict().items()}}
+        return {
+            **self.network.state_dict(),
+            **{f"parts.{key}": value for key, value in self.parts.state_dict().items()},
+        }
 
     def load_bare_state(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of `bare_state`."""
@@ -288,7 +291,9 @@ def logits_of(returned: object) -> Tensor:
         found = getattr(returned, "logits", None)
     if isinstance(found, Tensor) and found.ndim >= 2:
         return found
-    raise UserError(f"the model must return logits [b classes], or a structure with .logits; it returned {kind_of(returned)}")
+    raise UserError(
+        f"the model must return logits [b classes], or a structure with .logits; it returned {kind_of(returned)}"
+    )
 
 
 def kind_of(value: object) -> str:

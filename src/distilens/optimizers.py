@@ -47,7 +47,9 @@ def sgd(
     return optim.SGD(parameters, lr=lr, momentum=momentum, nesterov=nesterov and momentum > 0, fused=True)
 
 
-def adam(module: nn.Module, *, lr: Positive = 1e-3, weight_decay: NotNegative = 0.0, decay: Decay = "all") -> optim.Optimizer:
+def adam(
+    module: nn.Module, *, lr: Positive = 1e-3, weight_decay: NotNegative = 0.0, decay: Decay = "all"
+) -> optim.Optimizer:
     """Adam; its weight decay is added to the gradient.
 
     Source: Kingma and Ba 2015 (arXiv 1412.6980).
@@ -67,7 +69,12 @@ def adamw(
 
 OPTIMIZERS = Registry(
     "optimizer",
-    {name: f"distilens.optimizers:{name}" for name in ("sgd", "adam", "adamw")},
+    {
+        "sgd": "distilens.optimizers:sgd",
+        "adam": "distilens.optimizers:adam",
+        "adamw": "distilens.optimizers:adamw",
+        "muon": "distilens.muon:muon",
+    },
 )
 
 

@@ -16,7 +16,7 @@ from distilens.errors import UserError
 from distilens.runs import Metrics
 
 
-class NotFinite(UserError):
+class NotFinite(UserError):  # noqa: N818  # it is what the loss is
     """A loss that is no number: training stopped, and the last good checkpoint stays."""
 
     code = 1

@@ -64,7 +64,9 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         return None
     except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not whole JSON ({error}): delete it, and the stage that wrote it runs again") from None
+        raise UserError(
+            f"{path} is not whole JSON ({error}): delete it, and the stage that wrote it runs again"
+        ) from None
 
 
 class Metrics:

@@ -22,6 +22,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
@@ -51,9 +52,9 @@ class Spec:
         if isinstance(part, Mapping):
             options = dict(part)
             if not isinstance(options.get("name"), str):
-                raise UserError(f"a part as a table needs a name: {{name = \"...\", ...}}; given {dict(part)}")
+                raise UserError(f'a part as a table needs a name: {{name = "...", ...}}; given {dict(part)}')
             named = cls.parse(options.pop("name"))
-            return cls(named.name, named.argument, {**named.options, **options})
+            return named.replaced(**options)
         name, colon, rest = part.strip().partition(":")
         if not name:
             raise UserError(f"a part needs a name before its colon; given {part!r}")
@@ -74,8 +75,9 @@ class Spec:
         return f"{self.name}:{','.join(items)}" if items else self.name
 
     def replaced(self, **options: Any) -> Spec:
-        """The same part with other options."""
-        return Spec(self.name, self.argument, {**self.options, **options})
+        """The same part with other options; as text they may stand in brackets, as in the notation."""
+        given = {key: unbracket(value) if isinstance(value, str) else value for key, value in options.items()}
+        return Spec(self.name, self.argument, {**self.options, **given})
 
 
 def split(text: str, *, whole: str) -> list[str]:
@@ -94,8 +96,12 @@ def split(text: str, *, whole: str) -> list[str]:
 
 
 def unbracket(text: str) -> str:
+    """Take off one pair of brackets around the whole text: of `[a],[b]` none."""
     text = text.strip()
-    return text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    if not (text.startswith("[") and text.endswith("]")):
+        return text
+    depths = list(accumulate((character == "[") - (character == "]") for character in text))
+    return text[1:-1] if 0 not in depths[:-1] else text
 
 
 def bracket(text: str) -> str:
@@ -182,7 +188,9 @@ class Registry:
         for key in spec.options:
             if key not in known:
                 names = ", ".join(known) or "none"
-                problems.append(f"unknown option {key!r} of {self.kind} {spec.name!r}.{nearest(key, list(known))} Options: {names}")
+                problems.append(
+                    f"unknown option {key!r} of {self.kind} {spec.name!r}.{nearest(key, list(known))} Options: {names}"
+                )
         for key, parameter in known.items():
             if key in spec.options:
                 try:
@@ -256,9 +264,11 @@ def convert(value: Any, annotation: Any) -> Any:
     if value in ("none", "None") and types.NoneType in arguments:
         return None
     if isinstance(value, str) and wants_list(annotation):
-        value = [unbracket(item) for item in split(unbracket(value), whole=value)]
+        value = [unbracket(item) for item in split(value, whole=value)]
     if isinstance(value, Mapping):
         value = str(Spec.parse(value))
+    if isinstance(value, list | tuple):
+        value = [str(Spec.parse(item)) if isinstance(item, Mapping) else item for item in value]
     try:
         adapter = TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False))
     except PydanticSchemaGenerationError:  # a type of ours, given as an object from Python

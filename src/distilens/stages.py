@@ -268,7 +268,11 @@ def measure_stage(run: Run) -> None:
         if due:
             models = run.models()
             scores = score_models(
-                models, run.data, explain.explainers, measured=explain.measured, say=lambda text: run.say(f"measure: {text}")
+                models,
+                run.data,
+                explain.explainers,
+                measured=explain.measured,
+                say=lambda text: run.say(f"measure: {text}"),
             )
             scores["data"]["note"] = run.recipe.note
             write_json(run.folder / "scores.json", scores)

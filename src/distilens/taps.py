@@ -81,7 +81,9 @@ def grid(feature: Tensor) -> Tensor:
             side = math.isqrt(shape[1] - prefix)
             if side * side == shape[1] - prefix and side > 1:
                 return feature[:, prefix:].transpose(1, 2).reshape(shape[0], shape[2], side, side)
-    raise UserError(f"a feature of shape {list(shape)} has no spatial extent: tap a layer that gives [b c h w] or tokens")
+    raise UserError(
+        f"a feature of shape {list(shape)} has no spatial extent: tap a layer that gives [b c h w] or tokens"
+    )
 
 
 def is_spatial(feature: object) -> bool:

@@ -160,4 +160,3 @@ def headed(*titles: str) -> Table:
 
 def add(table: Table, *cells: object) -> None:
     table.add_row(*(Text(str(cell)) for cell in cells))
-

@@ -27,7 +27,7 @@ class Geometry:
     """
 
     box: Float[Tensor, "b 4"]
-    flip: Bool[Tensor, "b"]
+    flip: Bool[Tensor, " b"]
     source: tuple[int, int]
     size: tuple[int, int]
     whole: bool
@@ -47,7 +47,7 @@ class Geometry:
         columns = columns + self.box[:, 1:2].long()
         return reflected(rows, self.source[0]), reflected(columns, self.source[1])
 
-    def gather(self, images: Tensor, positions: Int[Tensor, "b"]) -> Tensor:
+    def gather(self, images: Tensor, positions: Int[Tensor, " b"]) -> Tensor:
         """Read moved images straight out of a set `[n h w ...]`: one copy, no intermediate; only for `whole` boxes."""
         rows, columns = self.lines()
         return images[positions[:, None, None], rows[:, :, None], columns[:, None, :]]

@@ -28,8 +28,8 @@ class Explanation:
 
     maps: Float[Tensor, "b h w"]
     logits: Float[Tensor, "b classes"]
-    target: Int[Tensor, "b"]
-    residual: Float[Tensor, "b"] | None = None
+    target: Int[Tensor, " b"]
+    residual: Float[Tensor, " b"] | None = None
 
 
 def target_of(logits: Tensor, target: Tensor | None) -> Tensor:
@@ -40,13 +40,13 @@ def target_of(logits: Tensor, target: Tensor | None) -> Tensor:
     """
     if target is None:
         return logits.detach().argmax(1)
-    if target.numel() and not (0 <= int(target.min()) and int(target.max()) < logits.shape[1]):
+    if target.numel() and not (int(target.min()) >= 0 and int(target.max()) < logits.shape[1]):
         given = f"{int(target.min())} to {int(target.max())}"
         raise UserError(f"targets must be classes from 0 to {logits.shape[1] - 1}; given {given}")
     return target
 
 
-def scores_of(logits: Float[Tensor, "b classes"], target: Int[Tensor, "b"]) -> Float[Tensor, "b"]:
+def scores_of(logits: Float[Tensor, "b classes"], target: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
     """The scalar that is explained, one per image: the logit of the target class."""
     return logits.gather(1, target[:, None])[:, 0]
 

@@ -36,7 +36,7 @@ class GradCAM:
         return Explanation(weighted(feature.detach(), gradient), logits.detach(), target)
 
     def from_output(
-        self, output: Output, target: Int[Tensor, "b"] | None = None, *, create_graph: bool = False
+        self, output: Output, target: Int[Tensor, " b"] | None = None, *, create_graph: bool = False
     ) -> Float[Tensor, "b h w"]:
         """Maps from the step's own features and logits; with `create_graph`, maps that a loss can train through.
 

@@ -17,7 +17,7 @@ def resized(maps: Float[Tensor, "b h w"], size: tuple[int, int]) -> Float[Tensor
     return functional.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
 
-def empty(maps: Float[Tensor, "b h w"]) -> Bool[Tensor, "b"]:
+def empty(maps: Float[Tensor, "b h w"]) -> Bool[Tensor, " b"]:
     """Maps that say nothing: zero everywhere. Left out of means, and counted."""
     return maps.abs().amax((1, 2)) == 0
 

@@ -36,7 +36,7 @@ def share(hits: Tensor) -> Share:
     return Share(accuracy=count / n, n=n, low=float(interval.low), high=float(interval.high))
 
 
-def accuracy(logits: Float[Tensor, "n classes"], labels: Int[Tensor, "n"]) -> Share | None:
+def accuracy(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> Share | None:
     """The share of labelled images whose top class is the label; None without labels. Higher is better."""
     known = labels >= 0
     return share(logits[known].argmax(1) == labels[known]) if known.any() else None

@@ -11,7 +11,7 @@ from torch import Tensor
 from distilens.explain.maps import empty, resized, strength
 
 
-def cosine(maps: Float[Tensor, "b h w"], others: Float[Tensor, "b h2 w2"]) -> Float[Tensor, "b"]:
+def cosine(maps: Float[Tensor, "b h w"], others: Float[Tensor, "b h2 w2"]) -> Float[Tensor, " b"]:
     """The cosine between two maps of the same images, on the coarser grid: 1 for the same up to scale, 0 for nothing shared.
 
     In [-1, 1]; NaN where one of the two is empty, which is to be left out and counted.
@@ -22,7 +22,7 @@ def cosine(maps: Float[Tensor, "b h w"], others: Float[Tensor, "b h2 w2"]) -> Fl
     return torch.where(empty(maps) | empty(others), torch.nan, likeness)
 
 
-def energy_in_mask(maps: Float[Tensor, "b h w"], masks: Float[Tensor, "b h2 w2"]) -> Float[Tensor, "b"]:
+def energy_in_mask(maps: Float[Tensor, "b h w"], masks: Float[Tensor, "b h2 w2"]) -> Float[Tensor, " b"]:
     """The share of a map's strength that lies on the evidence, in [0, 1]; higher is better; NaN for an empty map.
 
     A map without any knowledge scores the mask's share of the image. Source: Wang et al. 2020 (arXiv 1910.01279), section 4.3.
@@ -31,7 +31,7 @@ def energy_in_mask(maps: Float[Tensor, "b h w"], masks: Float[Tensor, "b h2 w2"]
     return torch.where(empty(maps), torch.nan, (fine * masks).sum((1, 2)))
 
 
-def mean_interval(values: Float[Tensor, "n"]) -> dict[str, float | int | None]:
+def mean_interval(values: Float[Tensor, " n"]) -> dict[str, float | int | None]:
     """Mean and 95 % interval over images (normal approximation), NaN left out and counted as `empty`."""
     kept = values[~values.isnan()].double()
     n = len(kept)

@@ -79,7 +79,10 @@ def compare_maps(
     if batch is None:
         return {}
     explain = EXPLAINERS.build(explainer)
-    maps = {role: in_chunks(lambda i, t, m=model: explain(m, i, t), batch.images, target).maps for role, model in models.items()}
+    maps = {
+        role: in_chunks(lambda i, t, m=model: explain(m, i, t), batch.images, target).maps
+        for role, model in models.items()
+    }
     found = {}
     for role, own in maps.items():
         alike = cosine(own, maps["teacher"]) if "teacher" in maps and role != "teacher" else None

@@ -91,9 +91,9 @@ def check_classes(model: Model, classes: Sequence[str], role: str) -> None:
 
 def save_model(model: Model, folder: Path) -> None:
     """Write `model.safetensors` (the bare network and its parts) and `model.json` (what is needed to build it again)."""
-    from distilens.runs import write_atomically, write_json
-
     from safetensors.torch import save_file
+
+    from distilens.runs import write_atomically, write_json
 
     state = {key: value.detach().cpu().clone().contiguous() for key, value in model.bare_state().items()}
     about = {

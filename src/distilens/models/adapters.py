@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import os
 import pickle
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -191,9 +192,13 @@ def fit(network: nn.Module, state: Mapping[str, Tensor], *, where: str, architec
         for key in own
         if key in state and state[key].shape != own[key].shape
     ]
-    problems = [f"missing: {', '.join(missing[:4])}"] * bool(missing) + [f"unknown: {', '.join(extra[:4])}"] * bool(extra)
+    problems = [f"missing: {', '.join(missing[:4])}"] * bool(missing) + [f"unknown: {', '.join(extra[:4])}"] * bool(
+        extra
+    )
     if problems or shapes:
-        raise UserError(f"the weights in {where} are not those of {architecture}: {'; '.join([*problems, *shapes[:4]])}")
+        raise UserError(
+            f"the weights in {where} are not those of {architecture}: {'; '.join([*problems, *shapes[:4]])}"
+        )
     network.load_state_dict(state)
 
 
@@ -218,19 +223,16 @@ def replace_head(network: nn.Module, classes: int) -> None:
         setattr(network.get_submodule(parent), name, new)
 
 
-class offline_told:
+@contextlib.contextmanager
+def offline_told(part: str) -> Iterator[None]:
     """Turn a failed download into one sentence."""
-
-    def __init__(self, part: str):
-        self.part = part
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind, error, trace) -> None:
-        if isinstance(error, OSError | RuntimeError) and not isinstance(error, UserError):
-            said = str(error).strip().split("\n")[0][:300]
-            raise UserError(
-                f"{self.part} could not be loaded: {said} "
-                "(without a network, give weights from a folder or a file: file:PATH,model=...)"
-            ) from error
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, RuntimeError) as error:
+        said = str(error).strip().split("\n")[0][:300]
+        raise UserError(
+            f"{part} could not be loaded: {said} "
+            "(without a network, give weights from a folder or a file: file:PATH,model=...)"
+        ) from error

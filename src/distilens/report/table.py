@@ -6,7 +6,7 @@ from typing import Any
 
 MODELS = ("teacher", "base", "student")
 # An en dash, for a number that there is none of.
-NOTHING = "–"  # noqa: RUF001
+NOTHING = "–"
 
 # What a cell says: the number itself, and what it rests on (interval, n, batch, device).
 Cell = tuple[str, str]

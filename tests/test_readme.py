@@ -1,0 +1,92 @@
+"""The README's and the docs' examples do what they say."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from distilens import cli
+from distilens.recipe import shipped
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    found = []
+    for page in PAGES:
+        for number, text in enumerate(re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)):
+            if "needs a run" not in text:
+                found.append(pytest.param(text, id=f"{page.relative_to(ROOT)}-{number}"))
+    return found
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python_examples_run(code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "example", "exec"), {"__name__": "example"})
+
+
+def commands() -> list[str]:
+    fenced = [block for page in PAGES for block in re.findall(r"```\n(.*?)```", page.read_text(), re.DOTALL)]
+    return sorted(set(re.findall(r"^distilens [a-z]+.*$", "\n".join(fenced), re.MULTILINE)))
+
+
+def test_the_pages_show_commands():
+    assert len(commands()) >= 4
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_in_the_pages_parse(command, monkeypatch):
+    """Each command is known with its options; what it starts is stopped at the door."""
+    called = []
+    for name, entry in list(cli.app._subcommands.items()):
+        monkeypatch.setitem(
+            cli.app._subcommands, name, dataclasses.replace(entry, target=recorder(entry.target, called))
+        )
+    cli.app.cli(prog="distilens", args=shlex.split(command)[1:])
+    assert len(called) == 1
+
+
+def recorder(function, called):
+    @functools.wraps(function)
+    def record(*args, **options):
+        called.append(function.__name__)
+
+    return record
+
+
+def test_the_command_table_names_every_command():
+    table = (ROOT / "README.md").read_text()
+    for name in ("run", "demo", "train", "measure", "explain", "report", "validate", "list"):
+        assert re.search(rf"`(distilens )?{name}\b", table), name
+
+
+def test_make_targets_in_the_pages_exist():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {
+        name
+        for page in [*PAGES, ROOT / "CONTRIBUTING.md"]
+        for name in re.findall(r"^make (\w+)", page.read_text(), re.M)
+    }
+    assert named
+    assert named <= targets
+
+
+def test_shipped_recipes_are_named_in_the_readme():
+    assert {path.stem for path in shipped()} >= {"demo", "cifar10-resnet20-resnet8"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
+def test_examples_run(example, tmp_path):
+    done = subprocess.run([sys.executable, example], cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
