@@ -77,7 +77,7 @@ class Checkpoints:
     def save(self, place: Place, *, accuracy: float | None = None, keep: int = 0) -> None:
         """Save the state; with the `accuracy` of an epoch that just ended, also as the best one if it is."""
         improved = accuracy is not None and accuracy > place.best
-        if improved:
+        if accuracy is not None and improved:
             place.best = accuracy
             if self.folder is None:
                 self.best = {

@@ -14,7 +14,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -144,9 +144,10 @@ class Model(nn.Module):
         name: str = "",
     ):
         super().__init__()
-        self.network = network
+        self.network: nn.Module = network
         self.entrance = nn.Identity()  # where the tap `input` reads
         self.parts = nn.ModuleDict()
+        self.inserted: dict[str, Inserted] = {}
         self.classes = tuple(classes)
         self.size = (int(size[0]), int(size[1]))
         self.name = name or type(network).__name__
@@ -157,8 +158,8 @@ class Model(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, images: Float[Tensor, "b c h w"], inputs: Mapping[str, Tensor] | None = None) -> Output:
-        for part in self.parts.values():
-            part.inputs = inputs or {}
+        for inserted in self.inserted.values():
+            inserted.inputs = inputs or {}
         logits = logits_of(self.network(self.prepare(self.entrance(images))))
         kept = {tap: tap.take() for tap in set(self.taps.values())}
         return Output(logits, {path: kept[tap] for path, tap in self.taps.items()})
@@ -219,17 +220,18 @@ class Model(nn.Module):
         return self._last
 
     def insert(self, tap: str, part: nn.Module, *, name: str) -> None:
-        """Put a module behind a tap: it gets the feature, returns one of the same shape, and becomes part of the model.
+        """Put a module behind a tap: `part(feature, inputs)` returns a feature of the same shape, and is part of the model.
 
-        The model's own module names stay; the part's modules can be tapped as `name.module`. Extra inputs of the student
-        are at `part.inputs` during the forward.
+        The model's own module names stay; the part's modules can be tapped as `name.module`. `inputs` are the extra inputs
+        of the student, by name.
         """
         if name in self.parts or "." in name:
             raise UserError(f"a part named {name!r} cannot be inserted: the name is taken or has a dot")
         path = self.last_tap if tap == taps.LAST else tap
         module = taps.find(self.network, path)
         self.parts[name] = part.to(self.mean.device)
-        module.register_forward_hook(Behind(part))
+        self.inserted[name] = Inserted(part)
+        module.register_forward_hook(self.inserted[name].apply)
 
     def freeze(self, *, but: str | None = None) -> None:
         """Keep the network as it is, in eval mode too, except the module at a path (a new head)."""
@@ -267,14 +269,15 @@ class Model(nn.Module):
         self.parts.load_state_dict(parts)
 
 
-class Behind:
-    """The forward hook of an inserted part; a class, so that `deepcopy` copies the part with the model."""
+class Inserted:
+    """A part and its place: a forward hook that hands the feature on through the part."""
 
     def __init__(self, part: nn.Module):
         self.part = part
+        self.inputs: Mapping[str, Tensor] = {}
 
-    def __call__(self, module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
-        return self.part(output)
+    def apply(self, module: nn.Module, arguments: tuple, output: Tensor) -> Tensor:
+        return self.part(output, self.inputs)
 
 
 def logits_of(returned: object) -> Tensor:
@@ -353,23 +356,27 @@ class Objective(nn.Module):
         self.student = student
         self.methods = nn.ModuleDict(dict(methods))
 
+    def terms(self) -> dict[str, Method]:
+        """The methods by the names of their terms."""
+        return cast(dict[str, Method], dict(self.methods.items()))
+
     @property
     def needs(self) -> tuple[str, ...]:
         """What all methods together ask of the teacher, each once."""
-        return needs_of(self.methods.values())
+        return needs_of(self.terms().values())
 
     def prepare(self, batch: Batch, answer: Answer) -> None:
         """Let each method prepare the student on a first batch."""
-        for method in self.methods.values():
+        for method in self.terms().values():
             self.student = method.prepare(self.student, batch, answer)
 
     def forward(self, batch: Batch, answer: Answer) -> dict[str, Tensor]:
         """The weighted terms of one batch, by name; their sum is the loss."""
-        for method in self.methods.values():
+        for method in self.terms().values():
             batch = method.transform(batch, answer)
         output = self.student(batch.view, batch.inputs)
         terms = {}
-        for name, method in self.methods.items():
+        for name, method in self.terms().items():
             loss = method.loss(batch, output, answer)
             if loss is not None:
                 if loss.ndim and method.needs and answer.trust is not None:
@@ -379,7 +386,7 @@ class Objective(nn.Module):
 
     def finish(self) -> Model:
         """The student as it will be used: no method, no teacher, no label."""
-        for method in self.methods.values():
+        for method in self.terms().values():
             self.student = method.finish(self.student)
         return self.student
 

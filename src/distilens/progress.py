@@ -105,7 +105,8 @@ class Log:
                 said = ", ".join(f"{name}={value:g}" for name, value in zip(names, row.tolist(), strict=True))
                 raise NotFinite(
                     f"the loss of {self.stage} is not finite in epoch {epoch + 1} ({said}), on the images with index "
-                    f"{index.tolist()}. The last good checkpoint was kept; try a lower learning rate, clip=1, or precision=float32"
+                    f"{index.tolist()}. The last good checkpoint was kept; "
+                    "try a lower learning rate, clip=1, or precision=float32"
                 )
         terms = dict(zip(names, values.mean(0).tolist(), strict=True))
         now = time.perf_counter()

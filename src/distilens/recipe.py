@@ -215,25 +215,26 @@ def read_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
 
 def make_recipe(content: Mapping[str, Any], changes: Sequence[str] = (), *, where: str = "the recipe") -> Recipe:
     """A checked recipe from plain data."""
-    problems = []
-    content = plain(content)
+    problems: list[str] = []
+    recipe = None
+    changed = plain(content)
     for change in changes:
         key, equals, value = change.partition("=")
         try:
             if not equals:
                 raise UserError(f"--set takes key=value; given {change!r}")
-            change_key(content, key.strip().split("."), toml_value(value))
+            change_key(changed, key.strip().split("."), toml_value(value))
         except UserError as error:
             problems.append(str(error))
     try:
-        recipe = Recipe.model_validate(content)
+        recipe = Recipe.model_validate(changed)
         recipe.teacher_training  # noqa: B018  # overrides are checked here
     except ValidationError as error:
         problems += explain_errors(error)
     else:
         problems += part_problems(recipe.parts())
         problems += method_problems(recipe)
-    if problems:
+    if problems or recipe is None:
         raise UserError(f"{where}: {len(problems)} problem{'s' * (len(problems) > 1)}\n  " + "\n  ".join(problems))
     return recipe
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from distilens.core import Model, Teacher
 from distilens.data import Data, load
 from distilens.data.batches import Batches
 from distilens.errors import UserError
-from distilens.explain import EXPLAINERS
+from distilens.explain import EXPLAINERS, check_taps
 from distilens.explain.gallery import choose, explained
 from distilens.measure import predict
 from distilens.measure.scores import EVALUATION_BATCH, score_models
@@ -168,12 +168,18 @@ def stage(run: Run, name: str, key: str, *results: Path) -> Iterator[bool]:
 def train_stage(run: Run) -> None:
     """Train or load the teacher, then train the base student and the student."""
     recipe = run.recipe
+    check_taps(recipe.explain.explainers, build_model(recipe.student.model, run.data.classes, run.data.size))
     if recipe.teacher is not None:
         train_teacher(run)
     base = {"model": recipe.student.model, "methods": recipe.base.methods}
-    train_role(run, "base", base, recipe.train, nobody)
+    train_role(run, "base", base, recipe.train, no_teacher)
     guided = {"model": recipe.student.model, "methods": recipe.student.methods, "teacher": run.weights_key("teacher")}
     train_role(run, "student", guided, recipe.train, lambda: teacher_of(run))
+
+
+def no_teacher() -> Teacher:
+    """Of the teacher itself, and of the base student."""
+    return nobody
 
 
 def teacher_of(run: Run) -> Teacher:
@@ -195,11 +201,12 @@ def train_teacher(run: Run) -> None:
             replace_head(model.network, len(run.data.classes))
             model.classes = run.data.classes
         check_classes(model, run.data.classes, "teacher")
+        check_taps(run.recipe.explain.explainers, model)
         if how == "head":
             model.freeze(but=head_of(model.network))
         return model
 
-    train_role(run, "teacher", plan, run.recipe.teacher_training, nobody, make=make, trained=how != "none")
+    train_role(run, "teacher", plan, run.recipe.teacher_training, no_teacher, make=make, trained=how != "none")
 
 
 def source_key(part: str) -> str | None:
@@ -215,7 +222,7 @@ def train_role(
     role: str,
     plan: dict[str, Any],
     settings: Training,
-    teacher: Teacher | Callable[[], Teacher],
+    answering: Callable[[], Teacher],
     *,
     make: Callable[[], Model] | None = None,
     trained: bool = True,
@@ -239,10 +246,9 @@ def train_role(
                 main=PartialState().is_main_process,
                 tensorboard=run.folder / "tensorboard" if settings.tensorboard else None,
             )
-            answering = teacher if teacher is nobody else teacher()  # type: ignore[call-arg]
             methods = build_methods(plan["methods"])
             model = train(
-                model, methods, data, settings, teacher=answering, folder=folder / "checkpoints", log=log, seed=seed
+                model, methods, data, settings, teacher=answering(), folder=folder / "checkpoints", log=log, seed=seed
             )
         if PartialState().is_main_process:
             save_model(model, folder)
@@ -252,10 +258,9 @@ def train_role(
 def discard_other_plans(folder: Path, key: str) -> None:
     """Checkpoints of another plan are no place to go on from."""
     marker = folder / "checkpoints" / "plan.json"
-    if PartialState().is_main_process:
-        if (read_json(marker) or {}).get("key") != key:
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-            write_json(marker, {"key": key})
+    if PartialState().is_main_process and (read_json(marker) or {}).get("key") != key:
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        write_json(marker, {"key": key})
     PartialState().wait_for_everyone()
 
 
@@ -299,7 +304,7 @@ def explain_stage(run: Run) -> None:
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     with open(path, "wb") as file:  # a file object, for savez would append .npz to the temporary name
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, **cast(dict[str, Any], arrays))
 
 
 def report_stage(run: Run) -> Path:

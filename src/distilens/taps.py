@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -86,7 +87,7 @@ def grid(feature: Tensor) -> Tensor:
     )
 
 
-def is_spatial(feature: object) -> bool:
+def is_spatial(feature: object) -> TypeGuard[Tensor]:
     """Whether `grid` can read a module's output and there is more than one place in it."""
     if not isinstance(feature, Tensor) or not feature.is_floating_point():
         return False

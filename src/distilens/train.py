@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -109,15 +110,19 @@ def train(
                     log.flush()
                     state.save(place)
             log.flush()
-            scores = validate(objective.student if average is None else average.module, validation, accelerator)
+            scores = validate(kept_by(objective, average), validation, accelerator)
             place.next_epoch()
             log.epoch(epoch, scores)
             state.save(place, accuracy=scores["accuracy"], keep=settings.keep_every)
     if settings.select == "best":
         state.restore_best()
-    chosen = objective.student if average is None else average.module
-    objective.student.load_bare_state(chosen.bare_state())
+    objective.student.load_bare_state(kept_by(objective, average).bare_state())
     return objective.finish().eval()
+
+
+def kept_by(objective: Objective, average: AveragedModel | None) -> Model:
+    """The student that is validated and kept: the mean of the weights where there is one."""
+    return objective.student if average is None else cast(Model, average.module)
 
 
 def total(terms: Mapping[str, Tensor]) -> Tensor:
@@ -139,7 +144,7 @@ def validate(student: Model, batches: Batches, accelerator: Accelerator) -> dict
     with evaluating(student), torch.inference_mode(), accelerator.autocast():
         for batch in batches:
             sums += counted(student, batch)
-    right, loss, n = accelerator.reduce(sums).tolist()
+    right, loss, n = cast(Tensor, accelerator.reduce(sums)).tolist()
     return {"accuracy": right / max(n, 1), "loss": loss / max(n, 1), "n": int(n)}
 
 

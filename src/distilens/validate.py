@@ -17,7 +17,7 @@ from distilens.data import load
 from distilens.data.augment import AUGMENTS
 from distilens.data.batches import Batches
 from distilens.data.subset import Data
-from distilens.explain import EXPLAINERS
+from distilens.explain import check_taps
 from distilens.measure import macs, parameters
 from distilens.methods import build_methods
 from distilens.models import build_model, check_classes
@@ -38,12 +38,12 @@ def inspect_recipe(recipe: Recipe, console: Console, *, timed: bool = True) -> N
     show_data(console, {"data": data} | ({"teacher.data": teacher_data} if teacher_data is not data else {}))
     student = build_model(recipe.student.model, data.classes, data.size)
     teacher = build_model(recipe.teacher.model, data.classes, data.size) if recipe.teacher else None
-    if teacher is not None and (recipe.teacher.finetune or "none") == "none":
+    if teacher is not None and recipe.teacher and (recipe.teacher.finetune or "none") == "none":
         check_classes(teacher, data.classes, "teacher")
     for role, model in (("teacher", teacher), ("student", student)):
         if model is not None:
             show_model(console, role, model)
-            check_taps(recipe, model)
+            check_taps(recipe.explain.explainers, model)
     if timed:
         show_cost(console, recipe, data, teacher_data, student, teacher)
 
@@ -78,15 +78,6 @@ def shape_of(output: object) -> str:
     return str(list(output.shape)) if isinstance(output, torch.Tensor) else type(output).__name__
 
 
-def check_taps(recipe: Recipe, model: Model) -> None:
-    """Every tap that an explainer names exists in the model."""
-    for part in recipe.explain.explainers:
-        tap = getattr(EXPLAINERS.build(part), "tap", None)
-        if tap is not None:
-            with model.reading(tap):
-                pass
-
-
 def show_cost(
     console: Console, recipe: Recipe, data: Data, teacher_data: Data, student: Model, teacher: Model | None
 ) -> None:
@@ -94,7 +85,7 @@ def show_cost(
     table = headed("training", "steps", "images/s", "time", "memory of a step")
     whole = 0.0
     plans: list[tuple[str, Model, Data, tuple[str, ...], Training, Teacher]] = []
-    if teacher is not None and Spec.parse(recipe.teacher.model).name not in ("run", "file"):
+    if teacher is not None and recipe.teacher and Spec.parse(recipe.teacher.model).name not in ("run", "file"):
         plans.append(("teacher", teacher, teacher_data, recipe.teacher.methods, recipe.teacher_training, nobody))
     plans.append(("base", student, data, recipe.base.methods, recipe.train, nobody))
     answering = LiveTeacher(teacher) if teacher is not None else nobody

@@ -138,7 +138,11 @@ class Batches:
 
     def pixels(self, positions: Tensor, raw: Tensor | None, geometry: Geometry | None) -> Tensor:
         """Images `[b 3 h w]` in [0, 1], channels last in memory."""
-        images, rows = (self.images, positions) if raw is None else (raw, torch.arange(len(raw), device=self.device))
+        if self.images is not None:
+            images, rows = self.images, positions
+        else:
+            images = Streamed(self.split)[positions.cpu().numpy()].to(self.device) if raw is None else raw
+            rows = torch.arange(len(images), device=self.device)
         if geometry is None or geometry.whole:
             images = images[rows] if geometry is None else geometry.gather(images, rows)
             return images.permute(0, 3, 1, 2).float().div_(255)

@@ -63,9 +63,10 @@ class Geometry:
             size: of the result; by default the geometry's own, scaled to the resolution of `things`.
         """
         channels = things if things.ndim == 4 else things[:, None]
-        grid = tuple(channels.shape[-2:])
+        grid = (channels.shape[-2], channels.shape[-1])
         if size is None:
-            size = tuple(max(1, round(g * s / o)) for g, s, o in zip(grid, self.size, self.source, strict=True))
+            height, width = (max(1, round(g * s / o)) for g, s, o in zip(grid, self.size, self.source, strict=True))
+            size = (height, width)
         if self.whole and grid == self.source and size == self.size:
             moved = self.gather(channels.permute(0, 2, 3, 1), torch.arange(len(channels), device=channels.device))
             moved = moved.permute(0, 3, 1, 2)

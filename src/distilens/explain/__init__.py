@@ -5,6 +5,9 @@ those that a loss can use also have `from_output(output, target, create_graph=Tr
 the step already has.
 """
 
+from collections.abc import Iterable
+
+from distilens.core import Model
 from distilens.explain.explanation import Explanation, in_chunks, scores_of
 from distilens.specs import Registry
 
@@ -16,4 +19,14 @@ EXPLAINERS = Registry(
     },
 )
 
-__all__ = ["EXPLAINERS", "Explanation", "in_chunks", "scores_of"]
+
+def check_taps(parts: Iterable[str], model: Model) -> None:
+    """Raise a `UserError` where an explainer reads a tap that the model does not have, before anything is trained."""
+    for part in parts:
+        tap = getattr(EXPLAINERS.build(part), "tap", None)
+        if tap is not None:
+            with model.reading(tap):
+                pass
+
+
+__all__ = ["EXPLAINERS", "Explanation", "check_taps", "in_chunks", "scores_of"]

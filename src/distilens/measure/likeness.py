@@ -27,7 +27,7 @@ def energy_in_mask(maps: Float[Tensor, "b h w"], masks: Float[Tensor, "b h2 w2"]
 
     A map without any knowledge scores the mask's share of the image. Source: Wang et al. 2020 (arXiv 1910.01279), section 4.3.
     """
-    fine = strength(resized(maps.abs(), tuple(masks.shape[-2:])))
+    fine = strength(resized(maps.abs(), (masks.shape[-2], masks.shape[-1])))
     return torch.where(empty(maps), torch.nan, (fine * masks).sum((1, 2)))
 
 

@@ -28,6 +28,7 @@ class KD(Method):
         self.temperature = temperature
 
     def loss(self, batch: Batch, output: Output, answer: Answer) -> Tensor:
+        assert answer.logits is not None, "a teacher gives what is in `needs`"
         student = functional.log_softmax(output.logits.float() / self.temperature, dim=1)
         teacher = functional.log_softmax(answer.logits.float() / self.temperature, dim=1)
         return self.temperature**2 * functional.kl_div(student, teacher, reduction="none", log_target=True).sum(1)

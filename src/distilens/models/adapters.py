@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,13 +38,13 @@ def timm(name: str, /, classes: int, *, pretrained: bool = False, size: int | No
     Source: Wightman 2019, https://github.com/huggingface/pytorch-image-models.
     """
     import timm as library
-    from timm.data import resolve_model_data_config
+    from timm.data.config import resolve_model_data_config
 
     if not library.is_model(name.split(".")[0]):
         raise UserError(f"timm has no model {name!r}.{nearest(name, library.list_models())}")
     fixed = bool((library.get_pretrained_cfg(name, allow_unregistered=True) or object).__dict__.get("fixed_input_size"))
     with offline_told(f"timm:{name},pretrained=true"):
-        extra = {"img_size": size} if fixed and size else {}
+        extra: dict[str, Any] = {"img_size": size} if fixed and size else {}
         network = library.create_model(name, pretrained=pretrained, num_classes=classes, **extra)
     config = resolve_model_data_config(network)
     own = size or (config["input_size"][-1] if pretrained or fixed else None)
@@ -218,8 +218,9 @@ def replace_head(network: nn.Module, classes: int) -> None:
     if isinstance(old, nn.Linear):
         if old.out_features != classes:
             setattr(network.get_submodule(parent), name, nn.Linear(old.in_features, classes, old.bias is not None))
-    elif old.out_channels != classes:
-        new = nn.Conv2d(old.in_channels, classes, old.kernel_size, old.stride, old.padding, bias=old.bias is not None)
+    elif isinstance(old, nn.Conv2d) and old.out_channels != classes:
+        sides: dict[str, Any] = {"stride": old.stride, "padding": old.padding, "bias": old.bias is not None}
+        new = nn.Conv2d(old.in_channels, classes, cast(tuple[int, int], old.kernel_size), **sides)
         setattr(network.get_submodule(parent), name, new)
 
 
