@@ -157,6 +157,10 @@ class Model(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
+    @property
+    def device(self) -> torch.device:
+        return self.mean.device
+
     def forward(self, images: Float[Tensor, "b c h w"], inputs: Mapping[str, Tensor] | None = None) -> Output:
         for inserted in self.inserted.values():
             inserted.inputs = inputs or {}
@@ -229,7 +233,7 @@ class Model(nn.Module):
             raise UserError(f"a part named {name!r} cannot be inserted: the name is taken or has a dot")
         path = self.last_tap if tap == taps.LAST else tap
         module = taps.find(self.network, path)
-        self.parts[name] = part.to(self.mean.device)
+        self.parts[name] = part.to(self.device)
         self.inserted[name] = Inserted(part)
         module.register_forward_hook(self.inserted[name].apply)
 
@@ -251,7 +255,7 @@ class Model(nn.Module):
 
     def example(self, batch: int = 1) -> Tensor:
         """Images of the right size, for probing shapes: mid-grey with a fixed texture, so that gradients are not flat."""
-        pixels = torch.linspace(-2, 2, 3 * self.size[0] * self.size[1], device=self.mean.device)
+        pixels = torch.linspace(-2, 2, 3 * self.size[0] * self.size[1], device=self.device)
         parameter = next(self.network.parameters(), self.mean)
         return pixels.sin().view(1, 3, *self.size).expand(batch, -1, -1, -1).to(parameter.dtype).contiguous()
 

@@ -6,7 +6,7 @@ It is read into frozen data classes, every part in it is checked against the reg
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -115,61 +115,20 @@ class Recipe(Section):
     def teacher_data(self) -> str:
         return (self.teacher and self.teacher.data) or self.data
 
-    def parts(self) -> Iterator[tuple[str, Registry, str]]:
-        """Every part in the recipe: where it stands, its registry, its notation."""
-        from distilens.data import SOURCES
-        from distilens.data.augment import AUGMENTS
-        from distilens.explain import EXPLAINERS
-        from distilens.methods import METHODS
-        from distilens.models import MODELS
-        from distilens.optimizers import OPTIMIZERS, SCHEDULES
-
-        yield "data", SOURCES, self.data
-        trainings = [("train", self.train)]
-        if self.teacher:
-            yield "teacher.model", MODELS, self.teacher.model
-            if self.teacher.data:
-                yield "teacher.data", SOURCES, self.teacher.data
-            yield from (("teacher.methods", METHODS, part) for part in self.teacher.methods)
-            trainings.append(("teacher.train", self.teacher_training))
-        yield "student.model", MODELS, self.student.model
-        yield from (("student.methods", METHODS, part) for part in self.student.methods)
-        yield from (("base.methods", METHODS, part) for part in self.base.methods)
-        for where, training in trainings:
-            yield f"{where}.optimizer", OPTIMIZERS, training.optimizer
-            yield f"{where}.schedule", SCHEDULES, training.schedule
-            yield f"{where}.augment", AUGMENTS, training.augment
-        yield from (("explain.explainers", EXPLAINERS, part) for part in self.explain.explainers)
-
     def resolved(self) -> dict[str, Any]:
         """Plain data with every option of every part written out, for the run folder."""
-        from distilens.data import SOURCES
-        from distilens.data.augment import AUGMENTS
-        from distilens.explain import EXPLAINERS
-        from distilens.methods import METHODS
-        from distilens.models import MODELS
-        from distilens.optimizers import OPTIMIZERS, SCHEDULES
-
-        by_key = {
-            "data": SOURCES,
-            "model": MODELS,
-            "methods": METHODS,
-            "optimizer": OPTIMIZERS,
-            "schedule": SCHEDULES,
-            "augment": AUGMENTS,
-            "explainers": EXPLAINERS,
-        }
+        content = self.model_dump(exclude_none=True)
+        if self.teacher:
+            content["teacher"]["train"] = self.teacher_training.model_dump(exclude_none=True)
+        known = registries()
 
         def written(key: str, value: Any) -> Any:
             if isinstance(value, Mapping):
-                return {name: written(name, item) for name, item in value.items() if item is not None}
+                return {name: written(name, item) for name, item in value.items()}
             if isinstance(value, list | tuple):
                 return [written(key, item) for item in value]
-            return str(by_key[key].resolve(value)) if key in by_key else value
+            return str(known[key].resolve(value)) if key in known else value
 
-        content = self.model_dump()
-        if self.teacher:
-            content["teacher"]["train"] = self.teacher_training.model_dump()
         return written("", content)
 
     def to_toml(self) -> str:
@@ -226,26 +185,61 @@ def make_recipe(content: Mapping[str, Any], changes: Sequence[str] = (), *, wher
             change_key(changed, key.strip().split("."), toml_value(value))
         except UserError as error:
             problems.append(str(error))
+    problems += part_problems(changed)
     try:
         recipe = Recipe.model_validate(changed)
         recipe.teacher_training  # noqa: B018  # overrides are checked here
     except ValidationError as error:
         problems += explain_errors(error)
     else:
-        problems += part_problems(recipe.parts())
         problems += method_problems(recipe)
     if problems or recipe is None:
         raise UserError(f"{where}: {len(problems)} problem{'s' * (len(problems) > 1)}\n  " + "\n  ".join(problems))
     return recipe
 
 
-def part_problems(parts: Iterable[tuple[str, Registry, str]]) -> list[str]:
-    problems = []
-    for where, registry, part in parts:
+def registries() -> dict[str, Registry]:
+    """Which kind of part stands under which key of a recipe."""
+    from distilens.data import SOURCES
+    from distilens.data.augment import AUGMENTS
+    from distilens.explain import EXPLAINERS
+    from distilens.methods import METHODS
+    from distilens.models import MODELS
+    from distilens.optimizers import OPTIMIZERS, SCHEDULES
+
+    return {
+        "data": SOURCES,
+        "model": MODELS,
+        "methods": METHODS,
+        "optimizer": OPTIMIZERS,
+        "schedule": SCHEDULES,
+        "augment": AUGMENTS,
+        "explainers": EXPLAINERS,
+    }
+
+
+def part_problems(content: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the parts in a recipe's plain data, whatever else is wrong with it."""
+    known, problems = registries(), []
+
+    def check_part(where: str, registry: Registry, part: Any) -> None:
         try:
             registry.resolve(part)
         except UserError as error:
-            problems += [f"{where}: {line}" for line in str(error).split("\n")]
+            problems.extend(f"{where}: {line}" for line in str(error).split("\n"))
+
+    def check(where: str, key: str, value: Any) -> None:
+        value = as_list(value) if key in ("methods", "explainers") else value
+        if key in known and (isinstance(value, str) or (isinstance(value, Mapping) and "name" in value)):
+            check_part(where, known[key], value)
+        elif key in known and isinstance(value, list):
+            for part in value:
+                check_part(where, known[key], part)
+        elif isinstance(value, Mapping):
+            for name, item in value.items():
+                check(f"{where}.{name}" if where else name, name, item)
+
+    check("", "", content)
     return list(dict.fromkeys(problems))
 
 

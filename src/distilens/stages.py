@@ -39,9 +39,10 @@ from distilens.report import write_report
 from distilens.runs import Metrics, file_key, key_of, locked, read_json, write_atomically, write_json, write_text
 from distilens.specs import Spec
 from distilens.teachers import LiveTeacher, nobody
-from distilens.train import train
+from distilens.train import lays_channels_last, train
 
 ROLES = ("teacher", "base", "student")
+WITHOUT_EFFECT = {"log_every", "keep_every", "workers", "tensorboard"}  # settings that change no weight
 
 
 @dataclass
@@ -91,7 +92,10 @@ class Run:
 
     def models(self) -> dict[str, Model]:
         """All trained models of the run, by role."""
-        found = {role: self.model(role) for role in ROLES if (self.folder / role / "model.safetensors").is_file()}
+        device = PartialState().device
+        found = {
+            role: self.model(role).to(device) for role in ROLES if (self.folder / role / "model.safetensors").is_file()
+        }
         if not found:
             raise UserError(f"no trained model in {self.folder}: distilens run, or distilens train {self.folder}")
         return found
@@ -186,7 +190,11 @@ def teacher_of(run: Run) -> Teacher:
     """The live teacher of a run, or nobody."""
     if run.recipe.teacher is None:
         return nobody
-    return LiveTeacher(run.model("teacher").to(PartialState().device))
+    device = cast(torch.device, PartialState().device)
+    model = run.model("teacher").to(device)
+    if lays_channels_last(run.recipe.train, device):
+        model.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return LiveTeacher(model)
 
 
 def train_teacher(run: Run) -> None:
@@ -230,7 +238,8 @@ def train_role(
     """Train one model of a run in its folder, from its last checkpoint where there is one of the same plan."""
     data = run.teacher_data if role == "teacher" else run.data
     folder, seed = run.folder / role, run.recipe.seed
-    key = key_of(role, plan, settings.model_dump() if trained else None, seed, data.fingerprint)
+    how = settings.model_dump(exclude=WITHOUT_EFFECT) if trained else None
+    key = key_of(role, plan, how, seed, data.fingerprint)
     with stage(run, role, key, folder / "model.safetensors") as due:
         if not due:
             return
@@ -287,12 +296,16 @@ def explain_stage(run: Run) -> None:
     """Explain the same test images for all models: one file an explainer in `maps/`."""
     wanted = run.recipe.explain
     files = {part: run.folder / "maps" / f"{Spec.parse(part).name}.npz" for part in wanted.explainers}
-    key = key_of("explain", [run.weights_key(role) for role in ROLES], run.data.fingerprint, files, wanted.images)
+    key = key_of(
+        "explain", [run.weights_key(role) for role in ROLES], run.data.fingerprint, wanted.explainers, wanted.images
+    )
     with stage(run, "explain", key, *files.values()) as due:
         if not due:
             return
         models, test = run.models(), run.data.test
-        logits = {role: predict(model, Batches(test, EVALUATION_BATCH)) for role, model in models.items()}
+        logits = {
+            role: predict(model, Batches(test, EVALUATION_BATCH, device=model.device)) for role, model in models.items()
+        }
         positions = choose(logits, min(wanted.images, len(test)))
         batch = Batches(test, len(test)).batch(positions, None, 0, 0.0)
         shown = {role: values[positions] for role, values in logits.items()}

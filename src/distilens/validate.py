@@ -32,7 +32,7 @@ TIMED_STEPS = 3
 def inspect_recipe(recipe: Recipe, console: Console, *, timed: bool = True) -> None:
     """Print a recipe with every option, what it makes of its data and models, and what a run of it would cost."""
     cache = Path("runs/data")
-    console.print(recipe.to_toml(), highlight=False, markup=False)
+    console.print(recipe.to_toml(), highlight=False, markup=False, soft_wrap=True)
     data = load(recipe.data, cache)
     teacher_data = data if recipe.teacher_data == recipe.data else load(recipe.teacher_data, cache)
     show_data(console, {"data": data} | ({"teacher.data": teacher_data} if teacher_data is not data else {}))

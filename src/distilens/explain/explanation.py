@@ -54,20 +54,26 @@ def scores_of(logits: Float[Tensor, "b classes"], target: Int[Tensor, " b"]) -> 
 @contextlib.contextmanager
 def quietly(model: Model) -> Iterator[None]:
     """Eval mode and float32 within; the model's modes, `.grad` and statistics are as before afterwards."""
-    with evaluating(model), torch.autocast(model.mean.device.type, enabled=False):
+    with evaluating(model), torch.autocast(model.device.type, enabled=False):
         yield
 
 
 def in_chunks(
-    explain: Callable[[Tensor, Tensor | None], Explanation], images: Tensor, target: Tensor | None, chunk: int = 64
+    explain: Callable[[Model, Tensor, Tensor | None], Explanation],
+    model: Model,
+    images: Float[Tensor, "b c h w"],
+    target: Int[Tensor, " b"] | None = None,
+    *,
+    chunk: int = 64,
 ) -> Explanation:
-    """Explain many images, some at a time; the result is on the images' device."""
-    targets = [None] * len(images) if target is None else target.split(chunk)
-    parts = [explain(some, part) for some, part in zip(images.split(chunk), targets, strict=False)]
-    residuals = [part.residual for part in parts if part.residual is not None]
+    """Explain many images, some at a time, on the model's device; the result is on the CPU."""
+    some = images.split(chunk)
+    targets = [None] * len(some) if target is None else [part.to(model.device) for part in target.split(chunk)]
+    parts = [explain(model, part.to(model.device), aim) for part, aim in zip(some, targets, strict=True)]
+    residuals = [part.residual.cpu() for part in parts if part.residual is not None]
     return Explanation(
-        torch.cat([part.maps for part in parts]),
-        torch.cat([part.logits for part in parts]),
-        torch.cat([part.target for part in parts]),
+        torch.cat([part.maps.cpu() for part in parts]),
+        torch.cat([part.logits.cpu() for part in parts]),
+        torch.cat([part.target.cpu() for part in parts]),
         torch.cat(residuals) if residuals else None,
     )

@@ -43,7 +43,7 @@ def explained(
     if batch.mask is not None:
         arrays["masks"] = (batch.mask * 255).round().byte().numpy()
     for role, model in models.items():
-        explanation = in_chunks(lambda i, t, m=model: explain(m, i, t), batch.images, target)
+        explanation = in_chunks(explain, model, batch.images, target)
         confidence, prediction = logits[role].softmax(1).max(1)
         arrays[f"maps_{role}"] = explanation.maps.numpy()
         arrays[f"prediction_{role}"] = prediction.numpy()

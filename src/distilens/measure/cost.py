@@ -29,7 +29,7 @@ def macs(model: Model) -> int:
 
 def latency(model: Model, *, batch: int = 1, repeats: int = 50, warm_up: int = 10) -> dict[str, float | int | str]:
     """Milliseconds of a forward in float32: median and the middle 80 %, after warm-up (a cold start is not latency)."""
-    device = model.mean.device
+    device = model.device
     images = model.example(batch)
 
     def synchronise() -> None:

@@ -35,8 +35,8 @@ def score_models(
     test_logits: dict[str, Tensor] = {}
     for role, model in models.items():
         say(f"accuracy of {role}")
-        on_validation = predict(model, Batches(data.validation, EVALUATION_BATCH))
-        test_logits[role] = predict(model, Batches(data.test, EVALUATION_BATCH))
+        on_validation = predict(model, Batches(data.validation, EVALUATION_BATCH, device=model.device))
+        test_logits[role] = predict(model, Batches(data.test, EVALUATION_BATCH, device=model.device))
         scores[role] = {
             "model": model.name,
             "validation": accuracy(on_validation, labels_of(data.validation)),
@@ -79,10 +79,7 @@ def compare_maps(
     if batch is None:
         return {}
     explain = EXPLAINERS.build(explainer)
-    maps = {
-        role: in_chunks(lambda i, t, m=model: explain(m, i, t), batch.images, target).maps
-        for role, model in models.items()
-    }
+    maps = {role: in_chunks(explain, model, batch.images, target).maps for role, model in models.items()}
     found = {}
     for role, own in maps.items():
         alike = cosine(own, maps["teacher"]) if "teacher" in maps and role != "teacher" else None

@@ -1,0 +1,52 @@
+"""A recipe looked at before it is run."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from distilens.errors import UserError
+from distilens.recipe import make_recipe
+from distilens.validate import duration, inspect_recipe
+
+
+def inspected(content: dict, tmp_path, monkeypatch, *, timed: bool = False) -> str:
+    monkeypatch.chdir(tmp_path)
+    console = Console(file=io.StringIO(), width=160)
+    inspect_recipe(make_recipe(content), console, timed=timed)
+    return console.file.getvalue()
+
+
+SMALL = {
+    "data": "shapes:train=128,test=32",
+    "teacher": {"model": "resnet14"},
+    "student": {"model": "resnet8", "methods": ["ce:weight=0.1", "kd"]},
+    "train": {"batch_size": 32, "epochs": 2},
+}
+
+
+def test_it_shows_options_shapes_and_counts(tmp_path, monkeypatch):
+    text = inspected(SMALL, tmp_path, monkeypatch)
+    assert "kd:temperature=4,weight=1" in text  # options that were not given
+    assert "gradcam:tap=last" in text
+    assert "[1, 64, 8, 8]  ← last feature map" in text
+    assert "77,912 parameters" in text
+    assert "175,128 parameters" in text
+
+
+def test_it_estimates_time_and_memory(tmp_path, monkeypatch):
+    text = inspected(SMALL, tmp_path, monkeypatch, timed=True)
+    for role in ("teacher", "base", "student"):
+        assert role in text
+    assert "MiB" in text
+    assert "of training on this machine" in text
+
+
+def test_a_tap_that_does_not_exist_is_said_before_anything_is_trained(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"no tap 'layer9'.*Did you mean 'layer"):
+        inspected({**SMALL, "explain": {"explainers": ["gradcam:tap=layer9"]}}, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(7, "7 s"), (61, "1 min 1 s"), (7300, "2 h 1 min")])
+def test_durations(seconds, text):
+    assert duration(seconds) == text
