@@ -1,0 +1,75 @@
+"""Two processes give the result of one, where no batch statistics stand between them."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+NETS = """
+from torch import nn
+
+def grouped(classes):
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2), nn.GroupNorm(2, 8), nn.ReLU(),
+        nn.Conv2d(8, 8, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes),
+    )
+
+class Frozen(nn.BatchNorm2d):
+    def train(self, mode=True):
+        return super().train(False)
+
+def frozen(classes):
+    network = grouped(classes)
+    network[1] = Frozen(8)
+    return network
+"""
+
+RECIPE = """
+name = "two"
+data = "shapes:train=128,test=16,val_fraction=0.25"
+[student]
+model = "python:nets:NET"
+methods = ["ce"]
+[train]
+epochs = 2
+batch_size = 16
+optimizer = "sgd:lr=0.05"
+precision = "float32"
+select = "last"
+[explain]
+explainers = ["gradcam"]
+images = 2
+measured = 4
+"""
+
+
+def launch(place, out: str, processes: int) -> None:
+    launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
+    launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command = [sys.executable, *(launcher if processes > 1 else []), "-m", "distilens", "run", "recipe.toml"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(place)}
+    done = subprocess.run(
+        [*command, "--out", f"runs/{out}"], cwd=place, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("report.html") == 1
+
+
+@pytest.mark.parametrize("net", ["grouped", "frozen"])
+def test_two_processes_train_as_one(tmp_path, net):
+    (tmp_path / "nets.py").write_text(NETS)
+    (tmp_path / "recipe.toml").write_text(RECIPE.replace("NET", net))
+    launch(tmp_path, "one", 1)
+    launch(tmp_path, "both", 2)
+    one, both = (load_file(tmp_path / "runs" / name / "student" / "model.safetensors") for name in ("one", "both"))
+    for key in one:
+        assert torch.allclose(one[key], both[key], rtol=1e-3, atol=1e-5), key
+    logs = [
+        [json.loads(line) for line in (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "both")
+    ]
+    assert [(row["stage"], row["step"]) for row in logs[0]] == [(row["stage"], row["step"]) for row in logs[1]]

@@ -1,0 +1,149 @@
+"""A run that is killed or stopped ends with the weights of one that never was."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+RECIPE = """
+name = "killed"
+data = "shapes:train=160,test=40,val_fraction=0.2"
+[teacher]
+model = "python:nets:dropping"
+[teacher.train]
+epochs = 3
+[student]
+model = "python:nets:tiny"
+methods = ["ce:weight=0.5", "kd:temperature=2"]
+[train]
+epochs = 6
+batch_size = 32
+optimizer = "sgd:lr=0.05"
+log_every = 1
+EXTRA
+[explain]
+explainers = ["gradcam"]
+images = 4
+measured = 8
+"""
+
+NETS = """
+from torch import nn
+
+def tiny(classes, dropout=0.0):
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Dropout(dropout),
+        nn.Conv2d(8, 8, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes),
+    )
+
+def dropping(classes):
+    return tiny(classes, dropout=0.3)
+"""
+
+ROLES = ("teacher", "base", "student")
+
+
+@pytest.fixture
+def place(tmp_path):
+    (tmp_path / "nets.py").write_text(NETS)
+    (tmp_path / "recipe.toml").write_text(RECIPE.replace("EXTRA", "ema = 0.9"))
+    return tmp_path
+
+
+def start(place: Path, out: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "distilens", "run", "recipe.toml", "--out", f"runs/{out}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    output, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    return output
+
+
+def same_weights(place: Path, first: str, second: str) -> None:
+    for role in ROLES:
+        ours, theirs = (load_file(place / "runs" / run / role / "model.safetensors") for run in (first, second))
+        assert ours.keys() == theirs.keys()
+        for key in ours:
+            assert torch.equal(ours[key], theirs[key]), (role, key)
+
+
+def steps(place: Path, run: str) -> list[tuple[str, int]]:
+    rows = [json.loads(line) for line in (place / "runs" / run / "metrics.jsonl").read_text().splitlines()]
+    return [(row["stage"], row["step"]) for row in rows if "terms" in row]
+
+
+def wait_for_rows(place: Path, run: str, count: int, process: subprocess.Popen) -> None:
+    log = place / "runs" / run / "metrics.jsonl"
+    while process.poll() is None and not (log.exists() and len(log.read_text().splitlines()) >= count):
+        time.sleep(0.002)
+
+
+def test_killed_at_random_points_it_ends_with_the_same_weights(place):
+    finish(start(place, "whole"))
+    generator = random.Random(7)
+    rows = 0
+    for _ in range(3):
+        process = start(place, "killed")
+        rows += generator.randint(3, 25)
+        wait_for_rows(place, "killed", rows, process)
+        time.sleep(generator.random() * 0.02)
+        process.kill()
+        process.wait()
+        log = place / "runs" / "killed" / "metrics.jsonl"
+        rows = len(log.read_text().splitlines()) if log.exists() else 0
+    assert "report.html" in finish(start(place, "killed"))
+    same_weights(place, "whole", "killed")
+    assert steps(place, "killed") == steps(place, "whole")
+    assert len(set(steps(place, "whole"))) == len(steps(place, "whole"))
+    whole, killed = (json.loads((place / "runs" / run / "scores.json").read_text()) for run in ("whole", "killed"))
+    for role in ROLES:
+        for score in ("validation", "test", "agreement"):
+            assert whole["models"][role][score] == killed["models"][role][score]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_asked_to_stop_it_saves_says_so_and_goes_on(place, number, code):
+    process = start(place, "stopped")
+    wait_for_rows(place, "stopped", 7, process)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == code, error
+    assert "the same command goes on from here" in error
+    assert "Traceback" not in error
+    finish(start(place, "stopped"))
+    finish(start(place, "whole"))
+    same_weights(place, "whole", "stopped")
+    assert steps(place, "stopped") == steps(place, "whole")
+
+
+def test_what_is_there_is_not_done_again_and_a_change_redoes_what_it_touches(place):
+    finish(start(place, "run"))
+    weights = {role: place / "runs/run" / role / "model.safetensors" for role in ROLES}
+    before = {role: path.stat().st_mtime_ns for role, path in weights.items()}
+    process = start(place, "run")
+    _, error = process.communicate(timeout=120)
+    for stage in (*ROLES, "measure", "explain"):
+        assert f"{stage}: there already" in error
+    assert before == {role: path.stat().st_mtime_ns for role, path in weights.items()}
+    text = (place / "recipe.toml").read_text()
+    (place / "recipe.toml").write_text(text.replace("temperature=2", "temperature=3"))
+    _, error = start(place, "run").communicate(timeout=120)
+    assert "teacher: there already" in error
+    assert "base: there already" in error
+    assert "student: what it depends on has changed" in error
+    assert "measure: what it depends on has changed" in error
+    after = {role: path.stat().st_mtime_ns for role, path in weights.items()}
+    assert {role for role in ROLES if after[role] != before[role]} == {"student"}
