@@ -162,10 +162,19 @@ def test_models_are_saved_and_loaded(place, name):
     assert (again.name, again.classes, again.size) == (model.name, model.classes, model.size)
 
 
+MINE = """
+from torch import nn
+
+def make(classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, classes))
+
+def no():
+    return 3
+"""
+
+
 def test_your_own_module(place):
-    (place / "mine.py").write_text(
-        "from torch import nn\n\ndef make(classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(12, classes))\n\ndef no():\n    return 3\n"
-    )
+    (place / "mine.py").write_text(MINE)
     model = build_model("python:mine:make", tuple("abc"), (2, 2))
     assert model.logits(torch.rand(1, 3, 2, 2)).shape == (1, 3)
     with pytest.raises(UserError, match=r"mine has no 'mak'. Did you mean 'make'"):

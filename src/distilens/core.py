@@ -172,7 +172,7 @@ class Model(nn.Module):
         """The logits alone, whatever is tapped."""
         return self(images).logits
 
-    def prepare(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    def prepare(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c height width"]:
         """Resize and normalise: pixels in [0, 1] as the network was trained to see them."""
         if images.shape[-2:] != self.size:
             images = functional.interpolate(images, self.size, mode="bilinear", antialias=True, align_corners=False)

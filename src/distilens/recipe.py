@@ -182,7 +182,7 @@ def make_recipe(content: Mapping[str, Any], changes: Sequence[str] = (), *, wher
         try:
             if not equals:
                 raise UserError(f"--set takes key=value; given {change!r}")
-            change_key(changed, key.strip().split("."), toml_value(value))
+            change_key(changed, key.strip().split("."), toml_value(value), defaults())
         except UserError as error:
             problems.append(str(error))
     problems += part_problems(changed)
@@ -279,15 +279,28 @@ def toml_value(text: str) -> Any:
         return text
 
 
-def change_key(content: dict[str, Any], keys: list[str], value: Any) -> None:
+def defaults() -> dict[str, Any]:
+    """What stands in a recipe that says nothing, so that an option of a default part can be set."""
+    train = Training().model_dump()
+    return {
+        "train": train,
+        "teacher": {"methods": ["ce"], "train": train},
+        "student": {"methods": StudentPart(model="").model_dump()["methods"]},
+        "base": BasePart().model_dump(),
+        "explain": ExplainPart().model_dump(),
+    }
+
+
+def change_key(content: dict[str, Any], keys: list[str], value: Any, default: Mapping[str, Any]) -> None:
     """Set a dotted key; inside a part's notation or a list of parts, the last key is the option of a part."""
     key, rest = keys[0], keys[1:]
     if not rest:
         content[key] = value
         return
-    inside = content.setdefault(key, {})
+    usual = default.get(key, {})
+    inside = content.setdefault(key, {} if isinstance(usual, Mapping) else plain(usual))
     if isinstance(inside, dict) and "name" not in inside:
-        change_key(inside, rest, value)
+        change_key(inside, rest, value, usual if isinstance(usual, Mapping) else {})
     elif isinstance(inside, str | dict) and len(rest) == 1:
         content[key] = str(Spec.parse(inside).replaced(**{rest[0]: value}))
     elif isinstance(inside, list) and len(rest) == 2:

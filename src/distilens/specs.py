@@ -19,7 +19,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
@@ -205,10 +205,10 @@ class Registry:
             raise UserError("\n".join(problems))
         return Spec(spec.name, spec.argument, resolved)
 
-    def build(self, part: str | Mapping[str, Any] | Spec, *context: Any, without: Sequence[str] = ()) -> Any:
-        """The object that the notation names.
+    def build(self, part: str | Mapping[str, Any] | Spec, *context: Any) -> Any:
+        """The object that the notation names; `context` is passed by position.
 
-        `context` is passed by position; `without` names common options that the caller handles itself.
+        Options common to the kind go to the constructor where it has them as well; else they are the caller's to handle.
         """
         spec = self.resolve(part)
         entry = self.entry(spec.name)
@@ -216,7 +216,7 @@ class Registry:
         options = {**entry.fixed}
         for key, value in spec.options.items():
             parameter = key if key in own else f"{key}_"
-            if parameter in own and key not in without:
+            if parameter in own:
                 options[parameter] = value
         positional = [] if argument_of(entry.constructor) is None else [spec.argument]
         return entry.constructor(*positional, *context, **options)

@@ -49,6 +49,8 @@ class GradCAM:
 
 
 def weighted(feature: Tensor, gradient: Tensor) -> Float[Tensor, "b h w"]:
-    """`relu(sum_k mean(gradient_k) feature_k)` in float32."""
-    feature, gradient = grid(feature).float(), grid(gradient).float()
-    return torch.einsum("bchw,bc->bhw", feature, gradient.mean((2, 3))).relu()
+    """`relu(sum_k mean(gradient_k) feature_k)` in float32, or float64 where the model is."""
+    precision = torch.float64 if feature.dtype == torch.float64 else torch.float32
+    feature, gradient = grid(feature).to(precision), grid(gradient).to(precision)
+    with torch.autocast(feature.device.type, enabled=False):  # bfloat16 maps would lose a loss's resolution
+        return torch.einsum("bchw,bc->bhw", feature, gradient.mean((2, 3))).relu()

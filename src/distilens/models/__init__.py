@@ -61,7 +61,7 @@ def build_model(part: str | Mapping[str, Any] | Spec | Model, classes: Sequence[
     if isinstance(part, Model):
         return part
     spec = MODELS.resolve(part)
-    made = MODELS.build(spec, len(classes), without=("size", "mean", "std"))
+    made = MODELS.build(spec, len(classes))
     if isinstance(made, Model):  # `run:` and `file:` bring all that a model needs
         return made
     if not isinstance(made, Expecting):
@@ -125,7 +125,7 @@ def load_model(folder: Path) -> Model:
     # the weights come from the file: nothing is to be fetched again
     offline = {key: value for key, value in (("pretrained", "false"), ("weights", "none")) if key in known}
     spec = spec.replaced(**offline, **({"size": about["size"][0]} if spec.name == "timm" else {}))
-    made = MODELS.build(spec, len(about["classes"]), without=("mean", "std"))
+    made = MODELS.build(spec, len(about["classes"]))
     network = made.network if isinstance(made, Expecting) else made
     model = Model(
         network,

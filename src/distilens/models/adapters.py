@@ -108,7 +108,7 @@ def file(path: str, /, classes: int, *, model: str) -> Expecting:
     """
     from distilens.models import MODELS
 
-    made = MODELS.build(model, classes, without=("size", "mean", "std"))
+    made = MODELS.build(model, classes)
     made = made if isinstance(made, Expecting) else Expecting(made)
     state = load_state(Path(path))
     fit(made.network, state, where=path, architecture=model)
