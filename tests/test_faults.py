@@ -19,7 +19,7 @@ from distilens.runs import Metrics, locked, write_atomically, write_text
 
 TINY = """
 name = "tiny"
-data = "shapes:train=64,test=32,val_fraction=0.3"
+data = "shapes:train=64,test=40,val_fraction=0.3"
 [student]
 model = "resnet8"
 methods = ["ce"]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load
 
 RECIPE = """
 name = "killed"
@@ -74,7 +74,9 @@ def finish(process: subprocess.Popen) -> str:
 
 def same_weights(place: Path, first: str, second: str) -> None:
     for role in ROLES:
-        ours, theirs = (load_file(place / "runs" / run / role / "model.safetensors") for run in (first, second))
+        ours, theirs = (
+            load((place / "runs" / run / role / "model.safetensors").read_bytes()) for run in (first, second)
+        )
         assert ours.keys() == theirs.keys()
         for key in ours:
             assert torch.equal(ours[key], theirs[key]), (role, key)
@@ -101,7 +103,7 @@ def test_killed_at_random_points_it_ends_with_the_same_weights(place):
         wait_for_rows(place, "killed", rows, process)
         time.sleep(generator.random() * 0.02)
         process.kill()
-        process.wait()
+        process.communicate()
         log = place / "runs" / "killed" / "metrics.jsonl"
         rows = len(log.read_text().splitlines()) if log.exists() else 0
     assert "report.html" in finish(start(place, "killed"))

@@ -18,7 +18,7 @@ def inspected(content: dict, tmp_path, monkeypatch, *, timed: bool = False) -> s
 
 
 SMALL = {
-    "data": "shapes:train=128,test=32",
+    "data": "shapes:train=128,test=40",
     "teacher": {"model": "resnet14"},
     "student": {"model": "resnet8", "methods": ["ce:weight=0.1", "kd"]},
     "train": {"batch_size": 32, "epochs": 2},

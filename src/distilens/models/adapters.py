@@ -8,6 +8,7 @@ import inspect
 import os
 import pickle
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,14 +159,16 @@ def load_state(path: Path) -> dict[str, Tensor]:
         UserError: no such file, not a weights file, or a pickle with code.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
     if not path.is_file():
         raise UserError(f"no weights at {path}: there is no such file")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+            return load(path.read_bytes())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols: it is refused or read, and either is said here
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise UserError(f"{path} is not a whole safetensors file: {error}") from None
     except pickle.UnpicklingError:
