@@ -210,6 +210,26 @@ def test_a_full_disk_is_said_and_the_old_file_stays(place):
     assert [found.name for found in place.iterdir() if found.name.startswith(".file")] == []
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="a small disk is mounted by root")
+def test_a_run_on_a_disk_that_fills_says_so_and_goes_on_with_more_room(place, monkeypatch, capsys):
+    disk = place / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=900k", "tmpfs", str(disk)]).returncode:
+        pytest.skip("no mount here")
+    try:
+        arguments = ("run", "recipe.toml", "--out", "disk/run", "--set", "data=digits:limit=40", "train.epochs=2")
+        code, _, error = command(monkeypatch, capsys, *arguments)
+        assert code == 2
+        assert "disk is full" in error
+        assert "Traceback" not in error
+        assert not list(disk.rglob(".last*"))
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        code, _, error = command(monkeypatch, capsys, *arguments)
+        assert code == 0, error
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
 def test_one_process_at_a_time_in_a_folder(place):
     with locked(place / "run"), pytest.raises(UserError, match="another process is at work"), locked(place / "run"):
         pass

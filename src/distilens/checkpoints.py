@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import random
 import shutil
 import signal
@@ -92,11 +93,12 @@ class Checkpoints:
             "optimizer": self.optimizer.state_dict(),
             "random": random_state(),
         }
-        last = self.folder / "last.pt"
+        last, buffer = self.folder / "last.pt", io.BytesIO()
+        torch.save(state, buffer)  # through memory: torch's own writer hides a full disk behind an error of its own
         # the best first: should the kill come between the two, resuming from the older `last` makes the same best again
         if improved:
-            write_atomically(self.folder / "best.pt", lambda path: torch.save(state, path))
-        write_atomically(last, lambda path: torch.save(state, path))
+            write_atomically(self.folder / "best.pt", lambda path: path.write_bytes(buffer.getbuffer()))
+        write_atomically(last, lambda path: path.write_bytes(buffer.getbuffer()))
         if accuracy is not None and keep and place.epoch % keep == 0:
             write_atomically(self.folder / f"epoch-{place.epoch:04d}.pt", lambda path: shutil.copyfile(last, path))
         self.saved_at = time.monotonic()

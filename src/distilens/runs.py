@@ -31,22 +31,27 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except Exception as error:
-        if full_disk(error):
-            free = shutil.disk_usage(path.parent).free
-            raise UserError(f"the disk is full: {path} could not be written ({free:,} bytes are free)") from error
-        raise
+        with disk_told(path):
+            write(temporary)
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def full_disk(error: BaseException) -> bool:
-    """Whether an error says that there is no room, however a library wrapped it."""
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+@contextlib.contextmanager
+def disk_told(path: Path) -> Iterator[None]:
+    """Say in words that there is no room, or no permission, to write a file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(path.parent).free
+            raise UserError(f"the disk is full: {path} could not be written ({free:,} bytes are free)") from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise UserError(f"{path} may not be written: {error.strerror}") from error
+        raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -79,7 +84,7 @@ class Metrics:
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a") as file:
+        with disk_told(self.path), open(self.path, "a") as file:
             file.write(json.dumps(row) + "\n")
 
     def rows(self) -> list[dict[str, Any]]:
@@ -122,8 +127,10 @@ def locked(folder: Path) -> Iterator[None]:
     """
     import fcntl
 
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
+    with disk_told(folder / ".lock"):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "w")  # noqa: SIM115  # held, and closed, below
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

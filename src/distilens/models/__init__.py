@@ -91,7 +91,7 @@ def check_classes(model: Model, classes: Sequence[str], role: str) -> None:
 
 def save_model(model: Model, folder: Path) -> None:
     """Write `model.safetensors` (the bare network and its parts) and `model.json` (what is needed to build it again)."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     from distilens.runs import write_atomically, write_json
 
@@ -103,7 +103,7 @@ def save_model(model: Model, folder: Path) -> None:
         "mean": model.mean.flatten().tolist(),
         "std": model.std.flatten().tolist(),
     }
-    write_atomically(folder / "model.safetensors", lambda path: save_file(state, path))
+    write_atomically(folder / "model.safetensors", lambda path: path.write_bytes(save(state)))
     write_json(folder / "model.json", about)
 
 
