@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from distilens.core import Answer, Batch, Method, Mixed, Model, Objective, Output, logits_of
+from distilens.core import Answer, Batch, Method, Mixed, Model, Objective, Output
 from distilens.errors import UserError
 from distilens.methods import build_methods
 from distilens.methods.ce import CE
 from distilens.methods.kd import KD
+from distilens.model import logits_of
 from distilens.models import build_model
 from distilens.teachers import LiveTeacher
 
