@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ class Log:
         self.epochs, self.steps, self.images, self.at = epochs, steps, images, at
         self.metrics.keep(lambda row: row["stage"] != self.stage or row["step"] <= at)
         self.rows = [row for row in self.metrics.rows() if row["stage"] == self.stage]
-        self.since = (time.perf_counter(), at)
+        self.since = self.begun = (time.perf_counter(), at)
         self.learning_rate = 0.0
 
     def __enter__(self) -> Log:
@@ -134,10 +135,14 @@ class Log:
             last = next((row for row in reversed(self.rows) if "terms" in row), None)
             terms = " ".join(f"{name} {value:.3f}" for name, value in last["terms"].items()) if last else ""
             rate = f"{last['images_per_second']:,.0f} images/s" if last else ""
-            self.console.print(
-                f"{self.stage} epoch {epoch + 1}/{self.epochs}  {terms}  validation {scores['accuracy']:.1%}  {rate}",
-                highlight=False,
-            )
+            done = f"{self.stage} epoch {epoch + 1}/{self.epochs}  {terms}  validation {scores['accuracy']:.1%}  {rate}"
+            self.console.print(f"{done}{self.left()}", highlight=False)
+
+    def left(self) -> str:
+        """An estimate of the time to the end, for logs without a bar."""
+        elapsed, done = time.perf_counter() - self.begun[0], self.at - self.begun[1]
+        rest = elapsed / max(done, 1) * (self.epochs * self.steps - self.at)
+        return f"  {timedelta(seconds=round(rest))} left" if rest else ""
 
     def write(self, **row: Any) -> None:
         row = {"stage": self.stage, **row}
