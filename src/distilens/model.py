@@ -61,6 +61,7 @@ class Model(nn.Module):
         self.taps: dict[str, taps.Tap] = {}
         self.frozen: list[nn.Module] = []
         self._last: str | None = None
+        self._overwritten: dict[str, bool] = {}  # by path, as found
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
@@ -96,7 +97,8 @@ class Model(nn.Module):
         found = self.last_tap if path == taps.LAST else path
         if found not in self.taps:
             self.taps[found], module = self.find(found)
-            module.register_forward_hook(self.taps[found].keep)
+            # first in line: what the module itself returned, whether a part was inserted here before or comes later
+            module.register_forward_hook(self.taps[found].keep, prepend=True)
         self.taps[path] = self.taps[found]
         return found
 
@@ -104,7 +106,7 @@ class Model(nn.Module):
     def reading(self, path: str = taps.LAST) -> Iterator[taps.Tap]:
         """A tap for the forwards inside the context only: the model is left as it was."""
         tap, module = self.find(self.last_tap if path == taps.LAST else path)
-        handle = module.register_forward_hook(tap.keep)
+        handle = module.register_forward_hook(tap.keep, prepend=True)
         try:
             yield tap
         finally:
@@ -117,18 +119,30 @@ class Model(nn.Module):
         if path.partition(".")[0] in self.parts:
             return taps.Tap(path), taps.find(self.parts, path)
         module = taps.find(self.network, path)
-        output, overwritten = taps.observe(self.network, self.example()).get(path, (None, False))
-        if not isinstance(output, Tensor):
-            raise UserError(f"the forward of {self.name} gives no tensor at the tap {path!r}: name another module")
-        return taps.Tap(path, overwritten), module
+        if path not in self._overwritten:
+            output, overwritten = self.observe().get(path, (None, False))
+            if not isinstance(output, Tensor):
+                raise UserError(f"the forward of {self.name} gives no tensor at the tap {path!r}: name another module")
+            self._overwritten[path] = overwritten
+        return taps.Tap(path, self._overwritten[path]), module
 
     @property
     def last_tap(self) -> str:
         """The path of the last feature map."""
         if self._last is None:
-            seen = taps.observe(self.network, self.example())
+            seen = self.observe()
             self._last = taps.last_spatial(seen, logits_of(seen[""][0]))
         return self._last
+
+    def observe(self) -> dict[str, tuple[object, bool]]:
+        """Every module's output for the example image: see `taps.observe`."""
+        for inserted in self.inserted.values():
+            inserted.inputs = {}
+        try:
+            return taps.observe(self.network, self.example())
+        finally:
+            for tap in self.taps.values():  # filled on the way, and asked for by nobody
+                tap.value = None
 
     def insert(self, tap: str, part: nn.Module, *, name: str) -> None:
         """Put a module behind a tap: `part(feature, inputs)` returns a feature of the same shape, and is part of the model.
@@ -143,6 +157,7 @@ class Model(nn.Module):
         self.parts[name] = part.to(self.device)
         self.inserted[name] = Inserted(part)
         module.register_forward_hook(self.inserted[name].apply)
+        self._overwritten.clear()
 
     def freeze(self, *, but: str | None = None) -> None:
         """Keep the network as it is, in eval mode too, except the module at a path (a new head)."""

@@ -73,7 +73,7 @@ def orthogonalised(matrix: Tensor, steps: int = 3) -> Tensor:
 def muon(
     module: nn.Module,
     *,
-    lr: Positive = 0.24,
+    lr: Positive = 0.08,
     momentum: Fraction = 0.6,
     rest_lr: Positive = 0.1,
     rest_momentum: Fraction = 0.9,

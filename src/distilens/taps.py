@@ -44,6 +44,10 @@ class Tap:
         self.value = output
         return output.clone() if self.overwritten or self.cut else None
 
+    def __getstate__(self) -> dict:
+        """A copy, or a pickle, starts with an empty buffer: a feature inside a graph cannot be copied."""
+        return {**self.__dict__, "value": None}
+
     def take(self) -> Tensor:
         """The feature, and an empty buffer."""
         value, self.value = self.value, None
@@ -126,7 +130,8 @@ def observe(model: nn.Module, images: Tensor) -> dict[str, tuple[object, bool]]:
     def note(module: nn.Module, inputs: tuple, output: object) -> None:
         seen[paths[module]] = (output, output._version if isinstance(output, Tensor) else 0)
 
-    handles = [module.register_forward_hook(note) for module in paths]
+    # first in line, as taps are: what the module itself returned, not what an inserted part made of it
+    handles = [module.register_forward_hook(note, prepend=True) for module in paths]
     with evaluating(model), torch.enable_grad():
         try:
             model(images.detach().requires_grad_())

@@ -23,7 +23,7 @@ def macs(model: Model) -> int:
     Convolutions, matrix products and attention are counted; additions, activations and normalisation are not, as in papers.
     """
     with evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.network(model.example())
+        model(model.example())
     return counter.get_total_flops() // 2
 
 
@@ -41,7 +41,7 @@ def latency(model: Model, *, batch: int = 1, repeats: int = 50, warm_up: int = 1
         for trial in range(warm_up + repeats):
             synchronise()
             start = time.perf_counter()
-            model.network(images)
+            model(images)
             synchronise()
             if trial >= warm_up:
                 times.append(1000 * (time.perf_counter() - start))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +13,7 @@ from distilens.specs import Registry, Spec
 
 if TYPE_CHECKING:
     from distilens.core import Model
+    from distilens.models.adapters import Expecting
 
 
 def pixels(
@@ -56,25 +56,30 @@ def build_model(part: str | Mapping[str, Any] | Spec | Model, classes: Sequence[
         UserError: an unknown name or option, weights that do not fit, or other classes than the data's.
     """
     from distilens.core import Model
-    from distilens.models.adapters import Expecting
 
     if isinstance(part, Model):
         return part
+    made = build_network(part, len(classes))
+    if isinstance(made, Model):  # `run:` brings all that a model needs
+        return made
+    side = (made.size, made.size) if made.size else size
+    return Model(made.network, classes, size=side, mean=made.mean, std=made.std, name=str(Spec.parse(part)))
+
+
+def build_network(part: str | Mapping[str, Any] | Spec, classes: int) -> Expecting | Model:
+    """A network and the pixels that it expects, with what the notation says of them; or the whole model of a run."""
+    from distilens.core import Model
+    from distilens.models.adapters import Expecting
+
     spec = MODELS.resolve(part)
-    made = MODELS.build(spec, len(classes))
-    if isinstance(made, Model):  # `run:` and `file:` bring all that a model needs
+    made = MODELS.build(spec, classes)
+    if isinstance(made, Model):
         return made
     if not isinstance(made, Expecting):
         made = Expecting(made)
     wanted = spec.options
-    side = wanted["size"] or made.size
-    return Model(
-        made.network,
-        classes,
-        size=(side, side) if side else size,
-        mean=wanted["mean"] or made.mean,
-        std=wanted["std"] or made.std,
-        name=str(Spec.parse(part)),
+    return Expecting(
+        made.network, wanted["size"] or made.size, wanted["mean"] or made.mean, wanted["std"] or made.std
     )
 
 
@@ -114,17 +119,20 @@ def load_model(folder: Path) -> Model:
         UserError: no model there, or one that does not fit its description.
     """
     from distilens.core import Model
-    from distilens.models.adapters import Expecting, load_state
+    from distilens.models.adapters import Expecting, fit, load_state
+    from distilens.runs import read_json
 
     for name in ("model.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise UserError(f"no model in {folder}: {name} is missing")
-    about = json.loads((folder / "model.json").read_text())
+    about = read_json(folder / "model.json")
     spec = Spec.parse(about["model"])
+    # the weights come from this folder: neither the file nor the network that they once came from is needed
+    while spec.name == "file":
+        spec = Spec.parse(spec.options["model"])
     known = MODELS.options(spec.name)
-    # the weights come from the file: nothing is to be fetched again
     offline = {key: value for key, value in (("pretrained", "false"), ("weights", "none")) if key in known}
-    spec = spec.replaced(**offline, **({"size": about["size"][0]} if spec.name == "timm" else {}))
+    spec = spec.replaced(**offline, **({"size": about["size"][0]} if spec.name in ("timm", "torchvision") else {}))
     made = MODELS.build(spec, len(about["classes"]))
     network = made.network if isinstance(made, Expecting) else made
     model = Model(
@@ -135,5 +143,5 @@ def load_model(folder: Path) -> Model:
         std=about["std"],
         name=about["model"],
     )
-    model.load_bare_state(load_state(folder / "model.safetensors"))
+    fit(model.network, load_state(folder / "model.safetensors"), where=str(folder), architecture=about["model"])
     return model.eval()

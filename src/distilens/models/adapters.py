@@ -52,8 +52,10 @@ def timm(name: str, /, classes: int, *, pretrained: bool = False, size: int | No
     return Expecting(network, own, tuple(config["mean"]), tuple(config["std"]))
 
 
-def torchvision(name: str, /, classes: int, *, weights: str | None = None) -> Expecting:
+def torchvision(name: str, /, classes: int, *, weights: str | None = None, size: int | None = None) -> Expecting:
     """Any classifier of torchvision; `weights=DEFAULT` for pretrained ones, with a new head for other classes.
+
+    `size` is the side of the images; an untrained ViT is built for it, or for 224.
 
     Source: https://pytorch.org/vision/stable/models.html.
     """
@@ -63,7 +65,9 @@ def torchvision(name: str, /, classes: int, *, weights: str | None = None) -> Ex
     if name not in known:
         raise UserError(f"torchvision has no classifier {name!r}.{nearest(name, known)}")
     if weights is None:
-        return Expecting(library.get_model(name, weights=None, num_classes=classes), None, **IMAGENET)
+        extra: dict[str, Any] = {"image_size": size} if name.startswith("vit_") and size else {}
+        network = library.get_model(name, weights=None, num_classes=classes, **extra)
+        return Expecting(network, getattr(network, "image_size", None), **IMAGENET)
     try:
         chosen = library.get_model_weights(name)[weights]
     except KeyError:
@@ -107,10 +111,11 @@ def file(path: str, /, classes: int, *, model: str) -> Expecting:
 
     Wrappers around the state dict (`state_dict`, `model`) and the prefix `module.` are taken off.
     """
-    from distilens.models import MODELS
+    from distilens.models import build_network
 
-    made = MODELS.build(model, classes)
-    made = made if isinstance(made, Expecting) else Expecting(made)
+    made = build_network(model, classes)
+    if not isinstance(made, Expecting):
+        raise UserError(f"file:{path} needs an architecture as model=, such as resnet20; given {model!r}, a trained model")
     state = load_state(Path(path))
     fit(made.network, state, where=path, architecture=model)
     return made
@@ -133,6 +138,8 @@ def python(path: str, /, classes: int) -> Expecting:
     except AttributeError:
         known = [name for name in vars(importlib.import_module(module_name)) if not name.startswith("_")]
         raise UserError(f"{module_name} has no {attribute!r}.{nearest(attribute, known)}") from None
+    if not callable(make):
+        raise UserError(f"python:{path} is not callable: it is a {type(make).__name__}")
     network = make(classes) if inspect.signature(make).parameters else make()
     if not isinstance(network, nn.Module):
         raise UserError(f"python:{path} must return a torch.nn.Module; it returned a {type(network).__name__}")
@@ -172,6 +179,8 @@ def load_state(path: Path) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise UserError(f"{path} is not a whole safetensors file: {error}") from None
     except pickle.UnpicklingError:
+        if path.read_bytes()[:2] not in (b"PK", *(bytes([0x80, protocol]) for protocol in range(2, 6))):
+            raise UserError(f"{path} is not a weights file: it is neither safetensors nor written by torch.save") from None
         raise UserError(
             f"{path} is refused: reading it would run code that it brings. Save tensors only: "
             "safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
@@ -183,12 +192,14 @@ def load_state(path: Path) -> dict[str, Tensor]:
             state = state[wrapper]
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path} holds no state dict: expected names with tensors")
-    return {key.removeprefix("module."): value for key, value in state.items()}
+    return dict(state)
 
 
 def fit(network: nn.Module, state: Mapping[str, Tensor], *, where: str, architecture: str) -> None:
-    """Load a state dict, or say in one message what does not fit."""
+    """Load a state dict, with or without the prefix that DataParallel adds, or say in one message what does not fit."""
     own = network.state_dict()
+    if not any(key in own for key in state):
+        state = {key.removeprefix("module."): value for key, value in state.items()}
     missing, extra = [key for key in own if key not in state], [key for key in state if key not in own]
     shapes = [
         f"{key}: {list(state[key].shape)} in the file, {list(own[key].shape)} in the model"
