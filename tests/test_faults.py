@@ -139,6 +139,10 @@ def test_weight_files(place):
     torch.save({"state_dict": {f"module.{k}": v for k, v in model.network.state_dict().items()}}, place / "good.pt")
     found = build_model("file:good.pt,model=resnet8", tuple("abc"), (32, 32))
     assert torch.equal(found.network.fc.weight, model.network.fc.weight)
+    save_model(found, place / "kept")
+    (place / "good.pt").rename(place / "moved.pt")
+    assert torch.equal(load_model(place / "kept").network.fc.weight, model.network.fc.weight)
+    (place / "moved.pt").rename(place / "good.pt")
     with pytest.raises(UserError, match=r"not those of resnet14: missing: layer1.1"):
         build_model("file:good.pt,model=resnet14", tuple("abc"), (32, 32))
     with pytest.raises(UserError, match=r"fc.weight: \[3, 64\] in the file, \[4, 64\] in the model"):

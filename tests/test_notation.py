@@ -152,7 +152,7 @@ def test_all_problems_of_a_recipe_come_at_once():
 def test_wrong_types_missing_keys_and_bad_overrides_are_said():
     with pytest.raises(UserError, match="the key 'student' is missing"):
         make_recipe({"data": "shapes"})
-    with pytest.raises(UserError, match=r"unknown key 'epoch'.*Did you mean 'epochs'"):
+    with pytest.raises(UserError, match=r"unknown key 'teacher.train.epoch'.*Did you mean 'epochs'"):
         make_recipe({**SMALL, "teacher": {"model": "resnet8", "train": {"epoch": 3}}})
     with pytest.raises(UserError, match=r"student.methods ask a teacher for logits, and there is none"):
         make_recipe({**SMALL, "student": {"model": "resnet8", "methods": ["ce", "kd"]}})

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from pydantic import ValidationError
 from torch import nn
 
 from distilens.core import Method, Model, Teacher
@@ -15,7 +17,7 @@ from distilens.errors import UserError
 from distilens.methods import build_methods
 from distilens.models import build_model, check_classes
 from distilens.progress import Log
-from distilens.recipe import Training
+from distilens.recipe import Training, explain_errors
 from distilens.runs import Metrics
 from distilens.specs import Spec
 from distilens.teachers import LiveTeacher, nobody
@@ -46,6 +48,10 @@ def distill(
         folder: keeps checkpoints and `metrics.jsonl`; the same call then goes on where it was stopped.
         seed: of weights, order and augmentation.
 
+    Raises:
+        UserError: whatever is wrong with what was given, a folder with the state of another training, or a loss that is not
+            finite.
+
     Example:
         >>> import distilens
         >>> student, log = distilens.distill(
@@ -55,7 +61,7 @@ def distill(
         torch.Size([1, 8])
     """
     found = data if isinstance(data, Data) else load(data)
-    given = settings if isinstance(settings, Training) else Training(**(settings or {}))
+    given = settings if isinstance(settings, Training) else checked(settings or {})
     torch.manual_seed(seed)
     model = as_model(student, found)
     check_classes(model, found.classes, "student")
@@ -63,13 +69,21 @@ def distill(
     if isinstance(teacher, nn.Module | str | Mapping | Spec):
         large = as_model(teacher, found)
         check_classes(large, found.classes, "teacher")
-        answering = LiveTeacher(large)
+        answering = LiveTeacher(large.to(PartialState().device))
     elif teacher is not None:
         answering = teacher
     log = Log(Metrics(Path(folder) / "metrics.jsonl") if folder else None)
     checkpoints = Path(folder) / "checkpoints" if folder else None
     chosen = build_methods(methods)
     return train(model, chosen, found, given, teacher=answering, folder=checkpoints, log=log, seed=seed), log.rows
+
+
+def checked(settings: Mapping[str, Any]) -> Training:
+    """Settings from a dict, or all that is wrong with them."""
+    try:
+        return Training(**settings)
+    except ValidationError as error:
+        raise UserError("settings: " + "; ".join(explain_errors(error, Training))) from None
 
 
 def as_model(given: Part | Model | nn.Module, data: Data) -> Model:

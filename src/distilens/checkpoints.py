@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import random
-import shutil
 import signal
 import threading
 import time
@@ -54,12 +53,23 @@ class Checkpoints:
 
     `last.pt` after every epoch, `best.pt` when validation was best, `epoch-0005.pt` where every n-th is kept. They hold
     tensors and plain data only. The teacher is in none of them.
+
+    Args:
+        plan: the key of what is trained: a state of another plan is refused.
+        main: False on all but one process: it reads and does not write.
     """
 
     def __init__(
-        self, folder: Path | None, objective: nn.Module, optimizer: Any, average: nn.Module | None, *, main: bool
+        self,
+        folder: Path | None,
+        objective: nn.Module,
+        optimizer: Any,
+        average: nn.Module | None,
+        *,
+        plan: str = "",
+        main: bool = True,
     ):
-        self.folder = folder
+        self.folder, self.plan = folder, plan
         self.objective, self.optimizer, self.average, self.main = objective, optimizer, average, main
         self.saved_at = time.monotonic()
         self.best: dict[str, Any] | None = None  # kept in memory where there is no folder
@@ -89,18 +99,20 @@ class Checkpoints:
             return
         state = {
             "place": asdict(place),
+            "plan": self.plan,
             **self.weights(),
             "optimizer": self.optimizer.state_dict(),
             "random": random_state(),
         }
-        last, buffer = self.folder / "last.pt", io.BytesIO()
+        names, buffer = ["last.pt"], io.BytesIO()
         torch.save(state, buffer)  # through memory: torch's own writer hides a full disk behind an error of its own
-        # the best first: should the kill come between the two, resuming from the older `last` makes the same best again
-        if improved:
-            write_atomically(self.folder / "best.pt", lambda path: path.write_bytes(buffer.getbuffer()))
-        write_atomically(last, lambda path: path.write_bytes(buffer.getbuffer()))
+        # `last` comes last: should the kill come before it, resuming from the older one makes the others again
         if accuracy is not None and keep and place.epoch % keep == 0:
-            write_atomically(self.folder / f"epoch-{place.epoch:04d}.pt", lambda path: shutil.copyfile(last, path))
+            names.insert(0, f"epoch-{place.epoch:04d}.pt")
+        if improved:
+            names.insert(0, "best.pt")
+        for name in names:
+            write_atomically(self.folder / name, lambda path: path.write_bytes(buffer.getbuffer()))
         self.saved_at = time.monotonic()
 
     def due(self) -> bool:
@@ -113,13 +125,16 @@ class Checkpoints:
             return Place()
         state = read(self.folder / "last.pt")
         try:
+            if state["plan"] != self.plan:
+                raise ValueError("other data, settings, methods or seed")
             self.load_weights(state)
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, KeyError, ValueError) as error:
             raise UserError(
                 f"the checkpoint in {self.folder} is of another training ({str(error).splitlines()[0]}): delete the folder"
             ) from None
-        set_random_state(state["random"])
+        if self.main:  # it is the main process's; the others go on with draws of their own
+            set_random_state(state["random"])
         return Place(**state["place"])
 
     def restore_best(self) -> None:

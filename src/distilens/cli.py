@@ -20,17 +20,18 @@ Changes = Annotated[
     arg(name="set", metavar="KEY=VALUE ...", help="Change the recipe, for example train.epochs=3 or data.limit=500."),
 ]
 RecipeName = Annotated[Positional[str], arg(metavar="RECIPE", help="A TOML file, or the name of a shipped recipe.")]
+Out = Annotated[
+    Path | None,
+    arg(metavar="PATH", help="The run folder.", help_behavior_hint="(default: runs/NAME, after the recipe)"),
+]
 RunFolder = Annotated[Positional[Path], arg(metavar="RUN", help="A run folder.")]
 
 
 @app.command
-def run(recipe: RecipeName, /, set_: Changes = (), out: Path | None = None) -> None:
+def run(recipe: RecipeName, /, set_: Changes = (), out: Out = None) -> None:
     """Take a recipe through all its stages: teacher, base, student, measure, explain, report.
 
     What is there already and still valid is skipped, so the same command goes on where it was stopped.
-
-    Args:
-        out: The run folder; by default runs/NAME.
     """
     from distilens.stages import Run, run_all
 
@@ -91,6 +92,8 @@ def report(run: RunFolder, /) -> None:
 
     if not run.is_dir():
         raise UserError(f"no run at {run}: there is no such folder")
+    if not any((run / name).exists() for name in ("recipe.toml", "about.json", "metrics.jsonl", "scores.json", "maps")):
+        raise UserError(f"{run} is not a run: nothing that a run writes is there")
     print(write_report(run))
 
 
@@ -172,7 +175,7 @@ def main() -> None:
         print(f"distilens: {error}", file=sys.stderr)
         sys.exit(getattr(error, "code", 2))
     except KeyboardInterrupt as stop:
-        print(f"distilens: {stop or 'stopped'}", file=sys.stderr)
+        print(f"distilens: {str(stop) or 'stopped'}", file=sys.stderr)
         sys.exit(getattr(stop, "code", 130))
     except BrokenPipeError:
         sys.exit(141)

@@ -135,11 +135,18 @@ class Model(nn.Module):
         return self._last
 
     def observe(self) -> dict[str, tuple[object, bool]]:
-        """Every module's output for the example image: see `taps.observe`."""
+        """Every module's output for the example image: see `taps.observe`.
+
+        Raises:
+            UserError: the network cannot take images of the model's size.
+        """
         for inserted in self.inserted.values():
             inserted.inputs = {}
         try:
             return taps.observe(self.network, self.example())
+        except (RuntimeError, AssertionError) as error:
+            size = "×".join(map(str, self.size))
+            raise UserError(f"{self.name} fails on images of {size} pixels: {error}. Give it another size=") from error
         finally:
             for tap in self.taps.values():  # filled on the way, and asked for by nobody
                 tap.value = None

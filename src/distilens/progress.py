@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +16,8 @@ from torch import Tensor
 from distilens.core import Batch
 from distilens.errors import UserError
 from distilens.runs import Metrics
+
+ADVICE = "The last good checkpoint was kept; try a lower learning rate, clip=1, or precision=float32"
 
 
 class NotFinite(UserError):  # noqa: N818  # it is what the loss is
@@ -53,10 +56,14 @@ class Log:
         self.writer = board(tensorboard / stage) if tensorboard and main else None
         self.bar: Progress | None = None
 
-    def start(self, *, epochs: int, steps: int, images: int, at: int) -> None:
-        """Say how long the training is, and where it starts; rows behind that point are dropped."""
+    def start(self, *, epochs: int, steps: int, images: int, at: int, epoch: int) -> None:
+        """Say how long the training is, and at which step of which epoch it starts; rows behind that point are dropped."""
         self.epochs, self.steps, self.images, self.at = epochs, steps, images, at
-        self.metrics.keep(lambda row: row["stage"] != self.stage or row["step"] <= at)
+
+        def is_before(row: dict[str, Any]) -> bool:
+            return row["epoch"] < epoch if "validation" in row else row["step"] <= at
+
+        self.metrics.keep(lambda row: row["stage"] != self.stage or is_before(row))
         self.rows = [row for row in self.metrics.rows() if row["stage"] == self.stage]
         self.since = self.begun = (time.perf_counter(), at)
         self.learning_rate = 0.0
@@ -106,8 +113,7 @@ class Log:
                 said = ", ".join(f"{name}={value:g}" for name, value in zip(names, row.tolist(), strict=True))
                 raise NotFinite(
                     f"the loss of {self.stage} is not finite in epoch {epoch + 1} ({said}), on the images with index "
-                    f"{index.tolist()}. The last good checkpoint was kept; "
-                    "try a lower learning rate, clip=1, or precision=float32"
+                    f"{index.tolist()}. {ADVICE}"
                 )
         terms = dict(zip(names, values.mean(0).tolist(), strict=True))
         now = time.perf_counter()
@@ -128,7 +134,15 @@ class Log:
             self.bar.update(self.task, completed=self.at, note=f"{note} · {rate:,.0f} images/s")
 
     def epoch(self, epoch: int, scores: dict[str, float]) -> None:
-        """Take note of an epoch's validation."""
+        """Take note of an epoch's validation.
+
+        Raises:
+            NotFinite: the last step broke the weights, so that no later loss could say it.
+        """
+        if not math.isfinite(scores["loss"]):
+            raise NotFinite(
+                f"the validation loss of {self.stage} is not finite after epoch {epoch + 1} ({scores['loss']:g}). {ADVICE}"
+            )
         self.write(epoch=epoch, step=self.at, validation=scores)
         self.since = (time.perf_counter(), self.at)  # validation is no training time
         if self.console is not None and not self.console.is_terminal:

@@ -24,7 +24,7 @@ def as_notation(part: Any) -> Any:
 
 
 def as_list(parts: Any) -> Any:
-    return split(unbracket(parts), whole=parts) if isinstance(parts, str) else parts
+    return [unbracket(part) for part in split(unbracket(parts), whole=parts)] if isinstance(parts, str) else parts
 
 
 Part = Annotated[str, BeforeValidator(as_notation)]
@@ -60,6 +60,10 @@ class Training(Section):
     keep_every: Annotated[int, Field(ge=0)] = 0
     workers: Annotated[int, Field(ge=0)] = 2
     tensorboard: bool = False
+
+    def decisive(self) -> dict[str, Any]:
+        """What the weights depend on, with every option written out: nothing of the log, nor who reads the images."""
+        return with_options(self.model_dump(exclude={"log_every", "keep_every", "workers", "tensorboard"}))
 
 
 class TeacherPart(Section):
@@ -120,16 +124,7 @@ class Recipe(Section):
         content = self.model_dump(exclude_none=True)
         if self.teacher:
             content["teacher"]["train"] = self.teacher_training.model_dump(exclude_none=True)
-        known = registries()
-
-        def written(key: str, value: Any) -> Any:
-            if isinstance(value, Mapping):
-                return {name: written(name, item) for name, item in value.items()}
-            if isinstance(value, list | tuple):
-                return [written(key, item) for item in value]
-            return str(known[key].resolve(value)) if key in known else value
-
-        return written("", content)
+        return with_options(content)
 
     def to_toml(self) -> str:
         """The resolved recipe as TOML; reading it gives the same run."""
@@ -166,7 +161,7 @@ def read_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
     """
     found = find_recipe(path)
     try:
-        content = tomllib.loads(found.read_text())
+        content = tomllib.loads(found.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{found} is not TOML: {error}") from None
     return make_recipe(content, changes, where=str(found))
@@ -186,11 +181,16 @@ def make_recipe(content: Mapping[str, Any], changes: Sequence[str] = (), *, wher
         except UserError as error:
             problems.append(str(error))
     problems += part_problems(changed)
+    teacher = changed.get("teacher")
+    overrides = teacher.get("train") if isinstance(teacher, Mapping) else None
+    try:
+        Training.model_validate(overrides if isinstance(overrides, Mapping) else {})
+    except ValidationError as error:
+        problems += explain_errors(error, Training, "teacher.train.")
     try:
         recipe = Recipe.model_validate(changed)
-        recipe.teacher_training  # noqa: B018  # overrides are checked here
     except ValidationError as error:
-        problems += explain_errors(error)
+        problems += explain_errors(error, Recipe)
     else:
         problems += method_problems(recipe)
     if problems or recipe is None:
@@ -218,6 +218,20 @@ def registries() -> dict[str, Registry]:
     }
 
 
+def with_options(content: Any) -> Any:
+    """A recipe's plain data, or some of it, with every option of every part written out."""
+    known = registries()
+
+    def written(key: str, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: written(name, item) for name, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [written(key, item) for item in value]
+        return str(known[key].resolve(value)) if key in known and isinstance(value, str) else value
+
+    return written("", content)
+
+
 def part_problems(content: Mapping[str, Any]) -> list[str]:
     """What is wrong with the parts in a recipe's plain data, whatever else is wrong with it."""
     known, problems = registries(), []
@@ -229,7 +243,11 @@ def part_problems(content: Mapping[str, Any]) -> list[str]:
             problems.extend(f"{where}: {line}" for line in str(error).split("\n"))
 
     def check(where: str, key: str, value: Any) -> None:
-        value = as_list(value) if key in ("methods", "explainers") else value
+        if key in ("methods", "explainers"):
+            try:
+                value = as_list(value)
+            except UserError:
+                return  # brackets that do not match: the section's own check says so
         if key in known and (isinstance(value, str) or (isinstance(value, Mapping) and "name" in value)):
             check_part(where, known[key], value)
         elif key in known and isinstance(value, list):
@@ -244,7 +262,7 @@ def part_problems(content: Mapping[str, Any]) -> list[str]:
 
 
 def method_problems(recipe: Recipe) -> list[str]:
-    """Two terms of one name, and methods that need a teacher where there is none."""
+    """Two terms or explainers of one name, and methods that need a teacher where there is none."""
     from distilens.core import needs_of
     from distilens.methods import build_methods
 
@@ -261,6 +279,9 @@ def method_problems(recipe: Recipe) -> list[str]:
             continue
         if needs and (stage != "student" or recipe.teacher is None):
             problems.append(f"{stage}.methods ask a teacher for {', '.join(needs)}, and there is none")
+    explainers = [Spec.parse(part).name for part in recipe.explain.explainers]
+    twice = dict.fromkeys(name for name in explainers if explainers.count(name) > 1)
+    problems += [f"explain.explainers: two are called {name!r}, and their maps would go to one file" for name in twice]
     return problems
 
 
@@ -315,13 +336,13 @@ def change_key(content: dict[str, Any], keys: list[str], value: Any, default: Ma
         raise UserError(f"{'.'.join(keys)} cannot be set: {key} is {inside!r}")
 
 
-def explain_errors(error: ValidationError) -> list[str]:
-    """Pydantic's findings in our words, each with the nearest known key."""
+def explain_errors(error: ValidationError, section: type[Section], place: str = "") -> list[str]:
+    """Pydantic's findings in a section at some place, in our words, each with the nearest known key."""
     problems = []
     for found in error.errors():
-        where = ".".join(str(step) for step in found["loc"])
+        where = place + ".".join(str(step) for step in found["loc"])
         if found["type"] == "extra_forbidden":
-            known = list(section_at(error.title, found["loc"][:-1]))
+            known = list(fields_at(section, found["loc"][:-1]))
             name = str(found["loc"][-1])
             problems.append(f"unknown key {where!r}.{nearest(name, known)} Known: {', '.join(known)}")
         elif found["type"] == "missing":
@@ -332,9 +353,8 @@ def explain_errors(error: ValidationError) -> list[str]:
     return problems
 
 
-def section_at(title: str, steps: Sequence[str | int]) -> Mapping[str, Any]:
-    """The fields of the section that an error is in."""
-    section: type[BaseModel] = Training if title == "Training" else Recipe
+def fields_at(section: type[BaseModel], steps: Sequence[str | int]) -> Mapping[str, Any]:
+    """The fields of the section that an error is in, some steps below another one."""
     for step in steps:
         annotation = section.model_fields[str(step)].annotation
         candidates = [annotation, *get_args(annotation)]

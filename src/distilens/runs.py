@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from distilens.errors import UserError
 
 
@@ -26,9 +28,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make a file under a temporary name, then rename it: readers see the old file or the new one, whole.
 
     Raises:
-        UserError: the disk is full; nothing is left behind.
+        UserError: the disk is full, or the file may not be written; nothing is left behind.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with disk_told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with disk_told(path):
@@ -37,7 +40,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -47,15 +51,15 @@ def disk_told(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(path.parent).free
+            free = shutil.disk_usage(next(folder for folder in path.parents if folder.is_dir())).free
             raise UserError(f"the disk is full: {path} could not be written ({free:,} bytes are free)") from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
             raise UserError(f"{path} may not be written: {error.strerror}") from error
         raise
 
 
 def write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda temporary: temporary.write_text(text))
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -65,10 +69,10 @@ def write_json(path: Path, content: Any) -> None:
 def read_json(path: Path) -> Any:
     """The content of a JSON file, or None where there is none."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # no JSON, or no text
         raise UserError(
             f"{path} is not whole JSON ({error}): delete it, and the stage that wrote it runs again"
         ) from None
@@ -83,9 +87,10 @@ class Metrics:
     def append(self, **row: Any) -> None:
         if self.path is None:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with disk_told(self.path), open(self.path, "a") as file:
-            file.write(json.dumps(row) + "\n")
+        with disk_told(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "a") as file:
+                file.write(json.dumps(row) + "\n")
 
     def rows(self) -> list[dict[str, Any]]:
         """All whole rows; a line that a kill cut short is left out."""
@@ -135,4 +140,13 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"another process is at work in {folder}: wait for it, or choose another --out") from None
+        remove_unfinished(folder)
         yield
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete what killed processes were writing: `write_atomically` names it by the process."""
+    for path in folder.rglob(".*"):
+        process = path.name.rpartition(".")[2]
+        if process.isdecimal() and not psutil.pid_exists(int(process)):
+            path.unlink(missing_ok=True)

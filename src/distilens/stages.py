@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -34,7 +34,7 @@ from distilens.methods import build_methods
 from distilens.models import build_model, check_classes, load_model, save_model
 from distilens.models.adapters import head_of, replace_head
 from distilens.progress import Log
-from distilens.recipe import Recipe, Training, read_recipe
+from distilens.recipe import Recipe, Training, read_recipe, with_options
 from distilens.report import write_report
 from distilens.runs import Metrics, file_key, key_of, locked, read_json, write_atomically, write_json, write_text
 from distilens.specs import Spec
@@ -42,7 +42,6 @@ from distilens.teachers import LiveTeacher, nobody
 from distilens.train import lays_channels_last, train
 
 ROLES = ("teacher", "base", "student")
-WITHOUT_EFFECT = {"log_every", "keep_every", "workers", "tensorboard"}  # settings that change no weight
 
 
 @dataclass
@@ -147,8 +146,11 @@ def at_work(run: Run) -> Iterator[None]:
         run.seconds = dict(previous.get("seconds", {}))
         try:
             yield
-        finally:
-            write_json(run.folder / "about.json", about_run(run))
+        except BaseException:
+            with suppress(UserError):  # what went wrong first is what is said
+                write_json(run.folder / "about.json", about_run(run))
+            raise
+        write_json(run.folder / "about.json", about_run(run))
 
 
 @contextmanager
@@ -201,7 +203,7 @@ def train_teacher(run: Run) -> None:
     part = run.recipe.teacher
     assert part is not None
     how = part.finetune or ("none" if Spec.parse(part.model).name in ("run", "file") else "all")
-    plan = {"model": part.model, "methods": part.methods, "finetune": how, "source": source_key(part.model)}
+    plan = {"model": part.model, "methods": part.methods, "finetune": how}
 
     def make() -> Model:
         model = build_model(part.model, run.data.classes, run.data.size)
@@ -238,8 +240,8 @@ def train_role(
     """Train one model of a run in its folder, from its last checkpoint where there is one of the same plan."""
     data = run.teacher_data if role == "teacher" else run.data
     folder, seed = run.folder / role, run.recipe.seed
-    how = settings.model_dump(exclude=WITHOUT_EFFECT) if trained else None
-    key = key_of(role, plan, how, seed, data.fingerprint)
+    how = settings.decisive() if trained else None
+    key = key_of(role, with_options(plan), source_key(plan["model"]), how, seed, data.fingerprint)
     with stage(run, role, key, folder / "model.safetensors") as due:
         if not due:
             return
@@ -277,7 +279,7 @@ def measure_stage(run: Run) -> None:
     """Score all models: accuracy, agreement, likeness of maps, cost. The test split is read here."""
     explain = run.recipe.explain
     weights = [run.weights_key(role) for role in ROLES]
-    key = key_of("measure", weights, run.data.fingerprint, explain.explainers, explain.measured)
+    key = key_of("measure", weights, run.data.fingerprint, with_options(explain.model_dump(exclude={"images"})))
     with stage(run, "measure", key, run.folder / "scores.json") as due:
         if due:
             models = run.models()
@@ -296,9 +298,8 @@ def explain_stage(run: Run) -> None:
     """Explain the same test images for all models: one file an explainer in `maps/`."""
     wanted = run.recipe.explain
     files = {part: run.folder / "maps" / f"{Spec.parse(part).name}.npz" for part in wanted.explainers}
-    key = key_of(
-        "explain", [run.weights_key(role) for role in ROLES], run.data.fingerprint, wanted.explainers, wanted.images
-    )
+    weights = [run.weights_key(role) for role in ROLES]
+    key = key_of("explain", weights, run.data.fingerprint, with_options(wanted.model_dump(exclude={"measured"})))
     with stage(run, "explain", key, *files.values()) as due:
         if not due:
             return
@@ -313,6 +314,8 @@ def explain_stage(run: Run) -> None:
             run.say(f"explain: {part}")
             arrays = explained(models, batch, shown, EXPLAINERS.build(part))
             write_atomically(path, lambda temporary, arrays=arrays: save_arrays(temporary, arrays))
+        for path in set((run.folder / "maps").glob("*.npz")) - set(files.values()):
+            path.unlink()  # of an explainer that is no longer wanted
 
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:

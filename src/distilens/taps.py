@@ -122,7 +122,8 @@ def observe(model: nn.Module, images: Tensor) -> dict[str, tuple[object, bool]]:
     """Every module's output in one forward, in order: path -> (output, whether the model overwrote it in place later).
 
     The forward runs in eval mode on a graph of its own, and leaves no trace in the model. The model's own output stands
-    under the empty path.
+    under the empty path. A weight that is zero everywhere, as heads of ViTs start, gets other values for this forward, so
+    that gradients say what the logits depend on.
     """
     seen: dict[str, tuple[object, int]] = {}
     paths = {module: path for path, module in model.named_modules()}
@@ -134,13 +135,22 @@ def observe(model: nn.Module, images: Tensor) -> dict[str, tuple[object, bool]]:
     handles = [module.register_forward_hook(note, prepend=True) for module in paths]
     with evaluating(model), torch.enable_grad():
         try:
-            model(images.detach().requires_grad_())
+            torch.func.functional_call(model, filled(model), (images.detach().requires_grad_(),))
         finally:
             for handle in handles:
                 handle.remove()
     return {
         path: (output, isinstance(output, Tensor) and output._version != version)
         for path, (output, version) in seen.items()
+    }
+
+
+def filled(model: nn.Module) -> dict[str, Tensor]:
+    """Other values, always the same, for the weights that are zero everywhere, by name."""
+    empty = {name: weight for name, weight in model.named_parameters() if weight.ndim > 1 and not weight.any()}
+    return {
+        name: torch.arange(weight.numel(), device=weight.device).cos().to(weight.dtype).view_as(weight) / 10
+        for name, weight in empty.items()
     }
 
 

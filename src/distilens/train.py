@@ -22,6 +22,7 @@ from distilens.errors import UserError
 from distilens.optimizers import OPTIMIZERS, SCHEDULES
 from distilens.progress import Log
 from distilens.recipe import Training
+from distilens.runs import key_of
 from distilens.taps import evaluating
 from distilens.teachers import nobody
 
@@ -66,6 +67,11 @@ def train(
         return Batches(split, settings.batch_size, augment=augment, **options)
 
     training, validation = batches(data.train, AUGMENTS.build(settings.augment)), batches(data.validation)
+    if training.size % accelerator.num_processes:
+        raise UserError(
+            f"batches of {training.size} images cannot be shared evenly by {accelerator.num_processes} processes: "
+            f"train.batch_size={max(1, training.size // accelerator.num_processes) * accelerator.num_processes}"
+        )
     objective = Objective(student.to(accelerator.device), methods).to(accelerator.device)
     first = next(training.epoch(0))
     with accelerator.autocast():
@@ -82,9 +88,11 @@ def train(
     wrapped, optimizer = accelerator.prepare(objective, optimizer)
     steps = settings.epochs * len(training)
 
-    state = Checkpoints(folder, objective, optimizer, average, main=accelerator.is_main_process)
+    weights = {name: method.weight for name, method in methods.items()}
+    plan = key_of(settings.decisive(), weights, data.fingerprint, seed)
+    state = Checkpoints(folder, objective, optimizer, average, plan=plan, main=accelerator.is_main_process)
     place = state.resume()
-    log.start(epochs=settings.epochs, steps=len(training), images=training.size, at=place.step)
+    log.start(epochs=settings.epochs, steps=len(training), images=training.size, at=place.step, epoch=place.epoch)
     with log, interruptible() as stop:
         for epoch in range(place.epoch, settings.epochs):
             objective.train()
@@ -114,6 +122,9 @@ def train(
             place.next_epoch()
             log.epoch(epoch, scores)
             state.save(place, accuracy=scores["accuracy"], keep=settings.keep_every)
+            if stop.requested:  # during validation
+                raise Interrupted(stop.signal, folder)
+    accelerator.wait_for_everyone()  # the main process writes what the others read now
     if settings.select == "best":
         state.restore_best()
     objective.student.load_bare_state(kept_by(objective, average).bare_state())

@@ -74,7 +74,7 @@ class Geometry:
             moved = self.sampled(channels.float(), size)
         return moved if things.ndim == 4 else moved[:, 0]
 
-    def sampled(self, images: Float[Tensor, "b c h w"], size: tuple[int, int]) -> Float[Tensor, "b c h w"]:
+    def sampled(self, images: Float[Tensor, "b c h w"], size: tuple[int, int]) -> Float[Tensor, "b c height width"]:
         """Bilinear, by an affine grid in coordinates from -1 to 1; shrinking is smoothed by sampling twice as finely."""
         height, width = self.source
         scale_y, scale_x = self.box[:, 2] / height, self.box[:, 3] / width

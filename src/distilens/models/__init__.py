@@ -78,13 +78,15 @@ def build_network(part: str | Mapping[str, Any] | Spec, classes: int) -> Expecti
     if not isinstance(made, Expecting):
         made = Expecting(made)
     wanted = spec.options
-    return Expecting(
-        made.network, wanted["size"] or made.size, wanted["mean"] or made.mean, wanted["std"] or made.std
-    )
+    return Expecting(made.network, wanted["size"] or made.size, wanted["mean"] or made.mean, wanted["std"] or made.std)
 
 
 def check_classes(model: Model, classes: Sequence[str], role: str) -> None:
-    """Raise a `UserError` where a loaded model does not answer for the data's classes, in their order."""
+    """Raise a `UserError` where a model does not answer for the data's classes, in their order."""
+    import torch
+
+    from distilens.taps import evaluating
+
     if len(model.classes) != len(classes):
         raise UserError(
             f"the {role} {model.name} knows {len(model.classes)} classes, the data has {len(classes)}. "
@@ -92,6 +94,10 @@ def check_classes(model: Model, classes: Sequence[str], role: str) -> None:
         )
     if tuple(model.classes) != tuple(classes) and sorted(model.classes) == sorted(classes):
         raise UserError(f"the {role} {model.name} has the data's classes in another order: {', '.join(model.classes)}")
+    with evaluating(model), torch.no_grad():
+        width = model.logits(model.example()).shape[1]
+    if width != len(classes):
+        raise UserError(f"the {role} {model.name} gives {width} logits, and the data has {len(classes)} classes")
 
 
 def save_model(model: Model, folder: Path) -> None:

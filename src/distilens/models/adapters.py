@@ -115,7 +115,9 @@ def file(path: str, /, classes: int, *, model: str) -> Expecting:
 
     made = build_network(model, classes)
     if not isinstance(made, Expecting):
-        raise UserError(f"file:{path} needs an architecture as model=, such as resnet20; given {model!r}, a trained model")
+        raise UserError(
+            f"file:{path} needs an architecture as model=, such as resnet20; given {model!r}, a trained model"
+        )
     state = load_state(Path(path))
     fit(made.network, state, where=path, architecture=model)
     return made
@@ -180,12 +182,14 @@ def load_state(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} is not a whole safetensors file: {error}") from None
     except pickle.UnpicklingError:
         if path.read_bytes()[:2] not in (b"PK", *(bytes([0x80, protocol]) for protocol in range(2, 6))):
-            raise UserError(f"{path} is not a weights file: it is neither safetensors nor written by torch.save") from None
+            raise UserError(
+                f"{path} is not a weights file: it is neither safetensors nor written by torch.save"
+            ) from None
         raise UserError(
             f"{path} is refused: reading it would run code that it brings. Save tensors only: "
             "safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
         ) from None
-    except (RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # whatever a broken file does to its reader
         raise UserError(f"{path} is not a weights file: {error}") from None
     for wrapper in ("state_dict", "model", "model_state_dict"):
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):

@@ -1,0 +1,148 @@
+"""Distillation in one call."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import distilens
+from distilens.core import Answer, Method, Model
+from distilens.errors import UserError
+from distilens.recipe import Training
+
+SETTINGS = {"epochs": 2, "batch_size": 16, "optimizer": "sgd:lr=0.05", "precision": "float32"}
+
+
+def tiny(width: int = 4) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3, stride=2),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(width, 3),
+    )
+
+
+@pytest.fixture
+def data():
+    generator = np.random.default_rng(0)
+    labels = np.arange(90) % 3
+    images = generator.integers(0, 100, (90, 8, 8, 3), dtype=np.uint8)
+    images[np.arange(90), :, :, labels] += 100
+    return distilens.from_arrays(images, labels, classes=("red", "green", "blue"))
+
+
+def names(log) -> set[str]:
+    return {name for row in log for name in row.get("terms", {})}
+
+
+def test_modules_in_and_the_bare_module_out(data):
+    large, small = tiny(8), tiny()
+    before = {key: value.clone() for key, value in large.state_dict().items()}
+    found, log = distilens.distill(small, large, data, settings=SETTINGS)
+    assert isinstance(found, Model)
+    assert found.network is small
+    assert not found.training
+    assert not large.training
+    assert all(torch.equal(value, before[key]) for key, value in large.state_dict().items())
+    assert names(log) == {"ce", "kd"}
+    assert [row["epoch"] for row in log if "validation" in row] == [0, 1]
+    assert not any(module._forward_hooks for module in small.modules())
+    assert all(parameter.requires_grad for parameter in small.parameters())
+
+
+def test_every_form_of_student_and_teacher(data, tmp_path):
+    distilens.save_model(distilens.build_model("resnet8", data.classes, data.size), tmp_path / "student")
+    for teacher in ("resnet8", {"name": "resnet8"}, f"run:{tmp_path}", Model(tiny(), data.classes, size=data.size)):
+        _, log = distilens.distill(tiny(), teacher, data, ["kd"], settings={**SETTINGS, "epochs": 1})
+        assert names(log) == {"kd"}
+
+    def says_red(batch, needs):
+        assert needs == ("logits",)
+        return Answer(logits=torch.eye(3)[torch.zeros_like(batch.labels)] * 20)
+
+    found, _ = distilens.distill(tiny(), says_red, data, ["kd:temperature=1"], settings={**SETTINGS, "epochs": 8})
+    assert (found.logits(torch.rand(16, 3, 8, 8)).argmax(1) == 0).all()
+    found, _ = distilens.distill("resnet8", None, data, ["ce"], settings=Training(**{**SETTINGS, "epochs": 1}))
+    assert found.name == "resnet8"
+
+
+def test_data_by_notation_and_methods_as_objects(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    class Small(Method):
+        def loss(self, batch, output, answer):
+            return output.logits.square().mean(1)
+
+    methods = ["ce", Small(), {"name": "ce", "smoothing": 0.1, "as": "smooth"}]
+    found, log = distilens.distill(
+        "resnet8", None, "digits:limit=40,size=16", methods, settings={**SETTINGS, "epochs": 1}
+    )
+    assert names(log) == {"ce", "small", "smooth"}
+    assert len(found.classes) == 10
+
+
+def test_the_same_seed_gives_the_same_weights(data):
+    ours, theirs, other = (
+        distilens.distill("resnet8", None, data, ["ce"], settings={**SETTINGS, "epochs": 1}, seed=seed)[0]
+        for seed in (3, 3, 4)
+    )
+    assert torch.equal(ours.network.fc.weight, theirs.network.fc.weight)
+    assert not torch.equal(ours.network.fc.weight, other.network.fc.weight)
+
+
+def test_with_a_folder_the_same_call_has_its_result_already(data, tmp_path):
+    ours, log = distilens.distill("resnet8", None, data, ["ce"], settings=SETTINGS, folder=tmp_path)
+    theirs, again = distilens.distill("resnet8", None, data, ["ce"], settings=SETTINGS, folder=tmp_path)
+    assert torch.equal(ours.network.fc.weight, theirs.network.fc.weight)
+    assert again == log
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == len(log)
+    for changes in ({"seed": 1}, {"settings": {**SETTINGS, "epochs": 3}}, {"methods": ["ce:weight=2"]}):
+        given = {"methods": ["ce"], "settings": SETTINGS, "seed": 0, **changes}
+        methods = given.pop("methods")
+        with pytest.raises(UserError, match=r"the checkpoint in .* is of another training \(other data, settings"):
+            distilens.distill("resnet8", None, data, methods, folder=tmp_path, **given)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"settings": {"epoch": 2}}, "unknown key 'epoch'. Did you mean 'epochs'"),
+        (
+            {"settings": {"epochs": 0, "batch_size": "many"}},
+            "epochs: input should be greater.*; batch_size: input should be",
+        ),
+        ({"settings": {"optimizer": "sdg"}}, "Did you mean 'sgd'"),
+        ({"methods": ["kdd"]}, "Did you mean 'kd'"),
+        ({"methods": ["ce", "ce"]}, "two terms are called 'ce'"),
+        ({"methods": ["kd"], "teacher": None}, "need a teacher"),
+        ({"methods": []}, "no loss"),
+        ({"student": "resnet9"}, "unknown model 'resnet9'"),
+        ({"data": "shapse"}, "Did you mean 'shapes'"),
+        (
+            {"teacher": nn.Sequential(nn.Flatten(), nn.Linear(192, 5))},
+            "the teacher Sequential gives 5 logits.* 3 classes",
+        ),
+        (
+            {"student": nn.Sequential(nn.Flatten(), nn.Linear(192, 5))},
+            "the student Sequential gives 5 logits.* 3 classes",
+        ),
+        (
+            {"student": nn.Flatten(0)},
+            "must return logits .b classes., or a structure with .logits; it returned a tensor",
+        ),
+    ],
+)
+def test_mistakes_are_said(data, changes, text):
+    given = {
+        "student": tiny(),
+        "teacher": tiny(),
+        "data": data,
+        "methods": ["ce", "kd"],
+        "settings": SETTINGS,
+        **changes,
+    }
+    options = {name: given.pop(name) for name in ("settings",)}
+    with pytest.raises(UserError, match=text):
+        distilens.distill(given["student"], given["teacher"], given["data"], given["methods"], **options)

@@ -1,0 +1,249 @@
+"""The command line: what it accepts, what it prints, and the codes that it ends with."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+
+from distilens import cli
+from distilens.checkpoints import Interrupted
+from distilens.data import SOURCES
+from distilens.errors import UserError
+from distilens.explain import EXPLAINERS
+from distilens.methods import METHODS
+from distilens.models import MODELS
+from distilens.recipe import shipped
+from distilens.runs import locked
+
+TINY = """
+name = "tiny"
+data = "shapes:train=64,test=40,val_fraction=0.3,size=16"
+[student]
+model = "python:cli_nets:tiny"
+methods = ["ce"]
+[train]
+epochs = 2
+batch_size = 16
+[explain]
+explainers = ["gradcam"]
+images = 2
+measured = 4
+"""
+
+NETS = """
+from torch import nn
+
+def tiny(classes):
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=4), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes)
+    )
+"""
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Run a command in a folder of its own, where there is a recipe: exit code, output, error."""
+    (tmp_path / "recipe.toml").write_text(TINY)
+    (tmp_path / "cli_nets.py").write_text(NETS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def go(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["distilens", *arguments])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        said = capsys.readouterr()
+        assert "Traceback" not in said.err
+        return code, said.out, said.err
+
+    return go
+
+
+def test_all_that_is_wrong_is_said_at_once(command):
+    changes = ["train.epoch=1", "student.methods=[ce,kdd]", "train.optimizer=sgd:learning_rate=1", "nonsense"]
+    code, output, error = command(
+        "run", "recipe.toml", "--set", *changes, "--set", "train.batch_size=many", "explain.images=0"
+    )
+    assert code == 2
+    assert output == ""
+    for text in (
+        "recipe.toml: 6 problems",
+        "unknown key 'train.epoch'. Did you mean 'epochs'?",
+        "unknown method 'kdd'. Did you mean 'kd'?",
+        "unknown option 'learning_rate' of optimizer 'sgd'",
+        "--set takes key=value; given 'nonsense'",
+        "train.batch_size: input should be a valid integer",
+        "explain.images: input should be greater than or equal to 1; given 0",
+    ):
+        assert text in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ([], "Missing subcommand"),
+        (["rum"], "rum"),
+        (["run"], "RECIPE"),
+        (["run", "recipe.toml", "--sett", "a=b"], "--set KEY=VALUE"),
+        (["list", "method"], "methods"),
+        (["run", "dmeo"], "Did you mean 'demo'"),
+        (["run", "."], "no recipe at ."),
+        (["run", "no.toml"], "no.toml is not TOML: Invalid value"),
+        (["run", "bytes.toml"], "bytes.toml is not TOML"),
+        (["run", "recipe.toml", "--out", "no.toml"], "may not be written"),
+        (["run", "recipe.toml", "--set", "explain.explainers=[ig:steps=2,ig:steps=4]"], "two are called 'ig'"),
+        (["run", "recipe.toml", "--set", "train.batch_size=0"], "greater than or equal to 1; given 0"),
+        (["run", "recipe.toml", "--set", "student=3"], "student"),
+        (["report", "empty"], "nothing that a run writes is there"),
+        (["explain", "empty"], "is not a run: it has no recipe.toml"),
+        (["measure", "no.toml"], "is not a run"),
+    ],
+)
+def test_mistakes_end_with_a_message_and_2(command, tmp_path, arguments, text):
+    (tmp_path / "no.toml").write_text("name = ")
+    (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
+    (tmp_path / "empty").mkdir()
+    code, output, error = command(*arguments)
+    assert code == 2
+    assert text in error
+    assert output == ""
+    assert not (tmp_path / "empty" / "report.html").exists()
+
+
+def test_a_loss_that_is_no_number_ends_with_1_and_can_be_mended(command, tmp_path):
+    broken = ["train.optimizer=sgd:lr=1e20", "train.log_every=1"]
+    for _ in range(2):
+        code, output, error = command("run", "recipe.toml", "--set", *broken)
+        assert code == 1
+        assert output == ""
+        assert re.search(
+            r"^distilens: the loss of base is not finite in epoch 1 \(ce=\w+\), on the images .* \[\d", error
+        )
+    assert not (tmp_path / "runs" / "tiny" / "base" / "model.safetensors").exists()
+    code, _, error = command("report", "runs/tiny")
+    assert code == 0, error
+    code, _, error = command("run", "recipe.toml")
+    assert code == 0, error
+
+
+def test_changes_may_be_many_and_come_twice(command, tmp_path):
+    changes = ["--set", "train.epochs=1", "name=other", "--set", "data.train=80"]
+    assert command("run", "recipe.toml", *changes)[0] == 0
+    text = (tmp_path / "runs" / "other" / "recipe.toml").read_text()
+    assert "epochs = 1" in text
+    assert "train=80" in text
+    code, output, error = command("validate", "recipe.toml", "--set", "train.epochs=7", "--no-time")
+    assert code == 0, error
+    assert "epochs = 7" in output
+
+
+def test_the_commands_of_a_run_do_not_do_again_what_is_there(command, tmp_path):
+    code, output, _ = command("run", "recipe.toml", "--out", "one")
+    assert code == 0
+    assert "The student (" in output
+    assert output.rstrip().endswith("one/report.html")
+    for name, stages in (("train", ["base", "student"]), ("measure", ["measure"]), ("explain", ["explain"])):
+        code, _, error = command(name, "one")
+        assert code == 0
+        assert error.splitlines() == [f"{stage}: there already" for stage in stages]
+    (tmp_path / "one" / "report.html").unlink()
+    assert command("report", "one")[:2] == (0, "one/report.html\n")
+    assert (tmp_path / "one" / "report.html").exists()
+
+
+def test_a_folder_that_is_in_use_is_said(command, tmp_path):
+    with locked(tmp_path / "one"):
+        code, _, error = command("run", "recipe.toml", "--out", "one")
+    assert code == 2
+    assert "another process is at work in one: wait for it, or choose another --out" in error
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "text"),
+    [
+        (UserError("it is wrong"), 2, "distilens: it is wrong\n"),
+        (KeyboardInterrupt(), 130, "distilens: stopped\n"),
+        (Interrupted(2, None), 130, "distilens: stopped\n"),
+        (Interrupted(15, cli.Path("one")), 143, "distilens: stopped; the same command goes on from here (one)\n"),
+        (BrokenPipeError(), 141, ""),
+    ],
+)
+def test_the_codes_that_it_ends_with(command, monkeypatch, raised, code, text):
+    def fails(**options):
+        raise raised
+
+    monkeypatch.setattr(cli.app, "cli", fails)
+    assert command("list", "methods") == (code, "", text)
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("methods", METHODS),
+        ("models", MODELS),
+        ("data", SOURCES),
+        ("explainers", EXPLAINERS),
+        ("recipes", [path.stem for path in shipped()]),
+    ],
+)
+def test_list_names_every_part_with_what_it_does(command, kind, names):
+    code, output, _ = command("list", kind)
+    assert code == 0
+    rows = [line.split("  ") for line in output.splitlines()]
+    first = {row[0].strip().partition(":")[0] for row in rows}
+    assert set(names) <= first
+
+
+@pytest.mark.parametrize("name", ["run", "demo", "train", "measure", "explain", "report", "validate", "list"])
+def test_every_command_has_a_help(command, name):
+    code, output, error = command(name, "--help")
+    assert code == 0
+    assert error == ""
+    assert f"usage: distilens {name}" in output
+    assert "None" not in output
+
+
+def test_the_help_answers_at_once():
+    """The fastest of three, so that a busy machine does not count."""
+    script = os.path.join(os.path.dirname(sys.executable), "distilens")
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run([script, "--help"], capture_output=True, text=True)
+        times.append(time.perf_counter() - start)
+        assert done.returncode == 0, done.stderr
+    assert min(times) < 1.0
+
+
+def test_output_into_a_closed_pipe_is_no_error():
+    command = f"{sys.executable} -m distilens list models | head -1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert "Traceback" not in done.stderr
+    assert done.stderr == ""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a read-only disk is mounted by root")
+def test_a_folder_that_is_read_only_is_said(command, tmp_path):
+    assert command("run", "recipe.toml", "--out", "disk/one")[0] == 0
+    disk = tmp_path / "disk"
+    if subprocess.run(["mount", "--bind", str(disk), str(disk)], capture_output=True).returncode:
+        pytest.skip("no mount here")
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", str(disk)], check=True)
+        for arguments in (
+            ["run", "recipe.toml", "--out", "disk/one"],
+            ["run", "recipe.toml", "--out", "disk/two"],
+            ["report", "disk/one"],
+        ):
+            code, _, error = command(*arguments)
+            assert code == 2
+            assert "Read-only file system" in error
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

@@ -1,0 +1,170 @@
+"""Recipes at their edges: what `--set` can reach, and what is said of a recipe that is wrong in many places."""
+
+import tomllib
+
+import pytest
+
+from distilens.errors import UserError
+from distilens.recipe import find_recipe, make_recipe, read_recipe, shipped
+
+SMALL = {"data": "shapes", "student": {"model": "resnet8", "methods": ["ce"]}}
+TAUGHT = {"data": "shapes", "teacher": {"model": "resnet14"}, "student": {"model": "resnet8"}}
+
+
+def problems(content, changes=()) -> list[str]:
+    with pytest.raises(UserError) as error:
+        make_recipe(content, changes)
+    first, *rest = str(error.value).split("\n  ")
+    assert first == f"the recipe: {len(rest)} problem{'s' * (len(rest) > 1)}"
+    return rest
+
+
+def test_every_way_to_write_a_recipe_is_the_same_run():
+    content = {
+        "name": "all",
+        "seed": 3,
+        "note": 'a "note" with = and [brackets]',
+        "data": {"name": "shapes", "shortcut": 0.5},
+        "teacher": {
+            "model": {"name": "timm:resnet18", "pretrained": False},
+            "data": "shapes:seed=2",
+            "methods": "ce:smoothing=0.1",
+            "train": {"epochs": 2, "optimizer": {"name": "adamw", "lr": 0.001}},
+        },
+        "student": {"model": "vgg8", "methods": "ce,[kd:temperature=2,weight=3,as=soft]"},
+        "train": {"epochs": 4, "clip": 1, "schedule": "multi_step:milestones=[0.5,0.7]", "channels_last": True},
+        "explain": {"explainers": "[gradcam:tap=layer3],[ig:steps=4,rule=riemann]"},
+    }
+    recipe = make_recipe(content)
+    again = make_recipe(tomllib.loads(recipe.to_toml()))
+    assert again.to_toml() == recipe.to_toml()
+    assert again.teacher_training.epochs == 2
+    assert again.teacher_training.clip == 1
+    assert again.train.channels_last is True
+    assert again.note == content["note"]
+    assert recipe.student.methods == ("ce", "kd:temperature=2,weight=3,as=soft")
+    assert again.student.methods == ("ce:smoothing=0,weight=1,as=none", "kd:temperature=2,weight=3,as=soft")
+    assert again.train.schedule == "multi_step:milestones=[0.5,0.7],gamma=0.1"
+
+
+def test_a_recipe_does_not_change_what_it_was_made_from():
+    content = {"data": "shapes", "student": {"model": "resnet8", "methods": ["ce"]}}
+    make_recipe(content, ["student.methods.ce.smoothing=0.1", "train.epochs=3", "data.seed=3"])
+    assert content == {"data": "shapes", "student": {"model": "resnet8", "methods": ["ce"]}}
+
+
+@pytest.mark.parametrize(
+    ("change", "read", "value"),
+    [
+        ("train.optimizer=adamw:lr=0.01", lambda r: r.train.optimizer, "adamw:lr=0.01"),
+        ("train.optimizer.momentum=0.5", lambda r: r.train.optimizer, "sgd:lr=0.2,momentum=0.5"),
+        ("train.schedule.warmup = 0.1", lambda r: r.train.schedule, "one_cycle:warmup=0.1"),
+        ("teacher.train.optimizer.lr=0.1", lambda r: r.teacher_training.optimizer, "sgd:lr=0.1"),
+        ("teacher.train.epochs=2", lambda r: (r.teacher_training.epochs, r.train.epochs), (2, 10)),
+        ("student.methods.kd.temperature=2", lambda r: r.student.methods[1], "kd:temperature=2,weight=0.9"),
+        ("student.methods=[ce,[kd:temperature=1]]", lambda r: r.student.methods, ("ce", "kd:temperature=1")),
+        ('student.methods=["ce"]', lambda r: r.student.methods, ("ce",)),
+        ("explain.explainers.ig.steps=3", lambda r: r.explain.explainers, ("gradcam", "ig:steps=3")),
+        ("explain.explainers=[[ig:steps=3,rule=gauss]]", lambda r: r.explain.explainers, ("ig:steps=3,rule=gauss",)),
+        ("data.classes=[circle,square]", lambda r: r.data, "shapes:classes=[circle,square]"),
+        ("train.clip=2", lambda r: r.train.clip, 2.0),
+        ("train.compile=true", lambda r: r.train.compile, True),
+        ("note=two words", lambda r: r.note, "two words"),
+        ("student.model=vgg8", lambda r: r.student.model, "vgg8"),
+        ("student.model.size=48", lambda r: r.student.model, "resnet8:size=48"),
+    ],
+)
+def test_a_change_reaches_its_place(change, read, value):
+    recipe = make_recipe(TAUGHT, [change])
+    assert read(recipe) == value
+    assert make_recipe(tomllib.loads(recipe.to_toml())).resolved() == recipe.resolved()
+
+
+def test_terms_of_one_method_are_told_apart_by_as():
+    content = {**TAUGHT, "student": {"model": "resnet8", "methods": ["kd", "kd:temperature=1,as=sharp"]}}
+    recipe = make_recipe(content, ["student.methods.sharp.weight=2"])
+    assert recipe.student.methods == ("kd", "kd:temperature=1,as=sharp,weight=2")
+    assert problems({**TAUGHT, "student": {"model": "resnet8", "methods": ["kd", "kd:temperature=1"]}}) == [
+        "student.methods: two terms are called 'kd': give one of them another name with as="
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ("train.epochs.x=3", "epochs"),
+        ("seed.x=3", "seed"),
+        ("student.methods.kd=3", "methods"),
+        ("train.epochs=0", "train.epochs: input should be greater than or equal to 1; given 0"),
+        ("train.epochs=many", "train.epochs: input should be a valid integer"),
+        ("trian.epochs=3", "unknown key 'trian'. Did you mean 'train'? Known: name, seed"),
+        ("train.epoch=3", "unknown key 'train.epoch'. Did you mean 'epochs'?"),
+        ("explain.explainers.gradcamm.tap=x", "no part 'gradcamm' in explainers: gradcam, ig:steps=32"),
+        ("data.shots=none,", "shots"),
+        ("nothing", "--set takes key=value; given 'nothing'"),
+    ],
+)
+def test_a_change_that_cannot_be_is_said(change, text):
+    assert any(text in problem for problem in problems(TAUGHT, [change]))
+
+
+def test_the_teachers_overrides_are_checked_with_all_else_and_where_they_stand():
+    content = {
+        "data": "shapes",
+        "teacher": {"model": "resnet14", "train": {"epoch": 3, "batch_size": "big", "optimizer": "sdg"}},
+        "student": {"modle": "resnet8", "methods": ["kd:temperature=0"]},
+        "train": {"epochs": "many"},
+    }
+    found = problems(content)
+    for text in (
+        "unknown key 'teacher.train.epoch'. Did you mean 'epochs'?",
+        "teacher.train.batch_size: input should be a valid integer",
+        "teacher.train.optimizer: unknown optimizer 'sdg'. Did you mean 'sgd'?",
+        "the key 'student.model' is missing",
+        "unknown key 'student.modle'. Did you mean 'model'?",
+        "student.methods: option 'temperature' of method 'kd': input should be greater than 0; given '0'",
+        "train.epochs: input should be a valid integer",
+    ):
+        assert sum(problem.startswith(text) for problem in found) == 1, text
+    assert len(found) == 7
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {**SMALL, "teacher": "resnet14"},
+        {**SMALL, "train": 3},
+        {**SMALL, "teacher": {"model": "resnet8", "train": 3}},
+        {**SMALL, "student": {"model": ["resnet8"], "methods": 3}},
+        {**SMALL, "data": 3},
+        {**SMALL, "data": "shapes:classes=[a"},
+        {**SMALL, "student": {"model": "resnet8", "methods": "[ce"}},
+        {**SMALL, "student": {"model": {"depth": 8}}},
+        {},
+    ],
+)
+def test_a_wrong_kind_of_value_is_a_message_and_no_traceback(content):
+    assert problems(content)
+
+
+def test_a_base_has_no_teacher():
+    assert problems({**TAUGHT, "base": {"methods": ["ce", "kd"]}}) == [
+        "base.methods ask a teacher for logits, and there is none"
+    ]
+
+
+def test_recipes_are_found_by_path_and_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_recipe("demo") == find_recipe("demo.toml")
+    assert find_recipe("demo") in shipped()
+    (tmp_path / "demo").write_text(
+        'data = "shapes"\nnote = "größer"\n[student]\nmodel="resnet8"\nmethods=["ce"]', "utf-8"
+    )
+    assert read_recipe("demo").note == "größer"  # a file of one's own comes first
+    with pytest.raises(
+        UserError, match=r"no recipe at runs/demoo.toml. Did you mean 'demo'\? Shipped with distilens: "
+    ):
+        find_recipe("runs/demoo.toml")
+    (tmp_path / "latin.toml").write_bytes('note = "größer"'.encode("latin-1"))
+    with pytest.raises(UserError, match=r"latin\.toml is not TOML"):
+        read_recipe(tmp_path / "latin.toml")

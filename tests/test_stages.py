@@ -1,0 +1,236 @@
+"""Stage by stage: what is done, what is skipped, what a change redoes."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from distilens import stages
+from distilens.errors import UserError
+from distilens.recipe import make_recipe
+from distilens.runs import locked
+from distilens.stages import Run, at_work, load_run, run_all
+
+NETS = """
+from torch import nn
+
+def tiny(classes):
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=4), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes)
+    )
+"""
+
+CONTENT = {
+    "name": "staged",
+    "data": "digits:limit=60,size=16",
+    "teacher": {"model": "python:staged_nets:tiny"},
+    "student": {"model": "python:staged_nets:tiny", "methods": ["ce", "kd:temperature=2"]},
+    "train": {"epochs": 2, "batch_size": 32, "precision": "float32"},
+    "explain": {"explainers": ["gradcam", "ig:steps=2"], "images": 4, "measured": 8},
+}
+ALL = ["teacher", "base", "student", "measure", "explain"]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    (tmp_path / "staged_nets.py").write_text(NETS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+def content(**changes):
+    return {
+        key: {**value, **changes.get(key, {})} if isinstance(value, dict) else value for key, value in CONTENT.items()
+    }
+
+
+def done(folder, recipe=None, act=run_all) -> list[str]:
+    """The stages that a run did, by what it says."""
+    said = io.StringIO()
+    console = Console(file=said, width=200)
+    act(Run(folder, recipe, console) if recipe else load_run(folder, console=console))
+    lines = said.getvalue().splitlines()
+    skipped = [line.partition(":")[0] for line in lines if line.endswith(": there already")]
+    return [name for name in ALL if name not in skipped]
+
+
+@pytest.fixture
+def ran(place):
+    folder = place / "runs" / "one"
+    assert done(folder, make_recipe(CONTENT)) == ALL
+    return folder
+
+
+def test_the_second_time_nothing_is_done(ran):
+    before = {
+        path: path.stat().st_mtime_ns for path in ran.rglob("*.*") if path.suffix in (".safetensors", ".npz", ".pt")
+    }
+    scores = (ran / "scores.json").read_bytes()
+    assert done(ran, make_recipe(CONTENT)) == []
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+    assert (ran / "scores.json").read_bytes() == scores
+
+
+def test_the_recipe_in_the_folder_is_the_same_run(ran):
+    assert done(ran) == []
+    assert done(ran, act=lambda run: run_each(run)) == []
+
+
+def run_each(run: Run) -> None:
+    """As the commands do."""
+    for act in (stages.train_stage, stages.measure_stage, stages.explain_stage):
+        with at_work(run):
+            act(run)
+
+
+def test_a_moved_folder_is_the_same_run(ran, place):
+    ran.rename(place / "runs" / "two")
+    assert done(place / "runs" / "two") == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"student": {"methods": ["ce", "kd:temperature=3"]}}, ["student", "measure", "explain"]),
+        ({"student": {"methods": ["ce:smoothing=0", "kd:temperature=2,weight=1"]}}, []),  # the defaults written out
+        ({"base": {"methods": ["ce:smoothing=0.1"]}}, ["base", "measure", "explain"]),
+        ({"teacher": {"train": {"epochs": 1}}}, ["teacher", "student", "measure", "explain"]),
+        ({"train": {"optimizer": "sgd:lr=0.1"}}, ALL),
+        ({"train": {"log_every": 1, "workers": 0, "keep_every": 1}}, []),
+        ({"explain": {"explainers": ["gradcam"]}}, ["measure", "explain"]),
+        ({"explain": {"images": 3}}, ["explain"]),
+        ({"explain": {"measured": 5}}, ["measure"]),
+    ],
+)
+def test_a_change_redoes_what_it_touches_and_nothing_else(ran, changes, expected):
+    recipe = make_recipe({**content(**changes), **({"base": changes["base"]} if "base" in changes else {})})
+    assert done(ran, recipe) == expected
+    assert done(ran, recipe) == []
+
+
+def test_the_maps_of_an_explainer_that_is_not_wanted_any_more_go(ran):
+    assert {path.name for path in (ran / "maps").iterdir()} == {"gradcam.npz", "ig.npz"}
+    done(ran, make_recipe(content(explain={"explainers": ["ig:steps=2"]})))
+    assert {path.name for path in (ran / "maps").iterdir()} == {"ig.npz"}
+    assert list(json.loads((ran / "scores.json").read_text())["models"]["student"]["maps"]) == ["ig"]
+
+
+@pytest.mark.parametrize(
+    ("lost", "expected"),
+    [
+        ("scores.json", ["measure"]),
+        ("maps/ig.npz", ["explain"]),
+        ("student/model.safetensors", ["student"]),
+        ("teacher/stage.json", ["teacher"]),
+    ],
+)
+def test_what_was_deleted_is_made_again_as_it_was(ran, lost, expected):
+    """Weights come out of their last checkpoint, bit for bit, so that nothing behind them is done again."""
+    (ran / lost).unlink()
+    assert done(ran) == expected
+    assert (ran / lost).exists()
+    assert done(ran) == []
+
+
+def test_a_file_that_is_not_whole_says_what_to_do(ran):
+    (ran / "student" / "stage.json").write_text("{")
+    with pytest.raises(UserError, match=r"student/stage.json is not whole JSON .*: delete it"):
+        done(ran)
+
+
+def test_killed_between_stages_each_goes_on(place, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    folder, recipe = place / "runs" / "killed", make_recipe(CONTENT)
+    for name in ("save_model", "score_models", "save_arrays"):
+
+        def killed(*arguments, **options):
+            raise Killed
+
+        with monkeypatch.context() as patch:
+            patch.setattr(stages, name, killed)
+            with pytest.raises(Killed):
+                run_all(Run(folder, recipe))
+    done(folder, recipe)
+    whole = place / "runs" / "whole"
+    done(whole, recipe)
+    for role in ("teacher", "base", "student"):
+        ours, theirs = ((run / role / "model.safetensors").read_bytes() for run in (folder, whole))
+        assert ours == theirs
+    for part in ("gradcam", "ig"):
+        ours, theirs = (np.load(run / "maps" / f"{part}.npz") for run in (folder, whole))
+        assert all(np.array_equal(ours[key], theirs[key]) for key in theirs.files)
+
+
+def test_a_second_process_is_told(ran):
+    with locked(ran), pytest.raises(UserError, match="another process is at work"):
+        run_all(load_run(ran))
+
+
+def test_what_a_run_leaves_about_itself(ran):
+    about = json.loads((ran / "about.json").read_text())
+    assert about["name"] == "staged"
+    assert {"distilens", "torch", "accelerate", "numpy"} <= about["versions"].keys()
+    assert about["seeds"] == {"data and weights": 0}
+    assert about["machine"]["cores"] > 0
+    assert set(about["fingerprints"]) == {"data", "teacher data", "teacher weights", "base weights", "student weights"}
+    assert about["fingerprints"]["student weights"] == load_run(ran).weights_key("student")
+    assert set(about["seconds"]) == set(ALL)
+    before = about["seconds"]
+    done(ran)
+    assert json.loads((ran / "about.json").read_text())["seconds"] == before  # of the time that it took
+
+
+def test_what_went_wrong_is_said_and_not_what_went_wrong_with_about(place, monkeypatch):
+    def full(run):
+        raise UserError("the disk is full: about.json")
+
+    monkeypatch.setattr(stages, "about_run", full)
+    monkeypatch.setattr(
+        stages, "save_model", lambda model, folder: (_ for _ in ()).throw(UserError("the model is lost"))
+    )
+    with pytest.raises(UserError, match="the model is lost"):
+        run_all(Run(place / "runs" / "full", make_recipe(CONTENT)))
+
+
+def test_a_loaded_run_has_all(ran):
+    run = load_run(ran)
+    assert set(run.models()) == {"teacher", "base", "student"}
+    assert run.scores["models"]["student"]["test"]["n"] == len(run.data.test)
+    assert {row["stage"] for row in run.metrics.rows()} == {"teacher", "base", "student"}
+    assert repr(run) == f"Run({str(ran)!r}, 'staged')"
+    with pytest.raises(UserError, match=r"is not a run: it has no recipe.toml \(made by: distilens run"):
+        load_run(ran.parent)
+
+
+def test_weights_of_another_run_that_changed_are_noticed(ran, place):
+    """`run:` names a folder: what is in it counts, not its name."""
+    recipe = make_recipe({**content(), "teacher": {"model": "run:runs/one,part=teacher"}})
+    other = place / "runs" / "other"
+    done(other, recipe)
+    assert done(other, recipe) == []
+    done(ran, make_recipe({**content(), "seed": 1}))
+    assert done(other, recipe) == ["teacher", "student", "measure", "explain"]
+
+
+def test_a_teacher_of_other_data(place):
+    given = {**content(), "teacher": {"model": "python:staged_nets:tiny", "data": "digits:limit=90,size=16"}}
+    folder = place / "runs" / "large"
+    done(folder, make_recipe(given))
+    about = json.loads((folder / "about.json").read_text())["fingerprints"]
+    assert about["data"] != about["teacher data"]
+    given["teacher"]["data"] = "shapes:train=64,test=40,size=16"
+    with pytest.raises(UserError, match=r"teacher.data has other classes than data: circle"):
+        done(folder, make_recipe(given))
+
+
+def test_a_tap_that_is_not_there_is_said_before_anything_is_trained(place):
+    folder = place / "runs" / "tapped"
+    with pytest.raises(UserError, match="no tap 'nope'"):
+        done(folder, make_recipe(content(explain={"explainers": ["gradcam:tap=nope"]})))
+    assert not (folder / "teacher").exists()
+    assert not (folder / "metrics.jsonl").exists()
