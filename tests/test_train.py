@@ -227,7 +227,7 @@ def test_bfloat16_is_in_the_forward_and_nowhere_else(data):
             seen.add((output.logits.dtype, answer.logits.dtype))
 
     teacher = LiveTeacher(Model(network(), data.classes, size=data.size))
-    found, log = go(data, Watch(), teacher=teacher, precision="bfloat16")
+    found, _ = go(data, Watch(), teacher=teacher, precision="bfloat16")
     assert seen == {(torch.bfloat16, torch.bfloat16)}
     assert {value.dtype for value in found.state_dict().values()} == {torch.float32, torch.int64}
     plain, _ = go(data)
@@ -310,7 +310,7 @@ def test_a_second_order_method_is_not_compiled(data):
     class Second(Method):
         second_order = True
 
-    with pytest.raises(UserError, match="compile=true cannot go with extra0: torch.compile has no second derivative"):
+    with pytest.raises(UserError, match=r"compile=true cannot go with extra0: torch.compile has no second derivative"):
         go(data, Second(), compile=True)
 
 
