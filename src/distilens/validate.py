@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from distilens import taps
 from distilens.core import Model, Objective, Teacher
 from distilens.data import load
 from distilens.data.augment import AUGMENTS
@@ -60,7 +59,7 @@ def show_data(console: Console, sets: Mapping[str, Data]) -> None:
 
 def show_model(console: Console, role: str, model: Model) -> None:
     """Parameters, MACs, and the shape of each top-level module's output, in the order of the forward."""
-    seen = taps.observe(model.network, model.example())
+    seen = model.observe()
     last = model.last_tap
     table = headed(f"{role}: {model.name}", "module", "output")
     for path, (output, _) in seen.items():
