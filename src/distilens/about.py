@@ -9,6 +9,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import PartialState
 
 if TYPE_CHECKING:
     from distilens.stages import Run
@@ -43,7 +44,7 @@ def installed(name: str) -> str | None:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores and accelerators, without the host's name."""
+    """Processor, cores, processes and accelerators, without the host's name."""
     able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     return {
@@ -51,6 +52,7 @@ def machine() -> dict[str, Any]:
         "processor": able.get("cpu_name") or platform.processor() or "unknown",
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "processes": PartialState().num_processes,
         "accelerators": gpus or "none",
     }
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from pydantic import ValidationError
 from torch import nn
 
@@ -21,7 +20,7 @@ from distilens.recipe import Training, explain_errors
 from distilens.runs import Metrics
 from distilens.specs import Spec
 from distilens.teachers import LiveTeacher, nobody
-from distilens.train import train
+from distilens.train import processes, train
 
 Part = str | Mapping[str, Any] | Spec
 
@@ -69,10 +68,10 @@ def distill(
     if isinstance(teacher, nn.Module | str | Mapping | Spec):
         large = as_model(teacher, found)
         check_classes(large, found.classes, "teacher")
-        answering = LiveTeacher(large.to(PartialState().device))
+        answering = LiveTeacher(large.to(processes().device))
     elif teacher is not None:
         answering = teacher
-    log = Log(Metrics(Path(folder) / "metrics.jsonl") if folder else None)
+    log = Log(Metrics(Path(folder) / "metrics.jsonl") if folder else None, main=processes().is_main_process)
     checkpoints = Path(folder) / "checkpoints" if folder else None
     chosen = build_methods(methods)
     return train(model, chosen, found, given, teacher=answering, folder=checkpoints, log=log, seed=seed), log.rows

@@ -157,9 +157,9 @@ def show_scores(run) -> None:
 
 def conclude(run) -> None:
     """The table and the page, printed by one process."""
-    from accelerate import PartialState
+    from distilens.train import processes
 
-    if not PartialState().is_main_process:
+    if not processes().is_main_process:
         return
     from distilens.report.table import headline
 

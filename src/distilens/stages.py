@@ -18,7 +18,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from rich.console import Console
 
 from distilens.about import about_run
@@ -39,7 +38,7 @@ from distilens.report import write_report
 from distilens.runs import Metrics, file_key, key_of, locked, read_json, write_atomically, write_json, write_text
 from distilens.specs import Spec
 from distilens.teachers import LiveTeacher, nobody
-from distilens.train import lays_channels_last, train
+from distilens.train import lays_channels_last, processes, train
 
 ROLES = ("teacher", "base", "student")
 
@@ -91,7 +90,7 @@ class Run:
 
     def models(self) -> dict[str, Model]:
         """All trained models of the run, by role."""
-        device = PartialState().device
+        device = processes().device
         found = {
             role: self.model(role).to(device) for role in ROLES if (self.folder / role / "model.safetensors").is_file()
         }
@@ -104,7 +103,7 @@ class Run:
         return file_key([path]) if path.is_file() else None
 
     def say(self, text: str) -> None:
-        if self.console is not None and PartialState().is_main_process:
+        if self.console is not None and processes().is_main_process:
             self.console.print(text, highlight=False, markup=False)
 
     def __repr__(self) -> str:
@@ -127,17 +126,17 @@ def run_all(run: Run) -> None:
     """All stages, in order."""
     with at_work(run):
         train_stage(run)
-        if PartialState().is_main_process:
+        if processes().is_main_process:
             measure_stage(run)
             explain_stage(run)
             report_stage(run)
-        PartialState().wait_for_everyone()
+        processes().wait_for_everyone()
 
 
 @contextmanager
 def at_work(run: Run) -> Iterator[None]:
     """One process (or one launch of several) in the folder at a time, and `about.json` up to date afterwards."""
-    if not PartialState().is_main_process:
+    if not processes().is_main_process:
         yield
         return
     with locked(run.folder):
@@ -166,7 +165,7 @@ def stage(run: Run, name: str, key: str, *results: Path) -> Iterator[bool]:
         run.say(f"{name}: what it depends on has changed; done again")
     start = time.perf_counter()
     yield True
-    if PartialState().is_main_process:
+    if processes().is_main_process:
         run.seconds[name] = round(time.perf_counter() - start, 2)
         write_json(marker, {"key": key, "seconds": run.seconds[name]})
 
@@ -192,7 +191,7 @@ def teacher_of(run: Run) -> Teacher:
     """The live teacher of a run, or nobody."""
     if run.recipe.teacher is None:
         return nobody
-    device = cast(torch.device, PartialState().device)
+    device = cast(torch.device, processes().device)
     model = run.model("teacher").to(device)
     if lays_channels_last(run.recipe.train, device):
         model.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -254,25 +253,25 @@ def train_role(
                 run.metrics,
                 role,
                 console=run.console,
-                main=PartialState().is_main_process,
+                main=processes().is_main_process,
                 tensorboard=run.folder / "tensorboard" if settings.tensorboard else None,
             )
             methods = build_methods(plan["methods"])
             model = train(
                 model, methods, data, settings, teacher=answering(), folder=folder / "checkpoints", log=log, seed=seed
             )
-        if PartialState().is_main_process:
+        if processes().is_main_process:
             save_model(model, folder)
-    PartialState().wait_for_everyone()
+    processes().wait_for_everyone()
 
 
 def discard_other_plans(folder: Path, key: str) -> None:
     """Checkpoints of another plan are no place to go on from."""
     marker = folder / "checkpoints" / "plan.json"
-    if PartialState().is_main_process and (read_json(marker) or {}).get("key") != key:
+    if processes().is_main_process and (read_json(marker) or {}).get("key") != key:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         write_json(marker, {"key": key})
-    PartialState().wait_for_everyone()
+    processes().wait_for_everyone()
 
 
 def measure_stage(run: Run) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
+from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -172,7 +173,13 @@ def make_accelerator(settings: Training) -> Accelerator:
     precision = settings.precision
     if precision == "auto":
         precision = "bfloat16" if profits_from_bfloat16() else "float32"
-    return Accelerator(mixed_precision={"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[precision])
+    mixed = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[precision]
+    return Accelerator(mixed_precision=mixed, cpu=cast(torch.device, processes().device).type == "cpu")
+
+
+def processes() -> PartialState:
+    """This process among those of one launch, and its device. Processors count as well, which accelerate must be told."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
 
 
 def profits_from_bfloat16() -> bool:
