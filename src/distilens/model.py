@@ -60,6 +60,8 @@ class Model(nn.Module):
         self.name = name or type(network).__name__
         self.taps: dict[str, taps.Tap] = {}
         self.frozen: list[nn.Module] = []
+        self.precision: torch.dtype | None = None  # of the network's weights, where it is not that of the pixels
+        self.folded: frozenset[str] = frozenset()  # modules whose own output is no longer there: see `prepare.py`
         self._last: str | None = None
         self._overwritten: dict[str, bool] = {}  # by path, as found
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
@@ -72,9 +74,11 @@ class Model(nn.Module):
     def forward(self, images: Float[Tensor, "b c h w"], inputs: Mapping[str, Tensor] | None = None) -> Output:
         for inserted in self.inserted.values():
             inserted.inputs = inputs or {}
-        logits = logits_of(self.network(self.prepare(self.entrance(images))))
+        pixels = self.prepare(self.entrance(images))
+        logits = logits_of(self.network(pixels if self.precision is None else pixels.to(self.precision)))
         kept = {tap: tap.take() for tap in set(self.taps.values())}
-        return Output(logits, {path: kept[tap] for path, tap in self.taps.items()})
+        features = {path: kept[tap] for path, tap in self.taps.items()}
+        return Output(logits if self.precision is None else logits.to(images.dtype), features)
 
     def logits(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
         """The logits alone, whatever is tapped."""
@@ -119,6 +123,11 @@ class Model(nn.Module):
         if path.partition(".")[0] in self.parts:
             return taps.Tap(path), taps.find(self.parts, path)
         module = taps.find(self.network, path)
+        if path in self.folded:
+            raise UserError(
+                f"the tap {path!r} of {self.name} is folded into one with the normalisation behind it: tap that, or prepare the "
+                f"model with keep=[{path!r}]"
+            )
         if path not in self._overwritten:
             output, overwritten = self.observe().get(path, (None, False))
             if not isinstance(output, Tensor):
@@ -235,6 +244,9 @@ def logits_of(returned: object) -> Tensor:
 def kind_of(value: object) -> str:
     if isinstance(value, Tensor):
         return f"a tensor of shape {list(value.shape)}"
+    if isinstance(value, Mapping):
+        return f"a {type(value).__name__} with the keys {', '.join(map(str, value)) or 'none'}"
     if isinstance(value, tuple | list):
-        return f"a {type(value).__name__} of {len(value)}"
-    return f"a {type(value).__name__}"
+        return f"a {type(value).__name__} of {len(value)}: {', '.join(kind_of(item) for item in value)}"
+    names = [name for name in getattr(value, "__dict__", {}) if not name.startswith("_")]
+    return f"a {type(value).__name__}" + (f" with {', '.join(names)}" if names else "")

@@ -9,11 +9,12 @@ and checks what it is given against the annotations:
 
 * positional-only: the *argument* of an adapter, the text behind the first colon (`timm:NAME`);
 * positional: what the library itself passes (the number of classes of a model, for example);
-* keyword-only: the part's *options*.
+* keyword-only: the part's *options*; `**options` takes others too, which the constructor checks itself.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import re
@@ -178,6 +179,7 @@ class Registry:
         """
         spec = Spec.parse(part)
         known = self.options(spec.name)
+        takes_any = takes_others(self.entry(spec.name).constructor)
         wants_argument = argument_of(self.entry(spec.name).constructor)
         problems, resolved = [], {}
         if spec.argument is not None and wants_argument is None:
@@ -185,8 +187,10 @@ class Registry:
             problems.append(f"{spec.name!r} takes key=value options only; given {spec.argument!r}. Options: {names}")
         if spec.argument is None and wants_argument is not None and wants_argument.default is inspect.Parameter.empty:
             problems.append(f"{spec.name!r} needs {spec.name}:{wants_argument.name.upper()}")
-        for key in spec.options:
-            if key not in known:
+        for key, value in spec.options.items():
+            if key not in known and takes_any:
+                resolved[key] = literal(value)
+            elif key not in known:
                 names = ", ".join(known) or "none"
                 problems.append(
                     f"unknown option {key!r} of {self.kind} {spec.name!r}.{nearest(key, list(known))} Options: {names}"
@@ -218,6 +222,8 @@ class Registry:
             parameter = key if key in own else f"{key}_"
             if parameter in own:
                 options[parameter] = value
+            elif key not in self.options(spec.name):
+                options[key] = value
         positional = [] if argument_of(entry.constructor) is None else [spec.argument]
         return entry.constructor(*positional, *context, **options)
 
@@ -246,6 +252,12 @@ def keywords(constructor: Callable[..., Any]) -> dict[str, inspect.Parameter]:
         for name, parameter in inspect.signature(function).parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY
     }
+
+
+def takes_others(constructor: Callable[..., Any]) -> bool:
+    """Whether a constructor takes options that its signature does not name."""
+    parameters = inspect.signature(constructor).parameters.values()
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
 
 
 def argument_of(constructor: Callable[..., Any]) -> inspect.Parameter | None:
@@ -278,6 +290,18 @@ def convert(value: Any, annotation: Any) -> Any:
     except ValidationError as error:
         said = "; ".join(dict.fromkeys(problem["msg"] for problem in error.errors()))
         raise ValueError(f"{said[0].lower()}{said[1:]}; given {value!r}") from None
+
+
+def literal(value: Any) -> Any:
+    """A value from text whose type nobody has annotated: true, false, none, a whole number, a number, or the text itself."""
+    if not isinstance(value, str):
+        return value
+    if value in ("true", "false", "none"):
+        return {"true": True, "false": False, "none": None}[value]
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(value)
+    return value
 
 
 def wants_list(annotation: Any) -> bool:

@@ -27,7 +27,8 @@ class Tap:
         path: dotted module path, such as `layer3`.
         overwritten: the model changes this feature in place after the tapped module (an in-place ReLU, `out += x`); then
             the model is handed a copy and the tap keeps the original.
-        cut: the feature starts a new graph: what comes before is not recorded, what comes after is (see `cutting`).
+        cut: the feature starts a new graph, unless another tap has started it before: what comes before is not recorded,
+            what comes after is (see `cutting`). The tap of the images always starts one, so that they have a gradient.
     """
 
     def __init__(self, path: str, overwritten: bool = False):
@@ -36,13 +37,15 @@ class Tap:
         self.cut = False
         self.value: Tensor | None = None
 
-    def keep(self, module: nn.Module, inputs: tuple, output: Tensor) -> Tensor | None:
+    def keep(self, module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
         """The forward hook."""
-        if self.cut:
+        starts = self.cut and not (torch.is_grad_enabled() and output.requires_grad)
+        if starts:
             torch.set_grad_enabled(True)  # the trunk ran without a graph; `cutting` puts the caller's state back
+        if starts or (self.path == INPUT and torch.is_grad_enabled() and not output.requires_grad):
             output = output.detach().requires_grad_()
         self.value = output
-        return output.clone() if self.overwritten or self.cut else None
+        return output.clone() if self.overwritten else output
 
     def __getstate__(self) -> dict:
         """A copy, or a pickle, starts with an empty buffer: a feature inside a graph cannot be copied."""
@@ -57,15 +60,20 @@ class Tap:
 
 
 @contextlib.contextmanager
-def cutting(tap: Tap) -> Iterator[None]:
-    """Run the trunk before a tap without a graph and record only the head behind it: Grad-CAM at the cost of a forward."""
+def cutting(*taps: Tap) -> Iterator[None]:
+    """Run the trunk before the first of some taps without a graph, and record only what is behind it.
+
+    So Grad-CAM at the last stage costs a forward. The forward may reach the taps in any order.
+    """
     before = torch.is_grad_enabled()
-    tap.cut = True
+    for tap in taps:
+        tap.cut = True
     torch.set_grad_enabled(False)
     try:
         yield
     finally:
-        tap.cut, tap.value = False, None
+        for tap in taps:
+            tap.cut, tap.value = False, None
         torch.set_grad_enabled(before)
 
 
@@ -180,6 +188,26 @@ def has_gradient(logits: Tensor, feature: Tensor) -> bool:
         return False
     (gradient,) = torch.autograd.grad(logits.float().square().sum(), feature, retain_graph=True, allow_unused=True)
     return gradient is not None and int(grid(gradient).abs().sum(1).count_nonzero()) > 1
+
+
+def breaks_gradient(model: nn.Module, images: Tensor) -> str | None:
+    """The path of the first module that takes a feature with a gradient and returns one without, if there is any."""
+    broken: list[str] = []
+    paths = {module: path for path, module in model.named_modules() if path and not any(module.children())}
+
+    def note(module: nn.Module, inputs: tuple, output: object) -> None:
+        given = any(isinstance(value, Tensor) and value.requires_grad for value in inputs)
+        if given and isinstance(output, Tensor) and not output.requires_grad:
+            broken.append(f"{paths[module]} ({type(module).__name__})")
+
+    handles = [module.register_forward_hook(note) for module in paths]
+    with evaluating(model), torch.enable_grad():
+        try:
+            model(images.detach().requires_grad_())
+        finally:
+            for handle in handles:
+                handle.remove()
+    return broken[0] if broken else None
 
 
 @contextlib.contextmanager

@@ -12,16 +12,19 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from distilens.core import Model
-from distilens.explain.explanation import Explanation, quietly, scores_of, target_of
+from distilens.explain.explanation import Explainer, Explanation, Target, chosen, scores_of, target_of
+from distilens.explain.path import summed_gradients
 
 
-class IntegratedGradients:
+class IntegratedGradients(Explainer):
     """How much each pixel adds to the class's logit on the straight path from a baseline image to the image.
 
     `IG_i = (x_i - b_i) * integral_0^1 d y_c(b + t (x - b)) / d x_i dt`, by quadrature, summed over the colour channels. Signed;
     over all pixels the maps sum to `y_c(x) - y_c(b)` (completeness): `residual` is what is missing, in logits.
 
-    Steps run in chunks of rows, so memory does not grow with `steps`.
+    Steps run in chunks of rows, so memory does not grow with `steps`. In a loss (`from_model`) each chunk is computed again in
+    the backward pass. Has a derivative where the network has a second one; with ReLUs, which are flat in pieces, the loss
+    trains through the weights of the active paths.
 
     Args:
         steps: points on the path.
@@ -34,6 +37,8 @@ class IntegratedGradients:
     Source: Sundararajan, Taly and Yan 2017 (arXiv 1703.01365), equation 1.
     """
 
+    signed = True
+
     def __init__(
         self,
         *,
@@ -44,28 +49,35 @@ class IntegratedGradients:
     ):
         self.steps, self.rule, self.baseline, self.chunk = steps, rule, baseline, chunk
 
-    def __call__(self, model: Model, images: Float[Tensor, "b c h w"], target: Tensor | None = None) -> Explanation:
-        with quietly(model):
-            start = self.start(model, images)
-            with torch.no_grad():
-                logits, before = model.logits(images), model.logits(start)
-            target = target_of(logits, target)
-            path = images - start
-            total = torch.zeros_like(images)
-            steps = [(t, w) for t, w in zip(*quadrature(self.rule, self.steps), strict=True)]
-            rows = [(image, t, w) for image in range(len(images)) for t, w in steps]
-            for first in range(0, len(rows), self.chunk):
-                image, t, w = zip(*rows[first : first + self.chunk], strict=True)
-                image = torch.tensor(image, device=images.device)
-                t, w = (images.new_tensor(column)[:, None, None, None] for column in (t, w))
-                with torch.enable_grad():
-                    points = (start[image] + t * path[image]).requires_grad_()
-                    score = scores_of(model.logits(points), target[image]).sum()
-                (gradient,) = torch.autograd.grad(score, points)
-                total.index_add_(0, image, w * gradient)
-            maps = (path * total).sum(1)
-            gained = scores_of(logits, target) - scores_of(before, target)
-        return Explanation(maps.float(), logits, target, residual=maps.sum((1, 2)) - gained)
+    def explain(self, model: Model, images: Tensor, target: Target) -> Explanation:
+        start = self.start(model, images)
+        with torch.no_grad():
+            logits = model.logits(images)
+            # a baseline that does not depend on the image is the same for all
+            before = model.logits(start if self.baseline == "blur" else start[:1])
+        target = target_of(logits, target)
+        attributed = self.attributed(model, images, start, target)
+        gained = scores_of(logits, target) - scores_of(before.expand_as(logits), target)
+        maps = attributed if attributed.dtype == torch.float64 else attributed.float()
+        return Explanation(maps, logits, target, residual=attributed.sum((1, 2)) - gained)
+
+    def from_model(
+        self, model: Model, images: Float[Tensor, "b c h w"], target: Target = None, *, create_graph: bool = True
+    ) -> Float[Tensor, "b h w"]:
+        target = chosen(model, images, target)
+        return self.attributed(model, images, self.start(model, images), target, create_graph=create_graph)
+
+    def attributed(
+        self, model: Model, images: Tensor, start: Tensor, target: Tensor, *, create_graph: bool = False
+    ) -> Float[Tensor, "b h w"]:
+        path = images - start
+        at, weight = (images.new_tensor(values)[:, None, None, None] for values in quadrature(self.rule, self.steps))
+
+        def points(image: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+            return start[image] + at[step] * path[image], weight[step]
+
+        total = summed_gradients(model, images, target, points, self.steps, chunk=self.chunk, create_graph=create_graph)
+        return (path * total).sum(1)
 
     def start(self, model: Model, images: Tensor) -> Tensor:
         """The baseline images."""

@@ -1,0 +1,95 @@
+"""The family of class activation maps: features at a tap, weighted by what the class's logit makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from distilens.core import Model, Output
+from distilens.errors import UserError
+from distilens.explain.explanation import Explainer, Explanation, Target, checked, quietly, scores_of, target_of
+from distilens.taps import LAST, breaks_gradient, cutting, grid
+
+
+class ActivationMap(Explainer):
+    """A map from the features `A` at a tap and the gradient `g = d y_c / d A` of the class's logit there.
+
+    A member of the family writes `combine`. For evaluation the trunk runs without a graph and only the head behind the tap
+    is recorded, so a map at the last tap costs a forward.
+    """
+
+    def __init__(self, *, tap: str = LAST):
+        self.tap: str = tap  # type: ignore[reportIncompatibleVariableOverride]  # this family always reads one
+
+    def combine(self, feature: Float[Tensor, "b c h w"], gradient: Float[Tensor, "b c h w"]) -> Float[Tensor, "b h w"]:
+        raise NotImplementedError
+
+    def explain(self, model: Model, images: Tensor, target: Target) -> Explanation:
+        return self.read(model, images, target, [self.tap])[self.tap]
+
+    def at(
+        self, taps: Sequence[str], model: Model, images: Float[Tensor, "b c h w"], target: Target = None
+    ) -> dict[str, Explanation]:
+        """Maps at several taps from one forward and one backward, by tap."""
+        with quietly(model):
+            return self.read(model, checked(model, images), target, taps)
+
+    def read(self, model: Model, images: Tensor, target: Target, taps: Sequence[str]) -> dict[str, Explanation]:
+        with ExitStack() as stack:
+            reading = [stack.enter_context(model.reading(tap)) for tap in taps]
+            stack.enter_context(cutting(*reading))
+            logits = model.logits(images)
+            features = [tap.take() for tap in reading]
+            target = target_of(logits, target)
+            try:
+                gradients = torch.autograd.grad(scores_of(logits, target).sum(), features)
+            except RuntimeError as error:
+                raise UserError(no_gradient(model, taps)) from error
+        found = zip(taps, features, gradients, strict=True)
+        return {
+            tap: Explanation(self.of(feature.detach(), gradient), logits.detach(), target)
+            for tap, feature, gradient in found
+        }
+
+    def from_output(
+        self, output: Output, target: Target = None, *, create_graph: bool = True
+    ) -> Float[Tensor, "b h w"]:
+        feature = tapped(output, self.tap)
+        score = scores_of(output.logits, target_of(output.logits, target)).sum()
+        try:
+            (gradient,) = torch.autograd.grad(score, feature, create_graph=create_graph, retain_graph=True)
+        except RuntimeError as error:
+            raise UserError(
+                f"the logits have no gradient at the tap {self.tap!r}: the output must be of a forward with a graph, "
+                "through modules that can be differentiated"
+            ) from error
+        maps = self.of(feature, gradient)
+        return maps if create_graph else maps.detach()
+
+    def of(self, feature: Tensor, gradient: Tensor) -> Float[Tensor, "b h w"]:
+        """`combine` on grids, in float32 (float64 where the model is): bfloat16 maps would lose a loss's resolution."""
+        precision = torch.float64 if feature.dtype == torch.float64 else torch.float32
+        with torch.autocast(feature.device.type, enabled=False):
+            return self.combine(grid(feature).to(precision), grid(gradient).to(precision))
+
+
+def tapped(output: Output, tap: str) -> Tensor:
+    """The feature at a tap of an output.
+
+    Raises:
+        UserError: the model did not tap it.
+    """
+    if tap not in output.features:
+        there = ", ".join(output.features) or "none"
+        raise UserError(f"the output has no feature at {tap!r}: call model.tap({tap!r}) before. Tapped: {there}")
+    return output.features[tap]
+
+
+def no_gradient(model: Model, taps: Sequence[str]) -> str:
+    broken = breaks_gradient(model.network, model.prepare(model.example()))
+    where = f"{broken} returns values without a gradient" if broken else "the logits do not depend on it by gradients"
+    return f"no gradient reaches the tap {', '.join(map(repr, taps))} of {model.name}: {where}. Tap a module behind it"

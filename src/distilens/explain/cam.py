@@ -1,0 +1,59 @@
+"""The class activation map in closed form: for networks that end in pooling and one linear layer."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from distilens.core import Model
+from distilens.errors import UserError
+from distilens.explain.activation import ActivationMap
+from distilens.explain.explanation import Explanation, Target, target_of
+from distilens.taps import LAST, grid
+
+
+class CAM(ActivationMap):
+    """What each place of the last feature map adds to the logit, read off the classifier's weights: no gradient.
+
+    `M = sum_k W_ck A_k`, for a network that ends in the mean over places and one linear layer (ResNet, MobileNet,
+    DenseNet). Signed: its mean is the logit less the bias, and `relu(M) / (h w)` is Grad-CAM there. Any other head is an error.
+
+    In a loss (`from_output`, which does not see the network) the weights are read off the gradient: for such a head they are
+    the same, and can be trained through as well.
+
+    Source: Zhou et al. 2016 (arXiv 1512.04150), section 2.
+    """
+
+    signed = True
+
+    def __init__(self):
+        super().__init__(tap=LAST)
+
+    def explain(self, model: Model, images: Tensor, target: Target) -> Explanation:
+        with torch.no_grad(), model.reading(self.tap) as tap:
+            logits = model.logits(images)
+            feature = tap.take()
+            target = target_of(logits, target)
+            weight = head(model, grid(feature), logits).weight[target]
+        return Explanation(self.of(feature, weight[:, :, None, None]), logits, target)
+
+    def combine(self, feature: Float[Tensor, "b c h w"], gradient: Float[Tensor, "b c ..."]) -> Float[Tensor, "b h w"]:
+        return torch.einsum("bchw,bc->bhw", feature, gradient.sum((2, 3)))
+
+
+def head(model: Model, feature: Float[Tensor, "b c h w"], logits: Float[Tensor, "b classes"]) -> nn.Linear:
+    """The linear layer that made the logits of a batch from the means of its features.
+
+    Raises:
+        UserError: the network ends otherwise.
+    """
+    linear = [module for module in model.network.modules() if isinstance(module, nn.Linear)]
+    if linear and (linear[-1].in_features, linear[-1].out_features) == (feature.shape[1], logits.shape[1]):
+        expected = linear[-1](feature.mean((2, 3)))
+        close = 1e-4 if model.precision is None else 3e-2
+        if torch.allclose(expected.float(), logits.float(), rtol=close, atol=close * float(logits.abs().max())):
+            return linear[-1]
+    raise UserError(
+        f"{model.name} does not end in a mean over places and one linear layer, so it has no closed-form CAM: use gradcam"
+    )

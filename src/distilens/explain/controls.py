@@ -1,0 +1,63 @@
+"""Maps that know nothing of the model: the floor that any explainer has to be above."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from jaxtyping import Int
+from pydantic import Field
+from torch import Tensor
+
+from distilens import draws
+from distilens.core import Model
+from distilens.explain.explanation import Explainer, Explanation, Target, target_of
+from distilens.explain.maps import resized
+
+
+class RandomMap(Explainer):
+    """Control: noise, another for each image, that knows neither the image's content nor the model.
+
+    Values in [0, 1), drawn from `seed` and the image's own pixels, so that the same image always gets the same noise.
+
+    Args:
+        grid: cells along a side, enlarged bilinearly: 7 is as smooth as a CAM. By default every pixel is drawn.
+    """
+
+    def __init__(self, *, grid: Annotated[int, Field(ge=1)] | None = None, seed: int = 0):
+        self.grid, self.seed = grid, seed
+
+    def explain(self, model: Model, images: Tensor, target: Target) -> Explanation:
+        with torch.no_grad():
+            logits = model.logits(images)
+        size = (images.shape[2], images.shape[3])
+        small = (self.grid, self.grid) if self.grid else size
+        values = draws.uniform("random map", number_of(images), self.seed, count=small[0] * small[1])
+        return Explanation(resized(values.unflatten(1, small), size), logits, target_of(logits, target))
+
+
+class CentreMap(Explainer):
+    """Control: a Gaussian in the middle of the image, where photographers put things.
+
+    `M = exp(-d² / (2 spread²))`, `d` the distance from the centre in units of half the image's side. In (0, 1].
+    """
+
+    def __init__(self, *, spread: Annotated[float, Field(gt=0)] = 0.5):
+        self.spread = spread
+
+    def explain(self, model: Model, images: Tensor, target: Target) -> Explanation:
+        with torch.no_grad():
+            logits = model.logits(images)
+        down, across = (
+            (torch.arange(length, device=images.device) + 0.5) / length * 2 - 1 for length in images.shape[2:]
+        )
+        distance = down[:, None].square() + across[None, :].square()
+        maps = (-distance / (2 * self.spread**2)).exp().expand(len(images), -1, -1).contiguous()
+        return Explanation(maps, logits, target_of(logits, target))
+
+
+def number_of(images: Tensor) -> Int[Tensor, " b"]:
+    """A number for each image that its pixels decide: equal for equal images, whatever the batch and the device."""
+    pixels = (images * 65535).round().long().flatten(1)
+    place = torch.arange(1, pixels.shape[1] + 1, device=images.device)
+    return draws.mixed(pixels + place * -0x61C8864680B583EB).sum(1)

@@ -1,0 +1,109 @@
+"""Any attribution of Captum, by its own name."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distilens.core import Model
+from distilens.errors import UserError, nearest
+from distilens.explain.explanation import Explainer, Explanation, Target, target_of
+from distilens.taps import grid
+
+
+class CaptumExplainer(Explainer):
+    """Any attribution of the library Captum by its own name, such as `captum:DeepLift`, summed over the colour channels.
+
+    Options are those of its `attribute` (`captum:IntegratedGradients,n_steps=20`); a layer attribution takes `tap=`. Signed.
+    Attributions that need baselines compare with `reference` images. Random ones draw from a seed of their own, one for the
+    whole batch, so their maps depend on the batch. Needs `pip install 'distilens[captum]'`. Has no derivative.
+
+    Source: Kokhlikyan et al. 2020 (arXiv 2009.07896).
+    """
+
+    signed = True
+
+    def __init__(self, name: str, /, *, tap: str | None = None, **options: Any):
+        self.method = attribution(name)
+        self.name, self.tap, self.options = name, tap, options
+        needs_layer = "layer" in required(self.method.__init__)
+        if needs_layer != (tap is not None):
+            raise UserError(f"captum:{name} {'needs' if needs_layer else 'takes no'} tap=")
+        self.compares = "baselines" in required(self.method.attribute)
+        known = set(inspect.signature(self.method.attribute).parameters) - {"self", "inputs", "target", "kwargs"}
+        for key in options:
+            if key not in known:
+                raise UserError(
+                    f"unknown option {key!r} of captum:{name}.{nearest(key, sorted(known))} Options: {', '.join(sorted(known))}"
+                )
+
+    def explain(self, model: Model, images: Tensor, target: Target) -> Explanation:
+        with torch.no_grad():
+            logits = model.logits(images)
+        target = target_of(logits, target)
+        forward = Logits(model)
+        place = () if self.tap is None else (model.find(model.last_tap if self.tap == "last" else self.tap)[1],)
+        options = dict(self.options)
+        if self.compares:
+            if self.reference is None:
+                raise UserError(
+                    f"captum:{self.name} compares with reference images: set explainer.reference to [n c h w]"
+                )
+            options["baselines"] = self.reference.to(images)
+        torch.manual_seed(0)  # the caller puts the state back
+        with torch.enable_grad():
+            pixels = images.clone().requires_grad_()
+            found = self.method(forward, *place).attribute(pixels, target=target, **options)
+        found = found[0] if isinstance(found, tuple) else found
+        if not isinstance(found, Tensor) or len(found) != len(images):
+            raise UserError(f"captum:{self.name} gives no map an image: it returned {type(found).__name__}")
+        maps = grid(found.detach()).sum(1)
+        return Explanation(maps if maps.dtype == torch.float64 else maps.float(), logits, target)
+
+    def from_model(self, *arguments: Any, **options: Any) -> Tensor:
+        raise UserError(f"captum:{self.name} has no derivative that a loss could use: take one of distilens's own")
+
+
+class Logits(nn.Module):
+    """A model as Captum wants it: a module from images to logits."""
+
+    def __init__(self, model: Model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model.logits(images)
+
+
+def required(function: Any) -> set[str]:
+    """The parameters that a call has to give."""
+    parameters = inspect.signature(function).parameters.values()
+    needed = {p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    return needed - {"self"}
+
+
+def attribution(name: str) -> Any:
+    """The class of Captum that a name stands for.
+
+    Raises:
+        UserError: Captum is not installed, or has no such attribution.
+    """
+    try:
+        from captum import attr
+    except ImportError:
+        raise UserError("captum:NAME needs Captum: pip install 'distilens[captum]'") from None
+    known = [
+        key
+        for key, value in vars(attr).items()
+        if inspect.isclass(value)
+        and issubclass(value, attr.Attribution)
+        and hasattr(value, "attribute")
+        and required(value.__init__) <= {"forward_func", "model", "layer"}
+        and required(value.attribute) <= {"inputs", "baselines"}
+    ]
+    if name not in known:
+        raise UserError(f"Captum has no attribution {name!r}.{nearest(name, known)} Known: {', '.join(sorted(known))}")
+    return getattr(attr, name)

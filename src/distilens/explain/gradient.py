@@ -1,0 +1,44 @@
+"""How the class's score changes with each pixel."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from distilens.explain.activation import ActivationMap
+from distilens.taps import INPUT
+
+Channels = Literal["max", "sum", "norm"]
+
+
+class Gradient(ActivationMap):
+    """How much the class's logit changes with each pixel: the input gradient, or saliency.
+
+    `M = max_k |d y_c / d x_k|` over the colour channels; `channels=norm` takes the Euclidean norm, `channels=sum` the signed
+    sum, and `times_input` multiplies by the pixel first. Not negative unless `sum`.
+
+    Has a derivative where the network has a second one: a network of ReLUs and linear layers is flat in pieces, and a loss on
+    this map then trains through the weights alone.
+
+    Source: Simonyan et al. 2013 (arXiv 1312.6034), section 3.
+    """
+
+    def __init__(self, *, channels: Channels = "max", times_input: bool = False):
+        super().__init__(tap=INPUT)
+        self.channels: Channels = channels
+        self.times_input = times_input
+        self.signed = channels == "sum"
+
+    def of(self, feature: Tensor, gradient: Tensor) -> Float[Tensor, "b h w"]:
+        values = over_channels(gradient * feature if self.times_input else gradient, self.channels)
+        return values if values.dtype == torch.float64 else values.float()
+
+
+def over_channels(gradient: Float[Tensor, "b c h w"], channels: Channels) -> Float[Tensor, "b h w"]:
+    """One value a pixel from one a colour channel."""
+    if channels == "sum":
+        return gradient.sum(1)
+    return gradient.abs().amax(1) if channels == "max" else torch.linalg.vector_norm(gradient, dim=1)

@@ -1,0 +1,75 @@
+"""How much the class's score falls where a window hides the image."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from distilens.core import Model
+from distilens.explain.explanation import Explainer, Explanation, Target, scores_of, target_of
+from distilens.explain.perturbation import seen_through
+
+
+class Occlusion(Explainer):
+    """How much the class's logit falls when a window of the image is hidden: no gradient, so it works for any model.
+
+    `M_i = mean over the windows W that hold i of y_c(x) - y_c(x with W hidden)`. Signed. Windows that would stick out at the
+    lower and right border are cut off there. Has no derivative that is of use.
+
+    Args:
+        window: side of the square window in pixels; by default a quarter of the image's shorter side.
+        stride: from window to window; by default half a window.
+        baseline: what hides: `mean` (the mean colour that the model expects), `zero` (black), or a grey level.
+        chunk: rows (images times windows) in a forward.
+
+    Source: Zeiler and Fergus 2014 (arXiv 1311.2901), section 4.2.
+    """
+
+    signed = True
+
+    def __init__(
+        self,
+        *,
+        window: Annotated[int, Field(ge=1)] | None = None,
+        stride: Annotated[int, Field(ge=1)] | None = None,
+        baseline: Literal["mean", "zero"] | Annotated[float, Field(ge=0, le=1)] = "mean",
+        chunk: Annotated[int, Field(ge=1)] = 64,
+    ):
+        self.window, self.stride, self.baseline, self.chunk = window, stride, baseline, chunk
+
+    def explain(self, model: Model, images: Tensor, target: Target) -> Explanation:
+        height, width = images.shape[2:]
+        side = self.window or max(1, min(height, width) // 4)
+        stride = min(self.stride or max(1, side // 2), side)
+        down, across = (math.ceil(max(0, length - side) / stride) + 1 for length in (height, width))
+        row, column = (torch.arange(length, device=images.device) for length in (height, width))
+
+        def hidden(start: int, stop: int) -> Tensor:
+            number = torch.arange(start, stop, device=images.device)[:, None]
+            top, left = number // across * stride, number % across * stride
+            rows, columns = (row >= top) & (row < top + side), (column >= left) & (column < left + side)
+            return rows[:, :, None] & columns[:, None, :]
+
+        with torch.no_grad():
+            logits = model.logits(images)
+            target = target_of(logits, target)
+            fill = level(model, images, self.baseline)
+            count = down * across
+            after = seen_through(
+                model, images, fill, lambda *some: ~hidden(*some), count, scores_of, target, chunk=self.chunk
+            )
+            windows = hidden(0, count).flatten(1).to(images)
+            fallen = (scores_of(logits, target)[:, None] - after) @ windows
+            maps = (fallen / windows.sum(0).clamp_min(1)).unflatten(1, (height, width))
+        return Explanation(maps, logits, target)
+
+
+def level(model: Model, images: Tensor, baseline: str | float) -> Tensor:
+    """The colour that hides, `[1 c 1 1]`."""
+    if baseline == "mean":
+        return model.mean.to(images)
+    return torch.zeros_like(model.mean).to(images) + (0.0 if baseline == "zero" else float(baseline))

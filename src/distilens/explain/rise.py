@@ -1,0 +1,99 @@
+"""What is seen when the class is recognised: the mean of many random masks, weighted by the class's probability."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from distilens import draws
+from distilens.core import Model
+from distilens.explain.explanation import Explainer, Explanation, Target, scores_of, target_of
+from distilens.explain.occlusion import level
+from distilens.explain.perturbation import seen_through
+
+
+class RISE(Explainer):
+    """What is to be seen for the class to be recognised, by looking through random masks: no gradient, any model.
+
+    `M = 1/(keep N) sum_n p_c(x behind m_n) m_n`: `p_c` the probability of the class, `m_n` a grid of zeros and ones (a share
+    `keep` of ones), enlarged bilinearly and shifted at random. Not negative. All images are seen through the same masks, drawn
+    from `seed`, so a map does not depend on the batch. Has no derivative that is of use.
+
+    Args:
+        masks: how many; a map's noise falls with their square root. The paper takes 4,000 to 8,000 at 224 pixels.
+        grid: cells along a side.
+        keep: share of the cells that are seen.
+        baseline: what hides: `mean` (the mean colour that the model expects), `zero` (black), or a grey level.
+        chunk: rows (images times masks) in a forward.
+
+    Source: Petsiuk et al. 2018 (arXiv 1806.07421), section 3.
+    """
+
+    def __init__(
+        self,
+        *,
+        masks: Annotated[int, Field(ge=1)] = 500,
+        grid: Annotated[int, Field(ge=1)] = 7,
+        keep: Annotated[float, Field(gt=0, lt=1)] = 0.5,
+        baseline: Literal["mean", "zero"] | Annotated[float, Field(ge=0, le=1)] = "mean",
+        seed: int = 0,
+        chunk: Annotated[int, Field(ge=1)] = 64,
+    ):
+        self.masks, self.grid, self.keep, self.baseline, self.seed, self.chunk = (
+            masks,
+            grid,
+            keep,
+            baseline,
+            seed,
+            chunk,
+        )
+
+    def explain(self, model: Model, images: Tensor, target: Target) -> Explanation:
+        height, width = images.shape[2:]
+        source = draws.generator("rise", self.seed)
+        cells = (torch.rand(self.masks, self.grid + 1, self.grid + 1, generator=source) < self.keep).to(images)
+        shifts = torch.rand(self.masks, 2, generator=source)
+
+        def masks(start: int, stop: int) -> Float[Tensor, "m h w"]:
+            return shifted(cells[start:stop], shifts[start:stop], (height, width))
+
+        with torch.no_grad():
+            logits = model.logits(images)
+            target = target_of(logits, target)
+            probabilities = seen_through(
+                model,
+                images,
+                level(model, images, self.baseline),
+                masks,
+                self.masks,
+                lambda found, aims: scores_of(found.softmax(1), aims),
+                target,
+                chunk=self.chunk,
+            )
+            total = images.new_zeros(len(images), height * width)
+            for start in range(0, self.masks, 256):
+                some = masks(start, min(start + 256, self.masks))
+                total += probabilities[:, start : start + len(some)] @ some.flatten(1)
+            maps = total.unflatten(1, (height, width)) / (self.keep * self.masks)
+        return Explanation(maps, logits, target)
+
+
+def shifted(
+    cells: Float[Tensor, "m g g"], shifts: Float[Tensor, "m 2"], size: tuple[int, int]
+) -> Float[Tensor, "m h w"]:
+    """Grids of one cell more than the image has, enlarged bilinearly and cut at a random place within one cell."""
+    grid = cells.shape[1] - 1
+    step = [-(-length // grid) for length in size]  # pixels of a cell, rounded up
+    large = functional.interpolate(
+        cells[:, None], [(grid + 1) * length for length in step], mode="bilinear", align_corners=False
+    )[:, 0]
+    top, left = ((shifts[:, axis] * step[axis]).long().to(cells.device) for axis in (0, 1))
+    rows = top[:, None] + torch.arange(size[0], device=cells.device)
+    columns = left[:, None] + torch.arange(size[1], device=cells.device)
+    number = torch.arange(len(cells), device=cells.device)[:, None, None]
+    return large[number, rows[:, :, None], columns[:, None, :]]

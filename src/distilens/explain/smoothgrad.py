@@ -1,0 +1,75 @@
+"""The input gradient, averaged over noisy copies of the image."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from distilens import draws
+from distilens.core import Model
+from distilens.explain.explanation import Explainer, Explanation, Target, chosen, target_of
+from distilens.explain.gradient import Channels, over_channels
+from distilens.explain.path import summed_gradients
+
+
+class SmoothGrad(Explainer):
+    """The input gradient averaged over noisy copies of the image: what is left when its grain is gone.
+
+    `M = over channels( 1/n sum_s d y_c(x + noise_s) / d x )`, Gaussian noise with a deviation of `noise` times the image's own
+    range of values, as in the paper. Every image gets the same `samples` fields of noise, from `seed`, so its map does not
+    depend on the batch. Not negative unless `channels=sum`.
+
+    Args:
+        samples: noisy copies.
+        noise: deviation, as a share of the range of the image's pixels; the paper uses 0.1 to 0.2.
+        channels: `max` of the absolute values, `norm`, or the signed `sum`.
+        chunk: rows (images times samples) in a forward.
+
+    Source: Smilkov et al. 2017 (arXiv 1706.03825), section 2.
+    """
+
+    def __init__(
+        self,
+        *,
+        samples: Annotated[int, Field(ge=1)] = 25,
+        noise: Annotated[float, Field(ge=0)] = 0.15,
+        channels: Channels = "max",
+        seed: int = 0,
+        chunk: Annotated[int, Field(ge=1)] = 64,
+    ):
+        self.samples, self.noise, self.seed, self.chunk = samples, noise, seed, chunk
+        self.channels: Channels = channels
+        self.signed = channels == "sum"
+
+    def explain(self, model: Model, images: Tensor, target: Target) -> Explanation:
+        with torch.no_grad():
+            logits = model.logits(images)
+        target = target_of(logits, target)
+        return Explanation(self.attributed(model, images, target), logits, target)
+
+    def from_model(
+        self, model: Model, images: Float[Tensor, "b c h w"], target: Target = None, *, create_graph: bool = True
+    ) -> Float[Tensor, "b h w"]:
+        target = chosen(model, images, target)
+        return self.attributed(model, images, target, create_graph=create_graph)
+
+    def attributed(self, model: Model, images: Tensor, target: Tensor, *, create_graph: bool = False) -> Tensor:
+        fields = self.fields(images)
+        spread = self.noise * (images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True))
+
+        def points(image: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+            return images[image] + spread[image] * fields[step], images.new_tensor(1 / self.samples)
+
+        total = summed_gradients(
+            model, images, target, points, self.samples, chunk=self.chunk, create_graph=create_graph
+        )
+        return over_channels(total, self.channels)
+
+    def fields(self, images: Tensor) -> Float[Tensor, "samples c h w"]:
+        """The noise, of deviation 1."""
+        source = draws.generator("smoothgrad", self.seed)
+        return torch.randn(self.samples, *images.shape[1:], generator=source).to(images)

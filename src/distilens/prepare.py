@@ -1,0 +1,109 @@
+"""A model made ready to answer and be explained, not trained: the same function, computed with less."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from distilens.model import Model
+from distilens.taps import evaluating, find
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def prepare(
+    model: Model, *, precision: Literal["float32", "bfloat16"] = "float32", keep: Collection[str] = ()
+) -> Model:
+    """A copy for teachers and evaluation: frozen, in eval mode, batch norms folded into convolutions, channels last.
+
+    The logits are the same to rounding (in `bfloat16`: to about 1 %), and so are the features at every tap that is left; a
+    convolution that took up its batch norm has no output of its own any more, and tapping it says so.
+
+    Args:
+        model: left as it is.
+        precision: of the weights and features; pixels, logits and maps stay float32.
+        keep: taps at convolutions that are not to be folded; those that the model has already are kept anyway.
+    """
+    made = copy.deepcopy(model).eval().requires_grad_(False)
+    # a part stands behind the convolution's own output, so nothing may be moved across it
+    tapped = {tap.path for tap in made.taps.values()}
+    hooked = {path for path, module in made.network.named_modules() if len(module._forward_hooks)}
+    folded = [pair for pair in foldable(made) if pair[0] not in {*keep, *tapped, *hooked}]
+    for convolution, norm in folded:
+        module, behind = find(made.network, convolution), find(made.network, norm)
+        assert isinstance(module, CONVOLUTIONS) and isinstance(behind, nn.BatchNorm2d)
+        made.network.set_submodule(convolution, fuse_conv_bn_eval(module, behind))
+        after = nn.Sequential(*(getattr(behind, name) for name in ("drop", "act") if hasattr(behind, name)))
+        after._forward_hooks = behind._forward_hooks  # taps and parts at the norm stay where they are
+        after._forward_hooks_with_kwargs = behind._forward_hooks_with_kwargs
+        after._forward_hooks_always_called = behind._forward_hooks_always_called
+        made.network.set_submodule(norm, after.eval())
+    made.folded = made.folded | {convolution for convolution, _ in folded}
+    made._overwritten.clear()
+    made.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if precision == "bfloat16":
+        made.precision = torch.bfloat16
+        made.network.to(torch.bfloat16)
+        made.parts.to(torch.bfloat16)
+    return made
+
+
+def foldable(model: Model) -> list[tuple[str, str]]:
+    """Paths of convolutions and of the batch norms that alone read their output, found by a forward.
+
+    Whether something else reads it too (a skip connection, a concatenation) is asked of the graph: the convolution's
+    node must have one successor.
+    """
+    seen: dict[nn.Module, tuple[Tensor, int]] = {}
+    pairs: list[tuple[nn.Module, nn.Module]] = []
+    made_by: dict[int, nn.Module] = {}
+    calls: dict[nn.Module, int] = {}
+
+    def note(module: nn.Module, inputs: tuple, output: object) -> None:
+        calls[module] = calls.get(module, 0) + 1
+        if isinstance(module, CONVOLUTIONS) and isinstance(output, Tensor):
+            seen[module] = (output, output._version)
+            made_by[id(output)] = module
+        elif is_plain_norm(module) and id(inputs[0]) in made_by:
+            pairs.append((made_by[id(inputs[0])], module))
+
+    handles = [module.register_forward_hook(note, prepend=True) for module in model.network.modules()]
+    with evaluating(model), torch.enable_grad():
+        try:
+            logits = model.logits(model.example().requires_grad_())
+        finally:
+            for handle in handles:
+                handle.remove()
+    readers = successors(logits)
+    paths = {module: path for path, module in model.network.named_modules()}
+    return [
+        (paths[convolution], paths[norm])
+        for convolution, norm in pairs
+        if calls[convolution] == calls[norm] == 1 and readers.get(seen[convolution][0].grad_fn, 0) == 1
+    ]
+
+
+def is_plain_norm(module: nn.Module) -> bool:
+    """A batch norm with statistics of its own; timm's, with an activation behind it, counts too."""
+    if not isinstance(module, nn.BatchNorm2d) or module.running_mean is None:
+        return False
+    return type(module) is nn.BatchNorm2d or (type(module).__name__ == "BatchNormAct2d" and hasattr(module, "act"))
+
+
+def successors(logits: Tensor) -> dict[object, int]:
+    """How many nodes of the graph read each node's result."""
+    count: dict[object, int] = {}
+    waiting, known = [logits.grad_fn], {logits.grad_fn}
+    while waiting:
+        node = waiting.pop()
+        for before, _ in node.next_functions if node is not None else ():
+            count[before] = count.get(before, 0) + 1
+            if before is not None and before not in known:
+                known.add(before)
+                waiting.append(before)
+    return count
