@@ -25,7 +25,7 @@ from distilens.core import Model, Teacher
 from distilens.data import Data, load
 from distilens.data.batches import Batches
 from distilens.errors import UserError
-from distilens.explain import EXPLAINERS, check_taps
+from distilens.explain import build_explainer, check_taps, labels
 from distilens.explain.gallery import choose, explained
 from distilens.measure import predict
 from distilens.measure.scores import EVALUATION_BATCH, score_models
@@ -296,7 +296,7 @@ def measure_stage(run: Run) -> None:
 def explain_stage(run: Run) -> None:
     """Explain the same test images for all models: one file an explainer in `maps/`."""
     wanted = run.recipe.explain
-    files = {part: run.folder / "maps" / f"{Spec.parse(part).name}.npz" for part in wanted.explainers}
+    files = {part: run.folder / "maps" / f"{label}.npz" for part, label in labels(wanted.explainers).items()}
     weights = [run.weights_key(role) for role in ROLES]
     key = key_of("explain", weights, run.data.fingerprint, with_options(wanted.model_dump(exclude={"measured"})))
     with stage(run, "explain", key, *files.values()) as due:
@@ -311,7 +311,7 @@ def explain_stage(run: Run) -> None:
         shown = {role: values[positions] for role, values in logits.items()}
         for part, path in files.items():
             run.say(f"explain: {part}")
-            arrays = explained(models, batch, shown, EXPLAINERS.build(part))
+            arrays = explained(models, batch, shown, build_explainer(part, run.data))
             write_atomically(path, lambda temporary, arrays=arrays: save_arrays(temporary, arrays))
         for path in set((run.folder / "maps").glob("*.npz")) - set(files.values()):
             path.unlink()  # of an explainer that is no longer wanted

@@ -52,10 +52,10 @@ def pooled(symmetric: bool = True) -> Model:
 @pytest.mark.parametrize("part", PARTS)
 def test_the_map_of_a_mirrored_image_is_the_mirrored_map(part):
     explain = EXPLAINERS.build(part)
-    net = pooled()
-    found, mirrored = explain(net, images(), TARGET).maps, explain(net, images().flip(-1), TARGET).maps
+    net, pixels = pooled().double(), images().double()  # in float32 a sum in another order may fall to a ReLU's other side
+    found, mirrored = explain(net, pixels, TARGET).maps, explain(net, pixels.flip(-1), TARGET).maps
     assert found.abs().amax((1, 2)).min() > 0
-    assert (found.flip(-1) - mirrored).abs().max() < 1e-5 * found.abs().max()
+    assert (found.flip(-1) - mirrored).abs().max() < 1e-9 * found.abs().max()
     skew = pooled(symmetric=False)  # the test could fail: for any other model it does
     apart = explain(skew, images(), TARGET).maps.flip(-1) - explain(skew, images().flip(-1), TARGET).maps
     assert apart.abs().max() > 1e-2 * explain(skew, images(), TARGET).maps.abs().max()

@@ -5,11 +5,14 @@ those that a loss can use also have `from_output(output, target, create_graph=Tr
 the step already has, or `from_model(model, images, target)` where they need forwards of their own.
 """
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 
 from distilens.core import Model
+from distilens.data.subset import Data
 from distilens.explain.explanation import Explainer, Explanation, in_chunks, scores_of
-from distilens.specs import Registry
+from distilens.explain.reference import reference_images
+from distilens.specs import Registry, Spec
 
 EXPLAINERS = Registry(
     "explainer",
@@ -37,6 +40,28 @@ EXPLAINERS = Registry(
 )
 
 
+def labels(parts: Sequence[str]) -> dict[str, str]:
+    """A short name for each explainer, unlike the others and fit to be a file's: `gradcam`, or `gradcam-tap=layer2` beside it.
+
+    >>> list(labels(["ig:steps=8", "gradcam", "gradcam:tap=layer2"]).values())
+    ['ig', 'gradcam', 'gradcam-tap=layer2']
+    """
+    names = [Spec.parse(part).name for part in parts]
+    found: dict[str, str] = {}
+    for part, name in zip(parts, names, strict=True):
+        alone = names.count(name) == 1 or (str(Spec.parse(part)) == name and name not in found.values())
+        found[part] = name if alone else re.sub(r"[^\w=.+]+", "-", str(Spec.parse(part)))
+    return found
+
+
+def build_explainer(part: str | Spec | Explainer, data: Data | None = None) -> Explainer:
+    """The explainer that the notation names, with training images to compare with where there are data."""
+    explainer = part if isinstance(part, Explainer) else EXPLAINERS.build(part)
+    if data is not None and explainer.compares and explainer.reference is None:
+        explainer.reference = reference_images(data)
+    return explainer
+
+
 def check_taps(parts: Iterable[str], model: Model) -> None:
     """Raise a `UserError` where an explainer reads a tap that the model does not have, before anything is trained."""
     for part in parts:
@@ -46,4 +71,13 @@ def check_taps(parts: Iterable[str], model: Model) -> None:
                 pass
 
 
-__all__ = ["EXPLAINERS", "Explainer", "Explanation", "check_taps", "in_chunks", "scores_of"]
+__all__ = [
+    "EXPLAINERS",
+    "Explainer",
+    "Explanation",
+    "build_explainer",
+    "check_taps",
+    "in_chunks",
+    "labels",
+    "scores_of",
+]

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from distilens import draws
 from distilens.core import Model
+from distilens.data import load
 from distilens.errors import UserError
 from distilens.explain.explanation import Explainer, Explanation, Target, chosen, scores_of, target_of
-from distilens.explain.path import summed_gradients
+from distilens.explain.path import rows_at_once, summed_gradients
+from distilens.explain.reference import reference_images
 
 
 class ExpectedGradients(Explainer):
@@ -26,14 +28,15 @@ class ExpectedGradients(Explainer):
 
     Args:
         samples: pairs of baseline and t.
-        data: where the reference images come from: the first 256 training images of a data set by notation. Else they
-            are those that `distilens explain` and runs draw from the training split, or what Python sets as `reference`.
-        chunk: rows (images times samples) in a forward.
+        data: whose training images the reference is drawn from, by notation. Else it is the data at hand in `distilens
+            explain` and in runs, or what Python sets as `reference`.
+        chunk: rows (images times samples) in a forward; by default as many as are fastest.
 
     Source: Erion et al. 2021 (arXiv 1906.10670), equation 3.
     """
 
     signed = True
+    compares = True
 
     def __init__(
         self,
@@ -41,7 +44,7 @@ class ExpectedGradients(Explainer):
         samples: Annotated[int, Field(ge=1)] = 64,
         data: str | None = None,
         seed: int = 0,
-        chunk: Annotated[int, Field(ge=1)] = 64,
+        chunk: Annotated[int, Field(ge=1)] | None = None,
     ):
         self.samples, self.data, self.seed, self.chunk = samples, data, seed, chunk
 
@@ -49,7 +52,7 @@ class ExpectedGradients(Explainer):
         baselines = self.baselines(images)
         with torch.no_grad():
             logits = model.logits(images)
-            before = torch.cat([model.logits(part) for part in baselines.split(self.chunk)])
+            before = torch.cat([model.logits(part) for part in baselines.split(rows_at_once(images, self.chunk))])
         target = target_of(logits, target)
         attributed = self.attributed(model, images, target, baselines)
         gained = scores_of(logits, target) - before.mean(0)[target]
@@ -66,9 +69,9 @@ class ExpectedGradients(Explainer):
     ) -> Float[Tensor, "b h w"]:
         at = ((torch.arange(self.samples, device=images.device) + 0.5) / self.samples).to(images)[:, None, None, None]
 
-        def points(image: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-            path = images[image] - baselines[step]
-            return baselines[step] + at[step] * path, path / self.samples
+        def points(some: slice, steps: slice) -> tuple[Tensor, Tensor]:
+            path = images[some, None] - baselines[steps]
+            return baselines[steps] + at[steps] * path, path / self.samples
 
         total = summed_gradients(
             model, images, target, points, self.samples, chunk=self.chunk, create_graph=create_graph
@@ -78,7 +81,7 @@ class ExpectedGradients(Explainer):
     def baselines(self, images: Tensor) -> Float[Tensor, "samples c h w"]:
         """A reference image for each sample: each as often as any other, give or take one, in an order drawn by the seed."""
         if self.reference is None and self.data is not None:
-            self.reference = first_images(self.data)
+            self.reference = reference_images(load(self.data))
         if self.reference is None:
             raise UserError(
                 "expected_gradients compares with reference images, and has none: expected_gradients:data=[DATA], or set "
@@ -91,11 +94,3 @@ class ExpectedGradients(Explainer):
         order = torch.randperm(len(self.reference), generator=source)
         shuffled = torch.randperm(self.samples, generator=source)  # so that t does not go with the baseline
         return self.reference[order[shuffled % len(order)]].to(images)
-
-
-def first_images(part: str) -> Float[Tensor, "n c h w"]:
-    from distilens.data import load
-    from distilens.data.batches import Batches
-
-    train = load(part).train
-    return Batches(train, len(train)).batch(torch.arange(min(len(train), 256)), None, 0, 0.0).images

@@ -48,11 +48,13 @@ class Explainer:
     Attributes:
         signed: whether maps have values of both signs.
         tap: the feature that it reads; None where it reads none.
+        compares: whether it compares with other images, its `reference`.
         reference: images that it compares with; None where it needs none or has not been given any yet.
     """
 
     signed: bool = False
     tap: str | None = None
+    compares: bool = False
     reference: Tensor | None = None
 
     def __call__(self, model: Model, images: Float[Tensor, "b c h w"], target: Target = None) -> Explanation:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -53,10 +57,14 @@ class CaptumExplainer(Explainer):
                     f"captum:{self.name} compares with reference images: set explainer.reference to [n c h w]"
                 )
             options["baselines"] = self.reference.to(images)
-        torch.manual_seed(0)  # the caller puts the state back
-        with torch.enable_grad():
+        if "target" in inspect.signature(self.method.attribute).parameters:  # an activation alone has none
+            options["target"] = target
+        with torch.enable_grad(), drawing():
             pixels = images.clone().requires_grad_()
-            found = self.method(forward, *place).attribute(pixels, target=target, **options)
+            try:
+                found = self.method(forward, *place).attribute(pixels, **options)
+            except (TypeError, ValueError, AttributeError, AssertionError, NotImplementedError) as error:
+                raise UserError(f"captum:{self.name} does not work for {model.name}: {error}") from error
         found = found[0] if isinstance(found, tuple) else found
         if not isinstance(found, Tensor) or len(found) != len(images):
             raise UserError(f"captum:{self.name} gives no map an image: it returned {type(found).__name__}")
@@ -65,6 +73,20 @@ class CaptumExplainer(Explainer):
 
     def from_model(self, *arguments: Any, **options: Any) -> Tensor:
         raise UserError(f"captum:{self.name} has no derivative that a loss could use: take one of distilens's own")
+
+
+@contextlib.contextmanager
+def drawing() -> Iterator[None]:
+    """The same random numbers in every call, NumPy's too, which Captum takes for some; no word of hooks that it removes."""
+    torch.manual_seed(0)  # torch's state is put back around every explainer
+    state = np.random.get_state()
+    np.random.seed(0)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Setting .*hooks")
+            yield
+    finally:
+        np.random.set_state(state)
 
 
 class Logits(nn.Module):

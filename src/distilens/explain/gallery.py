@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from distilens import draws
 from distilens.core import Batch, Model
-from distilens.explain.explanation import in_chunks
+from distilens.explain.explanation import Explainer, in_chunks
 
 
 def choose(logits: Mapping[str, Tensor], count: int) -> Tensor:
@@ -26,7 +25,7 @@ def choose(logits: Mapping[str, Tensor], count: int) -> Tensor:
 
 
 def explained(
-    models: Mapping[str, Model], batch: Batch, logits: Mapping[str, Tensor], explain: Any
+    models: Mapping[str, Model], batch: Batch, logits: Mapping[str, Tensor], explain: Explainer
 ) -> dict[str, np.ndarray]:
     """The arrays of one explainer's file: images, labels, masks, the class explained, and maps and predictions by role.
 
@@ -39,6 +38,7 @@ def explained(
         "images": (batch.images * 255).round().byte().permute(0, 2, 3, 1).numpy(),
         "labels": batch.labels.numpy(),
         "targets": target.numpy(),
+        "signed": np.array(explain.signed),
     }
     if batch.mask is not None:
         arrays["masks"] = (batch.mask * 255).round().byte().numpy()

@@ -32,7 +32,7 @@ class IntegratedGradients(Explainer):
             weights that sum to (n-1)/n; these sum to 1.
         baseline: `zero` (black), `mean` (the mean colour that the model expects), `blur` (the image, blurred), or a grey
             level in [0, 1]. Pixels are in [0, 1], before the model's normalisation.
-        chunk: rows (images times steps) in a forward.
+        chunk: rows (images times steps) in a forward; by default as many as are fastest.
 
     Source: Sundararajan, Taly and Yan 2017 (arXiv 1703.01365), equation 1.
     """
@@ -45,7 +45,7 @@ class IntegratedGradients(Explainer):
         steps: Annotated[int, Field(ge=1)] = 32,
         rule: Literal["gauss", "trapezoid", "riemann"] = "gauss",
         baseline: Literal["zero", "mean", "blur"] | Annotated[float, Field(ge=0, le=1)] = "zero",
-        chunk: Annotated[int, Field(ge=1)] = 64,
+        chunk: Annotated[int, Field(ge=1)] | None = None,
     ):
         self.steps, self.rule, self.baseline, self.chunk = steps, rule, baseline, chunk
 
@@ -73,8 +73,8 @@ class IntegratedGradients(Explainer):
         path = images - start
         at, weight = (images.new_tensor(values)[:, None, None, None] for values in quadrature(self.rule, self.steps))
 
-        def points(image: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-            return start[image] + at[step] * path[image], weight[step]
+        def points(some: slice, steps: slice) -> tuple[Tensor, Tensor]:
+            return torch.addcmul(start[some, None], at[steps], path[some, None]), weight[steps]
 
         total = summed_gradients(model, images, target, points, self.steps, chunk=self.chunk, create_graph=create_graph)
         return (path * total).sum(1)

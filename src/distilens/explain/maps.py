@@ -1,4 +1,4 @@
-"""Maps as numbers to compare: resized to one grid, brought to one range."""
+"""Maps as numbers to compare, and as pictures: resized to one grid, brought to one range, coloured over their image."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
+
+from distilens.colours import FLAT, MAP_WEIGHT, TABLE
 
 
 def resized(maps: Float[Tensor, "b h w"], size: tuple[int, int]) -> Float[Tensor, "b h2 w2"]:
@@ -26,3 +28,31 @@ def strength(maps: Float[Tensor, "b h w"]) -> Float[Tensor, "b h w"]:
     """How much each place matters, whatever its sign, as shares that sum to 1; an empty map stays 0."""
     size = maps.abs()
     return size / size.sum((1, 2), keepdim=True).clamp_min(torch.finfo(size.dtype).tiny)
+
+
+def normalised(maps: Float[Tensor, "b h w"], *, signed: bool) -> Float[Tensor, "b h w"]:
+    """Maps made fit to be drawn or thresholded: each from 0 to 1.
+
+    Signed maps count by their size, others by their positive part; then (x - min) / (max - min) over each map. A map that says
+    nothing of where (empty, flat, not finite) is 0 everywhere: stretched, it would show rounding noise as if it were evidence.
+    """
+    size = maps.abs() if signed else maps.clamp_min(0)
+    low, high = size.amin((1, 2), keepdim=True), size.amax((1, 2), keepdim=True)
+    spread = high - low
+    says = (spread > FLAT * high) & spread.isfinite()  # a NaN compares as false
+    return torch.where(says, (size - low) / torch.where(says, spread, 1), 0)
+
+
+def overlay(
+    images: Float[Tensor, "b 3 h w"], maps: Float[Tensor, "b h2 w2"], *, signed: bool
+) -> Float[Tensor, "b 3 h w"]:
+    """Maps in colour (viridis: dark is weak, yellow is strong) over their greyed images, at the images' resolution, in [0, 1].
+
+    Each map is on its own scale: see `normalised`. The image is grey so that colour means the map alone.
+    """
+    height, width = images.shape[-2:]
+    strong = resized(normalised(maps.to(images), signed=signed), (height, width))
+    colours = torch.from_numpy(TABLE).to(images) / 255
+    coloured = colours[(strong * 255).round().long().clamp(0, 255)].permute(0, 3, 1, 2)
+    grey = (images * images.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)  # ITU-R BT.601
+    return MAP_WEIGHT * coloured + (1 - MAP_WEIGHT) * grey.clamp(0, 1)

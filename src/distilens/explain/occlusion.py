@@ -24,7 +24,7 @@ class Occlusion(Explainer):
         window: side of the square window in pixels; by default a quarter of the image's shorter side.
         stride: from window to window; by default half a window.
         baseline: what hides: `mean` (the mean colour that the model expects), `zero` (black), or a grey level.
-        chunk: rows (images times windows) in a forward.
+        chunk: rows (images times windows) in a forward; by default as many as are fastest.
 
     Source: Zeiler and Fergus 2014 (arXiv 1311.2901), section 4.2.
     """
@@ -37,7 +37,7 @@ class Occlusion(Explainer):
         window: Annotated[int, Field(ge=1)] | None = None,
         stride: Annotated[int, Field(ge=1)] | None = None,
         baseline: Literal["mean", "zero"] | Annotated[float, Field(ge=0, le=1)] = "mean",
-        chunk: Annotated[int, Field(ge=1)] = 64,
+        chunk: Annotated[int, Field(ge=1)] | None = None,
     ):
         self.window, self.stride, self.baseline, self.chunk = window, stride, baseline, chunk
 

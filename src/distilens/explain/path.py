@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Float, Int
@@ -15,8 +15,8 @@ from distilens.explain.activation import no_gradient
 from distilens.explain.explanation import explaining, scores_of
 from distilens.taps import INPUT
 
-Points = Callable[[Int[Tensor, " r"], Int[Tensor, " r"]], tuple[Float[Tensor, "r c h w"], Tensor]]
-"""Of image numbers and step numbers, the points at which to differentiate, and the factor of each gradient."""
+Points = Callable[[slice, slice], tuple[Float[Tensor, "i s c h w"], Tensor]]
+"""Of some images and some steps, the points at which to differentiate, and the factors of their gradients."""
 
 
 def summed_gradients(
@@ -26,7 +26,7 @@ def summed_gradients(
     points: Points,
     steps: int,
     *,
-    chunk: int,
+    chunk: int | None,
     create_graph: bool = False,
 ) -> Float[Tensor, "b c h w"]:
     """`sum_s f_s * d y_c(p_s) / d p` for every image, `chunk` rows (images times steps) at a time.
@@ -34,23 +34,45 @@ def summed_gradients(
     Memory does not grow with `steps`: with `create_graph` each chunk is computed again in the backward pass rather than kept.
     """
 
-    def part(image: Tensor, step: Tensor) -> Tensor:
+    def part(images: slice, steps: slice) -> Tensor:
         with explaining(model):
-            at, factor = points(image, step)
-            at = at.requires_grad_() if at.is_leaf else at
-            score = scores_of(model.logits(at), target[image]).sum()
+            at, factor = points(images, steps)
+            rows = at.flatten(0, 1)
+            rows = rows if rows.requires_grad else rows.requires_grad_()
+            aims = target[images].repeat_interleave(at.shape[1])
             try:
-                (gradient,) = torch.autograd.grad(score, at, create_graph=create_graph)
+                score = scores_of(model.logits(rows), aims).sum()
+                (gradient,) = torch.autograd.grad(score, rows, create_graph=create_graph)
             except RuntimeError as error:
                 raise UserError(no_gradient(model, [INPUT])) from error
-            return factor * gradient
+            return (factor * gradient.view(at.shape)).sum(1)
 
     total = torch.zeros_like(images)
-    for first in range(0, len(images) * steps, chunk):
-        row = torch.arange(first, min(first + chunk, len(images) * steps), device=images.device)
-        image, step = row // steps, row % steps
+    for some, few in blocks(len(images), steps, rows_at_once(images, chunk)):
         if create_graph:
-            total = total.index_add(0, image, checkpoint(part, image, step, use_reentrant=False))
+            piece = checkpoint(part, some, few, use_reentrant=False)
+            number = torch.arange(some.start, some.stop, device=images.device)
+            total = total.index_add(0, number, piece)  # type: ignore[arg-type]
         else:
-            total.index_add_(0, image, part(image, step))
+            total[some] += part(some, few)
     return total
+
+
+def blocks(images: int, steps: int, rows: int) -> Iterator[tuple[slice, slice]]:
+    """Cut `images × steps` into blocks of at most `rows`: as many images as fit, then as many steps."""
+    for first in range(0, images, rows):
+        some = slice(first, min(first + rows, images))
+        few = max(1, rows // (some.stop - some.start))
+        for start in range(0, steps, few):
+            yield some, slice(start, min(start + few, steps))
+
+
+def rows_at_once(images: Tensor, chunk: int | None) -> int:
+    """How many images a forward takes: `chunk`, or as many as are fastest for their size.
+
+    On a CPU, what stays in the cache: 128 of 32 × 32 (measured with ResNet-20), 8 of 224 × 224. A GPU takes more at once.
+    """
+    if chunk is not None:
+        return chunk
+    pixels, least, most = (2**17, 8, 128) if images.device.type == "cpu" else (2**23, 32, 1024)
+    return min(most, max(least, pixels // (images.shape[2] * images.shape[3])))

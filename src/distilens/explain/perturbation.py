@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from distilens.core import Model
+from distilens.explain.path import blocks, rows_at_once
 
 Masks = Callable[[int, int], Float[Tensor, "m h w"]]
 """Masks number `start` to `stop`: 1 where the image is seen, 0 where it is hidden."""
@@ -23,16 +24,14 @@ def seen_through(
     score: Callable[[Float[Tensor, "r classes"], Int[Tensor, " r"]], Float[Tensor, " r"]],
     target: Int[Tensor, " b"],
     *,
-    chunk: int,
+    chunk: int | None,
 ) -> Float[Tensor, "b m"]:
     """The score of every image behind every mask, `chunk` rows (images times masks) at a time; hidden pixels are `fill`."""
     found = images.new_empty(len(images), count)
-    many = max(1, chunk // len(images))  # masks at a time
     path = images - fill
-    for start in range(0, count, many):
-        shown = masks(start, min(start + many, count)).to(images)[None, :, None]
-        for some in torch.arange(len(images), device=images.device).split(chunk):
-            rows = (fill.expand_as(images)[some, None] + shown * path[some, None]).flatten(0, 1)
-            aims = target[some].repeat_interleave(shown.shape[1])
-            found[some, start : start + many] = score(model.logits(rows), aims).view(len(some), -1)
+    for some, few in blocks(len(images), count, rows_at_once(images, chunk)):
+        shown = masks(few.start, few.stop).to(images)[:, None]
+        rows = torch.addcmul(fill.expand_as(images)[some, None], path[some, None], shown).flatten(0, 1)
+        aims = target[some].repeat_interleave(len(shown))
+        found[some, few] = score(model.logits(rows), aims).view(-1, len(shown)).to(found.dtype)
     return found

@@ -29,7 +29,7 @@ class RISE(Explainer):
         grid: cells along a side.
         keep: share of the cells that are seen.
         baseline: what hides: `mean` (the mean colour that the model expects), `zero` (black), or a grey level.
-        chunk: rows (images times masks) in a forward.
+        chunk: rows (images times masks) in a forward; by default as many as are fastest.
 
     Source: Petsiuk et al. 2018 (arXiv 1806.07421), section 3.
     """
@@ -42,7 +42,7 @@ class RISE(Explainer):
         keep: Annotated[float, Field(gt=0, lt=1)] = 0.5,
         baseline: Literal["mean", "zero"] | Annotated[float, Field(ge=0, le=1)] = "mean",
         seed: int = 0,
-        chunk: Annotated[int, Field(ge=1)] = 64,
+        chunk: Annotated[int, Field(ge=1)] | None = None,
     ):
         self.masks, self.grid, self.keep, self.baseline, self.seed, self.chunk = (
             masks,

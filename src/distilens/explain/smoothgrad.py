@@ -27,7 +27,7 @@ class SmoothGrad(Explainer):
         samples: noisy copies.
         noise: deviation, as a share of the range of the image's pixels; the paper uses 0.1 to 0.2.
         channels: `max` of the absolute values, `norm`, or the signed `sum`.
-        chunk: rows (images times samples) in a forward.
+        chunk: rows (images times samples) in a forward; by default as many as are fastest.
 
     Source: Smilkov et al. 2017 (arXiv 1706.03825), section 2.
     """
@@ -39,7 +39,7 @@ class SmoothGrad(Explainer):
         noise: Annotated[float, Field(ge=0)] = 0.15,
         channels: Channels = "max",
         seed: int = 0,
-        chunk: Annotated[int, Field(ge=1)] = 64,
+        chunk: Annotated[int, Field(ge=1)] | None = None,
     ):
         self.samples, self.noise, self.seed, self.chunk = samples, noise, seed, chunk
         self.channels: Channels = channels
@@ -61,8 +61,8 @@ class SmoothGrad(Explainer):
         fields = self.fields(images)
         spread = self.noise * (images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True))
 
-        def points(image: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-            return images[image] + spread[image] * fields[step], images.new_tensor(1 / self.samples)
+        def points(some: slice, steps: slice) -> tuple[Tensor, Tensor]:
+            return images[some, None] + spread[some, None] * fields[steps], images.new_tensor(1 / self.samples)
 
         total = summed_gradients(
             model, images, target, points, self.samples, chunk=self.chunk, create_graph=create_graph

@@ -12,12 +12,11 @@ from distilens import draws
 from distilens.core import Model
 from distilens.data.batches import Batches
 from distilens.data.subset import Data, Split
-from distilens.explain import EXPLAINERS, in_chunks
+from distilens.explain import Explainer, build_explainer, in_chunks, labels
 from distilens.explain.maps import empty
 from distilens.measure.accuracy import accuracy, agreement, predict
 from distilens.measure.cost import latency, macs, parameters
 from distilens.measure.likeness import cosine, energy_in_mask, mean_interval
-from distilens.specs import Spec
 
 EVALUATION_BATCH = 500
 Say = Callable[[str], object]
@@ -53,11 +52,12 @@ def score_models(
                 scores[role]["agreement"] = agreement(test_logits[role], test_logits["teacher"])
     positions = drawn_positions(data.test, measured)
     reference = test_logits.get("teacher", next(iter(test_logits.values())))
-    for explainer in explainers:
+    for explainer, label in labels(explainers).items():
         say(f"maps by {explainer}")
-        compared = compare_maps(models, data.test, positions, explainer, reference.argmax(1)[positions])
+        explain = build_explainer(explainer, data)
+        compared = compare_maps(models, data.test, positions, explain, reference.argmax(1)[positions])
         for role, values in compared.items():
-            scores[role]["maps"][Spec.parse(explainer).name] = {"explainer": explainer, "split": "test", **values}
+            scores[role]["maps"][label] = {"explainer": explainer, "split": "test", **values}
     return {
         "data": {
             "name": data.name,
@@ -72,13 +72,12 @@ def score_models(
 
 
 def compare_maps(
-    models: Mapping[str, Model], split: Split, positions: Tensor, explainer: str, target: Tensor
+    models: Mapping[str, Model], split: Split, positions: Tensor, explain: Explainer, target: Tensor
 ) -> dict[str, dict[str, Any]]:
     """For each role: how alike its maps are to the teacher's (mean cosine), and how much of them lies on the evidence."""
     batch = Batches(split, len(split)).batch(positions, None, 0, 0.0) if len(positions) else None
     if batch is None:
         return {}
-    explain = EXPLAINERS.build(explainer)
     maps = {role: in_chunks(explain, model, batch.images, target).maps for role, model in models.items()}
     found = {}
     for role, own in maps.items():

@@ -9,7 +9,7 @@ import torch
 
 from distilens.core import Answer, Batch, Model
 from distilens.errors import UserError
-from distilens.explain import EXPLAINERS
+from distilens.explain import EXPLAINERS, Explainer
 from distilens.specs import Spec
 from distilens.taps import find
 
@@ -48,6 +48,7 @@ class LiveTeacher:
 
     def __init__(self, model: Model):
         self.model = model.eval().requires_grad_(False)
+        self.explainers: dict[str, Explainer] = {}  # by need, built once
 
     def __call__(self, batch: Batch, needs: Sequence[str]) -> Answer:
         wanted = [Need.parse(need) for need in needs]
@@ -70,7 +71,9 @@ class LiveTeacher:
         """Maps of the very images, or of the canonical ones, moved with the image."""
         spec, of, target = need.explainer()
         images = batch.canonical if of == "canonical" else batch.images
-        explanation = EXPLAINERS.build(spec)(self.model, images, batch.labels if target == "label" else None)
+        if need.text not in self.explainers:
+            self.explainers[need.text] = EXPLAINERS.build(spec)
+        explanation = self.explainers[need.text](self.model, images, batch.labels if target == "label" else None)
         if of == "images" or batch.geometry is None:
             return explanation.maps
         return batch.geometry.move(explanation.maps)
