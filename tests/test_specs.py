@@ -136,7 +136,7 @@ BUILDS = [
 )
 def test_every_part_is_built_from_its_name_and_from_what_a_run_records(registry, name, context):
     resolved = registry.resolve(name)
-    assert set(resolved.options) == set(registry.options(name))
+    assert set(resolved.options) == set(registry.options(resolved.name))
     assert registry.resolve(str(resolved)) == resolved  # what is written in a run folder is what ran
     assert type(registry.build(str(resolved), *context)) is type(registry.build(name, *context))
 

@@ -10,6 +10,7 @@ from torch import nn
 from distilens.core import Model
 from distilens.data import from_arrays
 from distilens.data.batches import Batches
+from distilens.explain import build_explainer
 from distilens.measure import (
     accuracy,
     agreement,
@@ -158,7 +159,7 @@ def test_a_model_is_its_own_best_likeness_and_maps_are_of_the_same_images(data):
     target = predict(net, Batches(data.test, 50)).argmax(1)[positions]
     models = {"teacher": net, "base": small(1).eval(), "student": net}
     for explainer in ("gradcam", "ig:steps=4"):
-        found = compare_maps(models, data.test, positions, explainer, target)
+        found = compare_maps(models, data.test, positions, build_explainer(explainer), target)
         assert found["teacher"]["similarity"] is None
         assert found["student"]["n"] == 10
         if found["student"]["empty"] < 10:

@@ -59,7 +59,7 @@ class CaptumExplainer(Explainer):
             options["baselines"] = self.reference.to(images)
         if "target" in inspect.signature(self.method.attribute).parameters:  # an activation alone has none
             options["target"] = target
-        with torch.enable_grad(), drawing():
+        with torch.enable_grad(), tidying(model):
             pixels = images.clone().requires_grad_()
             try:
                 found = self.method(forward, *place).attribute(pixels, **options)
@@ -76,17 +76,25 @@ class CaptumExplainer(Explainer):
 
 
 @contextlib.contextmanager
-def drawing() -> Iterator[None]:
-    """The same random numbers in every call, NumPy's too, which Captum takes for some; no word of hooks that it removes."""
+def tidying(model: Model) -> Iterator[None]:
+    """The same random numbers in every call, NumPy's too, which Captum takes for some; and no trace of them or of Captum.
+
+    It announces hooks that it takes off again; and its LRP, where it stops at a module that it has no rule for, leaves rules
+    and activations as attributes of the modules before.
+    """
     torch.manual_seed(0)  # torch's state is put back around every explainer
     state = np.random.get_state()
     np.random.seed(0)
+    known = {module: set(vars(module)) for module in model.modules()}
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Setting .*hooks")
             yield
     finally:
         np.random.set_state(state)
+        for module, names in known.items():
+            for name in set(vars(module)) - names:
+                delattr(module, name)
 
 
 class Logits(nn.Module):

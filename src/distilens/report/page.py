@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from distilens.colours import ANCHORS
 from distilens.errors import UserError
 from distilens.report import charts, pictures, table
-from distilens.runs import write_atomically
+from distilens.runs import write_text
 
 # The page stays below 10 MB: charts and text take little, pictures get this, shared evenly between explainers.
 PICTURE_BYTES = 8_000_000
+SCALE = [f"#{anchor}" for anchor in ANCHORS]  # of the maps' colours, weak first
 
 
 def write_report(folder: Path) -> Path:
@@ -31,14 +33,8 @@ def write_report(folder: Path) -> Path:
     if not folder.is_dir():
         raise UserError(f"no run folder at {folder}. Make one with: distilens run recipe.toml --out {folder}")
     name = folder.resolve().name
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("template.html.j2").render(
+    page = rendered(
+        "template.html.j2",
         name=name,
         summary=summary(folder),
         training=training(folder),
@@ -46,8 +42,20 @@ def write_report(folder: Path) -> Path:
         reproduction=reproduction(folder),
     )
     path = folder / "report.html"
-    write_atomically(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    write_text(path, page)
     return path
+
+
+def rendered(template: str, **content: Any) -> str:
+    """A template of this folder with plain data; every text in the data is escaped."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(scale=SCALE, **content)
 
 
 # ---------------------------------------------------------------------------------------------------- summary
@@ -229,7 +237,7 @@ def explanations(folder: Path) -> dict[str, Any]:
     scores, _ = read_json(folder / "scores.json")
     classes = ((scores or {}).get("data") or {}).get("classes") or []
     panels = [panel(path, classes, PICTURE_BYTES // len(paths), command) for path in paths]
-    return {"panels": panels, "scale": [f"#{anchor}" for anchor in pictures.ANCHORS]}
+    return {"panels": panels}
 
 
 def panel(path: Path, classes: list[str], budget: int, command: str) -> dict[str, Any]:
@@ -242,7 +250,7 @@ def panel(path: Path, classes: list[str], budget: int, command: str) -> dict[str
         roles = [role for role in table.MODELS if f"maps_{role}" in arrays]
         order, disagreeing = disagreement(arrays, roles)
         # CAMs count by their positive part; gradients and their integrals have a sign, and count by size.
-        signed = "cam" not in name.lower()
+        signed = bool(arrays["signed"]) if "signed" in arrays else "cam" not in name.lower()
         rows, spent = [], 0
         for at in order:
             row = map_row(arrays, at, roles, classes, signed=signed, differs=at in disagreeing)

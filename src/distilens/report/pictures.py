@@ -7,22 +7,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Shaped, UInt8
 from PIL import Image
 
+from distilens.colours import FLAT, MAP_WEIGHT, TABLE
+
 # Pixels of the longer side as stored; the page scales the picture down, never up by much.
 SIDE = 160
-# Every tenth of viridis (CC0, matplotlib): dark to light in steady steps, so that it reads without colour vision too.
-ANCHORS = ("440154", "482475", "414487", "355f8d", "2a788e", "21918c", "22a884", "44bf70", "7ad151", "bddf26", "fde725")
-MAP_WEIGHT = 0.62
-
-
-def colour_table() -> UInt8[np.ndarray, "256 3"]:
-    """The 256 colours that maps are drawn in, weak first, interpolated between the anchors."""
-    anchors = np.array([[int(anchor[at : at + 2], 16) for at in (0, 2, 4)] for anchor in ANCHORS], dtype=float)
-    positions = np.linspace(0, len(ANCHORS) - 1, 256)
-    channels = [np.interp(positions, np.arange(len(ANCHORS)), anchors[:, channel]) for channel in range(3)]
-    return np.stack(channels, axis=-1).round().astype(np.uint8)
-
-
-TABLE = colour_table()
 
 
 def normalised(values: Float[np.ndarray, "h w"], *, signed: bool) -> Float[np.ndarray, "h w"] | str:
@@ -39,7 +27,7 @@ def normalised(values: Float[np.ndarray, "h w"], *, signed: bool) -> Float[np.nd
     if high <= 0:
         return "empty map"
     # A constant map, whatever its value, says nothing of where; float32 means may differ in the last bit.
-    if high - low <= 1e-6 * high:
+    if high - low <= FLAT * high:
         return "flat map"
     return (values - low) / (high - low)
 
