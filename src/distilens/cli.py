@@ -24,6 +24,34 @@ Out = Annotated[
     Path | None,
     arg(metavar="PATH", help="The run folder.", help_behavior_hint="(default: runs/NAME, after the recipe)"),
 ]
+ModelOrRun = Annotated[
+    Positional[str],
+    arg(metavar="MODEL_OR_RUN", help="A model, for example timm:resnet18,pretrained=true or file:..., or a run folder."),
+]
+DataName = Annotated[
+    str | None,
+    arg(metavar="DATA", help="The data set, for example folder:path=pictures.", help_behavior_hint="(default: the run's)"),
+]
+Explainers = Annotated[
+    UseAppendAction[tuple[tuple[str, ...], ...]],
+    arg(metavar="EXPLAINER ...", help="By name, for example ig:steps=64.", help_behavior_hint="(default: gradcam ig)"),
+]
+Images = Annotated[
+    int | None,
+    arg(metavar="N", help="How many are drawn from the test split.", help_behavior_hint="(default: 32)"),
+]
+Target = Annotated[
+    Literal["top1", "label"] | None,
+    arg(
+        metavar="top1|label",
+        help="The class that is explained: the model's first one, or the label.",
+        help_behavior_hint="(default: top1)",
+    ),
+]
+MapsOut = Annotated[
+    Path | None,
+    arg(metavar="PATH", help="The folder to write.", help_behavior_hint="(default: maps/MODEL)"),
+]
 RunFolder = Annotated[Positional[Path], arg(metavar="RUN", help="A run folder.")]
 
 
@@ -76,11 +104,54 @@ def measure(run: RunFolder, /) -> None:
 
 
 @app.command
-def explain(run: RunFolder, /) -> None:
-    """Make the maps of a run's models on the same test images."""
+def explain(
+    model: ModelOrRun,
+    /,
+    data: DataName = None,
+    explainer: Explainers = (),
+    images: Images = None,
+    target: Target = None,
+    out: MapsOut = None,
+    sanity: bool = True,
+    prepare: bool = True,
+) -> None:
+    """Explain any model's answers in several ways, and say how far each of the explanations can be believed.
+
+    Writes maps, scores and a page. A run folder without any option gets the maps that its recipe asks for.
+
+    Args:
+        sanity: Measure whether maps depend on the model's weights, and are stable; takes most of the time.
+        prepare: Explain a copy of the model with folded batch norms: the same to rounding, and faster.
+    """
+    plain = (data, explainer, images, target, out, sanity, prepare) == (None, (), None, None, None, True, True)
+    if plain and Path(model).is_dir() and not (Path(model) / "model.json").is_file():
+        explain_run(Path(model))
+        return
+    from distilens.gallery import gallery, safe
+    from distilens.runs import locked
+
+    folder = out or Path("maps") / safe(model)
+    with locked(folder):  # found out now rather than when all is done: whether it may be written
+        made = gallery(
+            model,
+            data,
+            [part for group in explainer for part in group] or ("gradcam", "ig"),
+            images=32 if images is None else images,
+            target=target or "top1",
+            sanity=sanity,
+            prepared=prepare,
+            console=Console(stderr=True),
+        )
+        page = made.save(folder)
+    show_gallery(made)
+    print(f"\n{page}")
+
+
+def explain_run(folder: Path) -> None:
+    """The explain stage of a run: the maps of its models on the same test images."""
     from distilens.stages import at_work, explain_stage, load_run
 
-    found = load_run(run, console=Console(stderr=True))
+    found = load_run(folder, console=Console(stderr=True))
     with at_work(found):
         explain_stage(found)
 
@@ -153,6 +224,25 @@ def show_scores(run) -> None:
     header, cells = rows(run.scores)
     across = list(zip(*[header, *cells], strict=True))  # a model a column: it fits a terminal
     Console().print(as_table(across[0], across[1:]))
+
+
+def show_gallery(made) -> None:
+    """The scores, as many explainers side by side as the terminal is wide, and what they come to."""
+    header, rows = made.table()
+    console = Console()
+    wide = [max(len(line[at]) for line in [header, *rows]) + 2 for at in range(len(header))]
+    start = 1
+    while start < len(header):
+        stop = start + 1
+        while stop < len(header) and wide[0] + sum(wide[start : stop + 1]) <= console.width:
+            stop += 1
+        console.print(as_table((header[0], *header[start:stop]), [[row[0], *row[start:stop]] for row in rows]))
+        console.print()
+        start = stop
+    floors = ", ".join(label for label in header[1:] if made.floor(label))
+    said = f"Mean ± half of the 95 % interval over {len(made)} images; {floors} know nothing of the model."
+    for line in (said, *made.remarks, *made.findings()):
+        console.print(line, highlight=False, markup=False)
 
 
 def conclude(run) -> None:

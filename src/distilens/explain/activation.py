@@ -45,10 +45,9 @@ class ActivationMap(Explainer):
             logits = model.logits(images)
             features = [tap.take() for tap in reading]
             target = target_of(logits, target)
-            try:
-                gradients = torch.autograd.grad(scores_of(logits, target).sum(), features)
-            except RuntimeError as error:
-                raise UserError(no_gradient(model, taps)) from error
+            gradients = reaching(scores_of(logits, target).sum(), features)
+        if gradients is None:
+            raise UserError(no_gradient(model, taps))
         found = zip(taps, features, gradients, strict=True)
         return {
             tap: Explanation(self.of(feature.detach(), gradient), logits.detach(), target)
@@ -60,14 +59,13 @@ class ActivationMap(Explainer):
     ) -> Float[Tensor, "b h w"]:
         feature = tapped(output, self.tap)
         score = scores_of(output.logits, target_of(output.logits, target)).sum()
-        try:
-            (gradient,) = torch.autograd.grad(score, feature, create_graph=create_graph, retain_graph=True)
-        except RuntimeError as error:
+        found = reaching(score, [feature], create_graph=create_graph, retain_graph=True)
+        if found is None:
             raise UserError(
                 f"the logits have no gradient at the tap {self.tap!r}: the output must be of a forward with a graph, "
                 "through modules that can be differentiated"
-            ) from error
-        maps = self.of(feature, gradient)
+            )
+        maps = self.of(feature, found[0])
         return maps if create_graph else maps.detach()
 
     def of(self, feature: Tensor, gradient: Tensor) -> Float[Tensor, "b h w"]:
@@ -87,6 +85,18 @@ def tapped(output: Output, tap: str) -> Tensor:
         there = ", ".join(output.features) or "none"
         raise UserError(f"the output has no feature at {tap!r}: call model.tap({tap!r}) before. Tapped: {there}")
     return output.features[tap]
+
+
+def reaching(
+    score: Tensor, features: Sequence[Tensor], *, create_graph: bool = False, retain_graph: bool | None = None
+) -> Sequence[Tensor] | None:
+    """The gradients of a score with respect to features; None where there is none for one of them."""
+    if not score.requires_grad or not all(feature.requires_grad for feature in features):
+        return None
+    found = torch.autograd.grad(
+        score, features, create_graph=create_graph, retain_graph=retain_graph, allow_unused=True
+    )
+    return None if any(gradient is None for gradient in found) else found
 
 
 def no_gradient(model: Model, taps: Sequence[str]) -> str:

@@ -81,6 +81,8 @@ class Explainer:
         The output must come from a model that taps `self.tap`, with a graph from there to the logits. The maps use the
         step's own statistics: in train mode, batch norm makes them depend on the batch.
         """
+        if type(self).from_model is Explainer.from_model:
+            raise UserError(f"{type(self).__name__} has no derivative that a loss could use")
         raise UserError(f"{type(self).__name__} needs forwards of its own: from_model(model, images, target)")
 
     def from_model(
@@ -135,7 +137,7 @@ def checked(model: Model, images: Tensor) -> Tensor:
         raise UserError(f"images to explain are pixels in [0, 1]; given {images.dtype}: divide them by 255")
     if images.device.type != model.device.type or images.device != model.device:
         raise UserError(f"the images are on {images.device}, the model is on {model.device}: move one of them")
-    if not bool(images.isfinite().all()):
+    if not images.sum().isfinite():  # one pass; which image it is, is looked for when it is needed
         broken = (~images.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
         raise UserError(f"images {', '.join(map(str, broken[:8]))} of the batch have pixels that are NaN or infinite")
     return ordinary(images).detach()

@@ -71,8 +71,10 @@ class CaptumExplainer(Explainer):
         maps = grid(found.detach()).sum(1)
         return Explanation(maps if maps.dtype == torch.float64 else maps.float(), logits, target)
 
-    def from_model(self, *arguments: Any, **options: Any) -> Tensor:
+    def from_output(self, *arguments: Any, **options: Any) -> Tensor:
         raise UserError(f"captum:{self.name} has no derivative that a loss could use: take one of distilens's own")
+
+    from_model = from_output
 
 
 @contextlib.contextmanager

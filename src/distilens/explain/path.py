@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from distilens.core import Model
 from distilens.errors import UserError
-from distilens.explain.activation import no_gradient
+from distilens.explain.activation import no_gradient, reaching
 from distilens.explain.explanation import explaining, scores_of
 from distilens.taps import INPUT
 
@@ -40,12 +40,10 @@ def summed_gradients(
             rows = at.flatten(0, 1)
             rows = rows if rows.requires_grad else rows.requires_grad_()
             aims = target[images].repeat_interleave(at.shape[1])
-            try:
-                score = scores_of(model.logits(rows), aims).sum()
-                (gradient,) = torch.autograd.grad(score, rows, create_graph=create_graph)
-            except RuntimeError as error:
-                raise UserError(no_gradient(model, [INPUT])) from error
-            return (factor * gradient.view(at.shape)).sum(1)
+            found = reaching(scores_of(model.logits(rows), aims).sum(), [rows], create_graph=create_graph)
+            if found is None:
+                raise UserError(no_gradient(model, [INPUT]))
+            return (factor * found[0].view(at.shape)).sum(1)
 
     total = torch.zeros_like(images)
     for some, few in blocks(len(images), steps, rows_at_once(images, chunk)):

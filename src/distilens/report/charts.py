@@ -48,20 +48,27 @@ class Scale:
 
 
 def line_chart(
-    identifier: str, title: str, lines: Sequence[Series], *, x_label: str, y_label: str, as_percent: bool = False
+    identifier: str,
+    title: str,
+    lines: Sequence[Series],
+    *,
+    x_label: str,
+    y_label: str,
+    as_percent: bool = False,
+    linear: bool = False,
 ) -> Markup:
     """An SVG line chart with title, description, axes and legend; empty markup when no line has a finite point.
 
     Values that are not finite leave a gap. Positive values that span a factor of more than 30 get a logarithmic axis,
-    so that a loss term of 0.1 is visible beside one of 50. Longer lines than 300 points are drawn as means of
-    neighbours. `identifier` must be unique on the page and fit for an id.
+    so that a loss term of 0.1 is visible beside one of 50, unless the chart is to be `linear`. Longer lines than 300 points
+    are drawn as means of neighbours. `identifier` must be unique on the page and fit for an id.
     """
     lines = [thinned(line) for line in lines if any(map(math.isfinite, line.y))]
     if not lines:
         return Markup()
     xs = [x for line in lines for x in line.x]
     ys = [y for line in lines for y in line.y if math.isfinite(y)]
-    logarithmic = min(ys) > 0 and max(ys) / min(ys) > LOG_FROM_RATIO
+    logarithmic = not linear and min(ys) > 0 and max(ys) / min(ys) > LOG_FROM_RATIO
     x_ticks = ticks(min(xs), max(xs), least_step=1)
     y_ticks = decades(min(ys), max(ys)) if logarithmic else ticks(min(ys), max(ys))
     across = Scale(min(min(xs), x_ticks[0]), max(max(xs), x_ticks[-1]), LEFT, WIDTH - RIGHT)
