@@ -31,9 +31,9 @@ from distilens.explain import EXPLAINERS
 from distilens.explain.gradcam import GradCAM
 from distilens.explain.path import rows_at_once
 from distilens.measure import cosine
-try:
-    from distilens.measure.faithfulness import curves
-except ImportError: pass
+
+from distilens.measure.faithfulness import curves
+
 from distilens.models import build_model
 from distilens.prepare import prepare
 from distilens.taps import find

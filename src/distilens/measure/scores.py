@@ -16,7 +16,8 @@ from distilens.explain import Explainer, build_explainer, in_chunks, labels
 from distilens.explain.maps import empty
 from distilens.measure.accuracy import accuracy, agreement, predict
 from distilens.measure.cost import latency, macs, parameters
-from distilens.measure.likeness import cosine, energy_in_mask, mean_interval
+from distilens.measure.likeness import cosine, mean_interval
+from distilens.measure.localisation import energy_in_mask
 
 EVALUATION_BATCH = 500
 Say = Callable[[str], object]

@@ -1,0 +1,89 @@
+"""What stands where a pixel was removed."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from scipy.sparse import csc_matrix
+from scipy.sparse.linalg import splu
+from torch import Tensor
+from torchvision.transforms.v2.functional import gaussian_blur
+
+from distilens import draws
+from distilens.core import Model
+
+Fill = Literal["mean", "blur", "zero", "noisy_linear"] | float
+"""`mean`: the mean colour that the model expects; `blur`: the blurred image; `zero`: black; a grey level; `noisy_linear`: the
+neighbours' weighted mean (see `noisy_linear`)."""
+
+# (down, right): weight
+NEIGHBOURS = {
+    (down, right): 1 / 6 if 0 in (down, right) else 1 / 12
+    for down in (-1, 0, 1)
+    for right in (-1, 0, 1)
+    if (down, right) != (0, 0)
+}
+
+
+def filled(model: Model, images: Float[Tensor, "b c h w"], fill: Fill) -> Float[Tensor, "#b c h w"]:
+    """Images of which nothing is left but the fill; one for all where it does not depend on the image."""
+    if fill == "blur":
+        return gaussian_blur(images, kernel_size=[2 * (min(images.shape[-2:]) // 4) + 1] * 2)
+    if fill == "noisy_linear":  # nothing is left to impute from
+        return images.mean((2, 3), keepdim=True).expand_as(images)
+    if fill == "mean":
+        return model.mean.to(images).expand(1, -1, *images.shape[2:])
+    return torch.full_like(images[:1], 0.0 if fill == "zero" else float(fill))
+
+
+def noisy_linear(
+    images: Float[Tensor, "b c h w"], keep: Bool[Tensor, "b h w"], *, noise: float = 0.01, seed: int = 0
+) -> Float[Tensor, "b c h w"]:
+    """Removed pixels replaced by the weighted mean of their neighbours, which hides the shape of what was removed.
+
+    Each removed pixel is the mean of its eight neighbours (weight 1/6 beside, 1/12 across; less at the border), removed ones
+    among them included: a linear system an image, solved on the CPU; then Gaussian `noise` from a field that is the same
+    for every image. Where nothing is kept, all pixels take the image's mean.
+
+    Source: Rong et al. 2022 (ROAD, arXiv 2202.00449), section 4.
+    """
+    field = noise * torch.randn(images.shape[1:], generator=draws.generator("noisy linear", seed))
+    pixels, kept = images.detach().cpu(), keep.cpu()
+    found = [imputed(image, mask) for image, mask in zip(pixels, kept, strict=True)]
+    result = torch.where(kept[:, None], pixels, torch.stack(found) + field)
+    return result.to(images)
+
+
+def imputed(image: Float[Tensor, "c h w"], keep: Bool[Tensor, "h w"]) -> Float[Tensor, "c h w"]:
+    """One image with its removed pixels solved for."""
+    known = keep.numpy()
+    if known.all():
+        return image
+    if not known.any():
+        return image.mean((1, 2), keepdim=True).expand_as(image)
+    height, width = known.shape
+    number = np.full(known.shape, -1)
+    number[~known] = np.arange((~known).sum())
+    down, right = np.nonzero(~known)
+    values = image.double().numpy()
+    rows, columns, entries = [], [], []
+    total = np.zeros(len(down))
+    given = np.zeros((len(down), len(values)))
+    for (step_down, step_right), weight in NEIGHBOURS.items():
+        there_down, there_right = down + step_down, right + step_right
+        inside = np.flatnonzero((there_down >= 0) & (there_down < height) & (there_right >= 0) & (there_right < width))
+        there = there_down[inside], there_right[inside]
+        total[inside] += weight
+        seen = known[there]
+        given[inside[seen]] += weight * values[:, there[0][seen], there[1][seen]].T
+        rows.append(inside[~seen])
+        columns.append(number[there][~seen])
+        entries.append(np.full((~seen).sum(), -weight))
+    rows, columns = np.concatenate([*rows, np.arange(len(down))]), np.concatenate([*columns, np.arange(len(down))])
+    system = csc_matrix((np.concatenate([*entries, total]), (rows, columns)), shape=(len(down), len(down)))
+    solved = values.copy()
+    solved[:, down, right] = splu(system).solve(given).T
+    return torch.from_numpy(solved).to(image.dtype)
