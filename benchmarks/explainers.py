@@ -30,10 +30,7 @@ from distilens.core import Model
 from distilens.explain import EXPLAINERS
 from distilens.explain.gradcam import GradCAM
 from distilens.explain.path import rows_at_once
-from distilens.measure import cosine
-
-from distilens.measure.faithfulness import curves
-
+from distilens.measure import cosine, curves
 from distilens.models import build_model
 from distilens.prepare import prepare
 from distilens.taps import find

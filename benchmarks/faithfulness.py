@@ -2,21 +2,21 @@
 
     python benchmarks/faithfulness.py run:runs/cifar,part=teacher parquet:path=data/cifar10 [--images 200]
 
-Prints the gallery's table as markdown, then the residual of Integrated Gradients (what is missing from completeness, as a share of
-the logit's gain over the baseline) by steps and rule: median and maximum over the images.
+Prints the gallery's table as markdown, then the residual of Integrated Gradients (what is missing from completeness, as a
+share of the logit's gain over the baseline) by steps and rule: median and maximum over the images.
 """
 
 from __future__ import annotations
 
 from typing import Annotated
 
-import torch
 import tyro
 from rich.console import Console
 from tyro.conf import Positional
 
 from distilens.explain import EXPLAINERS, in_chunks
 from distilens.gallery import gallery
+from distilens.models import build_model
 
 EXPLAINED = (
     "gradcam",
@@ -53,11 +53,10 @@ def main(
     print()
     for remark in (*found.remarks, *found.findings()):
         print("-", remark)
-    network = network_of(model)
+    network = build_model(model, (), (32, 32))
     some, target = found.images[:residuals], found.target[:residuals]
-    print(
-        f"\n|residual| / |gain| of ig on {len(some)} images, median (maximum)\n\n| steps | gauss | trapezoid | riemann |\n|---|---|---|---|"
-    )
+    print(f"\n|residual| / |gain| of ig on {len(some)} images, median (maximum)\n")
+    print("| steps | gauss | trapezoid | riemann |\n|---|---|---|---|")
     for steps in (8, 16, 32, 64, 128):
         cells = []
         for rule in ("gauss", "trapezoid", "riemann"):
@@ -67,12 +66,6 @@ def main(
             missed = (found_maps.residual / gain).abs()
             cells.append(f"{missed.median():.4f} ({missed.max():.3f})")
         print(f"| {steps} | " + " | ".join(cells) + " |", flush=True)
-
-
-def network_of(notation: str) -> torch.nn.Module:
-    from distilens.models import build_model
-
-    return build_model(notation, (), (32, 32))
 
 
 if __name__ == "__main__":

@@ -17,10 +17,14 @@ from distilens.errors import UserError
 
 @dataclass(frozen=True)
 class Output:
-    """What a model returns: logits (classes on axis 1) and the features at its taps, by path."""
+    """What a model returns: logits (classes on axis 1) and the features at its taps, by path.
+
+    `size` is that of the network's input, whose proportion tells which of a feature's axes are places.
+    """
 
     logits: Float[Tensor, "b classes"]
     features: Mapping[str, Tensor] = field(default_factory=dict)
+    size: tuple[int, int] = (1, 1)
 
 
 class Model(nn.Module):
@@ -74,11 +78,20 @@ class Model(nn.Module):
     def forward(self, images: Float[Tensor, "b c h w"], inputs: Mapping[str, Tensor] | None = None) -> Output:
         for inserted in self.inserted.values():
             inserted.inputs = inputs or {}
-        pixels = self.prepare(self.entrance(images))
-        logits = logits_of(self.network(pixels if self.precision is None else pixels.to(self.precision)))
+        try:
+            pixels = self.prepare(self.entrance(images))
+            logits = logits_of(self.network(pixels if self.precision is None else pixels.to(self.precision)))
+        except BaseException:
+            self.empty_taps()
+            raise
         kept = {tap: tap.take() for tap in set(self.taps.values())}
         features = {path: kept[tap] for path, tap in self.taps.items()}
-        return Output(logits if self.precision is None else logits.to(images.dtype), features)
+        return Output(logits if self.precision is None else logits.to(images.dtype), features, self.size)
+
+    def empty_taps(self) -> None:
+        """Let go of features that a forward left and nobody took."""
+        for tap in self.taps.values():
+            tap.value = None
 
     def logits(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
         """The logits alone, whatever is tapped."""
@@ -140,7 +153,7 @@ class Model(nn.Module):
         """The path of the last feature map."""
         if self._last is None:
             seen = self.observe()
-            self._last = taps.last_spatial(seen, logits_of(seen[""][0]))
+            self._last = taps.last_spatial(seen, logits_of(seen[""][0]), self.size)
         return self._last
 
     def observe(self) -> dict[str, tuple[object, bool]]:
@@ -157,8 +170,7 @@ class Model(nn.Module):
             size = "×".join(map(str, self.size))
             raise UserError(f"{self.name} fails on images of {size} pixels: {error}. Give it another size=") from error
         finally:
-            for tap in self.taps.values():  # filled on the way, and asked for by nobody
-                tap.value = None
+            self.empty_taps()
 
     def insert(self, tap: str, part: nn.Module, *, name: str) -> None:
         """Put a module behind a tap: `part(feature, inputs)` returns a feature of the same shape, and is part of the model.

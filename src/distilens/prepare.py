@@ -24,7 +24,7 @@ def prepare(
     """A copy for teachers and evaluation: frozen, in eval mode, batch norms folded into convolutions, channels last.
 
     The logits are the same to rounding (in `bfloat16`: to about 1 %), and so are the features at every tap that is left; a
-    convolution that took up its batch norm has no output of its own any more, and tapping it says so.
+    convolution that took up its batch norm has no output of its own any more, and tapping it, or what ends in it, says so.
 
     Args:
         model: left as it is.
@@ -35,8 +35,8 @@ def prepare(
     # a part stands behind the convolution's own output, so nothing may be moved across it
     tapped = {tap.path for tap in made.taps.values()}
     hooked = {path for path, module in made.network.named_modules() if len(module._forward_hooks)}
-    folded = [pair for pair in foldable(made) if pair[0] not in {*keep, *tapped, *hooked}]
-    for convolution, norm in folded:
+    folded = [found for found in foldable(made) if not found[2] & {*keep, *tapped, *hooked}]
+    for convolution, norm, _ in folded:
         module, behind = find(made.network, convolution), find(made.network, norm)
         assert isinstance(module, CONVOLUTIONS) and isinstance(behind, nn.BatchNorm2d)
         made.network.set_submodule(convolution, fuse_conv_bn_eval(module, behind))
@@ -46,7 +46,7 @@ def prepare(
         after._forward_hooks_with_kwargs = behind._forward_hooks_with_kwargs
         after._forward_hooks_always_called = behind._forward_hooks_always_called
         made.network.set_submodule(norm, after.eval())
-    made.folded = made.folded | {convolution for convolution, _ in folded}
+    made.folded = made.folded.union(*(places for _, _, places in folded))
     made._overwritten.clear()
     made.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if precision == "bfloat16":
@@ -56,15 +56,17 @@ def prepare(
     return made
 
 
-def foldable(model: Model) -> list[tuple[str, str]]:
+def foldable(model: Model) -> list[tuple[str, str, set[str]]]:
     """Paths of convolutions and of the batch norms that alone read their output, found by a forward.
 
+    With them come the paths of all modules that return that output: the convolution, and containers that end in it.
     Whether something else reads it too (a skip connection, a concatenation, an activation in place) is asked of the graph:
     the convolution's node must have one successor, and that must be the batch norm's.
     """
     seen: dict[nn.Module, tuple[Tensor, object]] = {}  # the output is kept, so that its id stays its own
     pairs: list[tuple[nn.Module, nn.Module]] = []
     made_by: dict[int, nn.Module] = {}
+    returning: dict[nn.Module, set[nn.Module]] = {}
     calls: dict[nn.Module, int] = {}
 
     def note(module: nn.Module, inputs: tuple, output: object) -> None:
@@ -72,6 +74,9 @@ def foldable(model: Model) -> list[tuple[str, str]]:
         if is_plain_convolution(module) and isinstance(output, Tensor):
             seen[module] = (output, output.grad_fn)  # its own node: a later change in place puts another one there
             made_by[id(output)] = module
+            returning[module] = {module}
+        elif isinstance(output, Tensor) and id(output) in made_by:
+            returning[made_by[id(output)]].add(module)
         elif is_plain_norm(module) and id(inputs[0]) in made_by:
             pairs.append((made_by[id(inputs[0])], module))
 
@@ -87,7 +92,7 @@ def foldable(model: Model) -> list[tuple[str, str]]:
     for path, module in model.network.named_modules(remove_duplicate=False):
         named.setdefault(module, []).append(path)
     return [
-        (named[convolution][0], named[norm][0])
+        (named[convolution][0], named[norm][0], {path for module in returning[convolution] for path in named[module]})
         for convolution, norm in pairs
         if calls[convolution] == calls[norm] == 1
         and len(named[convolution]) == len(named[norm]) == 1  # under a second name the old module would live on

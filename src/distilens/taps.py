@@ -77,34 +77,43 @@ def cutting(*taps: Tap) -> Iterator[None]:
         torch.set_grad_enabled(before)
 
 
-def grid(feature: Tensor) -> Tensor:
+def grid(feature: Tensor, size: tuple[int, int] = (1, 1)) -> Tensor:
     """Any spatial feature as `[b c h w]`: NCHW as it is, NHWC permuted, ViT tokens `[b n c]` without their prefix.
 
     Works on features and on their gradients alike, so an explainer may differentiate the raw feature and read both as maps.
+
+    Args:
+        size: height and width of the network's input, of which the proportion alone counts: it tells which axes are places.
 
     Raises:
         UserError: the feature has no spatial extent.
     """
     shape = tuple(feature.shape)
     if feature.ndim == 4:
-        channels_last = shape[1] == shape[2] and shape[2] != shape[3]
+        channels_last = distorted(shape[1], shape[2], size) < distorted(shape[2], shape[3], size)
         return feature.permute(0, 3, 1, 2) if channels_last else feature
     if feature.ndim == 3:
         for prefix in range(min(shape[1], 9)):  # class, distillation and register tokens come first
-            side = math.isqrt(shape[1] - prefix)
-            if side * side == shape[1] - prefix and side > 1:
-                return feature[:, prefix:].transpose(1, 2).reshape(shape[0], shape[2], side, side)
+            height = round(math.sqrt((shape[1] - prefix) * size[0] / size[1]))
+            width = (shape[1] - prefix) // max(1, height)
+            if height * width == shape[1] - prefix > 1 and height * size[1] == width * size[0]:
+                return feature[:, prefix:].transpose(1, 2).reshape(shape[0], shape[2], height, width)
     raise UserError(
         f"a feature of shape {list(shape)} has no spatial extent: tap a layer that gives [b c h w] or tokens"
     )
 
 
-def is_spatial(feature: object) -> TypeGuard[Tensor]:
+def distorted(height: int, width: int, size: tuple[int, int]) -> float:
+    """How far a grid's proportion is from the image's: 0 where it is the same."""
+    return abs(math.log(height * size[1] / (width * size[0]))) if height and width else math.inf
+
+
+def is_spatial(feature: object, size: tuple[int, int] = (1, 1)) -> TypeGuard[Tensor]:
     """Whether `grid` can read a module's output and there is more than one place in it."""
     if not isinstance(feature, Tensor) or not feature.is_floating_point():
         return False
     try:
-        return math.prod(grid(feature).shape[2:]) > 1
+        return math.prod(grid(feature, size).shape[2:]) > 1
     except UserError:
         return False
 
@@ -133,23 +142,26 @@ def observe(model: nn.Module, images: Tensor) -> dict[str, tuple[object, bool]]:
     under the empty path. A weight that is zero everywhere, as heads of ViTs start, gets other values for this forward, so
     that gradients say what the logits depend on.
     """
-    seen: dict[str, tuple[object, int]] = {}
+    seen: dict[str, list[tuple[object, int]]] = {}
     paths = {module: path for path, module in model.named_modules()}
 
     def note(module: nn.Module, inputs: tuple, output: object) -> None:
-        seen[paths[module]] = (output, output._version if isinstance(output, Tensor) else 0)
+        earlier = seen.pop(
+            paths[module], []
+        )  # a module that is called again moves to the end, and is asked for each call
+        seen[paths[module]] = [*earlier, (output, output._version if isinstance(output, Tensor) else 0)]
 
     # first in line, as taps are: what the module itself returned, not what an inserted part made of it
     handles = [module.register_forward_hook(note, prepend=True) for module in paths]
     with evaluating(model), torch.enable_grad():
         try:
-            torch.func.functional_call(model, filled(model), (images.detach().requires_grad_(),))
+            torch.func.functional_call(model, filled(model), (images.detach().requires_grad_().clone(),))
         finally:
             for handle in handles:
                 handle.remove()
     return {
-        path: (output, isinstance(output, Tensor) and output._version != version)
-        for path, (output, version) in seen.items()
+        path: (calls[-1][0], any(isinstance(output, Tensor) and output._version != old for output, old in calls))
+        for path, calls in seen.items()
     }
 
 
@@ -162,7 +174,7 @@ def filled(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def last_spatial(seen: dict[str, tuple[object, bool]], logits: Tensor) -> str:
+def last_spatial(seen: dict[str, tuple[object, bool]], logits: Tensor, size: tuple[int, int] = (1, 1)) -> str:
     """The default tap: the outermost module that returns the last feature map that the logits depend on everywhere.
 
     In a CNN that is the last stage. In a ViT whose head reads the class token alone, the patches behind the last attention
@@ -171,23 +183,25 @@ def last_spatial(seen: dict[str, tuple[object, bool]], logits: Tensor) -> str:
     Raises:
         UserError: no module returns a feature map.
     """
-    spatial = {path: output for path, (output, _) in seen.items() if path and is_spatial(output)}
+    spatial = {path: output for path, (output, _) in seen.items() if path and is_spatial(output, size)}
     if not spatial:
         raise UserError("no module of this model returns a feature map: name a tap")
     final = list(spatial)[-1]
     alike = [path for path in reversed(spatial) if spatial[path].shape == spatial[final].shape]
-    last = next((path for path in alike if has_gradient(logits, spatial[path])), final)
+    last = next((path for path in alike if has_gradient(logits, spatial[path], size)), final)
     # A container returns what its last child returns: name the container, `layer3` rather than `layer3.2.relu`.
     parents = [path for path in alike if last.startswith(path + ".") and spatial[path] is spatial[last]]
     return min([*parents, last], key=len)
 
 
-def has_gradient(logits: Tensor, feature: Tensor) -> bool:
+def has_gradient(logits: Tensor, feature: Tensor, size: tuple[int, int]) -> bool:
     """Whether the logits depend on more than one place of a feature map."""
     if not feature.requires_grad:
         return False
-    (gradient,) = torch.autograd.grad(logits.float().square().sum(), feature, retain_graph=True, allow_unused=True)
-    return gradient is not None and int(grid(gradient).abs().sum(1).count_nonzero()) > 1
+    with torch.enable_grad():
+        score = logits.float().square().sum()
+    (gradient,) = torch.autograd.grad(score, feature, retain_graph=True, allow_unused=True)
+    return gradient is not None and int(grid(gradient, size).abs().sum(1).count_nonzero()) > 1
 
 
 def breaks_gradient(model: nn.Module, images: Tensor) -> str | None:
@@ -203,7 +217,7 @@ def breaks_gradient(model: nn.Module, images: Tensor) -> str | None:
     handles = [module.register_forward_hook(note) for module in paths]
     with evaluating(model), torch.enable_grad():
         try:
-            model(images.detach().requires_grad_())
+            model(images.detach().requires_grad_().clone())
         finally:
             for handle in handles:
                 handle.remove()

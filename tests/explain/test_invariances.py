@@ -52,7 +52,10 @@ def pooled(symmetric: bool = True) -> Model:
 @pytest.mark.parametrize("part", PARTS)
 def test_the_map_of_a_mirrored_image_is_the_mirrored_map(part):
     explain = EXPLAINERS.build(part)
-    net, pixels = pooled().double(), images().double()  # in float32 a sum in another order may fall to a ReLU's other side
+    net, pixels = (
+        pooled().double(),
+        images().double(),
+    )  # in float32 a sum in another order may fall to a ReLU's other side
     found, mirrored = explain(net, pixels, TARGET).maps, explain(net, pixels.flip(-1), TARGET).maps
     assert found.abs().amax((1, 2)).min() > 0
     assert (found.flip(-1) - mirrored).abs().max() < 1e-9 * found.abs().max()

@@ -50,7 +50,7 @@ class ActivationMap(Explainer):
             raise UserError(no_gradient(model, taps))
         found = zip(taps, features, gradients, strict=True)
         return {
-            tap: Explanation(self.of(feature.detach(), gradient), logits.detach(), target)
+            tap: Explanation(self.of(feature.detach(), gradient, model.size), logits.detach(), target)
             for tap, feature, gradient in found
         }
 
@@ -65,14 +65,18 @@ class ActivationMap(Explainer):
                 f"the logits have no gradient at the tap {self.tap!r}: the output must be of a forward with a graph, "
                 "through modules that can be differentiated"
             )
-        maps = self.of(feature, found[0])
+        maps = self.of(feature, found[0], output.size)
         return maps if create_graph else maps.detach()
 
-    def of(self, feature: Tensor, gradient: Tensor) -> Float[Tensor, "b h w"]:
+    def of(self, feature: Tensor, gradient: Tensor, size: tuple[int, int]) -> Float[Tensor, "b h w"]:
         """`combine` on grids, in float32 (float64 where the model is): bfloat16 maps would lose a loss's resolution."""
-        precision = torch.float64 if feature.dtype == torch.float64 else torch.float32
         with torch.autocast(feature.device.type, enabled=False):
-            return self.combine(grid(feature).to(precision), grid(gradient).to(precision))
+            return self.combine(full(grid(feature, size)), full(grid(gradient, size)))
+
+
+def full(values: Tensor) -> Tensor:
+    """In float32, or float64 where they are."""
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def tapped(output: Output, tap: str) -> Tensor:

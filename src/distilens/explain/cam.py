@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from distilens.core import Model
 from distilens.errors import UserError
-from distilens.explain.activation import ActivationMap
+from distilens.explain.activation import ActivationMap, full
 from distilens.explain.explanation import Explanation, Target, target_of
 from distilens.taps import LAST, grid
 
@@ -31,14 +31,14 @@ class CAM(ActivationMap):
         super().__init__(tap=LAST)
 
     def explain(self, model: Model, images: Tensor, target: Target) -> Explanation:
-        with torch.no_grad(), model.reading(self.tap) as tap:
+        with model.reading(self.tap) as tap, torch.no_grad():
             logits = model.logits(images)
-            feature = tap.take()
+            feature = grid(tap.take(), model.size)
             target = target_of(logits, target)
-            weight = head(model, grid(feature), logits).weight[target]
-        return Explanation(self.of(feature, weight[:, :, None, None]), logits, target)
+            weight = head(model, feature, logits).weight[target]
+            return Explanation(torch.einsum("bchw,bc->bhw", full(feature), full(weight)), logits, target)
 
-    def combine(self, feature: Float[Tensor, "b c h w"], gradient: Float[Tensor, "b c ..."]) -> Float[Tensor, "b h w"]:
+    def combine(self, feature: Float[Tensor, "b c h w"], gradient: Float[Tensor, "b c h w"]) -> Float[Tensor, "b h w"]:
         return torch.einsum("bchw,bc->bhw", feature, gradient.sum((2, 3)))
 
 
@@ -52,7 +52,7 @@ def head(model: Model, feature: Float[Tensor, "b c h w"], logits: Float[Tensor, 
     if linear and (linear[-1].in_features, linear[-1].out_features) == (feature.shape[1], logits.shape[1]):
         expected = linear[-1](feature.mean((2, 3)))
         close = 1e-4 if model.precision is None else 3e-2
-        if torch.allclose(expected.float(), logits.float(), rtol=close, atol=close * float(logits.abs().max())):
+        if bool(((expected - logits).abs() <= close * (logits.abs() + logits.abs().max())).all()):
             return linear[-1]
     raise UserError(
         f"{model.name} does not end in a mean over places and one linear layer, so it has no closed-form CAM: use gradcam"

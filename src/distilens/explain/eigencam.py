@@ -7,9 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from distilens.core import Model, Output
-from distilens.explain.activation import ActivationMap, tapped
+from distilens.explain.activation import ActivationMap, full, tapped
 from distilens.explain.explanation import Explanation, Target, target_of
-from distilens.taps import LAST
+from distilens.taps import LAST, grid
 
 
 class EigenCAM(ActivationMap):
@@ -30,23 +30,27 @@ class EigenCAM(ActivationMap):
         self.centre = centre
 
     def explain(self, model: Model, images: Tensor, target: Target) -> Explanation:
-        with torch.no_grad(), model.reading(self.tap) as tap:
+        with model.reading(self.tap) as tap, torch.no_grad():
             logits = model.logits(images)
-            return Explanation(self.of(tap.take()), logits, target_of(logits, target))
+            return Explanation(self.component(tap.take(), model.size), logits, target_of(logits, target))
 
     def from_output(
         self, output: Output, target: Target = None, *, create_graph: bool = True
     ) -> Float[Tensor, "b h w"]:
-        maps = self.of(tapped(output, self.tap))
+        maps = self.component(tapped(output, self.tap), output.size)
         return maps if create_graph else maps.detach()
 
-    def of(self, feature: Tensor, gradient: Tensor | None = None) -> Float[Tensor, "b h w"]:
-        return super().of(feature, feature)
+    def component(self, feature: Tensor, size: tuple[int, int]) -> Float[Tensor, "b h w"]:
+        with torch.autocast(feature.device.type, enabled=False):
+            return self.combine(full(grid(feature, size)))
 
-    def combine(self, feature: Float[Tensor, "b c h w"], gradient: Float[Tensor, "b c h w"]) -> Float[Tensor, "b h w"]:
-        places = (
-            feature.flatten(2).transpose(1, 2).double()
-        )  # a product of features: float32 would keep half its digits
+    def combine(
+        self, feature: Float[Tensor, "b c h w"], gradient: Float[Tensor, "b c h w"] | None = None
+    ) -> Float[Tensor, "b h w"]:
+        # a product of features: float32 would keep half its digits
+        places = feature.flatten(2).transpose(1, 2).double()
+        finite = places.isfinite().all(2).all(1)[:, None]
+        places = places.where(finite[..., None], 0)  # eigh stops at NaN: such a map is NaN, as the others' are
         moved = places - places.mean(1, keepdim=True) if self.centre else places
         # the smaller of the two products has the same eigenvectors, up to one multiplication
         if moved.shape[1] < moved.shape[2]:
@@ -55,4 +59,4 @@ class EigenCAM(ActivationMap):
         else:
             seen = (moved @ torch.linalg.eigh(moved.mT @ moved).eigenvectors[..., -1:])[..., 0]
         sign = (seen * places.norm(dim=2)).sum(1, keepdim=True).sign()
-        return (sign * seen).relu().unflatten(1, tuple(feature.shape[2:])).to(feature.dtype)
+        return (sign * seen).relu().where(finite, torch.nan).unflatten(1, tuple(feature.shape[2:])).to(feature.dtype)

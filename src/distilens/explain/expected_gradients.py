@@ -90,6 +90,10 @@ class ExpectedGradients(Explainer):
         if self.reference.shape[1:] != images.shape[1:]:
             given, right = list(self.reference.shape[1:]), list(images.shape[1:])
             raise UserError(f"the reference images are {given}, the images to explain {right}: they must be alike")
+        if not len(self.reference):
+            raise UserError("there are no reference images: explainer.reference is empty")
+        if not self.reference.is_floating_point():
+            raise UserError(f"reference images are pixels in [0, 1]; given {self.reference.dtype}: divide them by 255")
         source = draws.generator("expected gradients", self.seed)
         order = torch.randperm(len(self.reference), generator=source)
         shuffled = torch.randperm(self.samples, generator=source)  # so that t does not go with the baseline

@@ -87,7 +87,7 @@ class Explainer:
 
     def from_model(
         self, model: Model, images: Float[Tensor, "b c h w"], target: Target = None, *, create_graph: bool = True
-    ) -> Float[Tensor, "b h w"]:
+    ) -> Float[Tensor, "b i j"]:
         """Maps that a loss can train through, from forwards of their own: in eval mode, so that statistics stay."""
         if self.tap is None:
             raise UserError(f"{type(self).__name__} has no derivative that a loss could use")

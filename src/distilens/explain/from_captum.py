@@ -63,12 +63,14 @@ class CaptumExplainer(Explainer):
             pixels = images.clone().requires_grad_()
             try:
                 found = self.method(forward, *place).attribute(pixels, **options)
-            except (TypeError, ValueError, AttributeError, AssertionError, NotImplementedError) as error:
+            except torch.OutOfMemoryError:
+                raise
+            except (RuntimeError, TypeError, ValueError, AttributeError, AssertionError) as error:
                 raise UserError(f"captum:{self.name} does not work for {model.name}: {error}") from error
         found = found[0] if isinstance(found, tuple) else found
         if not isinstance(found, Tensor) or len(found) != len(images):
             raise UserError(f"captum:{self.name} gives no map an image: it returned {type(found).__name__}")
-        maps = grid(found.detach()).sum(1)
+        maps = grid(found.detach(), model.size).sum(1)
         return Explanation(maps if maps.dtype == torch.float64 else maps.float(), logits, target)
 
     def from_output(self, *arguments: Any, **options: Any) -> Tensor:

@@ -32,9 +32,8 @@ class Gradient(ActivationMap):
         self.times_input = times_input
         self.signed = channels == "sum"
 
-    def of(self, feature: Tensor, gradient: Tensor) -> Float[Tensor, "b h w"]:
-        values = over_channels(gradient * feature if self.times_input else gradient, self.channels)
-        return values if values.dtype == torch.float64 else values.float()
+    def combine(self, feature: Float[Tensor, "b c h w"], gradient: Float[Tensor, "b c h w"]) -> Float[Tensor, "b h w"]:
+        return over_channels(gradient * feature if self.times_input else gradient, self.channels)
 
 
 def over_channels(gradient: Float[Tensor, "b c h w"], channels: Channels) -> Float[Tensor, "b h w"]:
