@@ -104,6 +104,18 @@ def test_all_that_is_wrong_is_said_at_once(command):
         (["report", "empty"], "nothing that a run writes is there"),
         (["explain", "empty"], "is not a run: it has no recipe.toml"),
         (["measure", "no.toml"], "is not a run"),
+        (["explain"], "MODEL_OR_RUN"),
+        (["explain", "resnet8"], "there are no images to explain: name a data set (--data"),
+        (["explain", "resnet9", "--data", "digits"], "Did you mean 'resnet'"),
+        (["explain", "runs/none"], "no run and no model at runs/none"),
+        (["explain", "runs/none", "--data", "digits"], "no run and no model at runs/none"),
+        (["explain", "empty", "--images", "3"], "empty has no recipe.toml, so its data are not known"),
+        (["explain", "resnet8", "--data", "digit"], "unknown data 'digit'. Did you mean 'digits'"),
+        (["explain", "resnet8", "--data", "digits", "--explainer", "gradcan", "ig:step=1"], "Did you mean 'gradcam'"),
+        (["explain", "resnet8", "--data", "digits", "--images", "0"], "images=0"),
+        (["explain", "resnet8", "--data", "digits", "--target", "top5"], "top5"),
+        (["explain", "resnet8", "--data", "digits", "--out", "no.toml"], "no.toml may not be written"),
+        (["explain", "resnet8", "--data", "digits", "--out", "no.toml/deep/er"], "is a file"),
     ],
 )
 def test_mistakes_end_with_a_message_and_2(command, tmp_path, arguments, text):
@@ -156,6 +168,63 @@ def test_the_commands_of_a_run_do_not_do_again_what_is_there(command, tmp_path):
     (tmp_path / "one" / "report.html").unlink()
     assert command("report", "one")[:2] == (0, "one/report.html\n")
     assert (tmp_path / "one" / "report.html").exists()
+
+
+SMALL = ["--data", "shapes:train=64,test=40,size=16", "--images", "3"]
+
+
+def test_a_model_is_explained_in_several_ways(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    code, output, error = command(
+        "explain", "python:cli_nets:tiny", *SMALL, "--explainer", "gradcam", "ig:steps=2", "--explainer", "ig:steps=3"
+    )
+    assert code == 0, error
+    lines = output.splitlines()
+    assert lines[0].split() == ["measure", "gradcam", "ig-steps-2", "ig-steps-3", "random", "random-grid-7"]
+    assert max(map(len, lines)) <= 100
+    assert [line.split()[:2] for line in lines if line.startswith("insertion")] == [["insertion", "AUC"]] * 2
+    assert "the floors" in output
+    assert lines[-1] == "maps/python-cli_nets-tiny/index.html"
+    folder = tmp_path / "maps" / "python-cli_nets-tiny"
+    assert (folder / "index.html").is_file()
+    assert len(list(folder.glob("*.npz"))) == 6
+    assert "explain: gradcam" in error
+
+
+def test_an_explanation_without_tests_of_sanity_and_of_the_labels(command, tmp_path):
+    options = ["--no-sanity", "--no-prepare", "--target", "label", "--out", "there"]
+    code, output, error = command("explain", "resnet8", *SMALL, "--explainer", "gradcam", *options)
+    assert code == 0, error
+    assert "stability" not in output
+    assert "resnet8 has random weights, since nothing was loaded" in output
+    assert output.rstrip().endswith("there/index.html")
+
+
+def test_a_run_is_explained_as_its_recipe_says_or_in_several_ways(command, tmp_path):
+    assert command("run", "recipe.toml", "--out", "one")[0] == 0
+    before = (tmp_path / "one" / "maps" / "gradcam.npz").read_bytes()
+    code, output, error = command("explain", "one", "--explainer", "gradcam", "--images", "2")
+    assert code == 0, error
+    assert output.rstrip().endswith("maps/one/index.html")
+    assert (tmp_path / "one" / "maps" / "gradcam.npz").read_bytes() == before
+    code, output, error = command("explain", "run:one,part=base", "--images", "2", "--no-sanity")
+    assert code == 0, error
+    assert output.rstrip().endswith("maps/run-one-part-base/index.html")
+    (tmp_path / "one" / "student" / "model.safetensors").write_bytes(b"broken")
+    code, _, error = command("explain", "one", "--images", "2")
+    assert code == 2
+    assert "is not a whole safetensors file" in error
+
+
+def test_stopping_an_explanation_leaves_no_file(command, tmp_path, monkeypatch):
+    def stopped(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("distilens.measure.faithfulness.Perturbed.between", stopped)
+    code, output, error = command("explain", "resnet8", *SMALL)
+    assert (code, output) == (130, "")
+    assert error.endswith("distilens: stopped\n")
+    assert not (tmp_path / "maps").exists()
 
 
 def test_a_folder_that_is_in_use_is_said(command, tmp_path):

@@ -26,11 +26,17 @@ Out = Annotated[
 ]
 ModelOrRun = Annotated[
     Positional[str],
-    arg(metavar="MODEL_OR_RUN", help="A model, for example timm:resnet18,pretrained=true or file:..., or a run folder."),
+    arg(
+        metavar="MODEL_OR_RUN", help="A model, for example timm:resnet18,pretrained=true or file:..., or a run folder."
+    ),
 ]
 DataName = Annotated[
     str | None,
-    arg(metavar="DATA", help="The data set, for example folder:path=pictures.", help_behavior_hint="(default: the run's)"),
+    arg(
+        metavar="DATA",
+        help="The data set, for example folder:path=pictures.",
+        help_behavior_hint="(default: the run's)",
+    ),
 ]
 Explainers = Annotated[
     UseAppendAction[tuple[tuple[str, ...], ...]],
@@ -127,21 +133,23 @@ def explain(
     if plain and Path(model).is_dir() and not (Path(model) / "model.json").is_file():
         explain_run(Path(model))
         return
-    from distilens.gallery import gallery, safe
+    from distilens.gallery import check_writable, gallery
     from distilens.runs import locked
+    from distilens.subject import safe
 
     folder = out or Path("maps") / safe(model)
-    with locked(folder):  # found out now rather than when all is done: whether it may be written
-        made = gallery(
-            model,
-            data,
-            [part for group in explainer for part in group] or ("gradcam", "ig"),
-            images=32 if images is None else images,
-            target=target or "top1",
-            sanity=sanity,
-            prepared=prepare,
-            console=Console(stderr=True),
-        )
+    check_writable(folder)
+    made = gallery(
+        model,
+        data,
+        [part for group in explainer for part in group] or ("gradcam", "ig"),
+        images=32 if images is None else images,
+        target=target or "top1",
+        sanity=sanity,
+        prepared=prepare,
+        console=Console(stderr=True),
+    )
+    with locked(folder):
         page = made.save(folder)
     show_gallery(made)
     print(f"\n{page}")

@@ -386,6 +386,16 @@ def test_a_truncated_log_line_is_counted_not_fatal(tmp_path: Path) -> None:
     assert len(read.with_tag("svg")) == 4
 
 
+def test_the_sign_that_is_stored_counts_more_than_the_name(tmp_path: Path) -> None:
+    folder = fabricate(tmp_path / "run", count=2)
+    for name, signed in (("gradcam", True), ("ig", False)):
+        path = folder / "maps" / f"{name}.npz"
+        with np.load(path) as stored:
+            arrays = dict(stored)
+        np.savez(path, **arrays, signed=np.array(signed))
+    assert [panel["signed"] for panel in page.explanations(folder)["panels"]] == [True, False]
+
+
 def test_a_diverged_run_still_has_its_page(tmp_path: Path) -> None:
     folder = fabricate(tmp_path / "run", count=2)
     rows = [{"stage": "student", "step": step, "terms": {"ce": math.nan}, "loss": math.nan} for step in range(3)]

@@ -1,0 +1,197 @@
+"""The page of a gallery, and what a notebook shows of it: plain data in, text out; no file is read and torch is not imported."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from markupsafe import Markup
+
+from distilens.report import charts, pictures
+from distilens.report.page import PICTURE_BYTES, rendered
+from distilens.report.table import NOTHING, Cell
+
+IN_NOTEBOOK = 8  # images
+MOST_LINES = charts.COLOURS  # of a chart that can still be told apart
+
+
+@dataclass(frozen=True)
+class Row:
+    """An image: its row in the source, its label, and what the model made of it. `right` is None where nobody can say."""
+
+    index: int
+    label: str | None
+    target: str
+    prediction: str
+    confidence: str
+    right: bool | None
+
+
+@dataclass(frozen=True)
+class Column:
+    """An explainer and its maps; a floor is one that knows nothing of the model."""
+
+    label: str
+    notation: str
+    signed: bool
+    floor: bool
+    maps: Float[np.ndarray, "b h w"]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A measure: a cell for each explainer, which direction is better, as a mark and in words, and what it means."""
+
+    title: str
+    arrow: str
+    direction: str
+    meaning: str
+    cells: Mapping[str, Cell]
+
+
+@dataclass(frozen=True)
+class Content:
+    """All that a gallery's page says. `findings` are of the explainers, `remarks` of what was explained."""
+
+    model: str
+    facts: Sequence[tuple[str, str]]
+    remarks: Sequence[str]
+    findings: Sequence[str]
+    measures: Sequence[Line]
+    columns: Sequence[Column]
+    curves: Mapping[str, Mapping[str, list[float]]]
+    images: UInt8[np.ndarray, "b h w 3"]
+    masks: UInt8[np.ndarray, "b h w"] | None
+    rows: Sequence[Row]
+
+
+def page(content: Content) -> str:
+    """The whole page: facts, findings, table, curves, and a row an image until the pictures take 8 MB."""
+    explainers, floors = shown(content), [column for column in content.columns if column.floor]
+    rows, spent = [], 0
+    for at in range(len(content.rows)):
+        row = drawn(content, at, explainers)
+        spent += row["bytes"]
+        if rows and spent > PICTURE_BYTES:
+            break
+        rows.append(row)
+    lines = charted(content)
+    return rendered(
+        "gallery.html.j2",
+        content=content,
+        explainers=[column for column in content.columns if not column.floor],
+        floors=floors,
+        pictured=explainers,
+        rows=rows,
+        charts=[
+            (title, chart(name, title, lines, content, axis))
+            for name, title, axis in (
+                ("insertion", "Insertion: the strongest pixels are put back first", "pixels put back (%)"),
+                ("deletion", "Deletion: the strongest pixels are taken away first", "pixels taken away (%)"),
+            )
+        ],
+        charted=lines,
+    )
+
+
+def shown(content: Content) -> list[Column]:
+    """The explainers that are drawn: all but the floors, or the floors where there is nothing else."""
+    return [column for column in content.columns if not column.floor] or list(content.columns)
+
+
+def drawn(content: Content, at: int, columns: Sequence[Column]) -> dict[str, Any]:
+    """One image with its mask and maps as data URIs."""
+    image = np.ascontiguousarray(content.images[at])
+    mask = None if content.masks is None or not content.masks[at].any() else content.masks[at]
+    maps = []
+    for column in columns:
+        values = pictures.normalised(column.maps[at], signed=column.signed)
+        said = isinstance(values, str)
+        maps.append(
+            {
+                "label": column.label,
+                "picture": None if said else pictures.overlay_uri(image, values, mask),
+                "place": None if said else pictures.strongest_place(values),
+                "problem": values if said else None,
+            }
+        )
+    row: dict[str, Any] = {
+        "image": pictures.image_uri(image),
+        "mask": None if mask is None else pictures.mask_uri(image, mask),
+        "maps": maps,
+        "about": content.rows[at],
+    }
+    uris = [row["image"], row["mask"], *(one["picture"] for one in maps)]
+    return row | {"bytes": sum(len(uri) for uri in uris if uri)}
+
+
+def charted(content: Content) -> list[str]:
+    """The explainers whose curves are drawn: all, or as many as can be told apart, the strongest floor among them."""
+    strength = {label: float(np.nan_to_num(np.mean(curve["insertion"]))) for label, curve in content.curves.items()}
+    if len(strength) <= MOST_LINES:
+        return list(strength)
+    floors = [column.label for column in content.columns if column.floor]
+    others = sorted((label for label in strength if label not in floors), key=lambda label: -strength[label])
+    chosen = {max(floors, key=lambda label: strength[label]), *others[: MOST_LINES - 1]}
+    return [label for label in strength if label in chosen]
+
+
+def chart(name: str, title: str, labels: Sequence[str], content: Content, axis: str) -> Markup:
+    lines = [
+        charts.Series(label, [100 * share for share in curve["shares"]], curve[name], colour)
+        for colour, label in enumerate(labels)
+        if (curve := content.curves[label])
+    ]
+    return charts.line_chart(
+        f"chart-{name}", title, lines, x_label=axis, y_label="confidence", as_percent=True, linear=True
+    )
+
+
+def notebook(content: Content) -> str:
+    """The first images with their maps, and the findings, as a piece of HTML that needs nothing else."""
+    columns = shown(content)
+    rows = [drawn(content, at, columns) for at in range(min(len(content.rows), IN_NOTEBOOK))]
+    return rendered("notebook.html.j2", content=content, columns=columns, rows=rows)
+
+
+# ---------------------------------------------------------------------------------------------- numbers in words
+
+
+def interval(entry: Mapping[str, Any], sign: str = "") -> str:
+    if entry["low"] is None:
+        return short(entry["mean"], sign)
+    return f"{short(entry['mean'], sign)} [{short(entry['low'], sign)} to {short(entry['high'], sign)}]"
+
+
+def cell(entry: Mapping[str, Any] | None, *, as_percent: bool) -> str:
+    """`0.512 ±0.034`: a mean and half of its interval."""
+    if not entry or entry["mean"] is None:
+        return NOTHING
+    half = "" if entry["low"] is None else f" ±{written((entry['high'] - entry['low']) / 2, as_percent)}"
+    return f"{written(entry['mean'], as_percent)}{half}{' %' if as_percent else ''}"
+
+
+def detailed(entry: Mapping[str, Any] | None, as_percent: bool) -> tuple[str, str]:
+    """A cell of the page: the mean, and its interval; n where images are left out."""
+    if not entry or entry["mean"] is None:
+        return NOTHING, ""
+    low, high = entry["low"], entry["high"]
+    bounds = "" if low is None else f"[{written(low, as_percent)} to {written(high, as_percent)}]"
+    left_out = f"n = {entry['n']}" if entry["empty"] else ""
+    return f"{written(entry['mean'], as_percent)}{' %' if as_percent else ''}", ", ".join(
+        filter(None, (bounds, left_out))
+    )
+
+
+def written(value: float, as_percent: bool) -> str:
+    return f"{100 * value:.1f}" if as_percent else short(value)
+
+
+def short(value: float | None, sign: str = "") -> str:
+    """Three digits or so, without an exponent: `0.00021`, `0.512`, `3.14`, `1,234`."""
+    if value is None:
+        return NOTHING
+    size = abs(value)
+    digits = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3 if size >= 0.001 or size < 1e-9 else 5
+    return f"{value:{sign},.{digits}f}"

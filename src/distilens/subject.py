@@ -1,0 +1,329 @@
+"""What is explained, and by what: any model that can be named, some images and their classes, some explainers and floors."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import inspect
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from distilens import draws
+from distilens.core import Model
+from distilens.data import Data, Split, load
+from distilens.errors import UserError
+from distilens.explain import EXPLAINERS, Explainer
+from distilens.explain.controls import CentreMap, RandomMap
+from distilens.explain.expected_gradients import ExpectedGradients
+from distilens.explain.explanation import target_of
+from distilens.explain.from_captum import CaptumExplainer
+from distilens.models import MODELS, build_model, build_network, check_classes, load_model
+from distilens.models.adapters import Expecting, head_of, load_state, offline_told
+from distilens.recipe import read_recipe
+from distilens.specs import Spec
+from distilens.train import processes
+
+FLOORS = ("random", "random:grid=7", "centre")
+"""Maps that know nothing of the model: every table has them."""
+REFERENCES = 128  # training images, for explainers that compare with some
+
+
+@dataclass(frozen=True)
+class Part:
+    """An explainer of a gallery: its notation in full, whether its maps are signed, whether it is a floor, and the explainer."""
+
+    label: str
+    notation: str
+    signed: bool
+    floor: bool
+    explain: Explainer
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The images of a gallery, and the names of their labels' classes."""
+
+    images: Float[Tensor, "b 3 h w"]
+    labels: Int[Tensor, " b"]
+    index: Int[Tensor, " b"]
+    mask: Float[Tensor, "b h w"] | None
+    classes: tuple[str, ...]
+    name: str
+    about: str
+
+
+def run_folder(model: Model | str) -> Path | None:
+    """The folder of the run that a model is named by, if it is named by one: `runs/demo`, `run:runs/demo,part=teacher`."""
+    if not isinstance(model, str):
+        return None
+    if model not in MODELS.entries and Path(model).is_dir():
+        return None if (Path(model) / "model.json").is_file() else Path(model)
+    if "/" in model and ":" not in model:
+        raise UserError(f"no run and no model at {model}: there is no such folder")
+    spec = Spec.parse(model)
+    return Path(spec.argument) if spec.name == "run" and spec.argument else None
+
+
+def found_data(data: Data | str | None, folder: Path | None) -> Data:
+    """The data set that was named, else that of the run."""
+    if isinstance(data, Data | str):
+        return load(data)
+    if data is not None:
+        raise UserError(f"data are a notation, Data, or images [b 3 h w]; given a {type(data).__name__}")
+    if folder is None:
+        raise UserError(
+            "there are no images to explain: name a data set (--data, or data=), such as folder:path=pictures or shapes; "
+            "from Python images [b 3 h w] will do as well"
+        )
+    if not folder.is_dir():
+        raise UserError(f"no run at {folder}: there is no such folder")
+    if not (folder / "recipe.toml").is_file():
+        raise UserError(f"{folder} has no recipe.toml, so its data are not known: name them (--data, or data=)")
+    return load(read_recipe(folder / "recipe.toml").data, folder.parent / "data")
+
+
+def built_model(model: Model | str, folder: Path | None, given: Data | Tensor) -> tuple[Model, tuple[str, ...]]:
+    """The model, and what has to be said of it."""
+    if isinstance(model, Model):
+        return model, ()
+    if not isinstance(model, str):
+        need = ": wrap it, Model(network, classes, size=(224, 224), mean=..., std=...)" * isinstance(model, nn.Module)
+        raise UserError(f"a model is a Model, a notation or a folder; given a {type(model).__name__}{need}")
+    device = cast(torch.device, processes().device)
+    there = model not in MODELS.entries and Path(model).is_dir()
+    size = given.size if isinstance(given, Data) else (given.shape[-2], given.shape[-1])
+    classes = given.classes if isinstance(given, Data) else ()
+    try:
+        if there and folder is None:
+            return load_model(Path(model)).to(device), ()
+        if folder is not None:
+            return build_model(Spec("run", model) if there else model, classes, size).to(device), ()
+    except (KeyError, TypeError, IndexError) as error:
+        raise UserError(f"{model} cannot be read: its model.json does not describe a model ({error!r})") from error
+    spec = MODELS.resolve(model)
+    own = own_classes(spec)
+    if own is None and not classes:
+        raise UserError(
+            f"{model} says nothing of its classes, and there is no data set that could: name one, or give a Model, a run, or "
+            "pretrained weights"
+        )
+    names = classes if own is None or len(own) == len(classes) else own
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        built = build_model(model, names, size).to(device)
+    loaded = spec.name in ("file", "python") or spec.options.get("pretrained") or spec.options.get("weights")
+    untrained = (
+        f"{model} has random weights, since nothing was loaded: its answers mean nothing, nor do their explanations."
+    )
+    return built, () if loaded else (untrained,)
+
+
+def own_classes(spec: Spec) -> tuple[str, ...] | None:
+    """The classes that pretrained weights answer for; numbers where they have no names; None where the data decide."""
+    name, options = spec.argument or "", spec.options
+    if spec.name == "timm" and options["pretrained"]:
+        import timm
+        from timm.data.imagenet_info import ImageNetInfo
+
+        about = timm.get_pretrained_cfg(name, allow_unregistered=True)
+        count = about.num_classes if about is not None else 0
+        if count == 1000:
+            words = ImageNetInfo()
+            return tuple(words.index_to_description(number).split(",")[0] for number in range(count))
+        return tuple(map(str, range(count))) if count else None
+    if spec.name == "torchvision" and options["weights"]:
+        from torchvision import models as library
+
+        if name in library.list_models(module=library):
+            for weights in library.get_model_weights(name):
+                if options["weights"] in (weights.name, "DEFAULT"):
+                    return tuple(weights.meta["categories"])
+    if spec.name == "hf" and options["pretrained"]:
+        try:
+            from transformers import AutoConfig
+        except ImportError:
+            return None  # the adapter says so
+        with offline_told(f"hf:{name}"):
+            words = cast(dict[int, str], AutoConfig.from_pretrained(name).id2label)
+        return tuple(str(words[number]) for number in sorted(words))
+    if spec.name == "file":
+        made = build_network(options["model"], 2)
+        if isinstance(made, Expecting):
+            state = load_state(Path(name))
+            head = f"{head_of(made.network)}.weight"
+            found = state.get(head, state.get(f"module.{head}"))
+            return tuple(map(str, range(len(found)))) if found is not None else None
+    return None
+
+
+def check_pixels(images: Tensor) -> Tensor:
+    """Given images, on the CPU.
+
+    Raises:
+        UserError: not images, or not pixels in [0, 1].
+    """
+    if images.ndim != 4 or images.shape[1] != 3 or not len(images):
+        raise UserError(f"images to explain are [b 3 h w]; given {list(images.shape)}")
+    images = images.detach().cpu()
+    if images.is_floating_point() and (float(images.min()) < -0.01 or float(images.max()) > 1.01):
+        raise UserError(
+            f"images to explain are pixels in [0, 1], and the model normalises them itself; given "
+            f"{float(images.min()):.3g} to {float(images.max()):.3g}"
+        )
+    return images
+
+
+def as_chosen(images: Float[Tensor, "b 3 h w"]) -> Chosen:
+    """Images that were given, all of them: without labels or masks."""
+    b = len(images)
+    return Chosen(images, torch.full((b,), -1), torch.arange(b), None, (), "images that were given", f"all {b}")
+
+
+def drawn_images(data: Data, split: str, count: int) -> Chosen:
+    """`count` images of a split, drawn once for the data set; the first images of all classes come first."""
+    if split not in ("train", "validation", "test"):
+        raise UserError(f"split is train, validation or test; given {split!r}")
+    rows: Split = getattr(data, split)
+    if not len(rows):
+        raise UserError(f"the {split} split of {data.name} has no images")
+    positions = in_turn(rows.labels, torch.randperm(len(rows), generator=draws.generator("explained", 0)).numpy())[
+        :count
+    ]
+    images, masks = pixels_of(rows, positions)
+    about = f"{len(positions):,} of {len(rows):,} of the {split} split, drawn with seed 0, the classes in turn"
+    index = torch.from_numpy(rows.index[positions])
+    labels = torch.from_numpy(rows.labels[positions]).long()
+    return Chosen(images, labels, index, masks, tuple(map(str, data.classes)), data.name, about)
+
+
+def in_turn(labels: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """An order in which the first of every class come first, then the second, and so on."""
+    seen: dict[int, int] = {}
+    turns = np.empty(len(order), dtype=np.int64)
+    for place, label in enumerate(labels[order].tolist()):
+        turns[place] = seen[label] = seen.get(label, -1) + 1
+    return order[np.argsort(turns, kind="stable")]
+
+
+def pixels_of(rows: Split, positions: np.ndarray) -> tuple[Float[Tensor, "b 3 h w"], Float[Tensor, "b h w"] | None]:
+    """Images and masks at some positions of a split, in [0, 1]; nothing else of it is read."""
+    chosen = rows.index[positions]
+    images = torch.from_numpy(np.ascontiguousarray(rows.rows.images[chosen])).permute(0, 3, 1, 2).float() / 255
+    masks = rows.rows.masks
+    return images.contiguous(), None if masks is None else torch.from_numpy(masks[chosen]).float() / 255
+
+
+def targets(
+    target: Literal["top1", "label"] | Tensor, chosen: Chosen, logits: Float[Tensor, "b classes"], model: Model
+) -> Int[Tensor, " b"]:
+    """The class of each image that is explained."""
+    if isinstance(target, Tensor):
+        return target_of(logits, target.cpu())
+    if target == "top1":
+        return logits.argmax(1)
+    if target != "label":
+        raise UserError(f"target is top1, label, or a class for each image; given {target!r}")
+    if not chosen.classes or (chosen.labels < 0).any():
+        raise UserError("target=label explains the images' labels, and there are images without one: use target=top1")
+    try:
+        check_classes(model, chosen.classes, "model")
+    except UserError as error:
+        said = str(error).partition(". Give it")[0]
+        raise UserError(
+            f"target=label explains the images' labels, but {said}. Use target=top1, or other data"
+        ) from None
+    return chosen.labels
+
+
+def aimed(target: Literal["top1", "label"] | Tensor) -> str:
+    return {"top1": "the model's own first class", "label": "the label"}.get(str(target), "the classes that were given")
+
+
+def fingerprint_of(model: Model) -> str:
+    """16 hexadecimal digits that the model's weights decide, on any device."""
+    digest = hashlib.sha256()
+    for key, value in sorted(model.bare_state().items()):
+        digest.update(f"{key} {value.dtype} {list(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+# ------------------------------------------------------------------------------------------------- explainers
+
+
+def named(explainers: Sequence[str | Explainer]) -> dict[str, Part]:
+    """The explainers and the floors by label, in order; two that are the same come once.
+
+    Raises:
+        UserError: all that is wrong with them.
+    """
+    found: dict[str, tuple[Spec, Spec, Explainer]] = {}  # by full notation: what differs from the defaults, in full
+    problems = []
+    for given in [*explainers, *FLOORS]:
+        try:
+            if isinstance(given, str):
+                explain, full = EXPLAINERS.build(given), EXPLAINERS.resolve(given)
+            elif isinstance(given, Explainer):
+                explain, full = given, spec_of(given)
+            else:
+                raise UserError(f"an explainer is a notation or an Explainer; given a {type(given).__name__}")
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        found.setdefault(str(full), (Spec(full.name, full.argument, unusual(explain, full)), full, explain))
+    if problems:
+        raise UserError("\n".join(problems))
+    if not explainers:
+        raise UserError("there is no explainer: name some, such as gradcam and ig")
+    briefs = [safe(str(Spec(short.name, short.argument))) for short, _, _ in found.values()]
+    parts: dict[str, Part] = {}
+    for brief, (short, full, explain) in zip(briefs, found.values(), strict=True):
+        label = brief if briefs.count(brief) == 1 else safe(str(short))
+        if label in parts:
+            label = next(name for number in range(2, 1000) if (name := f"{label}-{number}") not in parts)
+        parts[label] = Part(label, str(full), explain.signed, isinstance(explain, RandomMap | CentreMap), explain)
+    return parts
+
+
+def spec_of(explain: Explainer) -> Spec:
+    """The notation of an explainer that was made in Python, with those options that it keeps under their names."""
+    kind = type(explain)
+    target = f"{kind.__module__}:{kind.__qualname__}"
+    name = next((name for name, entry in EXPLAINERS.entries.items() if entry.target == target), kind.__name__)
+    if isinstance(explain, CaptumExplainer):
+        return Spec(name, explain.name, {"tap": explain.tap, **explain.options})
+    plain = (str, int, float, bool, type(None), list, tuple)
+    return Spec(name, None, {key: value for key, value in vars(explain).items() if isinstance(value, plain)})
+
+
+def unusual(explain: Explainer, full: Spec) -> dict[str, Any]:
+    """The options that are not at their default."""
+    defaults = {key: parameter.default for key, parameter in inspect.signature(type(explain)).parameters.items()}
+    return {key: value for key, value in full.options.items() if key not in defaults or defaults[key] != value}
+
+
+def safe(text: str) -> str:
+    """A text as a file name: `ig:steps=64,baseline=blur` becomes `ig-steps-64-baseline-blur`."""
+    return re.sub(r"[^\w+.]+", "-", text).strip("-.") or "model"
+
+
+def with_references(part: Part, data: Data) -> Part:
+    """Training images for an explainer that compares with some and has none; the explainer given stays as it is."""
+    explain = part.explain
+    compares = (isinstance(explain, ExpectedGradients) and explain.data is None) or (
+        isinstance(explain, CaptumExplainer) and explain.compares
+    )
+    if not compares or explain.reference is not None:
+        return part
+    explain = copy.copy(explain)
+    order = torch.randperm(len(data.train), generator=draws.generator("reference", 0)).numpy()
+    explain.reference = pixels_of(data.train, order[:REFERENCES])[0]
+    return replace(part, explain=explain)
