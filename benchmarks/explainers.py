@@ -272,7 +272,7 @@ def curves_contest(name: str, model: Model, batch: int, rounds: int, *, steps: i
         torch.arange(batch, device=model.device) % 10,
     )
     maps = GradCAM()(model, images, target).maps
-    ready, chunk = prepare(model), 64
+    ready, half, chunk = prepare(model), prepare(model, precision="bfloat16"), 64
 
     class Given:
         """torch-cam's metric, given maps that are there already."""
@@ -317,6 +317,9 @@ def curves_contest(name: str, model: Model, batch: int, rounds: int, *, steps: i
         "torch-cam, 32 rows (its default)": peer(model, 32),
         "torch-cam, 64 rows": peer(model, 64),
         "distilens, prepared": lambda: curves(ready, images, maps, target, steps=steps, fill="mean", chunk=chunk),
+        "distilens, prepared, bfloat16": lambda: curves(
+            half, images, maps, target, steps=steps, fill="mean", chunk=chunk
+        ),
     }
     compete(
         f"Insertion and deletion · {name} · {batch} images × {steps} steps",

@@ -24,8 +24,10 @@ from distilens.explain import EXPLAINERS, Explainer, Explanation
 from distilens.explain.expected_gradients import ExpectedGradients
 from distilens.explain.integrated_gradients import IntegratedGradients
 from distilens.explain.maps import normalised, overlay
+from distilens.explain.parts import FLOORS, named
 from distilens.report import pictures
-from distilens.subject import FLOORS, in_turn, named, safe
+from distilens.specs import safe
+from distilens.subject import in_turn
 
 galleries = importlib.import_module("distilens.gallery")  # `distilens.gallery` is the function
 FLOOR_LABELS = ["random", "random-grid-7", "centre"]

@@ -146,7 +146,7 @@ def test_killed_between_stages_each_goes_on(place, monkeypatch):
         pass
 
     folder, recipe = place / "runs" / "killed", make_recipe(CONTENT)
-    for name in ("save_model", "score_models", "save_arrays"):
+    for name in ("save_model", "score_models", "write_arrays"):
 
         def killed(*arguments, **options):
             raise Killed

@@ -135,7 +135,7 @@ def explain(
         return
     from distilens.gallery import check_writable, gallery
     from distilens.runs import locked
-    from distilens.subject import safe
+    from distilens.specs import safe
 
     folder = out or Path("maps") / safe(model)
     check_writable(folder)

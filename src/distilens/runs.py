@@ -15,10 +15,11 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import psutil
 
 from distilens.errors import UserError
@@ -60,6 +61,16 @@ def disk_told(path: Path) -> Iterator[None]:
 
 def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write an `.npz`, whole or not at all."""
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as file:  # a file object, for savez would append .npz to the temporary name
+            np.savez_compressed(file, **cast(dict[str, Any], arrays))
+
+    write_atomically(path, write)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -122,6 +122,11 @@ def write(value: Any) -> str:
     return str(value)
 
 
+def safe(text: str) -> str:
+    """A text as a file name: `ig:steps=64,baseline=blur` becomes `ig-steps-64-baseline-blur`."""
+    return re.sub(r"[^\w+.]+", "-", text).strip("-.") or "model"
+
+
 @dataclass(frozen=True)
 class Entry:
     """Where a part comes from: `module:attribute`, and the options that its name already fixes."""

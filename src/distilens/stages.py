@@ -16,7 +16,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from rich.console import Console
 
@@ -35,7 +34,7 @@ from distilens.models.adapters import head_of, replace_head
 from distilens.progress import Log
 from distilens.recipe import Recipe, Training, read_recipe, with_options
 from distilens.report import write_report
-from distilens.runs import Metrics, file_key, key_of, locked, read_json, write_atomically, write_json, write_text
+from distilens.runs import Metrics, file_key, key_of, locked, read_json, write_arrays, write_json, write_text
 from distilens.specs import Spec
 from distilens.teachers import LiveTeacher, nobody
 from distilens.train import lays_channels_last, processes, train
@@ -311,15 +310,9 @@ def explain_stage(run: Run) -> None:
         shown = {role: values[positions] for role, values in logits.items()}
         for part, path in files.items():
             run.say(f"explain: {part}")
-            arrays = explained(models, batch, shown, build_explainer(part, run.data))
-            write_atomically(path, lambda temporary, arrays=arrays: save_arrays(temporary, arrays))
+            write_arrays(path, explained(models, batch, shown, build_explainer(part, run.data)))
         for path in set((run.folder / "maps").glob("*.npz")) - set(files.values()):
             path.unlink()  # of an explainer that is no longer wanted
-
-
-def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    with open(path, "wb") as file:  # a file object, for savez would append .npz to the temporary name
-        np.savez_compressed(file, **cast(dict[str, Any], arrays))
 
 
 def report_stage(run: Run) -> Path:

@@ -1,15 +1,11 @@
-"""What is explained, and by what: any model that can be named, some images and their classes, some explainers and floors."""
+"""What is explained: any model that can be named, some images and their classes."""
 
 from __future__ import annotations
 
-import copy
 import hashlib
-import inspect
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -20,31 +16,12 @@ from distilens import draws
 from distilens.core import Model
 from distilens.data import Data, Split, load
 from distilens.errors import UserError
-from distilens.explain import EXPLAINERS, Explainer
-from distilens.explain.controls import CentreMap, RandomMap
-from distilens.explain.expected_gradients import ExpectedGradients
 from distilens.explain.explanation import target_of
-from distilens.explain.from_captum import CaptumExplainer
 from distilens.models import MODELS, build_model, build_network, check_classes, load_model
 from distilens.models.adapters import Expecting, head_of, load_state, offline_told
 from distilens.recipe import read_recipe
 from distilens.specs import Spec
 from distilens.train import processes
-
-FLOORS = ("random", "random:grid=7", "centre")
-"""Maps that know nothing of the model: every table has them."""
-REFERENCES = 128  # training images, for explainers that compare with some
-
-
-@dataclass(frozen=True)
-class Part:
-    """An explainer of a gallery: its notation in full, whether its maps are signed, whether it is a floor, and the explainer."""
-
-    label: str
-    notation: str
-    signed: bool
-    floor: bool
-    explain: Explainer
 
 
 @dataclass(frozen=True)
@@ -197,7 +174,7 @@ def drawn_images(data: Data, split: str, count: int) -> Chosen:
     positions = in_turn(rows.labels, torch.randperm(len(rows), generator=draws.generator("explained", 0)).numpy())[
         :count
     ]
-    images, masks = pixels_of(rows, positions)
+    images, masks = rows.pixels(positions)
     about = f"{len(positions):,} of {len(rows):,} of the {split} split, drawn with seed 0, the classes in turn"
     index = torch.from_numpy(rows.index[positions])
     labels = torch.from_numpy(rows.labels[positions]).long()
@@ -211,14 +188,6 @@ def in_turn(labels: np.ndarray, order: np.ndarray) -> np.ndarray:
     for place, label in enumerate(labels[order].tolist()):
         turns[place] = seen[label] = seen.get(label, -1) + 1
     return order[np.argsort(turns, kind="stable")]
-
-
-def pixels_of(rows: Split, positions: np.ndarray) -> tuple[Float[Tensor, "b 3 h w"], Float[Tensor, "b h w"] | None]:
-    """Images and masks at some positions of a split, in [0, 1]; nothing else of it is read."""
-    chosen = rows.index[positions]
-    images = torch.from_numpy(np.ascontiguousarray(rows.rows.images[chosen])).permute(0, 3, 1, 2).float() / 255
-    masks = rows.rows.masks
-    return images.contiguous(), None if masks is None else torch.from_numpy(masks[chosen]).float() / 255
 
 
 def targets(
@@ -254,76 +223,3 @@ def fingerprint_of(model: Model) -> str:
         digest.update(f"{key} {value.dtype} {list(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-# ------------------------------------------------------------------------------------------------- explainers
-
-
-def named(explainers: Sequence[str | Explainer]) -> dict[str, Part]:
-    """The explainers and the floors by label, in order; two that are the same come once.
-
-    Raises:
-        UserError: all that is wrong with them.
-    """
-    found: dict[str, tuple[Spec, Spec, Explainer]] = {}  # by full notation: what differs from the defaults, in full
-    problems = []
-    for given in [*explainers, *FLOORS]:
-        try:
-            if isinstance(given, str):
-                explain, full = EXPLAINERS.build(given), EXPLAINERS.resolve(given)
-            elif isinstance(given, Explainer):
-                explain, full = given, spec_of(given)
-            else:
-                raise UserError(f"an explainer is a notation or an Explainer; given a {type(given).__name__}")
-        except UserError as error:
-            problems.append(str(error))
-            continue
-        found.setdefault(str(full), (Spec(full.name, full.argument, unusual(explain, full)), full, explain))
-    if problems:
-        raise UserError("\n".join(problems))
-    if not explainers:
-        raise UserError("there is no explainer: name some, such as gradcam and ig")
-    briefs = [safe(str(Spec(short.name, short.argument))) for short, _, _ in found.values()]
-    parts: dict[str, Part] = {}
-    for brief, (short, full, explain) in zip(briefs, found.values(), strict=True):
-        label = brief if briefs.count(brief) == 1 else safe(str(short))
-        if label in parts:
-            label = next(name for number in range(2, 1000) if (name := f"{label}-{number}") not in parts)
-        parts[label] = Part(label, str(full), explain.signed, isinstance(explain, RandomMap | CentreMap), explain)
-    return parts
-
-
-def spec_of(explain: Explainer) -> Spec:
-    """The notation of an explainer that was made in Python, with those options that it keeps under their names."""
-    kind = type(explain)
-    target = f"{kind.__module__}:{kind.__qualname__}"
-    name = next((name for name, entry in EXPLAINERS.entries.items() if entry.target == target), kind.__name__)
-    if isinstance(explain, CaptumExplainer):
-        return Spec(name, explain.name, {"tap": explain.tap, **explain.options})
-    plain = (str, int, float, bool, type(None), list, tuple)
-    return Spec(name, None, {key: value for key, value in vars(explain).items() if isinstance(value, plain)})
-
-
-def unusual(explain: Explainer, full: Spec) -> dict[str, Any]:
-    """The options that are not at their default."""
-    defaults = {key: parameter.default for key, parameter in inspect.signature(type(explain)).parameters.items()}
-    return {key: value for key, value in full.options.items() if key not in defaults or defaults[key] != value}
-
-
-def safe(text: str) -> str:
-    """A text as a file name: `ig:steps=64,baseline=blur` becomes `ig-steps-64-baseline-blur`."""
-    return re.sub(r"[^\w+.]+", "-", text).strip("-.") or "model"
-
-
-def with_references(part: Part, data: Data) -> Part:
-    """Training images for an explainer that compares with some and has none; the explainer given stays as it is."""
-    explain = part.explain
-    compares = (isinstance(explain, ExpectedGradients) and explain.data is None) or (
-        isinstance(explain, CaptumExplainer) and explain.compares
-    )
-    if not compares or explain.reference is not None:
-        return part
-    explain = copy.copy(explain)
-    order = torch.randperm(len(data.train), generator=draws.generator("reference", 0)).numpy()
-    explain.reference = pixels_of(data.train, order[:REFERENCES])[0]
-    return replace(part, explain=explain)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from distilens.data.source import Rows, Source, as_rgb, check_labels, digest, shortened
 from distilens.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TEST_SHARE = 0.2
 """Held out of train where a source has no test set; by a seed that is always 0, so that every run is tested alike."""
@@ -35,6 +38,15 @@ class Split:
     def labels(self) -> np.ndarray:
         """int64, one for each of `index`; -1 = none."""
         return self.rows.labels[self.index]
+
+    def pixels(self, positions: np.ndarray) -> tuple[Tensor, Tensor | None]:
+        """Images `[n 3 h w]` and masks `[n h w]` at some positions, in [0, 1]; nothing else of the split is read."""
+        import torch
+
+        chosen = self.index[positions]
+        images = torch.from_numpy(np.ascontiguousarray(self.rows.images[chosen])).permute(0, 3, 1, 2).float() / 255
+        masks = self.rows.masks
+        return images.contiguous(), None if masks is None else torch.from_numpy(masks[chosen]).float() / 255
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,14 +5,13 @@ those that a loss can use also have `from_output(output, target, create_graph=Tr
 the step already has, or `from_model(model, images, target)` where they need forwards of their own.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 
 from distilens.core import Model
 from distilens.data.subset import Data
 from distilens.explain.explanation import Explainer, Explanation, in_chunks, scores_of
 from distilens.explain.reference import reference_images
-from distilens.specs import Registry, Spec
+from distilens.specs import Registry, Spec, safe
 
 EXPLAINERS = Registry(
     "explainer",
@@ -41,17 +40,14 @@ EXPLAINERS = Registry(
 
 
 def labels(parts: Sequence[str]) -> dict[str, str]:
-    """A short name for each explainer, unlike the others and fit to be a file's: `gradcam`, or `gradcam-tap=layer2` beside it.
+    """A short name for each explainer, unlike the others and fit to be a file's: its own, and its options where two share that.
 
-    >>> list(labels(["ig:steps=8", "gradcam", "gradcam:tap=layer2"]).values())
-    ['ig', 'gradcam', 'gradcam-tap=layer2']
+    >>> list(labels(["ig:steps=8", "gradcam:tap=layer1", "gradcam:tap=layer2"]).values())
+    ['ig', 'gradcam-tap-layer1', 'gradcam-tap-layer2']
     """
     names = [Spec.parse(part).name for part in parts]
-    found: dict[str, str] = {}
-    for part, name in zip(parts, names, strict=True):
-        alone = names.count(name) == 1 or (str(Spec.parse(part)) == name and name not in found.values())
-        found[part] = name if alone else re.sub(r"[^\w=.+]+", "-", str(Spec.parse(part)))
-    return found
+    alone = [name if names.count(name) == 1 else str(Spec.parse(part)) for part, name in zip(parts, names, strict=True)]
+    return {part: safe(label) for part, label in zip(parts, alone, strict=True)}
 
 
 def build_explainer(part: str | Spec | Explainer, data: Data | None = None) -> Explainer:

@@ -36,7 +36,6 @@ class ExpectedGradients(Explainer):
     """
 
     signed = True
-    compares = True
 
     def __init__(
         self,
@@ -47,6 +46,7 @@ class ExpectedGradients(Explainer):
         chunk: Annotated[int, Field(ge=1)] | None = None,
     ):
         self.samples, self.data, self.seed, self.chunk = samples, data, seed, chunk
+        self.compares = data is None
 
     def explain(self, model: Model, images: Tensor, target: Target) -> Explanation:
         baselines = self.baselines(images)

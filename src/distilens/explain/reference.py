@@ -7,11 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from distilens import draws
-from distilens.data.batches import Batches
 from distilens.data.subset import Data
 
 
 def reference_images(data: Data, count: int = 128) -> Float[Tensor, "n c h w"]:
     """Some training images, pixels in [0, 1]: the same ones for every model, explainer and run on this data set."""
     order = torch.randperm(len(data.train), generator=draws.generator("reference images", 0))
-    return Batches(data.train, len(data.train)).batch(order[:count].sort().values, None, 0, 0.0).images
+    return data.train.pixels(order[:count].sort().values.numpy())[0]

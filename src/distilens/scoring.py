@@ -1,0 +1,283 @@
+"""How far the maps of a gallery can be believed: every measure of every explainer, and what follows from them in words."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+
+from distilens.core import Model
+from distilens.errors import UserError
+from distilens.explain import Explanation
+from distilens.explain.maps import empty
+from distilens.explain.parts import Part
+from distilens.measure import (
+    average_drop,
+    complexity,
+    curves,
+    energy_in_mask,
+    increase_in_confidence,
+    masked_confidence,
+    mean_interval,
+    pointing_game,
+    randomisation,
+    share,
+    sparseness,
+    stability,
+)
+from distilens.report.gallery_page import interval
+from distilens.subject import Chosen
+from distilens.taps import evaluating
+
+CHUNK = 16  # images at a time
+STEPS = 20  # of the insertion and deletion curves
+SANITY = 6  # explanations that the sanity checks of one take, about
+
+Scores = Mapping[str, Mapping[str, float | int | None]]
+"""By measure: the mean over images, its 95 % interval (`low`, `high`), `n`, and `empty`: the images without a value."""
+
+
+SHARES = ("increase", "pointing_game")  # yes or no for each image
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A row of the table."""
+
+    key: str
+    title: str
+    better: Literal["higher", "lower", "near 0", ""]
+    meaning: str
+    as_percent: bool = False
+
+    @property
+    def arrow(self) -> str:
+        return {"higher": " ↑", "lower": " ↓", "near 0": " →0", "": ""}[self.better]
+
+    @property
+    def direction(self) -> str:
+        return {"higher": "higher is better", "lower": "lower is better", "near 0": "near 0 is good", "": ""}[
+            self.better
+        ]
+
+
+MEASURES = (
+    Measure("insertion", "insertion AUC", "higher", "confidence while the strongest pixels are put back first"),
+    Measure("deletion", "deletion AUC", "lower", "confidence while the strongest pixels are taken away first"),
+    Measure("average_drop", "average drop", "lower", "confidence lost where the image is weighted by its map", True),
+    Measure("increase", "increase in confidence", "higher", "share of images that the model is then surer of", True),
+    Measure("energy_in_mask", "energy in mask", "higher", "share of the map that lies on the evidence", True),
+    Measure("pointing_game", "pointing game", "higher", "share of images where the map's peak lies on it", True),
+    Measure("sparseness", "sparseness", "", "0: spread evenly, 1: in one pixel"),
+    Measure("complexity", "complexity", "", "entropy; 0: in one place, 1: the same everywhere"),
+    Measure(
+        "randomisation", "random-model likeness", "near 0", "rank correlation with the map of a model of random weights"
+    ),
+    Measure("stability", "stability", "higher", "likeness to the maps of slightly changed images"),
+    Measure("empty", "empty maps", "lower", "share of images without any map", True),
+    Measure("seconds", "seconds an image", "lower", "on this machine"),
+    Measure("forwards", "cost in forwards", "lower", "the same time, in plain forwards of the model"),
+)
+
+
+class Work:
+    """A bar over all the work, with the time that is left; where there is no terminal, a line for each part of it."""
+
+    def __init__(self, console: Console | None):
+        self.console = console
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+        )
+        self.bar = Progress(*columns, console=console, disable=console is None or not console.is_terminal)
+        self.task = self.bar.add_task("first image", total=None)
+        self.total = self.done = self.start = 0.0
+
+    def __enter__(self) -> Work:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def say(self, text: str) -> None:
+        """What is done now."""
+        self.bar.update(self.task, description=text)
+
+    def begin(self, label: str) -> None:
+        """Say in a log which explainer is begun."""
+        if self.console is not None and not self.console.is_terminal:
+            self.console.print(f"explain: {label}{self.left()}", highlight=False, markup=False)
+
+    def plan(self, seconds: Mapping[str, float]) -> None:
+        """What there is to be done, by an estimate."""
+        self.total, self.start = sum(seconds.values()), time.perf_counter()
+        self.bar.update(self.task, total=self.total)
+
+    def heard(self, text: str, seconds: float) -> Callable[[int], object]:
+        """Say what is begun; the function returned hears of so many images, each of which was estimated at `seconds`."""
+        self.say(text)
+
+        def done(images: int) -> None:
+            self.done += seconds * images
+            self.bar.update(self.task, completed=self.done)
+
+        return done
+
+    def left(self) -> str:
+        """An estimate of the time to the end, for logs without a bar."""
+        if not self.total:
+            return ""
+        pace = (time.perf_counter() - self.start) / self.done if self.done else 1.0
+        return f"  {timedelta(seconds=round(pace * (self.total - self.done)))} left"
+
+
+def answered(model: Model, images: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b classes"], float]:
+    """The logits on the CPU, and the seconds of a plain forward an image, once it is warm."""
+    with evaluating(model), torch.inference_mode():
+        model.logits(images[:CHUNK].to(model.device))
+        start = now(model)
+        logits = torch.cat([model.logits(some.to(model.device)).float().cpu() for some in images.split(CHUNK)])
+        seconds = (now(model) - start) / len(images)
+    return logits.clone(), seconds
+
+
+def tried(
+    model: Model,
+    images: Float[Tensor, "b 3 h w"],
+    target: Int[Tensor, " b"],
+    parts: Mapping[str, Part],
+    say: Callable[[str], object],
+) -> dict[str, float]:
+    """The seconds that each explainer takes for one image.
+
+    Raises:
+        UserError: all that the explainers say against this model.
+    """
+    image, aim = images[:1].to(model.device), target[:1].to(model.device)
+    seconds, problems = {}, []
+    for label, part in parts.items():
+        say(f"{label}: first image")
+        try:
+            start = now(model)
+            maps = part.explain(model, image, aim).maps
+            seconds[label] = now(model) - start
+            if seconds[label] < 1:  # the first call may have had to load and find things
+                start = now(model)
+                part.explain(model, image, aim)
+                seconds[label] = now(model) - start
+            if maps.ndim != 3 or len(maps) != 1:
+                raise UserError(f"maps are [b h w]; for one image these are {list(maps.shape)}")
+        except UserError as error:
+            problems.append(f"{label}: {error}")
+    if problems:
+        raise UserError("\n".join(problems))
+    return seconds
+
+
+def scored(
+    part: Part,
+    model: Model,
+    chosen: Chosen,
+    explanation: Explanation,
+    original: Model | None,
+    done: Callable[[int], object],
+) -> tuple[dict[str, Float[Tensor, " b"]], dict[str, list[float]]]:
+    """The scores of each image by measure, and the mean curves; `original`: the model as it was, for the sanity checks."""
+    found: dict[str, list[Tensor]] = {}
+    shares, insertion, deletion = [], [], []
+    # in even parts: the statistics of batch norms are measured on them, for which one image may be too few
+    for at in torch.arange(len(chosen.images)).tensor_split(-(-len(chosen.images) // CHUNK)):
+        images, maps, target = (
+            values[at].to(model.device) for values in (chosen.images, explanation.maps, explanation.target)
+        )
+        curve = curves(model, images, maps, target, steps=STEPS)
+        whole, kept = masked_confidence(model, images, maps, target)
+        values = {
+            "insertion": curve.insertion_auc,
+            "deletion": curve.deletion_auc,
+            "average_drop": average_drop(whole, kept),
+            "increase": increase_in_confidence(whole, kept),
+            "sparseness": sparseness(maps),
+            "complexity": complexity(maps),
+            "empty": empty(maps).float(),
+        }
+        if chosen.mask is not None:
+            masks = chosen.mask[at].to(model.device)
+            values |= {"energy_in_mask": energy_in_mask(maps, masks), "pointing_game": pointing_game(maps, masks)}
+        if original is not None and not part.floor:
+            values["randomisation"] = randomisation(part.explain, original, images, target)["all"]
+            values["stability"] = stability(part.explain, model, images, target)
+        for key, value in values.items():
+            found.setdefault(key, []).append(value.float().cpu())
+        shares = curve.shares.tolist()
+        insertion.append(curve.insertion.float().cpu())
+        deletion.append(curve.deletion.float().cpu())
+        done(len(at))
+    means = {"insertion": torch.cat(insertion).nanmean(0).tolist(), "deletion": torch.cat(deletion).nanmean(0).tolist()}
+    return {key: torch.cat(some) for key, some in found.items()}, {"shares": shares, **means}
+
+
+def means_of(values: Mapping[str, Float[Tensor, " b"]], seconds: float, forward: float) -> Scores:
+    """Mean and interval by measure; what an image costs is one number."""
+    n = len(values["insertion"])
+    single = {"empty": float(values["empty"].mean()), "seconds": seconds, "forwards": seconds / forward}
+    found = {key: share_interval(value) if key in SHARES else mean_interval(value) for key, value in values.items()}
+    return found | {
+        key: {"mean": value, "low": None, "high": None, "n": n, "empty": 0} for key, value in single.items()
+    }
+
+
+def share_interval(values: Float[Tensor, " b"]) -> dict[str, float | int | None]:
+    """The share of images that have something, with Wilson's interval; NaN left out and counted as `empty`."""
+    kept = values[~values.isnan()]
+    if not len(kept):
+        return mean_interval(values)
+    found = share(kept > 0.5)
+    return {"mean": found["accuracy"], "low": found["low"], "high": found["high"], "n": found["n"]} | {
+        "empty": len(values) - len(kept)
+    }
+
+
+def now(model: Model) -> float:
+    """The time at which the model's device has done all that it was asked to."""
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    return time.perf_counter()
+
+
+def finding(label: str, own: Float[Tensor, " b"], floors: Mapping[str, Float[Tensor, " b"]]) -> str:
+    """Whether an explainer is above the floors, by whether the intervals of the insertion AUC overlap.
+
+    Since all saw the same images, the difference to the best floor image by image says more, and is said too.
+    """
+    scores = {name: mean_interval(values) for name, values in floors.items()}
+    mine, said = mean_interval(own), f"insertion AUC {interval(mean_interval(own))}"
+    if not mine["n"]:
+        return f"{label} says nothing: all of its maps are empty."
+    if mine["low"] is None or mine["high"] is None:
+        return f"{label}: {said}. From one image nothing can be said of how it compares with the floors."
+    best = max(scores, key=lambda name: scores[name]["mean"] or 0.0)
+    ahead = {name: mean_interval(own - values) for name, values in floors.items()}
+    against = f"the best floor, {best}, {interval(scores[best])}; image by image {interval(ahead[best], '+')}"
+    below = [name for name, other in scores.items() if mine["high"] < (other["low"] or 0.0)]
+    alike = [name for name, other in scores.items() if name not in below and mine["low"] <= (other["high"] or 0.0)]
+    if not below and not alike:
+        return f"{label} is above the floors: {said}; {against}."
+    told = [f"overlaps with {', '.join(alike)}"] * bool(alike) + [f"is below {', '.join(below)}"] * bool(below)
+    verdict = "is NOT above the floors"
+    if all((other["low"] or 0.0) > 0 for other in ahead.values()):
+        verdict = "is above the floors only image by image"
+    return f"{label} {verdict}: its {said} {' and '.join(told)} ({against})."
