@@ -319,3 +319,13 @@ def test_a_tapped_model_compiles_into_one_graph_and_gives_the_same():
     """In a process of its own: the checks of shapes in annotations, which tests add, are not for a compiler."""
     done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_last_tap_of_a_hugging_face_vit_is_the_input_of_its_last_attention():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        image_size=32, patch_size=8, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
+    )
+    network = transformers.ViTForImageClassification(config)
+    found = Model(network, ("a", "b"), size=(32, 32)).eval().last_tap
+    assert found.endswith("1.layernorm_before")  # not a projection inside the attention, though those have its shape

@@ -152,7 +152,13 @@ class Model(nn.Module):
     def last_tap(self) -> str:
         """The path of the last feature map."""
         if self._last is None:
-            seen = self.observe()
+            modules = dict(self.network.named_modules())
+            # a linear layer inside an attention or a perceptron is no feature map of the model, though it has its shape
+            seen = {
+                path: found
+                for path, found in self.observe().items()
+                if not path or not isinstance(modules[path], nn.Linear)
+            }
             self._last = taps.last_spatial(seen, logits_of(seen[""][0]), self.size)
         return self._last
 

@@ -62,9 +62,13 @@ class Occlusion(Explainer):
             after = seen_through(
                 model, images, fill, lambda *some: ~hidden(*some), count, scores_of, target, chunk=self.chunk
             )
-            windows = hidden(0, count).flatten(1).to(images)
-            fallen = (scores_of(logits, target)[:, None] - after) @ windows
-            maps = (fallen / windows.sum(0).clamp_min(1)).unflatten(1, (height, width))
+            fallen = scores_of(logits, target)[:, None] - after
+            total, covered = images.new_zeros(len(images), height * width), images.new_zeros(height * width)
+            for start in range(0, count, 256):
+                windows = hidden(start, min(start + 256, count)).flatten(1).to(images)
+                total += fallen[:, start : start + 256] @ windows
+                covered += windows.sum(0)
+            maps = (total / covered.clamp_min(1)).unflatten(1, (height, width))
         return Explanation(maps, logits, target)
 
 
