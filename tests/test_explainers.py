@@ -183,7 +183,7 @@ def test_ig_of_a_linear_model_is_exact_with_one_step():
     pictures = images(6)
     weights = net.network[1].weight[TARGET].view(5, 3, 6, 6) / net.std
     for rule in ("gauss", "riemann"):
-        found = IntegratedGradients(steps=1, rule=rule)(net, pictures, TARGET)
+        found = IntegratedGradients(steps=1, rule=rule, baseline="zero")(net, pictures, TARGET)
         assert torch.allclose(found.maps, (weights * pictures).sum(1), atol=1e-5)
         assert found.residual.abs().max() < 1e-4
 
@@ -202,9 +202,9 @@ def test_ig_agrees_with_captum_and_does_not_depend_on_the_chunk():
     net = model()
     captum = CaptumIG(lambda x: net.network(net.prepare(x)))
     peer = captum.attribute(images(), torch.zeros_like(images()), TARGET, n_steps=12, method="gausslegendre")
-    found = IntegratedGradients(steps=12)(net, images(), TARGET).maps
+    found = IntegratedGradients(steps=12, baseline="zero")(net, images(), TARGET).maps
     assert (found - peer.sum(1)).abs().max() < 1e-4 * found.abs().max()
-    small = IntegratedGradients(steps=12, chunk=7)(net, images(), TARGET).maps
+    small = IntegratedGradients(steps=12, baseline="zero", chunk=7)(net, images(), TARGET).maps
     assert torch.allclose(found, small, atol=1e-5 * found.abs().max().item())
 
 

@@ -320,7 +320,7 @@ def test_a_file_of_maps_says_what_made_them(saved, found):
     assert arrays["logits"].shape == (5, 8)
     assert bool(arrays["signed"])
     assert str(arrays["explainer"]) == str(EXPLAINERS.resolve("ig:steps=4"))
-    assert "baseline=zero" in str(arrays["explainer"])
+    assert "baseline=mean" in str(arrays["explainer"])
     assert str(arrays["model"]) == "tiny"
     assert str(arrays["fingerprint"]) == found.fingerprint
     assert str(arrays["distilens"]) == distilens.__version__

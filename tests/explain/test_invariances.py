@@ -166,8 +166,8 @@ def test_ig_agrees_with_captum_from_every_baseline(baseline):
 
 def test_baselines_are_what_they_are_called():
     net, pixels = pooled(), images()
-    assert not IntegratedGradients().start(net, pixels).any()
-    assert (IntegratedGradients(baseline="mean").start(net, pixels) == 0.5).all()
+    assert not IntegratedGradients(baseline="zero").start(net, pixels).any()
+    assert (IntegratedGradients().start(net, pixels) == 0.5).all()  # the mean colour: zero for the network
     assert (IntegratedGradients(baseline=0.3).start(net, pixels) == 0.3).all()
     blurred = IntegratedGradients(baseline="blur").start(net, pixels)
     assert torch.allclose(blurred.mean((2, 3)), pixels.mean((2, 3)), atol=0.05)
