@@ -348,7 +348,7 @@ def main(
             for batch in batches:
                 cam_contest(name, model, batch, rounds)
         if "ig" in parts:
-            ig_contest(name, model, rounds, images=4 if large else 16)
+            ig_contest(name, model, rounds, images=1 if large else 16)
         if "loss" in parts:
             loss_contest(name, model, 16 if large else 128, rounds)
         if "curves" in parts:
