@@ -272,7 +272,8 @@ def curves_contest(name: str, model: Model, batch: int, rounds: int, *, steps: i
         torch.arange(batch, device=model.device) % 10,
     )
     maps = GradCAM()(model, images, target).maps
-    ready, half, chunk = prepare(model), prepare(model, precision="bfloat16"), 64
+    ready, half = prepare(model), prepare(model, precision="bfloat16")
+    chunk = rows_at_once(images, None)
 
     class Given:
         """torch-cam's metric, given maps that are there already."""
@@ -313,10 +314,10 @@ def curves_contest(name: str, model: Model, batch: int, rounds: int, *, steps: i
 
     contestants: Contestants = {
         "the forwards (floor)": bare(model),
-        "distilens": lambda: curves(model, images, maps, target, steps=steps, fill="mean", chunk=chunk),
+        "distilens": lambda: curves(model, images, maps, target, steps=steps, fill="mean"),
         "torch-cam, 32 rows (its default)": peer(model, 32),
-        "torch-cam, 64 rows": peer(model, 64),
-        "distilens, prepared": lambda: curves(ready, images, maps, target, steps=steps, fill="mean", chunk=chunk),
+        f"torch-cam, {chunk} rows": peer(model, chunk),
+        "distilens, prepared": lambda: curves(ready, images, maps, target, steps=steps, fill="mean"),
         "distilens, prepared, bfloat16": lambda: curves(
             half, images, maps, target, steps=steps, fill="mean", chunk=chunk
         ),

@@ -13,7 +13,7 @@ from distilens.core import Model
 from distilens.errors import UserError
 from distilens.explain.explanation import checked, quietly
 from distilens.explain.maps import empty, normalised, resized
-from distilens.explain.path import blocks
+from distilens.explain.path import blocks, rows_at_once
 from distilens.measure.imputation import Fill, filled, noisy_linear
 
 SHARES = tuple(tenth / 10 for tenth in range(1, 10))
@@ -48,15 +48,16 @@ class Perturbed:
     """Some images, the order in which their maps rank the pixels, and the model's answers to what is left of them."""
 
     def __init__(
-        self, model: Model, images: Tensor, maps: Tensor, target: Tensor, *, fill: Fill, steps: int, chunk: int
+        self, model: Model, images: Tensor, maps: Tensor, target: Tensor, *, fill: Fill, steps: int, chunk: int | None
     ):
         if len(maps) != len(images) or len(target) != len(images):
             raise UserError(
                 f"one map and one target an image: {len(images)} images, {len(maps)} maps, {len(target)} targets"
             )
-        if steps < 1 or chunk < 1:
+        if steps < 1 or (chunk is not None and chunk < 1):
             raise UserError(f"steps and chunk are at least 1; given steps={steps}, chunk={chunk}")
-        self.model, self.images, self.target, self.fill, self.chunk = model, checked(model, images), target, fill, chunk
+        self.model, self.images, self.target, self.fill = model, checked(model, images), target, fill
+        self.chunk = rows_at_once(images, chunk)
         size = (images.shape[2], images.shape[3])
         pixels = size[0] * size[1]
         step = -(-pixels // steps)
@@ -112,7 +113,7 @@ def curves(
     *,
     steps: int = 20,
     fill: Fill = "blur",
-    chunk: int = 64,
+    chunk: int | None = None,
 ) -> Curves:
     """Insertion and deletion: the class's probability as pixels are shown, or taken away, in the order of the map.
 
@@ -123,7 +124,7 @@ def curves(
         steps: points between which pixels are changed; each changes `ceil(pixels / steps)`.
         fill: what stands where a pixel is not shown. The paper takes `blur` for insertion and `zero` for deletion; torch-cam
             takes zero after normalisation, which is `mean`.
-        chunk: rows (images times points) in a forward.
+        chunk: rows (images times points) in a forward; by default as many as are fastest.
 
     Source: Petsiuk et al. 2018 (RISE, arXiv 1806.07421), section 4.2.
     """
@@ -145,7 +146,7 @@ def insertion(
     *,
     steps: int = 20,
     fill: Fill = "blur",
-    chunk: int = 64,
+    chunk: int | None = None,
 ) -> Float[Tensor, " b"]:
     """The area under the insertion curve alone, in [0, 1]; higher is better. See `curves`."""
     return area(Perturbed(model, images, maps, target, fill=fill, steps=steps, chunk=chunk), insert=True)
@@ -159,7 +160,7 @@ def deletion(
     *,
     steps: int = 20,
     fill: Fill = "blur",
-    chunk: int = 64,
+    chunk: int | None = None,
 ) -> Float[Tensor, " b"]:
     """The area under the deletion curve alone, in [0, 1]; lower is better. See `curves`."""
     return area(Perturbed(model, images, maps, target, fill=fill, steps=steps, chunk=chunk), insert=False)
@@ -180,7 +181,7 @@ def road(
     *,
     shares: Sequence[float] = SHARES,
     noise: float = 0.01,
-    chunk: int = 64,
+    chunk: int | None = None,
 ) -> Float[Tensor, " b"]:
     """Insertion and deletion in one number, with removed pixels imputed so that holes do not give the shape away.
 
