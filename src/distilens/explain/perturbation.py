@@ -29,7 +29,7 @@ def seen_through(
     """The score of every image behind every mask, `chunk` rows (images times masks) at a time; hidden pixels are `fill`."""
     found = images.new_empty(len(images), count)
     path = images - fill
-    for some, few in blocks(len(images), count, rows_at_once(images, chunk)):
+    for some, few in blocks(len(images), count, rows_at_once(images, chunk, recorded=False)):
         shown = masks(few.start, few.stop).to(images)[:, None]
         rows = torch.addcmul(fill.expand_as(images)[some, None], path[some, None], shown).flatten(0, 1)
         aims = target[some].repeat_interleave(len(shown))

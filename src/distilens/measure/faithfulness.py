@@ -57,7 +57,7 @@ class Perturbed:
         if steps < 1 or (chunk is not None and chunk < 1):
             raise UserError(f"steps and chunk are at least 1; given steps={steps}, chunk={chunk}")
         self.model, self.images, self.target, self.fill = model, checked(model, images), target, fill
-        self.chunk = rows_at_once(images, chunk)
+        self.chunk = rows_at_once(images, chunk, recorded=False)
         size = (images.shape[2], images.shape[3])
         pixels = size[0] * size[1]
         step = -(-pixels // steps)
