@@ -352,7 +352,7 @@ def main(
         if "loss" in parts:
             loss_contest(name, model, 16 if large else 128, rounds)
         if "curves" in parts:
-            curves_contest(name, model, 4 if large else 64, rounds)
+            curves_contest(name, model, 4 if large else 16, rounds)
 
 
 if __name__ == "__main__":
