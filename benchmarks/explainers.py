@@ -23,11 +23,12 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from distilens.core import Model
 from distilens.explain import EXPLAINERS
+from distilens.explain.from_captum import Logits
 from distilens.explain.gradcam import GradCAM
 from distilens.explain.path import rows_at_once
 from distilens.measure import cosine, curves
@@ -43,17 +44,6 @@ TAPS = {
     "mobilenetv2": ("features.3", "features.10", "last"),
     "torchvision:resnet18,size=224": ("layer1", "layer2", "layer4"),
 }
-
-
-class Logits(nn.Module):
-    """A model as the peers want it: a module from images to logits."""
-
-    def __init__(self, model: Model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.model.logits(images)
 
 
 def trained_a_little(name: str, device: torch.device) -> Model:

@@ -25,7 +25,7 @@ from distilens.data import Data, load
 from distilens.data.batches import Batches
 from distilens.errors import UserError
 from distilens.explain import build_explainer, check_taps, labels
-from distilens.explain.gallery import choose, explained
+from distilens.explain.side_by_side import choose, explained
 from distilens.measure import predict
 from distilens.measure.scores import EVALUATION_BATCH, score_models
 from distilens.methods import build_methods

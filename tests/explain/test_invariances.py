@@ -11,9 +11,9 @@ from torch import nn
 from distilens.core import Model
 from distilens.errors import UserError
 from distilens.explain import EXPLAINERS, check_taps, in_chunks
-from distilens.explain.gallery import choose
 from distilens.explain.gradcam import GradCAM
 from distilens.explain.integrated_gradients import IntegratedGradients, quadrature
+from distilens.explain.side_by_side import choose
 from distilens.models import build_model
 from distilens.taps import cutting, grid
 

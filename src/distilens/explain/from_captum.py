@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from distilens.core import Model
 from distilens.errors import UserError, nearest
+from distilens.explain.activation import full
 from distilens.explain.explanation import Explainer, Explanation, Target, target_of
 from distilens.taps import grid
 
@@ -71,7 +72,7 @@ class CaptumExplainer(Explainer):
         if not isinstance(found, Tensor) or len(found) != len(images):
             raise UserError(f"captum:{self.name} gives no map an image: it returned {type(found).__name__}")
         maps = grid(found.detach(), model.size).sum(1)
-        return Explanation(maps if maps.dtype == torch.float64 else maps.float(), logits, target)
+        return Explanation(full(maps), logits, target)
 
     def from_output(self, *arguments: Any, **options: Any) -> Tensor:
         raise UserError(f"captum:{self.name} has no derivative that a loss could use: take one of distilens's own")

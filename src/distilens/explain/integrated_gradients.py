@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
-from torchvision.transforms.v2.functional import gaussian_blur
 
 from distilens.core import Model
+from distilens.explain.activation import full
+from distilens.explain.baseline import baseline_of
 from distilens.explain.explanation import Explainer, Explanation, Target, chosen, scores_of, target_of
 from distilens.explain.path import summed_gradients
 
@@ -59,8 +60,7 @@ class IntegratedGradients(Explainer):
         target = target_of(logits, target)
         attributed = self.attributed(model, images, start, target)
         gained = scores_of(logits, target) - scores_of(before.expand_as(logits), target)
-        maps = attributed if attributed.dtype == torch.float64 else attributed.float()
-        return Explanation(maps, logits, target, residual=attributed.sum((1, 2)) - gained)
+        return Explanation(full(attributed), logits, target, residual=attributed.sum((1, 2)) - gained)
 
     def from_model(
         self, model: Model, images: Float[Tensor, "b c h w"], target: Target = None, *, create_graph: bool = True
@@ -81,13 +81,8 @@ class IntegratedGradients(Explainer):
         return (path * total).sum(1)
 
     def start(self, model: Model, images: Tensor) -> Tensor:
-        """The baseline images."""
-        if self.baseline == "mean":
-            return model.mean.expand_as(images).to(images.dtype)
-        if self.baseline == "blur":
-            return gaussian_blur(images, kernel_size=[2 * (min(images.shape[-2:]) // 4) + 1] * 2)
-        level = 0.0 if self.baseline == "zero" else float(self.baseline)
-        return torch.full_like(images, level)
+        """The baseline images, one for each."""
+        return baseline_of(model, images, self.baseline).expand_as(images)
 
 
 def quadrature(rule: str, steps: int) -> tuple[list[float], list[float]]:

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from distilens.core import Model
+from distilens.explain.baseline import baseline_of
 from distilens.explain.explanation import Explainer, Explanation, Target, scores_of, target_of
 from distilens.explain.perturbation import seen_through
 
@@ -57,7 +58,7 @@ class Occlusion(Explainer):
         with torch.no_grad():
             logits = model.logits(images)
             target = target_of(logits, target)
-            fill = level(model, images, self.baseline)
+            fill = baseline_of(model, images, self.baseline)
             count = down * across
             after = seen_through(
                 model, images, fill, lambda *some: ~hidden(*some), count, scores_of, target, chunk=self.chunk
@@ -70,10 +71,3 @@ class Occlusion(Explainer):
                 covered += windows.sum(0)
             maps = (total / covered.clamp_min(1)).unflatten(1, (height, width))
         return Explanation(maps, logits, target)
-
-
-def level(model: Model, images: Tensor, baseline: str | float) -> Tensor:
-    """The colour that hides, `[1 c 1 1]`."""
-    if baseline == "mean":
-        return model.mean.to(images)
-    return torch.zeros_like(model.mean).to(images) + (0.0 if baseline == "zero" else float(baseline))

@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from distilens import draws
 from distilens.core import Model
+from distilens.explain.baseline import baseline_of
 from distilens.explain.explanation import Explainer, Explanation, Target, scores_of, target_of
-from distilens.explain.occlusion import level
 from distilens.explain.perturbation import seen_through
 
 
@@ -68,7 +68,7 @@ class RISE(Explainer):
             probabilities = seen_through(
                 model,
                 images,
-                level(model, images, self.baseline),
+                baseline_of(model, images, self.baseline),
                 masks,
                 self.masks,
                 lambda found, aims: scores_of(found.softmax(1), aims),

@@ -10,10 +10,10 @@ from jaxtyping import Bool, Float
 from scipy.sparse import csc_matrix
 from scipy.sparse.linalg import splu
 from torch import Tensor
-from torchvision.transforms.v2.functional import gaussian_blur
 
 from distilens import draws
 from distilens.core import Model
+from distilens.explain.baseline import baseline_of
 
 Fill = Literal["mean", "blur", "zero", "noisy_linear"] | float
 """`mean`: the mean colour that the model expects; `blur`: the blurred image; `zero`: black; a grey level; `noisy_linear`: the
@@ -30,13 +30,9 @@ NEIGHBOURS = {
 
 def filled(model: Model, images: Float[Tensor, "b c h w"], fill: Fill) -> Float[Tensor, "#b c h w"]:
     """Images of which nothing is left but the fill; one for all where it does not depend on the image."""
-    if fill == "blur":
-        return gaussian_blur(images, kernel_size=[2 * (min(images.shape[-2:]) // 4) + 1] * 2)
     if fill == "noisy_linear":  # nothing is left to impute from
         return images.mean((2, 3), keepdim=True).expand_as(images)
-    if fill == "mean":
-        return model.mean.to(images).expand(1, -1, *images.shape[2:])
-    return torch.full_like(images[:1], 0.0 if fill == "zero" else float(fill))
+    return baseline_of(model, images, fill)
 
 
 def noisy_linear(

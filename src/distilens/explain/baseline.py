@@ -1,0 +1,24 @@
+"""What an image is compared with where nothing of it is there: black, a grey, the mean colour, or the image blurred."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torchvision.transforms.v2.functional import gaussian_blur
+
+from distilens.core import Model
+
+
+def baseline_of(model: Model, images: Float[Tensor, "b c h w"], kind: str | float) -> Float[Tensor, "#b c h w"]:
+    """The baseline images: one for all where it does not depend on the image.
+
+    Args:
+        kind: `mean` (the mean colour that the model expects), `zero` (black), `blur` (a Gaussian over half the shorter side),
+            or a grey level in [0, 1].
+    """
+    if kind == "blur":
+        return gaussian_blur(images, kernel_size=[2 * (min(images.shape[-2:]) // 4) + 1] * 2)
+    if kind == "mean":
+        return model.mean.to(images).expand(1, -1, *images.shape[2:])
+    return torch.full_like(images[:1], 0.0 if kind == "zero" else float(kind))
