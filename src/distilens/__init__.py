@@ -19,7 +19,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "prepare": ["prepare"],
         "recipe": ["Recipe", "Training", "read_recipe"],
         "stages": ["Run", "load_run"],
-        "teachers": ["LiveTeacher"],
+        "teachers": ["LiveTeacher", "StoredTeacher"],
         "train": ["train"],
     },
 )

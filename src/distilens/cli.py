@@ -58,6 +58,22 @@ MapsOut = Annotated[
     Path | None,
     arg(metavar="PATH", help="The folder to write.", help_behavior_hint="(default: maps/MODEL)"),
 ]
+Variants = Annotated[
+    int | None,
+    arg(metavar="K", help="Of each image.", help_behavior_hint="(default: as many as the run shows)"),
+]
+Share = Annotated[
+    str,
+    arg(
+        metavar="I/N",
+        help="This machine's share, where N machines record that are not one launch.",
+        help_behavior_hint="",
+    ),
+]
+Verify = Annotated[
+    int,
+    arg(metavar="N", help="Make N recorded answers of each kind again and compare.", help_behavior_hint=""),
+]
 RunFolder = Annotated[Positional[Path], arg(metavar="RUN", help="A run folder.")]
 
 
@@ -86,6 +102,44 @@ def demo(set_: Changes = (), out: Path = Path("runs/demo")) -> None:
     made = Run(out, read("demo", set_), Console(stderr=True))
     run_all(made)
     conclude(made)
+
+
+@app.command
+def record(
+    recipe: RecipeName,
+    /,
+    set_: Changes = (),
+    out: Out = None,
+    variants: Variants = None,
+    part: Share = "1/1",
+    verify: Verify = 0,
+    again: bool = False,
+) -> None:
+    """Record the teacher's answers that a recipe's methods ask for, so that training reads them: what is there is kept.
+
+    Under accelerate's or torch's launcher all processes record, each its share.
+
+    Args:
+        again: Throw away what is recorded, and record all of it anew.
+    """
+    from distilens.recording import record
+    from distilens.stages import Run, load_run
+
+    if (Path(recipe) / "recipe.toml").is_file() and not set_:
+        made = load_run(recipe, console=Console(stderr=True))
+    else:
+        found = read(recipe, set_)
+        made = Run(out or Path("runs") / found.name, found, Console(stderr=True))
+    if not record(made, variants=variants, part=share_of(part), again=again, verify=verify):
+        raise UserError("recorded answers are not what the teacher says now: record them --again")
+
+
+def share_of(text: str) -> tuple[int, int]:
+    """`2/8` as (1, 8)."""
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise UserError(f"--part is like 2/8, the second of eight shares; given {text!r}")
+    return int(number) - 1, int(count)
 
 
 @app.command

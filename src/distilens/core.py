@@ -23,6 +23,7 @@ from distilens.model import Model, Output
 
 if TYPE_CHECKING:
     from distilens.data.geometry import Geometry
+    from distilens.data.variant import Variant
 
 __all__ = ["Answer", "Batch", "Method", "Mixed", "Model", "Objective", "Output", "Teacher", "needs_of"]
 
@@ -48,6 +49,7 @@ class Batch:
         mask: evidence in [0, 1], where the data set has it.
         mixed: the other image that was mixed in, where augmentation mixes: its labels, and the first image's share.
         geometry: the source box and flip that were drawn for each image; None for untransformed images.
+        variant: which augmentation of which set the images are, and `index` on the host: what answers are stored by.
         source: makes the untransformed images; read them as `canonical`.
         epoch, progress, seed: where in the run this is (`progress` in [0, 1]), and the data seed.
     """
@@ -60,6 +62,7 @@ class Batch:
     mask: Float[Tensor, "b h w"] | None = None
     mixed: Mixed | None = None
     geometry: Geometry | None = None
+    variant: Variant | None = None
     source: Callable[[], Tensor] | None = None
     epoch: int = 0
     progress: float = 0.0
@@ -76,6 +79,26 @@ class Batch:
     def canonical(self) -> Float[Tensor, "b c h w"]:
         """The untransformed images, made when asked for."""
         return self.images if self.source is None else self.source()
+
+    def untransformed(self) -> Batch:
+        """The same images as they are in the data set: nothing moved, coloured, erased or mixed."""
+        variant = self.variant and dataclasses.replace(self.variant, number=None)
+        return Batch(
+            self.canonical, self.labels, self.index, variant=variant,
+            epoch=self.epoch, progress=self.progress, seed=self.seed,
+        )  # fmt: skip
+
+    def select(self, rows: Int[Tensor, " n"]) -> Batch:
+        """Some of the images, by position in the batch."""
+        changes: dict[str, object] = {
+            name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        changes["inputs"] = {name: value[rows] for name, value in self.inputs.items()}
+        changes["mixed"] = self.mixed and Mixed(self.mixed.labels[rows], self.mixed.share[rows])
+        changes["geometry"] = self.geometry and self.geometry.select(rows)
+        changes["variant"] = self.variant and self.variant.select(rows)
+        changes["source"] = None if self.source is None else lambda: self.canonical[rows]
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
 
     def draw(self, name: str, count: int = 1) -> Float[Tensor, "b count"]:
         """Numbers in [0, 1) that depend on (seed, epoch, index, name) alone, whatever the order or the batch."""
@@ -94,6 +117,7 @@ class Answer:
         logits: `[b classes]`.
         features: by tap.
         maps: by need, `[b h w]`, float32.
+        targets: by the same need, the class that each map explains, `[b]`.
         scores: by judge, `[b]`.
         modules: by path: a part of the teacher that a method reuses.
         trust: `[b]` in [0, 1]; 0 where no teacher is to be believed. Weights every loss that asks something of a teacher.
@@ -102,6 +126,7 @@ class Answer:
     logits: Float[Tensor, "b classes"] | None = None
     features: Mapping[str, Tensor] = field(default_factory=dict)
     maps: Mapping[str, Float[Tensor, "b h w"]] = field(default_factory=dict)
+    targets: Mapping[str, Int[Tensor, " b"]] = field(default_factory=dict)
     scores: Mapping[str, Float[Tensor, " b"]] = field(default_factory=dict)
     modules: Mapping[str, nn.Module] = field(default_factory=dict)
     trust: Float[Tensor, " b"] | None = None
@@ -113,7 +138,8 @@ class Method(nn.Module):
     Its own parameters and buffers are trained and checkpointed with it, and never shipped.
 
     Attributes:
-        needs: what it asks of the teacher, in notation: `logits`, `features:layer3`, `maps:gradcam`, `module:fc`.
+        needs: what it asks of the teacher, in notation: `logits`, `features:layer3`, `maps:gradcam`, `module:fc`; see
+            `teachers/needs.py`.
         weight: the factor of its term; the notation's `weight=` sets it.
         second_order: its loss differentiates a gradient, which `torch.compile` cannot.
     """

@@ -15,16 +15,16 @@ from torch.nn.utils.parametrize import is_parametrized
 from distilens.model import Model
 from distilens.taps import evaluating, find
 
+Precision = Literal["float32", "bfloat16", "float16"]
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def prepare(
-    model: Model, *, precision: Literal["float32", "bfloat16"] = "float32", keep: Collection[str] = ()
-) -> Model:
+def prepare(model: Model, *, precision: Precision = "float32", keep: Collection[str] = ()) -> Model:
     """A copy for teachers and evaluation: frozen, in eval mode, batch norms folded into convolutions, channels last.
 
-    The logits are the same to rounding (in `bfloat16`: to about 1 %), and so are the features at every tap that is left; a
-    convolution that took up its batch norm has no output of its own any more, and tapping it, or what ends in it, says so.
+    The logits are the same to rounding (in `bfloat16` and `float16`: to about 1 %), and so are the features at every tap that
+    is left; a convolution that took up its batch norm has no output of its own any more, and tapping it, or what ends in it,
+    says so.
 
     Args:
         model: left as it is.
@@ -49,10 +49,10 @@ def prepare(
     made.folded = made.folded.union(*(places for _, _, places in folded))
     made._overwritten.clear()
     made.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if precision == "bfloat16":
-        made.precision = torch.bfloat16
-        made.network.to(torch.bfloat16)
-        made.parts.to(torch.bfloat16)
+    if precision != "float32":
+        made.precision = getattr(torch, precision)
+        made.network.to(made.precision)
+        made.parts.to(made.precision)
     return made
 
 

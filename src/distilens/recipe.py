@@ -41,7 +41,9 @@ class Training(Section):
     """How a model is trained: `[train]`, and overrides in `[teacher.train]`.
 
     `precision` and `channels_last` are chosen for the processor when `auto`. `variants` is the number of augmentations of an
-    image (0: a new one each epoch). `select` says which weights are kept: the `best` epoch on validation, or the `last`.
+    image (0: a new one each epoch). They are drawn from `variant_seed`, which is not the run's seed: so all seeds of an
+    experiment see the same pictures, and a teacher's stored answers serve them all. `select` says which weights are kept: the
+    `best` epoch on validation, or the `last`.
     """
 
     epochs: Count = 10
@@ -50,6 +52,7 @@ class Training(Section):
     schedule: Part = "one_cycle"
     augment: Part = "crop"
     variants: Annotated[int, Field(ge=0)] = 0
+    variant_seed: Annotated[int, Field(ge=0)] = 0
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     clip: Annotated[float, Field(gt=0)] | None = None
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -67,12 +70,16 @@ class Training(Section):
 
 
 class TeacherPart(Section):
-    """The large model. Trained unless it is loaded with the data's classes; `finetune` trains a loaded one."""
+    """The large model. Trained unless it is loaded with the data's classes; `finetune` trains a loaded one.
+
+    `answers` says whether it answers each step (`live`) or its answers are recorded once (`stored`).
+    """
 
     model: Part
     data: Part | None = None
     methods: Parts = ("ce",)
     finetune: Literal["none", "head", "all"] | None = None
+    answers: Part = "live"
     train: dict[str, Any] = {}
 
 
@@ -206,6 +213,7 @@ def registries() -> dict[str, Registry]:
     from distilens.methods import METHODS
     from distilens.models import MODELS
     from distilens.optimizers import OPTIMIZERS, SCHEDULES
+    from distilens.teachers import ANSWERS
 
     return {
         "data": SOURCES,
@@ -215,6 +223,7 @@ def registries() -> dict[str, Registry]:
         "schedule": SCHEDULES,
         "augment": AUGMENTS,
         "explainers": EXPLAINERS,
+        "answers": ANSWERS,
     }
 
 

@@ -30,14 +30,14 @@ from distilens.measure import predict
 from distilens.measure.scores import EVALUATION_BATCH, score_models
 from distilens.methods import build_methods
 from distilens.models import build_model, check_classes, load_model, save_model
-from distilens.models.adapters import head_of, replace_head
+from distilens.models.adapters import head_of, model_folder, replace_head
 from distilens.progress import Log
 from distilens.recipe import Recipe, Training, read_recipe, with_options
 from distilens.report import write_report
 from distilens.runs import Metrics, file_key, key_of, locked, read_json, write_arrays, write_json, write_text
 from distilens.specs import Spec
-from distilens.teachers import LiveTeacher, nobody
-from distilens.train import lays_channels_last, processes, train
+from distilens.teachers import ANSWERS, LiveTeacher, nobody
+from distilens.train import processes, train
 
 ROLES = ("teacher", "base", "student")
 
@@ -178,6 +178,8 @@ def train_stage(run: Run) -> None:
     base = {"model": recipe.student.model, "methods": recipe.base.methods}
     train_role(run, "base", base, recipe.train, no_teacher)
     guided = {"model": recipe.student.model, "methods": recipe.student.methods, "teacher": run.weights_key("teacher")}
+    if recipe.teacher and Spec.parse(recipe.teacher.answers).name != "live":  # where they are kept makes no difference
+        guided["answers"] = str(ANSWERS.resolve(recipe.teacher.answers).replaced(path=None))
     train_role(run, "student", guided, recipe.train, lambda: teacher_of(run))
 
 
@@ -186,15 +188,25 @@ def no_teacher() -> Teacher:
     return nobody
 
 
-def teacher_of(run: Run) -> Teacher:
-    """The live teacher of a run, or nobody."""
-    if run.recipe.teacher is None:
+def teacher_of(run: Run, *, recording: bool = False) -> Teacher:
+    """The teacher of a run, or nobody. Its answers are stored where the recipe says so, and where they are to be recorded."""
+    part = run.recipe.teacher
+    if part is None:
         return nobody
-    device = cast(torch.device, processes().device)
-    model = run.model("teacher").to(device)
-    if lays_channels_last(run.recipe.train, device):
-        model.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return LiveTeacher(model)
+    answers = "stored" if recording and Spec.parse(part.answers).name == "live" else part.answers
+    model = run.model("teacher").to(cast(torch.device, processes().device))
+    again = f"distilens record {run.folder} --again"
+    variants = run.recipe.train.variants or run.recipe.train.epochs
+    return ANSWERS.build(answers, LiveTeacher(model), answers_folder(run), again, run.say, variants)
+
+
+def answers_folder(run: Run) -> Path:
+    """Where a teacher's answers are kept by default: beside its weights, so that every run of the same teacher finds them."""
+    part = run.recipe.teacher
+    spec = Spec.parse(part.model) if part else None
+    if spec is not None and spec.name == "run" and part and (part.finetune or "none") == "none":
+        return model_folder(spec.argument or "", spec.options.get("part")) / "answers"
+    return run.folder / "teacher" / "answers"
 
 
 def train_teacher(run: Run) -> None:

@@ -64,8 +64,8 @@ def train(
 
     def batches(split, augment=None):
         ranks = {"rank": accelerator.process_index, "world": accelerator.num_processes, "workers": settings.workers}
-        options = {"seed": seed, "variants": settings.variants, "device": accelerator.device, **ranks}
-        return Batches(split, settings.batch_size, augment=augment, **options)
+        options = {"seed": seed, "variant_seed": settings.variant_seed, "variants": settings.variants, **ranks}
+        return Batches(split, settings.batch_size, augment=augment, device=accelerator.device, **options)
 
     training, validation = batches(data.train, AUGMENTS.build(settings.augment)), batches(data.validation)
     if training.size % accelerator.num_processes:

@@ -36,6 +36,11 @@ class Augment:
     erase: float = 0.0
     mix: Mix = "none"
 
+    @property
+    def still(self) -> bool:
+        """Whether nothing is drawn, so that all variants of an image are the same."""
+        return self == Augment()
+
     def geometry(self, draw: Draw, variant: int, source: tuple[int, int]) -> Geometry:
         """The source box and flip of each image."""
         u = draw("geometry", 4)

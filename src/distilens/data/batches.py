@@ -1,7 +1,7 @@
 """From a split to batches: resident on the device when it fits, streamed through workers when not.
 
 Images stay uint8 until they are on the device; there they are moved, coloured and mixed as one batch. The order of an epoch
-depends on (seed, epoch), each image's augmentation on (seed, variant, index).
+depends on (seed, epoch), each image's augmentation on (variant seed, variant, index).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from distilens.core import Batch
 from distilens.data.augment import Augment
 from distilens.data.geometry import Geometry
 from distilens.data.subset import Split
+from distilens.data.variant import Variant
 
 
 class Batches:
@@ -29,8 +30,10 @@ class Batches:
         split: which rows of which source.
         size: images in a batch, over all processes together.
         augment: what is drawn for each image; None for the images as they are, in order: evaluation.
-        seed: of order and augmentation.
+        seed: of the order.
+        variant_seed: of the augmentation; by default the same.
         variants: how many augmentations of an image there are; epoch e shows variant `e % variants`. 0: always a new one.
+        ordered: all images, in the order of the split, though they are augmented: for recording.
         device: where batches are made.
         rank, world: this process's share: it gets every `world`-th image of each batch.
         workers: processes that read what does not fit.
@@ -44,7 +47,9 @@ class Batches:
         *,
         augment: Augment | None = None,
         seed: int = 0,
+        variant_seed: int | None = None,
         variants: int = 0,
+        ordered: bool = False,
         device: torch.device | str = "cpu",
         rank: int = 0,
         world: int = 1,
@@ -53,7 +58,8 @@ class Batches:
     ):
         self.split = split
         self.size = min(size, len(split))
-        self.augment, self.seed, self.variants = augment, seed, variants
+        self.augment, self.seed, self.variants, self.ordered = augment, seed, variants, ordered
+        self.variant_seed = seed if variant_seed is None else variant_seed
         self.device = torch.device(device)
         self.rank, self.world, self.workers = rank, world, workers
         rows = split.rows
@@ -67,7 +73,7 @@ class Batches:
 
     @property
     def training(self) -> bool:
-        return self.augment is not None
+        return self.augment is not None and not self.ordered
 
     def __len__(self) -> int:
         """Batches in an epoch. Training drops the last, partial batch of an epoch; evaluation does not."""
@@ -93,7 +99,7 @@ class Batches:
     def read(self, parts: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Positions, and the raw uint8 images where the set is not resident."""
         if self.resident:
-            yield from ((part.to(self.device), None) for part in parts)
+            yield from ((part, None) for part in parts)
             return
         loader = DataLoader(
             Streamed(self.split),
@@ -103,15 +109,16 @@ class Batches:
             pin_memory=self.device.type == "cuda",
         )
         for part, images in zip(parts, loader, strict=True):
-            yield part.to(self.device), images.to(self.device, non_blocking=True)
+            yield part, images.to(self.device, non_blocking=True)
 
     def batch(self, positions: Tensor, raw: Tensor | None, epoch: int, progress: float) -> Batch:
         """The batch of some positions in the split; `raw` are their source images `[b h w 3]` when these were streamed."""
-        index = self.index[positions]
-        variant = epoch % self.variants if self.variants else epoch
+        shown = self.variant(positions, epoch)
+        positions = positions.to(self.device, non_blocking=True)
+        index, variant = self.index[positions], shown.number or 0
         augment = self.augment or Augment()
-        draw = partial(drawn, index, self.seed, variant)
-        moved = augment.geometry(draw, variant, self.source) if self.training else None
+        draw = partial(drawn, index, self.variant_seed, variant)
+        moved = None if self.augment is None else augment.geometry(draw, variant, self.source)
         images = augment.colour(self.pixels(positions, raw, moved), draw)
         batch = Batch(
             images,
@@ -119,6 +126,7 @@ class Batches:
             index,
             mask=self.evidence(positions, moved),
             geometry=moved,
+            variant=shown,
             source=partial(self.pixels, positions, raw, None),
             epoch=epoch,
             progress=progress,
@@ -128,10 +136,19 @@ class Batches:
             batch = augment.mixed(batch, self.partners(draw, variant, augment), draw)
         return augment.erased(batch, draw)
 
+    def variant(self, positions: Tensor, epoch: int) -> Variant:
+        """Which pictures of which set an epoch shows at some positions."""
+        number = None
+        if self.augment is not None:
+            number = 0 if self.augment.still else epoch % self.variants if self.variants else epoch
+        return Variant(number, self.split, self.split.index[positions.cpu().numpy()], self.augment, self.variant_seed)
+
     def partners(self, draw, variant: int, augment: Augment) -> Batch:
         """For each image another one of the split, under the same kind of augmentation, to be mixed in."""
         positions = (draw("partner")[:, 0] * len(self.split)).long()
-        moved = augment.geometry(partial(drawn, self.index[positions], self.seed, variant), variant, self.source)
+        moved = augment.geometry(
+            partial(drawn, self.index[positions], self.variant_seed, variant), variant, self.source
+        )
         raw = None if self.resident else Streamed(self.split)[positions.cpu().numpy()].to(self.device)
         images = self.pixels(positions, raw, moved)
         return Batch(images, self.labels[positions], self.index[positions], mask=self.evidence(positions, moved))

@@ -6,7 +6,7 @@ grid, at any resolution, so that pixels and maps can never part.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -37,6 +37,10 @@ class Geometry:
         """All of the source, as it is."""
         box = torch.tensor([0.0, 0.0, *source], device=device).expand(batch, 4)
         return cls(box, torch.zeros(batch, dtype=torch.bool, device=device), source, source, whole=True)
+
+    def select(self, rows: Int[Tensor, " n"]) -> Geometry:
+        """The boxes of some of the images."""
+        return replace(self, box=self.box[rows], flip=self.flip[rows])
 
     def lines(self) -> tuple[Int[Tensor, "b h"], Int[Tensor, "b w"]]:
         """The source row of each result row and the source column of each result column; only for `whole` boxes."""

@@ -26,10 +26,12 @@ class Split:
     Attributes:
         rows: all rows of the source's set, shared between splits and never copied.
         index: int64, the rows that belong to this split, sorted.
+        origin: fingerprint of the content of `rows`: what is stored by index holds for every split of the same set.
     """
 
     rows: Rows
     index: np.ndarray
+    origin: str = ""
 
     def __len__(self) -> int:
         return len(self.index)
@@ -118,13 +120,19 @@ def subset(
         }
     if shots is not None:
         index["train"] = drawn(index["train"], sets["train"].labels, shots, names, generator("shots", seed))
-    splits = {part: Split(rows, np.sort(index[part]).astype(np.int64)) for part, rows in sets.items()}
+    origins = {part: digest(source.fingerprint, part if own(source, part) else "train") for part in sets}
+    splits = {part: Split(rows, np.sort(index[part]).astype(np.int64), origins[part]) for part, rows in sets.items()}
     chosen = {"limit": limit, "shots": shots, "classes": names, "val_fraction": val_fraction, "seed": seed}
     height, width = source.train.images.shape[1:3]
     return Data(
         name, splits["train"], splits["validation"], splits["test"], names, (height, width),
         digest(source.fingerprint, chosen), seed, source.skipped, source.fingerprint,
     )  # fmt: skip
+
+
+def own(source: Source, part: str) -> bool:
+    """Whether a split has a set of its own in the source, or was held out of train."""
+    return getattr(source, part) is not None
 
 
 def chosen_classes(source: Source, classes: Sequence[str | int] | None) -> tuple[tuple[str, ...], dict[str, Rows]]:

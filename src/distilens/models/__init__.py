@@ -41,6 +41,7 @@ def zoo() -> dict[str, str | tuple[str, dict[str, Any]]]:
     for depth in (8, 11, 13, 16, 19):
         entries[f"vgg{depth}"] = ("distilens.models.vgg:vgg", {"depth": depth})
     entries["mobilenetv2"] = "distilens.models.mobilenetv2:mobilenetv2"
+    entries["shrink"] = "distilens.models.shrink:shrink"
     for adapter in ("timm", "torchvision", "hf", "file", "python", "run"):
         entries[adapter] = f"distilens.models.adapters:{adapter}"
     return entries
@@ -132,13 +133,7 @@ def load_model(folder: Path) -> Model:
         if not (folder / name).is_file():
             raise UserError(f"no model in {folder}: {name} is missing")
     about = read_json(folder / "model.json")
-    spec = Spec.parse(about["model"])
-    # the weights come from this folder: neither the file nor the network that they once came from is needed
-    while spec.name == "file":
-        spec = Spec.parse(spec.options["model"])
-    known = MODELS.options(spec.name)
-    offline = {key: value for key, value in (("pretrained", "false"), ("weights", "none")) if key in known}
-    spec = spec.replaced(**offline, **({"size": about["size"][0]} if spec.name in ("timm", "torchvision") else {}))
+    spec = architecture(about["model"], about["size"][0])
     made = MODELS.build(spec, len(about["classes"]))
     network = made.network if isinstance(made, Expecting) else made
     model = Model(
@@ -151,3 +146,19 @@ def load_model(folder: Path) -> Model:
     )
     fit(model.network, load_state(folder / "model.safetensors"), where=str(folder), architecture=about["model"])
     return model.eval()
+
+
+def architecture(part: str | Spec, size: int) -> Spec:
+    """A part without its weights, which come from elsewhere: no file and no network that they once came from is needed."""
+    spec = Spec.parse(part)
+    if spec.name == "file":
+        return architecture(spec.options["model"], size)
+    known = MODELS.options(spec.name)
+    options: dict[str, Any] = {
+        key: value for key, value in (("pretrained", "false"), ("weights", "none")) if key in known
+    }
+    if spec.name in ("timm", "torchvision"):
+        options["size"] = size
+    if "model" in known:
+        options["model"] = str(architecture(spec.options.get("model", known["model"].default), size))
+    return spec.replaced(**options)

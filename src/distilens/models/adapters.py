@@ -152,13 +152,18 @@ def run(path: str, /, classes: int, *, part: Literal["student", "base", "teacher
     """The model of another run: `run:runs/teacher`; its student, or whichever `part=` names."""
     from distilens.models import load_model
 
+    return load_model(model_folder(path, part))
+
+
+def model_folder(path: str, part: str | None) -> Path:
+    """The folder of a run's model: of its student, or of whichever there is first, or of `part`."""
     folder = Path(path)
     if not folder.is_dir():
         raise UserError(f"no run at {path}: there is no such folder")
     there = [name for name in ("student", "teacher", "base") if (folder / name / "model.safetensors").is_file()]
     if not there or (part and part not in there):
         raise UserError(f"the run {path} has no {part or 'trained model'}; it has: {', '.join(there) or 'none'}")
-    return load_model(folder / (part or there[0]))
+    return folder / (part or there[0])
 
 
 def load_state(path: Path) -> dict[str, Tensor]:

@@ -2,45 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from functools import cached_property
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from distilens.core import Answer, Batch, Model
+from distilens.data.source import digest
 from distilens.errors import UserError
-from distilens.explain import EXPLAINERS, Explainer
-from distilens.specs import Spec
+from distilens.explain import Explainer, Explanation, build_explainer
+from distilens.prepare import Precision, prepare
 from distilens.taps import find
-
-
-@dataclass(frozen=True)
-class Need:
-    """What a method asks of a teacher, read from its notation: `logits`, `features:layer3`, `maps:ig:steps=32,of=images`."""
-
-    text: str
-    kind: str
-    what: str
-
-    @classmethod
-    def parse(cls, text: str) -> Need:
-        kind, _, what = text.partition(":")
-        if kind not in ("logits", "features", "maps", "module") or bool(what) != (kind != "logits"):
-            raise UserError(f"unknown need {text!r}: logits, features:TAP, maps:EXPLAINER or module:PATH")
-        return cls(text, kind, what)
-
-    def explainer(self) -> tuple[Spec, str, str]:
-        """The explainer of a maps need, whose maps (`canonical` or `images`) and of which class (`top1` or `label`)."""
-        spec = Spec.parse(self.what)
-        options = dict(spec.options)
-        of, target = options.pop("of", "images"), options.pop("target", "top1")
-        if of not in ("canonical", "images") or target not in ("top1", "label"):
-            raise UserError(f"{self.text!r}: of=canonical|images, target=top1|label")
-        return EXPLAINERS.resolve(Spec(spec.name, spec.argument, options)), of, target
+from distilens.teachers.judges import JUDGES
+from distilens.teachers.needs import Need, levelled, moved, spread, unlevelled
 
 
 class LiveTeacher:
     """A model that answers each batch: frozen, in eval mode, without a graph, and only what is needed.
+
+    It answers through copies of the model that are made for answering (`prepare`): logits and features in the precision of
+    the autocast around the call, maps in float32.
 
     Args:
         model: taken over: its parameters no longer require gradients, and it stays in eval mode.
@@ -48,35 +31,98 @@ class LiveTeacher:
 
     def __init__(self, model: Model):
         self.model = model.eval().requires_grad_(False)
+        self.prepared: dict[str, Model] = {}  # by precision
+        self.kept: set[str] = set()  # taps that must not be folded away
         self.explainers: dict[str, Explainer] = {}  # by need, built once
 
     def __call__(self, batch: Batch, needs: Sequence[str]) -> Answer:
         wanted = [Need.parse(need) for need in needs]
-        for need in wanted:
-            if need.kind == "features":
-                self.model.tap(need.what)
+        by = {kind: [need for need in wanted if need.kind == kind] for kind in ("logits", "features", "maps", "scores")}
         logits, features = None, {}
-        if any(need.kind in ("logits", "features") for need in wanted):
-            with torch.no_grad():
-                output = self.model(batch.images)
-            logits, features = output.logits, output.features
+        if by["logits"] or by["features"]:
+            logits, features = self.forward(batch.images, [need.what for need in by["features"]])
+            logits = approximate(logits, by["logits"])
+        explained = {need.text: self.explained(batch, need) for need in by["maps"]}
         return Answer(
             logits=logits,
             features=features,
-            maps={need.text: self.maps(batch, need) for need in wanted if need.kind == "maps"},
+            maps={text: maps for text, (maps, _) in explained.items()},
+            targets={text: target for text, (_, target) in explained.items()},
+            scores={need.what: JUDGES.build(need.what)(self.exact, batch) for need in by["scores"]},
             modules={need.what: find(self.model.network, need.what) for need in wanted if need.kind == "module"},
         )
 
-    def maps(self, batch: Batch, need: Need) -> torch.Tensor:
-        """Maps of the very images, or of the canonical ones, moved with the image."""
-        spec, of, target = need.explainer()
-        images = batch.canonical if of == "canonical" else batch.images
-        if need.text not in self.explainers:
-            self.explainers[need.text] = EXPLAINERS.build(spec)
-        explanation = self.explainers[need.text](self.model, images, batch.labels if target == "label" else None)
-        if of == "images" or batch.geometry is None:
-            return explanation.maps
-        return batch.geometry.move(explanation.maps)
+    @property
+    def precision(self) -> Precision:
+        """That of logits and features: what the autocast around the call says, else float32."""
+        device = self.model.device.type
+        if not torch.is_autocast_enabled(device):
+            return "float32"
+        return "bfloat16" if torch.get_autocast_dtype(device) == torch.bfloat16 else "float16"
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What the answers depend on: the network, its weights, and the pixels that it expects."""
+        model = self.model
+        weights = [part for key, value in model.bare_state().items() for part in (key, plain(value))]
+        pixels = [*model.mean.flatten().tolist(), *model.std.flatten().tolist()]
+        return {
+            "teacher": model.name,
+            "weights": digest(*weights),
+            "pixels": {"size": list(model.size), "mean and std": pixels},
+            "classes": len(model.classes),
+        }
+
+    def forward(self, images: Tensor, taps: Collection[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits, and the features at some taps."""
+        model = self.form(self.precision, taps)
+        for tap in taps:
+            model.tap(tap)
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            output = model(images)
+        return output.logits, {tap: feature.to(images.dtype) for tap, feature in output.features.items()}
+
+    @property
+    def exact(self) -> Model:
+        """The model in float32, for maps and whatever is made of them."""
+        return self.form("float32")
+
+    def form(self, precision: Precision, taps: Collection[str] = ()) -> Model:
+        """The model prepared in a precision; once more where a tap that is read now was folded away."""
+        made = self.prepared.get(precision)
+        if made is None or made.folded.intersection(taps):
+            self.kept.update(taps)
+            made = self.prepared[precision] = prepare(self.model, precision=precision, keep=self.kept)
+        return made
+
+    def explained(self, batch: Batch, need: Need) -> tuple[Tensor, Tensor]:
+        """Maps of the images that the need asks for, and the classes that they explain."""
+        rows = need.rows(batch)
+        some = batch if len(rows) == len(batch) else batch.select(torch.from_numpy(rows).to(batch.images.device))
+        if not len(rows):
+            return batch.images.new_zeros(len(batch), 1, 1), torch.zeros_like(batch.labels)
+        images = some.canonical if need.of == "canonical" else some.images
+        found = self.explanation(images, some.labels if need.target == "label" else None, need.what)
+        return spread(batch, rows, moved(some, need, found.maps)), spread(batch, rows, found.target)
+
+    def explanation(self, images: Tensor, target: Tensor | None, part: str) -> Explanation:
+        if part not in self.explainers:
+            self.explainers[part] = build_explainer(part)
+        explainer = self.explainers[part]
+        return explainer(self.form("float32", [explainer.tap] if explainer.tap else []), images, target)
+
+
+def approximate(logits: Tensor, needs: Sequence[Need]) -> Tensor | None:
+    """The logits as exactly as any need asks for them; None where none does."""
+    if not needs or any(need.top is None for need in needs):
+        return logits if needs else None
+    top = max(need.top for need in needs if need.top is not None)
+    return unlevelled(*levelled(logits.float(), top), logits.shape[1])
+
+
+def plain(value: Tensor) -> Any:
+    """A tensor's bytes, of whatever type."""
+    return value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy() if value.numel() else b""
 
 
 def nobody(batch: Batch, needs: Sequence[str]) -> Answer:

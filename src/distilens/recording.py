@@ -1,0 +1,292 @@
+"""Recording a teacher's answers ahead of time, by one process or by many, and checking what was recorded."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from distilens.core import Batch, needs_of
+from distilens.data.augment import AUGMENTS
+from distilens.data.batches import Batches
+from distilens.data.cached import readable
+from distilens.errors import UserError
+from distilens.methods import build_methods
+from distilens.stages import Run, at_work, teacher_of, train_teacher
+from distilens.teachers import StoredTeacher
+from distilens.teachers.needs import Need
+from distilens.teachers.store import Shelf, check_room
+from distilens.teachers.stored import Open, encoded
+from distilens.train import make_accelerator, processes
+
+CLOSE = 0.01
+"""How far an answer that is made again may be from the recorded one, of the record's largest value: rounding on another
+processor stays below it, another picture or teacher does not."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """The answers to one need for one variant (None: the untransformed images), and where they are missing."""
+
+    need: Need
+    variant: int | None
+    place: Open
+    missing: np.ndarray  # positions in the split, of this process's share
+    there: int  # of its share
+
+
+class Recorder:
+    """The answers that a run's methods ask of its teacher.
+
+    Args:
+        run: its recipe says methods, data, augmentation and precision; its teacher is there.
+        variants: how many variants of each image; by default as many as the run shows.
+        share: which share of the images is recorded here, counted from 0, and of how many.
+    """
+
+    def __init__(self, run: Run, *, variants: int | None = None, share: tuple[int, int] = (0, 1)):
+        settings = run.recipe.train
+        self.run, self.accelerator = run, make_accelerator(settings)
+        self.teacher = cast(StoredTeacher, teacher_of(run, recording=True))
+        self.needs = [Need.parse(text) for text in needs_of(build_methods(run.recipe.student.methods).values())]
+        self.needs = [need for need in self.needs if need.kind != "module"]
+        if not self.needs:
+            raise UserError("nothing to record: the student's methods ask nothing of a teacher")
+        self.teacher.variants = self.variants = variants or settings.variants or settings.epochs
+        options = {"device": self.accelerator.device, "workers": settings.workers}
+        split, seed = run.data.train, settings.variant_seed
+        augment = AUGMENTS.build(settings.augment)
+        self.size = settings.batch_size
+        self.still = Batches(split, self.size, **options)
+        self.moving = Batches(split, self.size, augment=augment, ordered=True, variant_seed=seed, **options)
+        # images that were read for one of them serve the other
+        self.moving.images, self.moving.resident = self.still.images, self.still.resident
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        parts = torch.arange(len(split)).split(self.size)
+        mine = parts[share[0] * world + rank :: share[1] * world]
+        self.positions = torch.cat(mine).numpy() if mine else np.zeros(0, np.int64)
+
+    def batches(self, task_variant: int | None) -> Batches:
+        return self.still if task_variant is None else self.moving
+
+    def batch(self, positions: np.ndarray, variant: int | None) -> Batch:
+        return self.batches(variant).batch(torch.from_numpy(positions), None, variant or 0, 0.0)
+
+    def tasks(self) -> list[Task]:
+        """What is to be recorded, and what of it is there already."""
+        found = []
+        for need in self.needs:
+            numbers: list[int | None] = list(range(self.variants)) if need.of == "images" else [None]
+            if need.of == "images" and self.moving.augment and self.moving.augment.still:
+                numbers = [0]
+            for variant in numbers:
+                place = self.place(need, variant)
+                index = self.run.data.train.index[self.positions]
+                filled = place.shelf.filled(index, variant)
+                found.append(Task(need, variant, place, self.positions[~filled], int(filled.sum())))
+        return found
+
+    def place(self, need: Need, variant: int | None) -> Open:
+        """The shelf of a need; the first batch of one image says what its records are."""
+        with self.accelerator.autocast():
+            first = self.batch(np.zeros(1, np.int64), variant)
+            assert first.variant is not None
+            return self.teacher.place(first, need, first.variant)
+
+    def record(self, tasks: list[Task], console: Console | None) -> None:
+        """Record what is missing: the untransformed images first, then a variant at a time, in the order of the set."""
+        passes = list(dict.fromkeys(task.variant for task in tasks))
+        work = {}
+        for variant in passes:
+            due = [task for task in tasks if task.variant == variant and len(task.missing)]
+            if due:
+                positions = np.unique(np.concatenate([task.missing for task in due]))
+                work[variant] = (positions, [task.need.question for task in due])
+        total = sum(len(positions) for positions, _ in work.values())
+        with Advance(console, total) as bar:
+            for variant, (positions, needs) in work.items():
+                batches = self.batches(variant)
+                for part, raw in batches.read(torch.from_numpy(positions).split(self.size)):
+                    with self.accelerator.autocast():
+                        self.teacher(batches.batch(part, raw, variant or 0, 0.0), needs)
+                    bar.advance(len(part))
+
+    def verify(self, tasks: list[Task], count: int) -> list[tuple[str, int, int, int, float]]:
+        """Make random recorded answers again and compare.
+
+        Returns:
+            for each need: how many, how many of them to the last bit, how many further off than `CLOSE`, and the largest
+            difference of all (as a share of its record's largest value).
+        """
+        chance = np.random.default_rng()
+        rows = {}
+        for need in self.needs:
+            mine = [task for task in tasks if task.need is need]
+            filled = [(task, np.setdiff1d(self.positions, task.missing)) for task in mine]
+            entries = [(task, position) for task, positions in filled for position in positions]
+            chosen = [entries[at] for at in chance.permutation(len(entries))[:count]]
+            same, off, most = 0, 0, 0.0
+            for task in mine:
+                positions = np.sort(np.array([position for one, position in chosen if one is task], np.int64))
+                for some in np.split(positions, range(self.size, len(positions), self.size)):
+                    if len(some):
+                        exact, differences = self.compared(task, some)
+                        same += exact
+                        off += int((differences > CLOSE).sum())
+                        most = max(most, float(differences.max()))
+            rows[need.name] = (need.name, len(chosen), same, off, most)
+        return list(rows.values())
+
+    def compared(self, task: Task, positions: np.ndarray) -> tuple[int, np.ndarray]:
+        """How many answers are the same bytes when made again, and how far each is off."""
+        batch, shelf = self.batch(positions, task.variant), task.place.shelf
+        with self.accelerator.autocast():
+            ((found, targets),) = self.teacher.ask(batch, [task.need], np.arange(len(positions)))
+        again = encoded(task.place, task.need, found, targets)
+        there, _ = shelf.read(shelf.rows(self.run.data.train.index[positions], task.variant))
+        was, now = (task.place.codec.decode(records).flatten(1) for records in (there, again))
+        largest = was.abs().amax(1).clamp(min=1e-30)
+        content = [name for name in shelf.dtype.names or () if name != "sum"]
+        exact = sum(
+            all(np.array_equal(a[name], b[name]) for name in content) for a, b in zip(there, again, strict=True)
+        )
+        return exact, ((was - now).abs().amax(1) / largest).numpy()
+
+
+class Advance:
+    """A bar with the speed and the time that is left; without a terminal, a line each tenth."""
+
+    def __init__(self, console: Console | None, total: int):
+        self.console, self.total, self.done, self.said = console, total, 0, 0
+        columns = (
+            TextColumn("recording"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        self.bar = Progress(
+            *columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=True),
+            console=console, disable=console is None or not console.is_terminal,
+        )  # fmt: skip
+        self.task = self.bar.add_task("", total=total, note="")
+
+    def __enter__(self) -> Advance:
+        self.start = time.perf_counter()
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def advance(self, count: int) -> None:
+        self.done += count
+        seconds = time.perf_counter() - self.start
+        rate = self.done / max(seconds, 1e-9)
+        self.bar.update(self.task, completed=self.done, note=f"{rate:,.0f} images/s")
+        tenth = 10 * self.done // self.total
+        if self.console is not None and not self.console.is_terminal and tenth > self.said:
+            self.said = tenth
+            left = (self.total - self.done) / rate
+            said = f"recording {self.done:,}/{self.total:,}  {rate:,.0f} images/s  {left:,.0f} s left"
+            self.console.print(said, highlight=False)
+
+
+def record(
+    run: Run,
+    *,
+    variants: int | None = None,
+    part: tuple[int, int] = (0, 1),
+    again: bool = False,
+    verify: int = 0,
+) -> bool:
+    """Record a teacher's answers for a run, training the teacher first where it is not there; or check random ones.
+
+    Args:
+        variants: of each image; by default as many as the run shows.
+        part: the share of this machine, counted from 0, and of how many machines that are not one launch.
+        again: throw away what is recorded.
+        verify: how many answers to make again and compare, rather than record.
+
+    Returns:
+        whether all answers that were compared are those recorded.
+
+    Raises:
+        UserError: no teacher, nothing to record, answers of something else, or no room for them.
+    """
+    if run.recipe.teacher is None:
+        raise UserError("there is nothing to record without a teacher: name one in [teacher]")
+    with at_work(run):  # only the teacher's training is one process's work: any number of them record
+        train_teacher(run)
+    recorder = Recorder(run, variants=variants, share=part)
+    if again:
+        forget(recorder)
+    tasks = recorder.tasks()
+    if verify:
+        return show_verified(run, recorder.verify(tasks, verify))
+    missing = {task.need.name: 0 for task in tasks}
+    for task in tasks:
+        missing[task.need.name] += len(task.missing)
+    show_plan(run, recorder, tasks, missing)
+    needed = sum(count * shelf_of(tasks, name).dtype.itemsize for name, count in missing.items())
+    check_room(recorder.teacher.folder, needed)
+    processes().wait_for_everyone()
+    recorder.record(tasks, run.console if processes().is_main_process else None)
+    processes().wait_for_everyone()
+    run.say(f"recorded in {recorder.teacher.folder}; used by any run of this teacher with teacher.answers=stored")
+    return True
+
+
+def forget(recorder: Recorder) -> None:
+    """Delete the shelves that a run would read, whatever they were recorded from."""
+    if processes().is_main_process:
+        for need in recorder.needs:
+            for path in recorder.teacher.files(need):
+                path.unlink(missing_ok=True)
+    processes().wait_for_everyone()
+
+
+def shelf_of(tasks: list[Task], name: str) -> Shelf:
+    return next(task.place.shelf for task in tasks if task.need.name == name)
+
+
+def show_plan(run: Run, recorder: Recorder, tasks: list[Task], missing: dict[str, int]) -> None:
+    """What is there and what will be written, by this process."""
+    if run.console is None or not processes().is_main_process:
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("answers", "bytes each", "images", "variants", "there", "to record", "to write"):
+        table.add_column(title, overflow="fold")
+    for name, count in missing.items():
+        mine = [task for task in tasks if task.need.name == name]
+        each = mine[0].place.shelf.dtype.itemsize
+        variants = "" if mine[0].variant is None else str(len(mine))
+        there = sum(task.there for task in mine)
+        cells = (
+            name,
+            str(each),
+            f"{len(recorder.positions):,}",
+            variants,
+            f"{there:,}",
+            f"{count:,}",
+            readable(count * each),
+        )
+        table.add_row(*cells)
+    run.console.print(table)
+
+
+def show_verified(run: Run, rows: list[tuple[str, int, int, int, float]]) -> bool:
+    """What came of making answers again; whether they are the recorded ones."""
+    if run.console is not None and processes().is_main_process:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for title in ("answers", "made again", "same bytes", f"off by over {CLOSE:.0%}", "largest difference"):
+            table.add_column(title, overflow="fold")
+        for name, count, same, off, most in rows:
+            table.add_row(name, f"{count:,}", f"{same:,}", f"{off:,}", f"{most:.2g}")
+        run.console.print(table)
+    return not any(off for *_, off, _ in rows)

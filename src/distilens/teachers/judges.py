@@ -1,0 +1,20 @@
+"""Judges: a number for each image that says how far a teacher is to be followed there."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from distilens.core import Batch, Model
+from distilens.specs import Registry
+
+JUDGES = Registry("judge", {"confidence": "distilens.teachers.judges:Confidence"})
+
+
+class Confidence:
+    """The probability in [0, 1] that the teacher gives to its own first class, of the untransformed image."""
+
+    def __call__(self, model: Model, batch: Batch) -> Float[Tensor, " b"]:
+        with torch.no_grad():
+            return model.logits(batch.canonical).float().softmax(1).amax(1)

@@ -1,0 +1,147 @@
+"""What methods ask of a teacher, as notation.
+
+logits                          the logits of the images
+logits:top=10                   the ten largest of them, the others level: an approximation that takes little room
+features:layer3                 the features at a tap
+maps:ig:steps=32                the explainer's maps; its own options, and further ones:
+    of=images|canonical         of these very crops, or of the untransformed images, moved with them
+    target=top1|label           of the teacher's own first class, or of the label
+    share=0.1,draw=NAME         of the images alone for which `batch.draw(NAME) < share`; zero for the others
+scores:confidence               a judge's score of the untransformed images
+module:fc                       a part of the teacher
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from distilens import draws
+from distilens.core import Batch
+from distilens.errors import UserError
+from distilens.explain import EXPLAINERS
+from distilens.specs import Spec, convert
+from distilens.teachers.judges import JUDGES
+
+FORMS = "logits, logits:top=K, features:TAP, maps:EXPLAINER, scores:JUDGE or module:PATH"
+KINDS = ("logits", "features", "maps", "scores", "module")
+FURTHER = {
+    "of": (Literal["images", "canonical"], "images"),
+    "target": (Literal["top1", "label"], "top1"),
+    "share": (Annotated[float, Field(ge=0, le=1)], 1.0),
+    "draw": (str, None),
+}
+"""What a maps need says beside the explainer's own options: type and default."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """A need, read from its notation.
+
+    Attributes:
+        text: as the method wrote it; answers are found by it.
+        kind: one of `KINDS`.
+        what: the tap, explainer, judge or path.
+        of: whether the answer is of these images, or of the untransformed ones.
+        target: of which class maps are.
+        share, draw: of which images of the batch.
+        top: how many logits; None for all.
+    """
+
+    text: str
+    kind: str
+    what: str
+    of: Literal["images", "canonical"] = "images"
+    target: Literal["top1", "label"] = "top1"
+    share: float = 1.0
+    draw: str | None = None
+    top: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Need:
+        """Read the notation.
+
+        Raises:
+            UserError: no such kind of need, or an option that it does not have.
+        """
+        kind, _, what = text.partition(":")
+        if kind == "logits" and what:
+            top = what.removeprefix("top=")
+            if top == what or not top.isdecimal() or not int(top):
+                raise UserError(f"unknown need {text!r}: {FORMS}")
+            return cls(text, kind, "", top=int(top))
+        if kind not in KINDS or bool(what) != (kind != "logits"):
+            raise UserError(f"unknown need {text!r}: {FORMS}")
+        if kind == "scores":
+            return cls(text, kind, str(JUDGES.resolve(what)), of="canonical")
+        if kind != "maps":
+            return cls(text, kind, what)
+        spec = Spec.parse(what)
+        own = {key: value for key, value in spec.options.items() if key not in FURTHER}
+        explainer = EXPLAINERS.resolve(Spec(spec.name, spec.argument, own))
+        further = {name: spec.options.get(name, default) for name, (_, default) in FURTHER.items()}
+        for name, value in further.items():
+            if name in spec.options:
+                try:
+                    further[name] = convert(value, FURTHER[name][0])
+                except ValueError as error:
+                    raise UserError(f"{text!r}: {name}: {error}; of=canonical|images, target=top1|label") from None
+        if (further["share"] < 1) != (further["draw"] is not None):
+            raise UserError(f"{text!r}: share= and draw= go together, for share is compared with what is drawn")
+        return cls(text, kind, str(explainer), **further)
+
+    @property
+    def question(self) -> str:
+        """The need for all images, with every option of its explainer written out."""
+        if self.kind == "logits":
+            return "logits" if self.top is None else f"logits:top={self.top}"
+        return f"{self.kind}:{self.what}" + (f",target={self.target}" if self.kind == "maps" else "")
+
+    @property
+    def name(self) -> str:
+        """What answers are stored under: the question, and where it is asked of the untransformed images."""
+        return self.question + (f"{',' if ':' in self.question else ':'}of=canonical" if self.of == "canonical" else "")
+
+    def rows(self, batch: Batch) -> np.ndarray:
+        """The positions in the batch of the images that are asked for, found on the host."""
+        if self.draw is None or self.share >= 1:
+            return np.arange(len(batch))
+        index = batch.index.cpu() if batch.variant is None else torch.from_numpy(batch.variant.index)
+        return np.flatnonzero(draws.uniform(self.draw, index, batch.seed, batch.epoch)[:, 0].numpy() < self.share)
+
+
+def moved(batch: Batch, need: Need, maps: Tensor) -> Tensor:
+    """Maps of the untransformed images, moved as the batch's images were; others as they are."""
+    return maps if need.of == "images" or batch.geometry is None else batch.geometry.move(maps)
+
+
+def spread(batch: Batch, rows: np.ndarray, values: Tensor) -> Tensor:
+    """Values of some of the images, at their places in the batch; zero for the others."""
+    if len(rows) == len(batch):
+        return values
+    whole = values.new_zeros(len(batch), *values.shape[1:])
+    whole[torch.from_numpy(rows).to(values.device)] = values
+    return whole
+
+
+def levelled(logits: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The `top` largest logits, their classes, and the one logit that gives the others together the mass that they had.
+
+    `r = logsumexp(others) - log(classes - top)`: with it the probabilities of the largest are exact at temperature 1.
+    """
+    classes = logits.shape[1]
+    values, places = logits.topk(min(top, classes), dim=1)
+    if values.shape[1] == classes:
+        return values, places, values[:, -1]
+    others = logits.scatter(1, places, float("-inf"))
+    return values, places, others.logsumexp(1) - float(np.log(classes - values.shape[1]))
+
+
+def unlevelled(values: Tensor, places: Tensor, rest: Tensor, classes: int) -> Tensor:
+    """The inverse of `levelled`, as far as it goes."""
+    return rest[:, None].repeat(1, classes).scatter(1, places, values)

@@ -1,0 +1,299 @@
+"""A teacher's answers, recorded once and replayed: what is there is read, what is missing is asked of the teacher and kept."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distilens.core import Answer, Batch
+from distilens.data.cached import readable
+from distilens.data.variant import Variant
+from distilens.errors import UserError
+from distilens.runs import read_json
+from distilens.teachers.codecs import Codec, check_finite, codec_of
+from distilens.teachers.needs import Need, moved, spread
+from distilens.teachers.store import Different, Shelf, check_room, file_name
+
+TOGETHER = 16
+"""Answers are made for a multiple of so many images, the last ones repeated: then their bytes do not depend on which other
+images they were made with. (On a CPU a batch of 1, 7 or 127 takes other kernels, and differs in the last bit of float32.)"""
+
+
+@runtime_checkable
+class Recordable(Protocol):
+    """A teacher whose answers can be kept: it says what they depend on."""
+
+    @property
+    def identity(self) -> dict[str, Any]: ...
+
+    @property
+    def precision(self) -> str: ...
+
+    def __call__(self, batch: Batch, needs: Sequence[str]) -> Answer: ...
+
+
+@dataclass
+class Open:
+    """A shelf in use, and the pictures that it was opened for."""
+
+    shelf: Shelf
+    codec: Codec
+    variant: Variant
+
+
+@dataclass
+class Request:
+    """What is read of a shelf for a batch.
+
+    Attributes:
+        chosen: the positions in the batch of the images that are asked for.
+        rows: their records' numbers.
+        records: those records; the ones at `missing` are to be made.
+    """
+
+    need: Need
+    open: Open
+    chosen: np.ndarray
+    rows: np.ndarray
+    records: np.ndarray
+    missing: np.ndarray
+
+
+@dataclass
+class StoredTeacher:
+    """A teacher that answers from a folder, and fills it where it is empty.
+
+    Logits and features are kept for each variant of an image; maps and scores `of=canonical` once, and moved with the image.
+    Whatever was recorded from another teacher, explainer, data set or augmentation is refused. Answers equal those of the
+    teacher itself, with the same variants, to float16 rounding.
+
+    Args:
+        folder: where the records are, or will be.
+        teacher: what is asked when a record is missing; None reads only.
+        maps: how maps are written: `float16` (11 bits) or `uint8` (256 levels between each map's smallest and largest value).
+        again: the command that records everything anew, for messages.
+        say: takes a line of text, such as what will be written.
+        variants: how many variants of an image will be asked for: for the room that they need on the disk.
+    """
+
+    folder: Path
+    teacher: Recordable | None = None
+    maps: Literal["float16", "uint8"] = "float16"
+    again: str = "delete that folder"
+    say: Callable[[str], object] = lambda text: None
+    variants: int = 1
+    opened: dict[tuple, Open] = field(default_factory=dict)
+    recorded: int = 0  # answers that the teacher was asked for
+
+    def __call__(self, batch: Batch, needs: Sequence[str]) -> Answer:
+        wanted = [placed(batch, Need.parse(need)) for need in needs]
+        logits = [need for need in wanted if need.kind == "logits"]
+        most = max(logits, key=lambda need: need.top or sys.maxsize, default=None)  # as exactly as any method asks
+        read = [need for need in wanted if need is most or need.kind in ("features", "maps", "scores")]
+        requests = [self.request(batch, need) for need in read]
+        self.fill(batch, requests)
+        found = {request.need.text: values(batch, request) for request in requests}
+        maps = {need.text: found[need.text] for need in wanted if need.kind == "maps"}
+        return Answer(
+            logits=found[most.text][0] if most else None,
+            features={need.what: found[need.text][0] for need in wanted if need.kind == "features"},
+            maps={text: values for text, (values, _) in maps.items()},
+            targets={text: targets for text, (_, targets) in maps.items()},
+            scores={need.what: found[need.text][0] for need in wanted if need.kind == "scores"},
+            modules=self.modules(batch, [need.text for need in wanted if need.kind == "module"]),
+        )
+
+    def modules(self, batch: Batch, needs: list[str]) -> Any:
+        """Parts of the teacher, which are not stored."""
+        if needs and self.teacher is None:
+            raise UserError(
+                f"{', '.join(needs)}: a part of the teacher is not among its stored answers: give a teacher"
+            )
+        return self.teacher(batch, needs).modules if self.teacher and needs else {}
+
+    def request(self, batch: Batch, need: Need) -> Request:
+        """What is there for a batch, and what is missing."""
+        variant = shown(batch, need)
+        place = self.place(batch, need, variant)
+        chosen = need.rows(batch)
+        rows = place.shelf.rows(variant.index[chosen], None if need.of == "canonical" else variant.number)
+        records, valid = place.shelf.read(rows)
+        self.report_damage(place.shelf)
+        return Request(need, place, chosen, rows, records, np.flatnonzero(~valid))
+
+    def fill(self, batch: Batch, requests: list[Request]) -> None:
+        """Make the missing records; those of the same images are asked for together."""
+        due: dict[tuple, list[Request]] = {}
+        for request in requests:
+            if len(request.missing):
+                positions = request.chosen[request.missing]
+                due.setdefault((request.need.of, positions.tobytes()), []).append(request)
+        for together in due.values():
+            positions = together[0].chosen[together[0].missing]
+            made = self.ask(batch, [request.need for request in together], positions)
+            for request, (found, targets) in zip(together, made, strict=True):
+                records = encoded(request.open, request.need, found, targets)
+                request.open.shelf.write(request.rows[request.missing], records)
+                request.records[request.missing] = records
+                self.recorded += len(records)
+
+    def ask(self, batch: Batch, needs: list[Need], positions: np.ndarray) -> list[tuple[Tensor, Tensor]]:
+        """What the teacher says of some images of a batch, on the host: values, and the classes that maps explain."""
+        index = shown(batch, needs[0]).index[positions]
+        if self.teacher is None:
+            named = ", ".join(need.name for need in needs)
+            raise UserError(
+                f"{len(index)} answers to {named} are not in {self.folder}, the first of them of the image with index "
+                f"{index[0]}, and there is no teacher to ask. Record them: {self.again}"
+            )
+        count = -(-len(positions) // TOGETHER) * TOGETHER
+        padded = torch.from_numpy(np.resize(positions, count)).to(batch.images.device)
+        seen = (batch.untransformed() if needs[0].of == "canonical" else batch).select(padded)
+        answer = self.teacher(seen, [need.question for need in needs])
+        found = []
+        for need in needs:
+            kind = {"features": answer.features, "maps": answer.maps, "scores": answer.scores}
+            key = need.question if need.kind == "maps" else need.what
+            made = answer.logits if need.kind == "logits" else kind[need.kind][key]
+            assert made is not None, "a teacher gives what it is asked for"
+            targets = answer.targets[key] if need.kind == "maps" else seen.labels
+            made = made[: len(positions)].detach().float().cpu()
+            check_finite(made, need, index)
+            found.append((made, targets[: len(positions)].cpu()))
+        return found
+
+    def place(self, batch: Batch, need: Need, variant: Variant) -> Open:
+        """The shelf for the pictures that a batch shows; other pictures are another shelf, or a refusal."""
+        key = (need.name, id(variant.split), variant.augment, variant.seed)
+        if key not in self.opened:
+            self.opened[key] = self.open(batch, need, variant)
+        return self.opened[key]
+
+    def open(self, batch: Batch, need: Need, variant: Variant) -> Open:
+        """Open a shelf, or begin one.
+
+        Raises:
+            UserError: it was recorded from something else, or there is no room for what is to be written.
+        """
+        there = read_json(self.files(need)[1])
+        if self.teacher is None and there is None:
+            raise UserError(f"no answers to {need.name} in {self.folder}. Record them: {self.again}")
+        shape = tuple(there["shape"] if there else self.ask(batch, [need], np.arange(1))[0][0].shape[1:])
+        codec = codec_of(need, shape, maps=self.maps)
+        target = [("target", "<i4")] if need.kind == "maps" else []
+        written = {"written as": type(codec).__name__.lower()}
+        made_from = {**self.identity(need, there), **pictures(variant, need), **written}
+        try:
+            shelf = Shelf(self.folder, need.name, made_from, [*target, *codec.fields(shape)], variant.count, shape)
+        except Different as error:
+            raise UserError(f"{error}\nRecord them again: {self.again}") from None
+        each, images = shelf.dtype.itemsize, len(variant.split)
+        times = 1 if need.of == "canonical" else self.variants
+        whole = each * images * times
+        self.say(
+            f"answers: {need.name}: {each} bytes an image × {images:,} images"
+            f"{f' × {times} variants' if times > 1 else ''} = {readable(whole)}, of which {readable(shelf.taken)} are in "
+            f"{self.folder}"
+        )
+        if self.teacher is not None:
+            check_room(self.folder, max(0, whole - shelf.taken))
+        return Open(shelf, codec, variant)
+
+    def files(self, need: Need) -> tuple[Path, Path]:
+        """The records of a need, and what they were made from."""
+        return self.folder / f"{file_name(need.name)}.bin", self.folder / f"{file_name(need.name)}.json"
+
+    def identity(self, need: Need, there: dict[str, Any] | None) -> dict[str, Any]:
+        """What the answers depend on, on the teacher's side: as it says itself, or as it was recorded."""
+        if self.teacher is None:
+            assert there is not None
+            return {name: there["made from"][name] for name in ("model", "precision")}
+        exact = need.kind in ("maps", "scores")
+        return {"model": self.teacher.identity, "precision": "float32" if exact else self.teacher.precision}
+
+    def report_damage(self, shelf: Shelf) -> None:
+        """Name the records whose sum was wrong; they are made again."""
+        if shelf.damaged:
+            named = ", ".join(shelf.name_of(row) for row in shelf.damaged[:5])
+            more = f" and {len(shelf.damaged) - 5} more" if len(shelf.damaged) > 5 else ""
+            self.say(f"answers: damaged records in {shelf.path} ({named}{more}): not used, and recorded again")
+            shelf.damaged = []
+
+
+def placed(batch: Batch, need: Need) -> Need:
+    """What is asked of images that are shown as they are is asked of the canonical ones."""
+    still = batch.variant is not None and batch.variant.number is None
+    return replace(need, of="canonical") if still and need.kind != "module" else need
+
+
+def shown(batch: Batch, need: Need) -> Variant:
+    """Which pictures a batch shows.
+
+    Raises:
+        UserError: it does not say, so that nothing can be stored by it.
+    """
+    if batch.variant is None:
+        raise UserError(
+            f"{need.text}: this batch does not say which variant of which set it shows, so no answers can be stored by it. "
+            "Batches of distilens.data do; build yours with Batch(variant=...)"
+        )
+    return batch.variant
+
+
+def pictures(variant: Variant, need: Need) -> dict[str, Any]:
+    """What the answers depend on, on the side of the images."""
+    drawing = variant.drawing() if need.of == "images" else {}
+    labels = variant.labels() if need.target == "label" and need.kind == "maps" else {}
+    return {**variant.set(), **drawing, **labels}
+
+
+def encoded(place: Open, need: Need, found: Tensor, targets: Tensor) -> np.ndarray:
+    """Values as records, without their sums."""
+    records = np.zeros(len(found), place.shelf.dtype)
+    place.codec.encode(found, records)
+    if need.kind == "maps":
+        records["target"] = targets.numpy()
+    return records
+
+
+def values(batch: Batch, request: Request) -> tuple[Tensor, Tensor]:
+    """The answer in the records, on the batch's device, moved and in its place; and the classes that maps explain."""
+    need, device, chosen = request.need, batch.images.device, request.chosen
+    found = to(device, request.open.codec.decode(request.records))
+    if need.kind != "maps":
+        return found, batch.labels
+    some = batch if len(chosen) == len(batch) else batch.select(torch.from_numpy(chosen).to(device))
+    targets = to(device, torch.from_numpy(request.records["target"].astype(np.int64)))
+    here = moved(some, need, found) if len(chosen) else found
+    return spread(batch, chosen, here), spread(batch, chosen, targets)
+
+
+def to(device: torch.device, tensor: Tensor) -> Tensor:
+    """A tensor on the device, without waiting for it."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def live(teacher: Recordable, folder: Path, again: str, say: Callable[[str], object], variants: int) -> Recordable:
+    """The teacher answers at every step."""
+    return teacher
+
+
+def stored(
+    teacher: Recordable,
+    folder: Path,
+    again: str,
+    say: Callable[[str], object],
+    variants: int,
+    *,
+    path: str | None = None,
+    maps: Literal["float16", "uint8"] = "float16",
+) -> StoredTeacher:
+    """Answers are recorded once, in `path` or beside the teacher's weights, and read from then on."""
+    return StoredTeacher(folder if path is None else Path(path), teacher, maps, again, say, variants)
