@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from distilens.allocation import kept as memory_kept
 from distilens.core import Batch, needs_of
 from distilens.data.augment import AUGMENTS
 from distilens.data.batches import Batches
@@ -109,7 +110,7 @@ class Recorder:
                 positions = np.unique(np.concatenate([task.missing for task in due]))
                 work[variant] = (positions, [task.need.question for task in due])
         total = sum(len(positions) for positions, _ in work.values())
-        with Advance(console, total) as bar:
+        with memory_kept(), Advance(console, total) as bar:
             for variant, (positions, needs) in work.items():
                 batches = self.batches(variant)
                 for part, raw in batches.read(torch.from_numpy(positions).split(self.size)):

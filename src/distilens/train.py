@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from distilens.allocation import kept as memory_kept
 from distilens.checkpoints import Checkpoints, Interrupted, interruptible
 from distilens.core import Batch, Method, Model, Objective, Teacher
 from distilens.data.augment import AUGMENTS
@@ -94,7 +95,7 @@ def train(
     state = Checkpoints(folder, objective, optimizer, average, plan=plan, main=accelerator.is_main_process)
     place = state.resume()
     log.start(epochs=settings.epochs, steps=len(training), images=training.size, at=place.step, epoch=place.epoch)
-    with log, interruptible() as stop:
+    with log, memory_kept(), interruptible() as stop:
         for epoch in range(place.epoch, settings.epochs):
             objective.train()
             for batch in training.epoch(epoch, start=place.within, epochs=settings.epochs):

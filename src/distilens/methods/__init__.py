@@ -23,6 +23,7 @@ METHODS = Registry(
     {
         "ce": "distilens.methods.ce:CE",
         "kd": "distilens.methods.kd:KD",
+        "dim": "distilens.methods.dim:Dim",
     },
     common=term,
 )

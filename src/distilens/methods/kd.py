@@ -17,15 +17,21 @@ class KD(Method):
     `T^2 * sum_c p_t log(p_t / p_s)` with `p = softmax(z / T)`, per sample, in nats; 0 where both agree. The factor `T^2`
     keeps the gradient's size when T changes. In float32, whatever the precision of the step.
 
+    Args:
+        temperature: `T`.
+        top: take the teacher's largest logits alone, and give the others together the mass that they had at temperature 1: an
+            approximation, for many classes, whose stored answers take little room.
+
     Source: Hinton, Vinyals and Dean 2015 (arXiv 1503.02531), section 2. RepDistiller and torchdistill divide by the batch
     size, as here; KD_Lib's default, a mean squared error of probabilities, is something else.
     """
 
-    needs = ("logits",)
-
-    def __init__(self, *, temperature: Annotated[float, Field(gt=0)] = 4.0):
+    def __init__(
+        self, *, temperature: Annotated[float, Field(gt=0)] = 4.0, top: Annotated[int, Field(ge=1)] | None = None
+    ):
         super().__init__()
         self.temperature = temperature
+        self.needs = ("logits" if top is None else f"logits:top={top}",)
 
     def loss(self, batch: Batch, output: Output, answer: Answer) -> Tensor:
         assert answer.logits is not None, "a teacher gives what is in `needs`"

@@ -1,0 +1,193 @@
+"""What methods ask for is read from its notation, and says again what it was read from."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from distilens.core import Batch
+from distilens.data.geometry import Geometry
+from distilens.data.variant import Variant
+from distilens.errors import UserError
+from distilens.explain import EXPLAINERS
+from distilens.teachers.needs import Need, moved, spread
+from distilens.teachers.store import file_name
+
+OWN = {
+    "gradcam": ["tap=layer1", "tap=last"],
+    "ig": ["steps=3", "rule=riemann", "baseline=0.25", "baseline=blur", "chunk=7", "chunk=none"],
+    "random": ["grid=7", "seed=3", "grid=none"],
+    "centre": ["spread=0.125"],
+}
+FURTHER = [
+    ("of=images",),
+    ("of=canonical",),
+    ("target=label",),
+    ("target=top1",),
+    ("share=0.3", "draw=x"),
+    ("share=1",),
+]
+
+
+def notations(count: int) -> list[str]:
+    """Random needs, each option of a kind at most once, in any order."""
+    chance, found = random.Random(0), []
+    for _ in range(count):
+        name = chance.choice(list(OWN))
+        own = {text.split("=")[0]: text for text in chance.sample(OWN[name], chance.randint(0, len(OWN[name])))}
+        further = {group[0].split("=")[0]: group for group in chance.sample(FURTHER, chance.randint(0, len(FURTHER)))}
+        options = [*own.values(), *(text for group in further.values() for text in group)]
+        chance.shuffle(options)
+        found.append(f"maps:{name}" + (":" + ",".join(options) if options else ""))
+    return found
+
+
+@pytest.mark.parametrize(
+    "text", ["logits", "logits:top=3", "features:layer1.0", "scores:confidence", "module:fc", *OWN]
+)
+def test_the_text_is_kept_as_the_method_wrote_it(text):
+    text = f"maps:{text}" if text in OWN else text
+    assert Need.parse(text).text == text
+
+
+def test_any_notation_says_again_what_it_was_read_from():
+    for text in notations(300):
+        need = Need.parse(text)
+        asked, named = Need.parse(need.question), Need.parse(need.name)
+        assert asked.question == named.question == need.question, text
+        assert named.name == need.name, text
+        assert (named.what, named.of, named.target) == (need.what, need.of, need.target), text
+        assert (asked.of, asked.share, asked.draw) == ("images", 1.0, None), text  # of all images of the batch given
+        given = dict(item.split("=") for item in text.partition(":")[2].partition(":")[2].split(",") if item)
+        assert need.of == given.get("of", "images")
+        assert need.target == given.get("target", "top1")
+        assert need.share == float(given.get("share", 1))
+        assert need.draw == given.get("draw")
+        for name in set(given) - {"of", "target", "share", "draw"}:
+            assert f"{name}={given[name]}" in need.what, text
+
+
+def test_the_order_of_options_makes_no_difference_and_defaults_are_written_out():
+    first = Need.parse("maps:ig:of=canonical,steps=4,target=label")
+    assert Need.parse("maps:ig:target=label,steps=4,rule=gauss,of=canonical").name == first.name
+    assert Need.parse("maps:ig:target=label,steps=5,of=canonical").name != first.name
+    assert Need.parse("maps:ig:target=label,steps=4").name != first.name
+    assert Need.parse("maps:ig:of=canonical,steps=4").name != first.name
+
+
+def test_which_images_are_asked_for_is_no_part_of_what_is_recorded():
+    assert Need.parse("maps:gradcam:share=0.5,draw=x").name == Need.parse("maps:gradcam").name
+
+
+@pytest.mark.parametrize("name", [name for name in EXPLAINERS if name != "captum"])
+@pytest.mark.parametrize("options", ["", ":of=canonical,target=label"])
+def test_every_explainer_can_be_asked_for_by_its_whole_name(name, options):
+    need = Need.parse(f"maps:{name}{options}")
+    assert Need.parse(need.question).question == need.question
+    assert Need.parse(need.name).name == need.name
+
+
+def test_adapters_of_other_libraries_are_asked_for_by_their_whole_name_too():
+    need = Need.parse("maps:captum:Saliency,of=canonical")
+    assert Need.parse(need.question).question == need.question
+    assert "Saliency" in need.what
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ("maps:random:seed=1", "maps:random:seed=-1"),
+        ("features:a.b", "features:a-b", "features:a:b", "features:a b"),
+        ("logits", "logits:top=1", "logits:top=11"),
+        ("maps:gradcam", "maps:gradcam:of=canonical", "maps:gradcam:target=label", "maps:gradcam++"),
+        ("maps:gradcam:tap=" + "x" * 200, "maps:gradcam:tap=" + "x" * 199 + "y"),
+    ],
+)
+def test_no_two_needs_share_a_file(texts):
+    assert len({file_name(Need.parse(text).name).lower() for text in texts}) == len(texts)
+    assert all(len(file_name(Need.parse(text).name)) < 200 for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("logits:top=0", "unknown need 'logits:top=0': logits, logits:top=K, features:TAP"),
+        ("logits:top=-1", "logits:top=K"),
+        ("logits:top=2.5", "logits:top=K"),
+        ("logits:top=", "logits:top=K"),
+        ("logits:10", "logits:top=K"),
+        ("scores:confidense", "unknown judge 'confidense'. Did you mean 'confidence'"),
+        ("scores:confidence:x=1", "unknown option 'x'"),
+        ("maps:gradcam:of=crop", r"of: .*'crop'; of=canonical\|images, target=top1\|label"),
+        ("maps:gradcam:target=labels", r"target: .*'labels'.*target=top1\|label"),
+        ("maps:ig:share=1.5,draw=x", "share: .*less than or equal to 1; given '1.5'"),
+        ("maps:ig:share=-0.1,draw=x", "share: .*greater than or equal to 0"),
+        ("maps:ig:share=nan,draw=x", "share: .*finite number"),
+        ("maps:ig:share=half,draw=x", "share: .*number.*'half'"),
+        ("maps:ig:share=0.5", "share= and draw= go together"),
+        ("maps:ig:draw=x", "share= and draw= go together"),
+        ("maps:ig:steps=0", "option 'steps' of explainer 'ig'.*greater than or equal to 1"),
+        ("maps:ig:stepps=3", "unknown option 'stepps'.*Did you mean 'steps'"),
+        ("maps:gradcam:tap=[a", "brackets"),
+    ],
+)
+def test_what_is_wrong_is_said_with_what_is_right(text, said):
+    with pytest.raises(UserError, match=said):
+        Need.parse(text)
+
+
+# which images
+
+
+def batch_of(index, *, seed=3, epoch=2, hosted=True) -> Batch:
+    index = torch.as_tensor(index)
+    variant = Variant(0, None, index.numpy(), None, 0) if hosted else None
+    return Batch(torch.zeros(len(index), 3, 2, 2), index * 0, index, variant=variant, seed=seed, epoch=epoch)
+
+
+@pytest.mark.parametrize("hosted", [True, False])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9])
+def test_the_images_asked_for_are_those_that_the_batch_draws(share, hosted):
+    batch = batch_of(torch.arange(200), hosted=hosted)
+    rows = Need.parse(f"maps:gradcam:share={share},draw=coin").rows(batch)
+    assert rows.tolist() == torch.nonzero(batch.draw("coin")[:, 0] < share)[:, 0].tolist()
+    assert abs(len(rows) / 200 - share) < 0.1
+
+
+def test_an_image_is_asked_for_or_not_whatever_batch_it_is_in():
+    need = Need.parse("maps:gradcam:share=0.4,draw=coin")
+    whole = set(need.rows(batch_of(torch.arange(100))).tolist())
+    order = torch.randperm(100)
+    for part in order.split(17):
+        rows = need.rows(batch_of(part))
+        assert {int(part[row]) for row in rows} == whole & set(part.tolist())
+    assert set(need.rows(batch_of(torch.arange(100), epoch=3)).tolist()) != whole
+    assert set(need.rows(batch_of(torch.arange(100), seed=4)).tolist()) != whole
+    assert set(Need.parse("maps:gradcam:share=0.4,draw=dice").rows(batch_of(torch.arange(100))).tolist()) != whole
+
+
+@pytest.mark.parametrize("text", ["logits", "maps:gradcam", "maps:gradcam:share=1", "scores:confidence"])
+def test_all_images_are_asked_for_where_nothing_is_drawn(text):
+    assert Need.parse(text).rows(batch_of([5, 3, 9])).tolist() == [0, 1, 2]
+
+
+def test_values_stand_in_their_places_and_zero_elsewhere():
+    batch = batch_of(torch.arange(6))
+    values = torch.tensor([[1.0, 2], [3, 4]])
+    found = spread(batch, np.array([4, 1]), values)
+    assert found.tolist() == [[0, 0], [3, 4], [0, 0], [0, 0], [1, 2], [0, 0]]
+    assert spread(batch, np.zeros(0, np.int64), values[:0]).tolist() == [[0, 0]] * 6
+    classes = spread(batch, np.array([2]), torch.tensor([7]))
+    assert classes.tolist() == [0, 0, 7, 0, 0, 0] and classes.dtype == torch.int64
+
+
+def test_only_maps_of_the_untransformed_images_are_moved():
+    box = torch.tensor([[0.0, 1, 4, 4]])
+    geometry = Geometry(box, torch.tensor([True]), (4, 4), (4, 4), whole=True)
+    batch = batch_of([0]).replaced(geometry=geometry)
+    maps = torch.arange(16.0).view(1, 4, 4)
+    assert torch.equal(moved(batch, Need.parse("maps:gradcam"), maps), maps)
+    there = moved(batch, Need.parse("maps:gradcam:of=canonical"), maps)
+    assert torch.equal(there, geometry.move(maps)) and not torch.equal(there, maps)
+    assert torch.equal(moved(batch_of([0]), Need.parse("maps:gradcam:of=canonical"), maps), maps)

@@ -1,0 +1,509 @@
+"""Answers recorded ahead of time are those that a training records by itself, whoever records them, and however it ends."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from distilens import cli
+from distilens.errors import UserError
+from distilens.methods import METHODS, build_methods
+from distilens.models import MODELS
+from distilens.recipe import Training, make_recipe
+from distilens.recording import Recorder, record
+from distilens.specs import Entry
+from distilens.stages import Run, at_work, load_run, teacher_of, train_stage, train_teacher
+from distilens.teachers import LiveTeacher, store
+from distilens.teachers.store import sums
+from distilens.train import train
+
+NETS = """
+from torch import nn
+from distilens.methods.kd import KD
+
+def tiny(classes):
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes),
+    )
+    nn.init.normal_(network[-1].weight, std=3.0)  # so that images and variants are told apart
+    return network
+
+class Asks(KD):
+    def __init__(self, *, needs: str):
+        super().__init__()
+        self.needs = ("logits", *needs.split(";"))
+"""
+
+RECIPE = {
+    "name": "recorded",
+    "data": "shapes:train=120,test=40,size=16",
+    "teacher": {"model": "python:nets:tiny", "answers": "stored", "train": {"epochs": 1}},
+    "student": {"model": "python:nets:tiny", "methods": ["ce", "kd"]},
+    "train": {"epochs": 3, "batch_size": 20, "precision": "float32", "workers": 0, "log_every": 1},
+    "explain": {"explainers": ["gradcam"], "images": 4, "measured": 8},
+}
+IMAGES, TRAINED = 120, 104  # of the set, and of those the ones that are trained on
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory):
+    """A working directory with data and a run whose teacher is trained."""
+    place = tmp_path_factory.mktemp("recording")
+    (place / "nets.py").write_text(NETS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        patch.syspath_prepend(str(place))
+        run = Run(Path("runs/taught"), make_recipe(RECIPE))
+        with at_work(run):
+            train_teacher(run)
+    yield place
+    sys.modules.pop("nets", None)
+
+
+@pytest.fixture
+def place(taught, tmp_path, monkeypatch):
+    """A copy of it, in which one is; the method `asks` learns from logits, and asks for more."""
+    monkeypatch.setitem(METHODS.entries, "asks", Entry("nets:Asks"))
+    shutil.copytree(taught, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def another(name: str, *changes: str) -> Run:
+    """A run with the same teacher, and answers of its own."""
+    own = ["teacher.model=run:runs/taught,part=teacher", f"teacher.answers=stored:path=runs/{name}/answers"]
+    return Run(Path("runs") / name, make_recipe(RECIPE, [*own, *changes]), Console(file=StringIO(), width=200))
+
+
+def folder_of(run: Run) -> Path:
+    return run.folder / "answers"
+
+
+def said(run: Run) -> str:
+    text = run.console.file.getvalue()
+    run.console.file.truncate(0)
+    run.console.file.seek(0)
+    return text
+
+
+def records_of(run: Run | Path) -> dict[str, dict[int, bytes]]:
+    """Every whole record in a run's answers, by need and number; all are checked."""
+    folder = run if isinstance(run, Path) else folder_of(run)
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        about = json.loads(path.read_text())
+        dtype = np.dtype([(name, kind, tuple(shape)) for name, kind, shape in about["record"]])
+        content = path.with_suffix(".bin").read_bytes() if path.with_suffix(".bin").exists() else b""
+        records = np.frombuffer(content[: len(content) // dtype.itemsize * dtype.itemsize], dtype)
+        seal = int(store.key_of(about), 16) & 0xFFFFFFFF
+        valid = np.flatnonzero(records["sum"] == sums(records, np.arange(len(records)), seal))
+        found[about["need"]] = {int(row): records[row].tobytes() for row in valid}
+    return found
+
+
+def agree(part: dict, whole: dict, *, atleast: int = 1) -> None:
+    """All that the one has, the other has as well, and it is the same."""
+    assert part.keys() <= whole.keys()
+    for need, records in part.items():
+        assert len(records) >= atleast, need
+        assert all(whole[need].get(row) == content for row, content in records.items()), need
+
+
+CAM = "student.methods=[asks:needs=[maps:gradcam:of=canonical]]"
+MAPS = "student.methods=[ce,asks:needs=[maps:gradcam:of=canonical;maps:ig:steps=2,target=label;scores:confidence]]"
+
+
+# ahead of time, and by training
+
+
+@pytest.mark.parametrize("changes", [["train.batch_size=20"], ["train.batch_size=7", "seed=3", "train.variants=2"]])
+def test_recording_ahead_and_by_training_give_the_same_bytes(place, changes):
+    ahead, by_training = another("ahead", "train.batch_size=48", MAPS), another("lazy", *changes, MAPS)
+    assert record(ahead)
+    train_stage(by_training)
+    whole, part = records_of(ahead), records_of(by_training)
+    assert sorted(map(len, whole.values())) == [TRAINED, TRAINED, 3 * TRAINED, 3 * TRAINED]
+    agree(part, whole, atleast=100)
+    for path in folder_of(by_training).glob("*.json"):
+        assert path.read_bytes() == (folder_of(ahead) / path.name).read_bytes()
+
+
+def test_training_on_what_was_recorded_asks_the_teacher_nothing(place, monkeypatch):
+    run = another("ahead")
+    record(run)
+    before = records_of(run)
+    live = another("live", "teacher.answers=live")
+    train_stage(live)
+    monkeypatch.setattr(LiveTeacher, "__call__", lambda *given: pytest.fail("the teacher was asked"))
+    for changes in ([], ["seed=5"], ["train.variants=3"], ["train.epochs=2", "train.variants=1"]):
+        other = another("ahead", *changes)
+        train_stage(other)
+        assert records_of(other) == before
+        if not changes:
+            ours, theirs = ([row["terms"] for row in one.metrics.rows() if "terms" in row] for one in (other, live))
+            assert len(ours) == len(theirs) > 30
+            for one, two in zip(ours, theirs, strict=True):
+                assert one == pytest.approx(two, rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("choice", ["shots=4", "limit=40"])
+def test_what_is_recorded_for_all_serves_a_run_with_few_images(place, monkeypatch, choice):
+    run = another("ahead")
+    record(run)
+    monkeypatch.setattr(LiveTeacher, "__call__", lambda *given: pytest.fail("the teacher was asked"))
+    few = another("few", f"data=shapes:train=120,test=40,size=16,{choice}", "train.batch_size=8")
+    shutil.copytree(folder_of(run), folder_of(few))
+    model = load_run("runs/taught").model("teacher")
+    train(model, build_methods(["kd"]), few.data, Training(**RECIPE["train"]), teacher=teacher_of(few))
+    assert records_of(few) == records_of(run)
+
+
+def test_a_teacher_of_another_run_keeps_its_answers_for_all(place):
+    changes = ["teacher.model=run:runs/taught"]
+    first = Run(Path("runs/first"), make_recipe(RECIPE, changes))
+    assert record(first)
+    answers = Path("runs/taught/teacher/answers")
+    assert len(records_of(answers)["logits"]) == 3 * TRAINED
+    second = Run(Path("runs/second"), make_recipe(RECIPE, [*changes, "seed=2"]), Console(file=StringIO(), width=200))
+    assert record(second)
+    row = next(line.split() for line in said(second).splitlines() if line.startswith("logits "))
+    assert row[-4:-2] == ["312", "0"]  # there, to record
+    assert not (first.folder / "teacher" / "answers").exists()
+
+
+def test_a_teacher_of_another_run_serves_the_run_folder_too(place):
+    run = Run(Path("runs/first"), make_recipe(RECIPE, ["teacher.model=run:runs/taught"]))
+    assert record(run)
+    assert record(load_run(run.folder), verify=5)  # by its own recipe.toml, with every option written out
+
+
+def test_a_model_is_the_same_one_however_its_notation_is_written(place):
+    short, long = (
+        Run(
+            Path(f"runs/{name}"), make_recipe(RECIPE, [f"teacher.model={model}", "teacher.answers=stored:path=answers"])
+        )
+        for name, model in (("short", "resnet8"), ("long", str(MODELS.resolve("resnet8"))))
+    )
+    assert record(short)
+    before = records_of(Path("answers"))
+    assert record(long)
+    assert records_of(Path("answers")) == before
+
+
+def test_recording_again_finds_all_there(place):
+    run = another("ahead")
+    record(run, variants=2)
+    before = {path: path.stat().st_mtime_ns for path in folder_of(run).iterdir()}
+    first = records_of(run)
+    assert {need: len(records) for need, records in first.items()} == {"logits": 2 * TRAINED}
+    record(run, variants=2)
+    assert before == {path: path.stat().st_mtime_ns for path in folder_of(run).iterdir()}
+    record(run)  # as many as the run shows
+    agree(first, records_of(run))
+    assert len(records_of(run)["logits"]) == 3 * TRAINED
+
+
+def test_without_augmentation_one_variant_is_recorded(place):
+    run = another("ahead", "train.augment=none")
+    record(run)
+    assert len(records_of(run)["logits"]) == TRAINED
+
+
+@pytest.mark.parametrize("parts", [2, 3, 9])
+def test_parts_are_disjoint_and_together_all(place, parts):
+    whole = another("whole", CAM)
+    record(whole)
+    together: dict[str, dict[int, bytes]] = {}
+    run = another("parts", CAM)
+    for part in range(parts):
+        alone = another(f"part{part}", CAM)
+        record(alone, part=(part, parts))
+        for need, records in records_of(alone).items():
+            assert not records.keys() & together.setdefault(need, {}).keys()
+            together[need] |= records
+        record(run, part=(part, parts))
+        assert records_of(run) == together
+    assert together == records_of(whole)
+
+
+def test_again_throws_away_and_records_anew(place):
+    run, other = another("ahead"), another("other", "train.augment=crop:padding=1")
+    record(other)
+    shutil.copytree(folder_of(other), folder_of(run))
+    with pytest.raises(UserError, match="padding: recorded 1, this run 4") as error:
+        record(run)
+    command = re.search(r"Record them again: distilens (.*)", str(error.value))[1]
+    assert command == "record runs/ahead --again"
+    record(run, again=True)
+    whole = another("whole")
+    record(whole)
+    assert records_of(run) == records_of(whole)
+
+
+# checking
+
+
+def test_verify_finds_what_is_right_and_what_is_not(place):
+    run = another("ahead", CAM)
+    record(run)
+    assert len(records_of(run)) == 2
+    said(run)
+    before = {path: path.stat().st_mtime_ns for path in folder_of(run).iterdir()}
+    assert record(run, verify=30)
+    rows = [line.split() for line in said(run).splitlines() if line.startswith(("logits ", "maps:"))]
+    assert [row[-4:] for row in rows[-2:]] == [["30", "30", "0", "0"]] * 2
+    assert before == {path: path.stat().st_mtime_ns for path in folder_of(run).iterdir()}
+    # records with right sums of wrong content
+    path = folder_of(run) / "logits.bin"
+    about = json.loads(path.with_suffix(".json").read_text())
+    dtype = np.dtype([(name, kind, tuple(shape)) for name, kind, shape in about["record"]])
+    records = np.frombuffer(path.read_bytes(), dtype).copy()
+    records["values"] = np.roll(records["values"], 1, axis=1)
+    records["sum"] = np.where(
+        records["sum"], sums(records, np.arange(len(records)), int(store.key_of(about), 16) & 0xFFFFFFFF), 0
+    )
+    path.write_bytes(records.tobytes())
+    assert not record(run, verify=30)
+    row = next(line.split() for line in said(run).splitlines() if line.startswith("logits "))
+    assert row[1] == "30" and int(row[3]) > 20
+
+
+def damage(run: Run) -> str:
+    """Break a record; returns its name."""
+    path, image = folder_of(run) / "logits.bin", int(run.data.train.index[5])
+    content = bytearray(path.read_bytes())
+    content[(image + IMAGES) * 24 + 12] ^= 1
+    path.write_bytes(content)
+    said(run)
+    return f"image {image} variant 0"
+
+
+def test_recording_names_damage_once_and_mends_it(place):
+    run = another("ahead")
+    record(run)
+    whole, name = records_of(run), damage(run)
+    record(run)
+    lines = [line for line in said(run).splitlines() if "damaged records" in line]
+    assert len(lines) == 1 and lines[0].count(name) == 1
+    assert records_of(run) == whole
+    record(run)
+    assert "damaged records" not in said(run)
+
+
+def test_verify_says_what_is_damaged(place):
+    run = another("ahead")
+    record(run)
+    name = damage(run)
+    record(run, verify=3)
+    assert name in said(run)
+
+
+def test_verify_of_what_is_not_recorded_is_not_a_success(place):
+    with pytest.raises(UserError):
+        record(another("nothing"), verify=3)
+
+
+# mistakes
+
+
+def command(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
+    monkeypatch.setattr(sys, "argv", ["distilens", "record", *arguments])
+    code = 0
+    try:
+        cli.main()
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    return code, capsys.readouterr().err
+
+
+def test_the_command_records_verifies_and_says_what_is_wrong(place, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    load_folder = ["runs/taught"]
+    code, error = command(monkeypatch, capsys, *load_folder)
+    assert code == 0, error
+    assert "recorded in runs/taught/teacher/answers" in error
+    assert len(records_of(Path("runs/taught/teacher/answers"))["logits"]) == 3 * TRAINED
+    assert command(monkeypatch, capsys, "runs/taught", "--part", "2/2", "--variants", "1")[0] == 0
+    code, error = command(monkeypatch, capsys, "runs/taught", "--verify", "5")
+    assert code == 0 and "same bytes" in error
+    for arguments, text in (
+        (["runs/taught", "--part", "3/2"], "part"),
+        (["runs/taught", "--part", "0/2"], "part"),
+        (["runs/taught", "--part", "x"], "part"),
+        (["nowhere"], "no recipe at nowhere"),
+    ):
+        code, error = command(monkeypatch, capsys, *arguments)
+        assert code == 2 and text in error and "Traceback" not in error, arguments
+
+
+def test_nothing_to_record_is_said(place):
+    with pytest.raises(UserError, match=r"without a teacher: name one in \[teacher\]"):
+        record(
+            Run(
+                Path("runs/none"),
+                make_recipe({**RECIPE, "teacher": None, "student": {"model": "resnet8", "methods": ["ce"]}}),
+            )
+        )
+    with pytest.raises(UserError, match="the student's methods ask nothing of a teacher"):
+        record(another("ce", "student.methods=[ce]"))
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_recorded(place, monkeypatch):
+    run = another("ahead")
+    usage = shutil._ntuple_diskusage(0, 0, store.SPARE + 24 * 3 * TRAINED - 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(store.shutil, "disk_usage", lambda path: usage)
+        with pytest.raises(UserError, match=r"the disk is full: 7\.5 kB of answers"):
+            record(run)
+    assert records_of(run) in ({}, {"logits": {}})
+    record(run)
+    assert len(records_of(run)["logits"]) == 3 * TRAINED
+
+
+# killed, and many at once
+
+SERVER = """
+# Runs `distilens record` in forks of one process that has imported everything: argv is a list of lists of arguments.
+import json, os, random, sys, time
+from distilens import cli, recording, stages, explain
+import distilens.methods.kd, distilens.explain.gradcam, nets
+
+def begin(arguments):
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        sys.argv = ["distilens", "record", *arguments]
+        error = open(f"error.{os.getpid()}", "w")
+        sys.stderr = error
+        cli.main()
+        code = 0
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    finally:
+        error.flush()
+        os._exit(code)
+
+def end(child):
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return [code, open(f"error.{child}").read() if os.path.exists(f"error.{child}") else ""]
+
+job = json.loads(sys.argv[1])
+if job["kill"]:
+    chance = random.Random(job["seed"])
+    for _ in range(job["kill"]):
+        child = begin(job["commands"][0])
+        time.sleep(chance.uniform(*job["after"]))
+        os.kill(child, 9)
+        end(child)
+    print(json.dumps([]))
+else:
+    children = [begin(arguments) for arguments in job["commands"]]
+    print(json.dumps([end(child) for child in children]))
+"""
+
+
+def serve(place: Path, **job) -> list:
+    (place / "server.py").write_text(SERVER)
+    job = {"kill": 0, "seed": 0, "after": [0, 1], **job}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(place)}
+    done = subprocess.run(
+        [sys.executable, "server.py", json.dumps(job)],
+        cwd=place,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_goes_on_and_ends_with_the_same_bytes(place):
+    changes = ["data=shapes:train=1500,test=40,size=16"]
+    whole = another("whole", *changes)
+    start = time.perf_counter()
+    record(whole, variants=12)
+    seconds = time.perf_counter() - start
+    expected = records_of(whole)
+    total = len(expected["logits"])
+    run = written(another("killed", *changes))
+    before = 0
+    for seed in range(3):
+        serve(place, commands=[["runs/killed", "--variants", "12"]], kill=4, seed=seed, after=[0.05, 0.4 + seconds / 3])
+        found = records_of(run)
+        if found:
+            agree(found, expected, atleast=0)
+            assert len(found["logits"]) >= before  # nothing that was there is lost
+            before = len(found["logits"])
+    assert 0 < before < total, "the kills were too early or too late to test anything"
+    recorder = Recorder(run, variants=12)
+    tasks = recorder.tasks()
+    assert sum(len(task.missing) for task in tasks) == total - before
+    recorder.record(tasks, None)
+    assert recorder.teacher.recorded == total - before  # nothing is recorded twice
+    assert records_of(run) == expected
+    assert record(run, variants=12, verify=50)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("together", [2, 3])
+def test_processes_without_a_launcher_fill_one_folder(place, together):
+    answers = "teacher.answers=stored:path=runs/together"
+    runs = [written(another(f"own{number}", answers)) for number in range(together)]
+    ended = serve(place, commands=[[str(run.folder)] for run in runs])
+    assert [code for code, _ in ended] == [0] * together, ended
+    whole = another("whole")
+    record(whole)
+    assert records_of(Path("runs/together")) == records_of(whole)
+    assert record(runs[0], verify=50)
+
+
+@pytest.mark.slow
+def test_parts_of_one_run_can_be_recorded_at_once(place):
+    run, whole = written(another("one")), another("whole")
+    ended = serve(place, commands=[["runs/one", "--part", f"{part}/3"] for part in (1, 2, 3)])
+    assert [code for code, _ in ended] == [0, 0, 0], ended
+    record(whole)
+    assert records_of(run) == records_of(whole)
+
+
+def written(run: Run) -> Run:
+    """A run whose recipe is in its folder, for other processes."""
+    run.folder.mkdir()
+    (run.folder / "recipe.toml").write_text(run.recipe.to_toml())
+    return run
+
+
+def launch(place: Path, *arguments: str, processes: int) -> None:
+    launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
+    launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    line = [sys.executable, *(launcher if processes > 1 else []), "-m", "distilens", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(place)}
+    done = subprocess.run(line, cwd=place, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_two_processes_of_a_launch_record_what_one_does(place):
+    whole = another("whole")
+    record(whole)
+    expected = records_of(whole)
+    for name, words in (("ahead", ["record"]), ("lazy", ["train"])):
+        run = written(another(name))
+        launch(place, *words, f"runs/{name}", processes=2)
+        found = records_of(run)
+        agree(found, expected, atleast=3 * TRAINED if name == "ahead" else 200)
