@@ -43,7 +43,8 @@ class Training(Section):
     `precision` and `channels_last` are chosen for the processor when `auto`. `variants` is the number of augmentations of an
     image (0: a new one each epoch). They are drawn from `variant_seed`, which is not the run's seed: so all seeds of an
     experiment see the same pictures, and a teacher's stored answers serve them all. `select` says which weights are kept: the
-    `best` epoch on validation, or the `last`.
+    `best` epoch on validation, or the `last`. Images are `resident` in the device's memory where they fit, or are read by
+    `workers` processes.
     """
 
     epochs: Count = 10
@@ -62,11 +63,17 @@ class Training(Section):
     log_every: Count = 20
     keep_every: Annotated[int, Field(ge=0)] = 0
     workers: Annotated[int, Field(ge=0)] = 2
+    resident: bool | Literal["auto"] = "auto"
     tensorboard: bool = False
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How images are read, which changes nothing of what is read: for `Batches`."""
+        return {"workers": self.workers, "resident": None if self.resident == "auto" else self.resident}
 
     def decisive(self) -> dict[str, Any]:
         """What the weights depend on, with every option written out: nothing of the log, nor who reads the images."""
-        return with_options(self.model_dump(exclude={"log_every", "keep_every", "workers", "tensorboard"}))
+        return with_options(self.model_dump(exclude={"log_every", "keep_every", "workers", "resident", "tensorboard"}))
 
 
 class TeacherPart(Section):

@@ -60,7 +60,7 @@ class Recorder:
         if not self.needs:
             raise UserError("nothing to record: the student's methods ask nothing of a teacher")
         self.teacher.variants = self.variants = variants or settings.variants or settings.epochs
-        options = {"device": self.accelerator.device, "workers": settings.workers}
+        options = {"device": self.accelerator.device, **settings.reading}
         split, seed = run.data.train, settings.variant_seed
         augment = AUGMENTS.build(settings.augment)
         self.size = settings.batch_size

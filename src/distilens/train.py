@@ -64,7 +64,7 @@ def train(
     torch.manual_seed(seed + 1_000_003 * accelerator.process_index)
 
     def batches(split, augment=None):
-        ranks = {"rank": accelerator.process_index, "world": accelerator.num_processes, "workers": settings.workers}
+        ranks = {"rank": accelerator.process_index, "world": accelerator.num_processes, **settings.reading}
         options = {"seed": seed, "variant_seed": settings.variant_seed, "variants": settings.variants, **ranks}
         return Batches(split, settings.batch_size, augment=augment, device=accelerator.device, **options)
 

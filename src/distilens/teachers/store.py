@@ -23,6 +23,7 @@ from distilens.runs import disk_told, key_of, read_json, write_json
 from distilens.specs import safe
 
 FORMAT = 1
+BLOCK = 4096
 SPARE = 16 * 2**20
 """Bytes that are left free on the disk."""
 
@@ -75,6 +76,11 @@ class Shelf:
     @property
     def about(self) -> Path:
         return self.path.with_suffix(".json")
+
+    def room(self, images: int) -> int:
+        """The bytes on the disk that records of so many images of the set take at most: a file grows by whole blocks."""
+        each = self.dtype.itemsize
+        return min(self.images * each, images * (each + BLOCK))
 
     @property
     def taken(self) -> int:

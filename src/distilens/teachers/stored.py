@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -66,7 +66,6 @@ class Request:
     missing: np.ndarray
 
 
-@dataclass
 class StoredTeacher:
     """A teacher that answers from a folder, and fills it where it is empty.
 
@@ -83,14 +82,20 @@ class StoredTeacher:
         variants: how many variants of an image will be asked for: for the room that they need on the disk.
     """
 
-    folder: Path
-    teacher: Recordable | None = None
-    maps: Literal["float16", "uint8"] = "float16"
-    again: str = "delete that folder"
-    say: Callable[[str], object] = lambda text: None
-    variants: int = 1
-    opened: dict[tuple, Open] = field(default_factory=dict)
-    recorded: int = 0  # answers that the teacher was asked for
+    def __init__(
+        self,
+        folder: str | Path,
+        teacher: Recordable | None = None,
+        *,
+        maps: Literal["float16", "uint8"] = "float16",
+        again: str = "delete that folder",
+        say: Callable[[str], object] = lambda text: None,
+        variants: int = 1,
+    ):
+        self.folder, self.teacher, self.maps = Path(folder), teacher, maps
+        self.again, self.say, self.variants = again, say, variants
+        self.opened: dict[tuple, Open] = {}
+        self.recorded = 0  # answers that the teacher was asked for
 
     def __call__(self, batch: Batch, needs: Sequence[str]) -> Answer:
         wanted = [placed(batch, Need.parse(need)) for need in needs]
@@ -196,11 +201,11 @@ class StoredTeacher:
             raise UserError(f"{error}\nRecord them again: {self.again}") from None
         each, images = shelf.dtype.itemsize, len(variant.split)
         times = 1 if need.of == "canonical" else self.variants
-        whole = each * images * times
+        whole = shelf.room(images) * times
         self.say(
             f"answers: {need.name}: {each} bytes an image × {images:,} images"
-            f"{f' × {times} variants' if times > 1 else ''} = {readable(whole)}, of which {readable(shelf.taken)} are in "
-            f"{self.folder}"
+            f"{f' × {times} variants' if times > 1 else ''}: at most {readable(whole)} on the disk, of which "
+            f"{readable(shelf.taken)} are in {self.folder}"
         )
         if self.teacher is not None:
             check_room(self.folder, max(0, whole - shelf.taken))
@@ -296,4 +301,4 @@ def stored(
     maps: Literal["float16", "uint8"] = "float16",
 ) -> StoredTeacher:
     """Answers are recorded once, in `path` or beside the teacher's weights, and read from then on."""
-    return StoredTeacher(folder if path is None else Path(path), teacher, maps, again, say, variants)
+    return StoredTeacher(path or folder, teacher, maps=maps, again=again, say=say, variants=variants)
