@@ -106,7 +106,7 @@ def test_killed_while_a_checkpoint_is_written(data, tmp_path, monkeypatch, name,
             return write(path, make)
         if done == "half":
             path.parent.mkdir(exist_ok=True)
-            path.with_name(f".{name}.999999999").write_bytes(b"half")
+            path.with_name(f".{name}.{runs.HOST}.999999999").write_bytes(b"half")
             raise Killed
         write(path, make)
         raise Killed

@@ -183,14 +183,12 @@ def test_a_teacher_of_another_run_keeps_its_answers_for_all(place):
     assert not (first.folder / "teacher" / "answers").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="answers_folder reads part=none of a resolved recipe as the text none")
 def test_a_teacher_of_another_run_serves_the_run_folder_too(place):
     run = Run(Path("runs/first"), make_recipe(RECIPE, ["teacher.model=run:runs/taught"]))
     assert record(run)
     assert record(load_run(run.folder), verify=5)  # by its own recipe.toml, with every option written out
 
 
-@pytest.mark.xfail(strict=True, reason="the identity has the notation as it was written")
 def test_a_model_is_the_same_one_however_its_notation_is_written(place):
     short, long = (
         Run(
@@ -292,7 +290,6 @@ def damage(run: Run) -> str:
     return f"image {image} variant 0"
 
 
-@pytest.mark.xfail(strict=True, reason="each reading of a damaged record is remembered")
 def test_recording_names_damage_once_and_mends_it(place):
     run = another("ahead")
     record(run)
@@ -305,7 +302,6 @@ def test_recording_names_damage_once_and_mends_it(place):
     assert "damaged records" not in said(run)
 
 
-@pytest.mark.xfail(strict=True, reason="verify does not report damage")
 def test_verify_says_what_is_damaged(place):
     run = another("ahead")
     record(run)
@@ -314,7 +310,6 @@ def test_verify_says_what_is_damaged(place):
     assert name in said(run)
 
 
-@pytest.mark.xfail(strict=True, reason="nothing to verify counts as verified")
 def test_verify_of_what_is_not_recorded_is_not_a_success(place):
     with pytest.raises(UserError):
         record(another("nothing"), verify=3)
@@ -493,7 +488,6 @@ def test_processes_without_a_launcher_fill_one_folder(place, crowds, count):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="at_work refuses who comes while another one looks after the teacher")
 def test_parts_of_one_run_can_be_recorded_at_once(place, crowds):
     there, ended = crowds
     assert [code for code, _ in ended[2]] == [0, 0, 0], ended

@@ -10,7 +10,17 @@ import pytest
 
 from distilens import runs
 from distilens.errors import UserError
-from distilens.runs import Metrics, file_key, key_of, locked, read_json, remove_unfinished, write_atomically, write_text
+from distilens.runs import (
+    HOST,
+    Metrics,
+    file_key,
+    key_of,
+    locked,
+    read_json,
+    remove_unfinished,
+    write_atomically,
+    write_text,
+)
 
 
 def raising(error: OSError):
@@ -130,8 +140,16 @@ def test_the_lock_is_between_processes_and_a_killed_one_leaves_none(tmp_path):
 
 def test_what_killed_processes_were_writing_is_removed_and_nothing_else(tmp_path):
     (tmp_path / "student").mkdir()
-    dead = [tmp_path / ".scores.json.999999999", tmp_path / "student" / ".model.safetensors.999999999"]
-    alive = [tmp_path / f".recipe.toml.{os.getpid()}", tmp_path / ".measure.json", tmp_path / "a.999999999"]
+    dead = [
+        tmp_path / f".scores.json.0f3a.{HOST}.999999999",
+        tmp_path / "student" / f".model.safetensors.{HOST}.999999999",
+    ]
+    alive = [
+        tmp_path / f".recipe.toml.0f3a.{HOST}.{os.getpid()}",
+        tmp_path / ".recipe.toml.0f3a.0123abcd.999999999",  # of another machine
+        tmp_path / ".measure.json",
+        tmp_path / "a.999999999",
+    ]
     for path in (*dead, *alive):
         path.write_text("half")
     remove_unfinished(tmp_path)

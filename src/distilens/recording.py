@@ -56,17 +56,17 @@ class Recorder:
         self.run, self.accelerator = run, make_accelerator(settings)
         self.teacher = cast(StoredTeacher, teacher_of(run, recording=True))
         self.needs = [Need.parse(text) for text in needs_of(build_methods(run.recipe.student.methods).values())]
-        self.needs = [need for need in self.needs if need.kind != "module"]
+        self.needs = list({need.name: need for need in self.needs if need.kind != "module"}.values())
         if not self.needs:
             raise UserError("nothing to record: the student's methods ask nothing of a teacher")
         self.teacher.variants = self.variants = variants or settings.variants or settings.epochs
-        options = {"device": self.accelerator.device, **settings.reading}
         split, seed = run.data.train, settings.variant_seed
         augment = AUGMENTS.build(settings.augment)
         self.size = settings.batch_size
+        options = {"device": self.accelerator.device, **settings.reading}
         self.still = Batches(split, self.size, **options)
+        options["resident"] = False  # the images of one of them serve the other
         self.moving = Batches(split, self.size, augment=augment, ordered=True, variant_seed=seed, **options)
-        # images that were read for one of them serve the other
         self.moving.images, self.moving.resident = self.still.images, self.still.resident
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         parts = torch.arange(len(split)).split(self.size)
@@ -129,13 +129,16 @@ class Recorder:
         rows = {}
         for need in self.needs:
             mine = [task for task in tasks if task.need is need]
-            filled = [(task, np.setdiff1d(self.positions, task.missing)) for task in mine]
-            entries = [(task, position) for task, positions in filled for position in positions]
-            chosen = [entries[at] for at in chance.permutation(len(entries))[:count]]
+            filled = [np.setdiff1d(self.positions, task.missing) for task in mine]
+            ends = np.cumsum([len(positions) for positions in filled])
+            if not ends[-1]:
+                raise UserError(f"there is nothing to verify: no answers to {need.name} in {self.teacher.folder}")
+            chosen = np.sort(chance.choice(ends[-1], min(count, int(ends[-1])), replace=False))
+            parts = np.split(chosen, np.searchsorted(chosen, ends[:-1]))
             same, off, most = 0, 0, 0.0
-            for task in mine:
-                positions = np.sort(np.array([position for one, position in chosen if one is task], np.int64))
-                for some in np.split(positions, range(self.size, len(positions), self.size)):
+            for task, positions, part, end in zip(mine, filled, parts, ends, strict=True):
+                picked = positions[part - (end - len(positions))]
+                for some in np.split(picked, range(self.size, len(picked), self.size)):
                     if len(some):
                         exact, differences = self.compared(task, some)
                         same += exact
@@ -222,12 +225,14 @@ def record(
     """
     if run.recipe.teacher is None:
         raise UserError("there is nothing to record without a teacher: name one in [teacher]")
-    with at_work(run):  # only the teacher's training is one process's work: any number of them record
+    with at_work(run, wait=True):  # only the teacher's training is one process's work: any number of them record
         train_teacher(run)
     recorder = Recorder(run, variants=variants, share=part)
     if again:
         forget(recorder)
     tasks = recorder.tasks()
+    for task in tasks:
+        recorder.teacher.report_damage(task.place.shelf)
     if verify:
         return show_verified(run, recorder.verify(tasks, verify))
     missing = {task.need.name: 0 for task in tasks}

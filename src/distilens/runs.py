@@ -14,7 +14,9 @@ import errno
 import hashlib
 import json
 import os
+import platform
 import shutil
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +25,9 @@ import numpy as np
 import psutil
 
 from distilens.errors import UserError
+
+HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+"""This machine, in the names of files that are being written: folders may be shared."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -33,7 +38,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """
     with disk_told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.{HOST}.{os.getpid()}")
     try:
         with disk_told(path):
             write(temporary)
@@ -135,8 +140,8 @@ def file_key(paths: Iterable[Path]) -> str:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """One process at a time in a run folder; a killed process leaves no lock.
+def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """One process at a time in a run folder; a killed process leaves no lock. The others `wait`, or are refused.
 
     Raises:
         UserError: another process is at work there.
@@ -148,7 +153,7 @@ def locked(folder: Path) -> Iterator[None]:
         lock = open(folder / ".lock", "w")  # noqa: SIM115  # held, and closed, below
     with lock as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"another process is at work in {folder}: wait for it, or choose another --out") from None
         remove_unfinished(folder)
@@ -156,8 +161,8 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Delete what killed processes were writing: `write_atomically` names it by the process."""
+    """Delete what killed processes of this machine were writing: `write_atomically` names it by machine and process."""
     for path in folder.rglob(".*"):
-        process = path.name.rpartition(".")[2]
-        if process.isdecimal() and not psutil.pid_exists(int(process)):
+        *_, host, process = path.name.rsplit(".", 2)
+        if host == HOST and process.isdecimal() and not psutil.pid_exists(int(process)):
             path.unlink(missing_ok=True)

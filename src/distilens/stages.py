@@ -29,7 +29,7 @@ from distilens.explain.side_by_side import choose, explained
 from distilens.measure import predict
 from distilens.measure.scores import EVALUATION_BATCH, score_models
 from distilens.methods import build_methods
-from distilens.models import build_model, check_classes, load_model, save_model
+from distilens.models import MODELS, build_model, check_classes, load_model, save_model
 from distilens.models.adapters import head_of, model_folder, replace_head
 from distilens.progress import Log
 from distilens.recipe import Recipe, Training, read_recipe, with_options
@@ -133,12 +133,12 @@ def run_all(run: Run) -> None:
 
 
 @contextmanager
-def at_work(run: Run) -> Iterator[None]:
+def at_work(run: Run, *, wait: bool = False) -> Iterator[None]:
     """One process (or one launch of several) in the folder at a time, and `about.json` up to date afterwards."""
     if not processes().is_main_process:
         yield
         return
-    with locked(run.folder):
+    with locked(run.folder, wait=wait):
         write_text(run.folder / "recipe.toml", run.recipe.to_toml())
         previous = run.about or {}
         run.seconds = dict(previous.get("seconds", {}))
@@ -203,9 +203,9 @@ def teacher_of(run: Run, *, recording: bool = False) -> Teacher:
 def answers_folder(run: Run) -> Path:
     """Where a teacher's answers are kept by default: beside its weights, so that every run of the same teacher finds them."""
     part = run.recipe.teacher
-    spec = Spec.parse(part.model) if part else None
+    spec = MODELS.resolve(part.model) if part else None
     if spec is not None and spec.name == "run" and part and (part.finetune or "none") == "none":
-        return model_folder(spec.argument or "", spec.options.get("part")) / "answers"
+        return model_folder(spec.argument or "", spec.options["part"]) / "answers"
     return run.folder / "teacher" / "answers"
 
 

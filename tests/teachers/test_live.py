@@ -35,7 +35,8 @@ def test_it_answers_what_is_asked_and_nothing_else(teacher, batch):
     answer = teacher(batch, NEEDS)
     assert answer.logits.shape == (4, 4)
     assert answer.features["layer2"].shape == (4, 32, 16, 16)
-    assert torch.equal(answer.features["last"], answer.features["layer3"])
+    assert set(answer.features) == {"layer2", "last"}
+    assert torch.equal(answer.features["last"], teacher(batch, ["features:layer3"]).features["layer3"])
     assert set(answer.maps) == {"maps:gradcam", "maps:ig:steps=2,target=label"}
     assert answer.modules["fc"] is teacher.model.network.fc
     assert teacher(batch, []) == Answer()

@@ -47,7 +47,7 @@ def read(folder, rows, **options) -> tuple[np.ndarray, list[bool], list[int]]:
     """By somebody who has just come: records, which are valid, and which are damaged."""
     opened = shelf(folder, **options)
     records, valid = opened.read(np.asarray(rows))
-    return records, valid.tolist(), opened.damaged
+    return records, valid.tolist(), list(opened.damaged)
 
 
 # what is written is read
@@ -71,7 +71,7 @@ def test_what_is_written_is_read_whatever_the_order(tmp_path, rows):
 def test_nothing_is_there_before_it_is_written(tmp_path):
     opened = shelf(tmp_path)
     _, valid = opened.read(np.arange(10))
-    assert not valid.any() and opened.damaged == [] and opened.taken == 0
+    assert not valid.any() and not opened.damaged and opened.taken == 0
     assert len(opened.read(np.zeros(0, np.int64))[0]) == 0
     opened.write(np.zeros(0, np.int64), content(opened, []))
     assert not opened.read(np.arange(10))[1].any()

@@ -167,7 +167,6 @@ def test_in_bfloat16_logits_and_features_are_the_same_bits(tmp_path, data, live,
     assert not torch.equal(exact.logits, expected.logits), "bfloat16 was not used"
 
 
-@pytest.mark.xfail(strict=True, reason="judges run under the autocast of the step")
 def test_maps_and_scores_are_float32s_in_any_precision(tmp_path, data, live):
     batch = next(batches(data).epoch(0))
     needs = [CAM, "scores:confidence"]
@@ -241,7 +240,6 @@ def test_a_later_epoch_asks_only_for_what_is_new(tmp_path, data, teacher):
     assert first.recorded == 3 * len(data.train)  # logits of another variant, and the same maps
 
 
-@pytest.mark.xfail(strict=True, reason="each need asks for itself")
 def test_needs_that_are_one_question_are_asked_once(tmp_path, data, teacher):
     first = stored(tmp_path, teacher)
     needs = ["maps:ig:steps=2,of=canonical", "maps:ig:of=canonical,steps=2", SOME]
@@ -276,7 +274,6 @@ def test_only_the_images_that_are_drawn_are_explained(tmp_path, data, live, teac
     assert everything.recorded == len(set(batch.index.tolist()) - wanted)  # the others are the same records
 
 
-@pytest.mark.xfail(strict=True, reason="a live teacher gives maps of one pixel")
 def test_an_empty_selection_has_maps_of_the_same_shape_live_and_stored(tmp_path, data, live):
     need = "maps:gradcam:of=canonical,share=0,draw=x"
     batch = next(batches(data).epoch(0))
@@ -679,12 +676,7 @@ def test_a_description_cut_short_is_an_error_that_names_it(kept, live, size):
             stored(folder, teacher)(batch, ["logits"])
 
 
-NO_KEY = pytest.mark.xfail(strict=True, reason="a KeyError")
-
-
-@pytest.mark.parametrize(
-    "text", ["{}", *(pytest.param(text, marks=NO_KEY) for text in ('{"need": "logits"}', '{"shape": [8]}'))]
-)
+@pytest.mark.parametrize("text", ["{}", '{"need": "logits"}', '{"shape": [8]}', "[]"])
 def test_a_description_of_something_else_is_an_error_in_words(kept, live, text):
     folder, batch, _ = kept
     (folder / "logits.json").write_text(text)

@@ -31,7 +31,7 @@ class Codec:
 class Half(Codec):
     """float16, with a power of two for each record that brings its largest value to between 2^14 and 2^15.
 
-    A power of two changes no digit, so values are rounded to 11 bits and neither overflow nor vanish: what is 2^-29 of the
+    A power of two changes no digit, so values are rounded to 11 bits and neither overflow nor vanish: what is 2^-28 of the
     largest still has all of them. Values of bfloat16, which has 8, come back as they were.
     """
 
@@ -40,7 +40,7 @@ class Half(Codec):
 
     def encode(self, values: Tensor, records: np.ndarray) -> None:
         flat = values.float().flatten(1)
-        power = 15 - torch.frexp(flat.abs().amax(1)).exponent.clamp(-100, 100)
+        power = 15 - torch.frexp(flat.abs().amax(1)).exponent.clamp(-100, 128)
         records["scale"] = torch.ldexp(torch.ones(len(flat)), -power).numpy()
         scaled = torch.ldexp(flat, power[:, None])
         records["values"] = scaled.half().view(values.shape).numpy()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -16,5 +15,4 @@ class Confidence:
     """The probability in [0, 1] that the teacher gives to its own first class, of the untransformed image."""
 
     def __call__(self, model: Model, batch: Batch) -> Float[Tensor, " b"]:
-        with torch.no_grad():
-            return model.logits(batch.canonical).float().softmax(1).amax(1)
+        return model.logits(batch.canonical).softmax(1).amax(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +14,9 @@ from distilens.core import Answer, Batch, Model
 from distilens.data.source import digest
 from distilens.errors import UserError
 from distilens.explain import Explainer, Explanation, build_explainer
+from distilens.models import MODELS, architecture
 from distilens.prepare import Precision, prepare
+from distilens.specs import Spec
 from distilens.taps import find
 from distilens.teachers.judges import JUDGES
 from distilens.teachers.needs import Need, levelled, moved, spread, unlevelled
@@ -48,7 +51,7 @@ class LiveTeacher:
             features=features,
             maps={text: maps for text, (maps, _) in explained.items()},
             targets={text: target for text, (_, target) in explained.items()},
-            scores={need.what: JUDGES.build(need.what)(self.exact, batch) for need in by["scores"]},
+            scores={need.what: self.judged(batch, need) for need in by["scores"]},
             modules={need.what: find(self.model.network, need.what) for need in wanted if need.kind == "module"},
         )
 
@@ -67,7 +70,7 @@ class LiveTeacher:
         weights = [part for key, value in model.bare_state().items() for part in (key, plain(value))]
         pixels = [*model.mean.flatten().tolist(), *model.std.flatten().tolist()]
         return {
-            "teacher": model.name,
+            "teacher": without_weights(model),
             "weights": digest(*weights),
             "pixels": {"size": list(model.size), "mean and std": pixels},
             "classes": len(model.classes),
@@ -80,7 +83,7 @@ class LiveTeacher:
             model.tap(tap)
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             output = model(images)
-        return output.logits, {tap: feature.to(images.dtype) for tap, feature in output.features.items()}
+        return output.logits, {tap: output.features[tap].to(images.dtype) for tap in taps}
 
     @property
     def exact(self) -> Model:
@@ -98,12 +101,18 @@ class LiveTeacher:
     def explained(self, batch: Batch, need: Need) -> tuple[Tensor, Tensor]:
         """Maps of the images that the need asks for, and the classes that they explain."""
         rows = need.rows(batch)
+        if not len(rows):  # one image tells what maps look like
+            maps, target = self.explained(batch.select(torch.zeros_like(batch.index[:1])), replace(need, draw=None))
+            return spread(batch, rows, maps[:0]), spread(batch, rows, target[:0])
         some = batch if len(rows) == len(batch) else batch.select(torch.from_numpy(rows).to(batch.images.device))
-        if not len(rows):
-            return batch.images.new_zeros(len(batch), 1, 1), torch.zeros_like(batch.labels)
         images = some.canonical if need.of == "canonical" else some.images
         found = self.explanation(images, some.labels if need.target == "label" else None, need.what)
         return spread(batch, rows, moved(some, need, found.maps)), spread(batch, rows, found.target)
+
+    def judged(self, batch: Batch, need: Need) -> Tensor:
+        """A judge's scores, in float32 whatever the precision of the step."""
+        with torch.no_grad(), torch.autocast(batch.images.device.type, enabled=False):
+            return JUDGES.build(need.what)(self.exact, batch)
 
     def explanation(self, images: Tensor, target: Tensor | None, part: str) -> Explanation:
         if part not in self.explainers:
@@ -118,6 +127,19 @@ def approximate(logits: Tensor, needs: Sequence[Need]) -> Tensor | None:
         return logits if needs else None
     top = max(need.top for need in needs if need.top is not None)
     return unlevelled(*levelled(logits.float(), top), logits.shape[1])
+
+
+def without_weights(model: Model) -> str:
+    """The network in notation, every option written out, but not where its weights once came from, nor its pixels.
+
+    Of a module of somebody's own, its name.
+    """
+    try:
+        spec = MODELS.resolve(architecture(model.name, model.size[0]))
+    except UserError:
+        return model.name
+    kept = {name: value for name, value in spec.options.items() if name not in ("size", "mean", "std")}
+    return str(Spec(spec.name, spec.argument, kept))
 
 
 def plain(value: Tensor) -> Any:

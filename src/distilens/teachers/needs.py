@@ -100,7 +100,8 @@ class Need:
         """The need for all images, with every option of its explainer written out."""
         if self.kind == "logits":
             return "logits" if self.top is None else f"logits:top={self.top}"
-        return f"{self.kind}:{self.what}" + (f",target={self.target}" if self.kind == "maps" else "")
+        further = f"{',' if ':' in self.what else ':'}target={self.target}" if self.kind == "maps" else ""
+        return f"{self.kind}:{self.what}{further}"
 
     @property
     def name(self) -> str:

@@ -71,7 +71,8 @@ class Shelf:
         # records of another shelf are no records of this one, even where its JSON was lost
         self.seal = int(key_of(about), 16) & 0xFFFFFFFF
         self.map = np.empty(0, self.dtype)
-        self.damaged: list[int] = []  # records whose sum was wrong
+        self.damaged: dict[int, None] = {}  # records whose sum was wrong, in the order in which they were found
+        self.told = 0  # how many of them have been named
 
     @property
     def about(self) -> Path:
@@ -107,7 +108,7 @@ class Shelf:
         if not valid.all():
             broken = np.flatnonzero(~valid)
             written = np.frombuffer(records[broken].tobytes(), np.uint8).reshape(len(broken), -1).any(1)
-            self.damaged += rows[broken[written]].tolist()
+            self.damaged |= dict.fromkeys(rows[broken[written]].tolist())
         return records, valid
 
     def refresh(self) -> None:
@@ -144,9 +145,8 @@ class Shelf:
 
 
 def file_name(need: str) -> str:
-    """A need as a file name that no other need has, however long it is."""
-    name = safe(need)
-    return name if len(name) <= 100 else f"{name[:80]}-{key_of(need)}"
+    """A need as a file name that no other need has, however long it is and whatever signs it has."""
+    return need if need.isalnum() else f"{safe(need)[:80]}-{key_of(need)[:8]}"
 
 
 def sums(records: np.ndarray, rows: np.ndarray, seal: int) -> np.ndarray:

@@ -22,7 +22,7 @@ from distilens.teachers.needs import Need, moved, spread
 from distilens.teachers.store import Different, Shelf, check_room, file_name
 
 TOGETHER = 16
-"""Answers are made for a multiple of so many images, the last ones repeated: then their bytes do not depend on which other
+"""Answers are made for a multiple of so many images, some of them repeated: then their bytes do not depend on which other
 images they were made with. (On a CPU a batch of 1, 7 or 127 takes other kernels, and differs in the last bit of float32.)"""
 
 
@@ -53,7 +53,8 @@ class Request:
     """What is read of a shelf for a batch.
 
     Attributes:
-        chosen: the positions in the batch of the images that are asked for.
+        need: whose answers they are; others that read the same shelf differ in which images they want.
+        chosen: the positions in the batch of the images that are asked for, sorted.
         rows: their records' numbers.
         records: those records; the ones at `missing` are to be made.
     """
@@ -102,9 +103,12 @@ class StoredTeacher:
         logits = [need for need in wanted if need.kind == "logits"]
         most = max(logits, key=lambda need: need.top or sys.maxsize, default=None)  # as exactly as any method asks
         read = [need for need in wanted if need is most or need.kind in ("features", "maps", "scores")]
-        requests = [self.request(batch, need) for need in read]
-        self.fill(batch, requests)
-        found = {request.need.text: values(batch, request) for request in requests}
+        shelves: dict[str, list[Need]] = {}
+        for need in read:
+            shelves.setdefault(need.name, []).append(need)
+        requests = {name: self.request(batch, needs) for name, needs in shelves.items()}
+        self.fill(batch, list(requests.values()))
+        found = {need.text: values(batch, need, requests[need.name]) for need in read}
         maps = {need.text: found[need.text] for need in wanted if need.kind == "maps"}
         return Answer(
             logits=found[most.text][0] if most else None,
@@ -123,11 +127,11 @@ class StoredTeacher:
             )
         return self.teacher(batch, needs).modules if self.teacher and needs else {}
 
-    def request(self, batch: Batch, need: Need) -> Request:
-        """What is there for a batch, and what is missing."""
-        variant = shown(batch, need)
+    def request(self, batch: Batch, needs: list[Need]) -> Request:
+        """What is there for a batch, and what is missing, of needs with the same answers for perhaps other images."""
+        need, variant = needs[0], shown(batch, needs[0])
         place = self.place(batch, need, variant)
-        chosen = need.rows(batch)
+        chosen = np.unique(np.concatenate([need.rows(batch) for need in needs]))
         rows = place.shelf.rows(variant.index[chosen], None if need.of == "canonical" else variant.number)
         records, valid = place.shelf.read(rows)
         self.report_damage(place.shelf)
@@ -187,7 +191,7 @@ class StoredTeacher:
         Raises:
             UserError: it was recorded from something else, or there is no room for what is to be written.
         """
-        there = read_json(self.files(need)[1])
+        there = self.description(need)
         if self.teacher is None and there is None:
             raise UserError(f"no answers to {need.name} in {self.folder}. Record them: {self.again}")
         shape = tuple(there["shape"] if there else self.ask(batch, [need], np.arange(1))[0][0].shape[1:])
@@ -211,6 +215,17 @@ class StoredTeacher:
             check_room(self.folder, max(0, whole - shelf.taken))
         return Open(shelf, codec, variant)
 
+    def description(self, need: Need) -> dict[str, Any] | None:
+        """What the JSON of a shelf says; None where there is none."""
+        path = self.files(need)[1]
+        try:
+            there = read_json(path)
+        except UserError as error:
+            raise UserError(f"{error}\nOr record them again: {self.again}") from None
+        if there is not None and not (isinstance(there, dict) and {"made from", "shape"} <= there.keys()):
+            raise UserError(f"{path} does not say what its answers were made from. Record them again: {self.again}")
+        return there
+
     def files(self, need: Need) -> tuple[Path, Path]:
         """The records of a need, and what they were made from."""
         return self.folder / f"{file_name(need.name)}.bin", self.folder / f"{file_name(need.name)}.json"
@@ -225,11 +240,12 @@ class StoredTeacher:
 
     def report_damage(self, shelf: Shelf) -> None:
         """Name the records whose sum was wrong; they are made again."""
-        if shelf.damaged:
-            named = ", ".join(shelf.name_of(row) for row in shelf.damaged[:5])
-            more = f" and {len(shelf.damaged) - 5} more" if len(shelf.damaged) > 5 else ""
+        rows = list(shelf.damaged)[shelf.told :]
+        if rows:
+            named = ", ".join(shelf.name_of(row) for row in rows[:5])
+            more = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
             self.say(f"answers: damaged records in {shelf.path} ({named}{more}): not used, and recorded again")
-            shelf.damaged = []
+            shelf.told = len(shelf.damaged)
 
 
 def placed(batch: Batch, need: Need) -> Need:
@@ -268,14 +284,15 @@ def encoded(place: Open, need: Need, found: Tensor, targets: Tensor) -> np.ndarr
     return records
 
 
-def values(batch: Batch, request: Request) -> tuple[Tensor, Tensor]:
+def values(batch: Batch, need: Need, request: Request) -> tuple[Tensor, Tensor]:
     """The answer in the records, on the batch's device, moved and in its place; and the classes that maps explain."""
-    need, device, chosen = request.need, batch.images.device, request.chosen
-    found = to(device, request.open.codec.decode(request.records))
+    device, chosen = batch.images.device, need.rows(batch)
+    records = request.records[np.searchsorted(request.chosen, chosen)]
+    found = to(device, request.open.codec.decode(records))
     if need.kind != "maps":
         return found, batch.labels
     some = batch if len(chosen) == len(batch) else batch.select(torch.from_numpy(chosen).to(device))
-    targets = to(device, torch.from_numpy(request.records["target"].astype(np.int64)))
+    targets = to(device, torch.from_numpy(records["target"].astype(np.int64)))
     here = moved(some, need, found) if len(chosen) else found
     return spread(batch, chosen, here), spread(batch, chosen, targets)
 
