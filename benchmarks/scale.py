@@ -237,11 +237,11 @@ def make_images(folder: Path, images: int, files: int) -> None:
 
 
 def anonymous(process: int) -> int:
-    """MiB of anonymous memory of a process and its children: what no file stands behind."""
+    """MiB of anonymous memory, which no file stands behind, of a process and its children; what they share counts once."""
     total = 0
     for one in [psutil.Process(process), *psutil.Process(process).children(recursive=True)]:
         try:
-            found = re.search(r"RssAnon:\s+(\d+)", Path(f"/proc/{one.pid}/status").read_text())
+            found = re.search(r"Pss_Anon:\s+(\d+)", Path(f"/proc/{one.pid}/smaps_rollup").read_text())
             total += int(found[1]) if found else 0
         except OSError:
             continue

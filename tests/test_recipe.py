@@ -43,7 +43,7 @@ def test_every_way_to_write_a_recipe_is_the_same_run():
     assert again.train.channels_last is True
     assert again.note == content["note"]
     assert recipe.student.methods == ("ce", "kd:temperature=2,weight=3,as=soft")
-    assert again.student.methods == ("ce:smoothing=0,weight=1,as=none", "kd:temperature=2,weight=3,as=soft")
+    assert again.student.methods == ("ce:smoothing=0,weight=1,as=none", "kd:temperature=2,top=none,weight=3,as=soft")
     assert again.train.schedule == "multi_step:milestones=[0.5,0.7],gamma=0.1"
 
 
@@ -168,3 +168,22 @@ def test_recipes_are_found_by_path_and_by_name(tmp_path, monkeypatch):
     (tmp_path / "latin.toml").write_bytes('note = "größer"'.encode("latin-1"))
     with pytest.raises(UserError, match=r"latin\.toml is not TOML"):
         read_recipe(tmp_path / "latin.toml")
+
+
+STORED = {"data": "shapes", "teacher": {"model": "resnet14", "answers": "stored"}, "student": {"model": "resnet8"}}
+
+
+def test_stored_answers_are_of_sixteen_variants_unless_it_says_otherwise():
+    recipe = make_recipe(STORED)
+    assert (recipe.train.variants, recipe.teacher_training.variants) == (16, 0)
+    live = make_recipe({**STORED, "teacher": {"model": "resnet14"}})
+    assert live.train.variants == 0
+    # the teacher is the same one, and a base or student of another number of variants is another one
+    assert recipe.teacher_training == live.teacher_training
+    said = make_recipe({**STORED, "train": {"variants": 4}})
+    assert (said.train.variants, said.teacher_training.variants) == (4, 4)
+    own = make_recipe({**STORED, "teacher": {**STORED["teacher"], "train": {"variants": 2}}})
+    assert (own.train.variants, own.teacher_training.variants) == (16, 2)
+    assert make_recipe(STORED, ["train.variants=0"]).train.variants == 0
+    again = make_recipe(tomllib.loads(recipe.to_toml()))
+    assert (again.train.variants, again.teacher_training.variants) == (16, 0)

@@ -16,6 +16,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from distilens.errors import UserError, nearest
 from distilens.specs import Registry, Spec, split, unbracket
 
+STORED_VARIANTS = 16
+"""Augmentations of an image where a teacher's answers are stored and the recipe says nothing else: see docs/answers.md."""
+
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -41,10 +44,10 @@ class Training(Section):
     """How a model is trained: `[train]`, and overrides in `[teacher.train]`.
 
     `precision` and `channels_last` are chosen for the processor when `auto`. `variants` is the number of augmentations of an
-    image (0: a new one each epoch). They are drawn from `variant_seed`, which is not the run's seed: so all seeds of an
-    experiment see the same pictures, and a teacher's stored answers serve them all. `select` says which weights are kept: the
-    `best` epoch on validation, or the `last`. Images are `resident` in the device's memory where they fit, or are read by
-    `workers` processes.
+    image (0: a new one each epoch; 16 by default where the teacher's answers are stored). They are drawn from `variant_seed`,
+    which is not the run's seed: so all seeds of an experiment see the same pictures, and a teacher's stored answers serve them
+    all. `select` says which weights are kept: the `best` epoch on validation, or the `last`. Images are `resident` in the
+    device's memory where they fit, or are read by `workers` processes.
     """
 
     epochs: Count = 10
@@ -194,6 +197,7 @@ def make_recipe(content: Mapping[str, Any], changes: Sequence[str] = (), *, wher
             change_key(changed, key.strip().split("."), toml_value(value), defaults())
         except UserError as error:
             problems.append(str(error))
+    changed = with_variants(changed)
     problems += part_problems(changed)
     teacher = changed.get("teacher")
     overrides = teacher.get("train") if isinstance(teacher, Mapping) else None
@@ -210,6 +214,22 @@ def make_recipe(content: Mapping[str, Any], changes: Sequence[str] = (), *, wher
     if problems or recipe is None:
         raise UserError(f"{where}: {len(problems)} problem{'s' * (len(problems) > 1)}\n  " + "\n  ".join(problems))
     return recipe
+
+
+def with_variants(content: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's plain data with `train.variants` said, where the teacher's answers are stored and nobody has said it.
+
+    The teacher itself is trained as it would be without: where its answers are kept is no reason for another teacher.
+    """
+    teacher, train = content.get("teacher"), content.get("train", {})
+    if not isinstance(teacher, Mapping) or not isinstance(train, Mapping) or "variants" in train:
+        return content
+    own = teacher.get("train", {})
+    answers = teacher.get("answers", "live")
+    if not isinstance(own, Mapping) or not isinstance(answers, str | Mapping) or Spec.parse(answers).name != "stored":
+        return content
+    teacher = {**teacher, "train": {"variants": 0, **own}}
+    return {**content, "teacher": teacher, "train": {**train, "variants": STORED_VARIANTS}}
 
 
 def registries() -> dict[str, Registry]:
