@@ -59,7 +59,8 @@ methods = ["ce:weight=0.1", "kd:weight=0.9", "dim:explainer=gradcam"]
 [train]
 epochs = EPOCHS
 batch_size = 128
-optimizer = "sgd:lr=0.02"
+optimizer = "sgd:lr=0.002"
+clip = 1
 precision = "float32"
 log_every = 1
 resident = RESIDENT

@@ -70,6 +70,11 @@ class Training(Section):
     tensorboard: bool = False
 
     @property
+    def shown(self) -> int:
+        """How many variants of an image all epochs together show."""
+        return min(self.variants or self.epochs, self.epochs)
+
+    @property
     def reading(self) -> dict[str, Any]:
         """How images are read, which changes nothing of what is read: for `Batches`."""
         return {"workers": self.workers, "resident": None if self.resident == "auto" else self.resident}

@@ -33,13 +33,16 @@ processor stays below it, another picture or teacher does not."""
 
 @dataclass(frozen=True)
 class Task:
-    """The answers to one need for one variant (None: the untransformed images), and where they are missing."""
+    """The answers to one need for one variant (None: the untransformed images), and which of this process's share are there."""
 
     need: Need
     variant: int | None
     place: Open
-    missing: np.ndarray  # positions in the split, of this process's share
-    there: int  # of its share
+    filled: np.ndarray  # bool, one for each of `Recorder.positions`
+
+    @property
+    def missing(self) -> int:
+        return len(self.filled) - int(self.filled.sum())
 
 
 class Recorder:
@@ -59,7 +62,7 @@ class Recorder:
         self.needs = list({need.name: need for need in self.needs if need.kind != "module"}.values())
         if not self.needs:
             raise UserError("nothing to record: the student's methods ask nothing of a teacher")
-        self.teacher.variants = self.variants = variants or settings.variants or settings.epochs
+        self.teacher.variants = self.variants = variants or settings.shown
         split, seed = run.data.train, settings.variant_seed
         augment = AUGMENTS.build(settings.augment)
         self.size = settings.batch_size
@@ -73,8 +76,8 @@ class Recorder:
         mine = parts[share[0] * world + rank :: share[1] * world]
         self.positions = torch.cat(mine).numpy() if mine else np.zeros(0, np.int64)
 
-    def batches(self, task_variant: int | None) -> Batches:
-        return self.still if task_variant is None else self.moving
+    def batches(self, variant: int | None) -> Batches:
+        return self.still if variant is None else self.moving
 
     def batch(self, positions: np.ndarray, variant: int | None) -> Batch:
         return self.batches(variant).batch(torch.from_numpy(positions), None, variant or 0, 0.0)
@@ -90,7 +93,7 @@ class Recorder:
                 place = self.place(need, variant)
                 index = self.run.data.train.index[self.positions]
                 filled = place.shelf.filled(index, variant)
-                found.append(Task(need, variant, place, self.positions[~filled], int(filled.sum())))
+                found.append(Task(need, variant, place, filled))
         return found
 
     def place(self, need: Need, variant: int | None) -> Open:
@@ -102,18 +105,15 @@ class Recorder:
 
     def record(self, tasks: list[Task], console: Console | None) -> None:
         """Record what is missing: the untransformed images first, then a variant at a time, in the order of the set."""
-        passes = list(dict.fromkeys(task.variant for task in tasks))
-        work = {}
-        for variant in passes:
-            due = [task for task in tasks if task.variant == variant and len(task.missing)]
-            if due:
-                positions = np.unique(np.concatenate([task.missing for task in due]))
-                work[variant] = (positions, [task.need.question for task in due])
-        total = sum(len(positions) for positions, _ in work.values())
-        with memory_kept(), Advance(console, total) as bar:
-            for variant, (positions, needs) in work.items():
-                batches = self.batches(variant)
-                for part, raw in batches.read(torch.from_numpy(positions).split(self.size)):
+        due: dict[int | None, list[Task]] = {}
+        for task in tasks:
+            if task.missing:
+                due.setdefault(task.variant, []).append(task)
+        wanted = {variant: ~np.logical_and.reduce([task.filled for task in mine]) for variant, mine in due.items()}
+        with memory_kept(), Advance(console, sum(int(chosen.sum()) for chosen in wanted.values())) as bar:
+            for variant, chosen in wanted.items():
+                batches, needs = self.batches(variant), [task.need.question for task in due[variant]]
+                for part, raw in batches.read(torch.from_numpy(self.positions[chosen]).split(self.size)):
                     with self.accelerator.autocast():
                         self.teacher(batches.batch(part, raw, variant or 0, 0.0), needs)
                     bar.advance(len(part))
@@ -129,15 +129,15 @@ class Recorder:
         rows = {}
         for need in self.needs:
             mine = [task for task in tasks if task.need is need]
-            filled = [np.setdiff1d(self.positions, task.missing) for task in mine]
-            ends = np.cumsum([len(positions) for positions in filled])
+            ends = np.cumsum([task.filled.sum() for task in mine])
             if not ends[-1]:
                 raise UserError(f"there is nothing to verify: no answers to {need.name} in {self.teacher.folder}")
             chosen = np.sort(chance.choice(ends[-1], min(count, int(ends[-1])), replace=False))
             parts = np.split(chosen, np.searchsorted(chosen, ends[:-1]))
             same, off, most = 0, 0, 0.0
-            for task, positions, part, end in zip(mine, filled, parts, ends, strict=True):
-                picked = positions[part - (end - len(positions))]
+            for task, part, end in zip(mine, parts, ends, strict=True):
+                there = self.positions[task.filled]
+                picked = there[part - (end - len(there))]
                 for some in np.split(picked, range(self.size, len(picked), self.size)):
                     if len(some):
                         exact, differences = self.compared(task, some)
@@ -237,7 +237,7 @@ def record(
         return show_verified(run, recorder.verify(tasks, verify))
     missing = {task.need.name: 0 for task in tasks}
     for task in tasks:
-        missing[task.need.name] += len(task.missing)
+        missing[task.need.name] += task.missing
     show_plan(run, recorder, tasks, missing)
     needed = sum(count * shelf_of(tasks, name).dtype.itemsize for name, count in missing.items())
     check_room(recorder.teacher.folder, needed)
@@ -272,7 +272,7 @@ def show_plan(run: Run, recorder: Recorder, tasks: list[Task], missing: dict[str
         mine = [task for task in tasks if task.need.name == name]
         each = mine[0].place.shelf.dtype.itemsize
         variants = "" if mine[0].variant is None else str(len(mine))
-        there = sum(task.there for task in mine)
+        there = sum(int(task.filled.sum()) for task in mine)
         cells = (
             name,
             str(each),

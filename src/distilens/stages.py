@@ -196,8 +196,7 @@ def teacher_of(run: Run, *, recording: bool = False) -> Teacher:
     answers = "stored" if recording and Spec.parse(part.answers).name == "live" else part.answers
     model = run.model("teacher").to(cast(torch.device, processes().device))
     again = f"distilens record {run.folder} --again"
-    variants = run.recipe.train.variants or run.recipe.train.epochs
-    return ANSWERS.build(answers, LiveTeacher(model), answers_folder(run), again, run.say, variants)
+    return ANSWERS.build(answers, LiveTeacher(model), answers_folder(run), again, run.say, run.recipe.train.shown)
 
 
 def answers_folder(run: Run) -> Path:
