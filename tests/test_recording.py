@@ -453,7 +453,7 @@ def test_killed_at_random_moments_it_goes_on_and_ends_with_the_same_bytes(place)
     assert total / 2 < before < total, "the kills tested nothing"
     recorder = Recorder(run)
     tasks = recorder.tasks()
-    assert sum(len(task.missing) for task in tasks) == total - before
+    assert sum(task.missing for task in tasks) == total - before
     recorder.record(tasks, None)
     assert recorder.teacher.recorded == total - before  # nothing is recorded twice
     assert records_of(run) == expected
