@@ -18,7 +18,7 @@ from distilens.errors import UserError
 from distilens.methods import METHODS, build_methods
 from distilens.models import MODELS
 from distilens.recipe import Training, make_recipe
-from distilens.recording import Recorder, record
+from distilens.recording import Recorder, record, verify
 from distilens.specs import Entry
 from distilens.stages import Run, at_work, load_run, teacher_of, train_stage, train_teacher
 from distilens.teachers import LiveTeacher, store
@@ -129,7 +129,7 @@ MAPS = "student.methods=[ce,asks:needs=[maps:gradcam:of=canonical;maps:ig:steps=
 @pytest.mark.parametrize("changes", [["train.batch_size=20"], ["train.batch_size=7", "seed=3", "train.variants=2"]])
 def test_recording_ahead_and_by_training_give_the_same_bytes(place, changes):
     ahead, by_training = another("ahead", "train.batch_size=48", MAPS), another("lazy", *changes, MAPS)
-    assert record(ahead)
+    record(ahead)
     train_stage(by_training)
     whole, part = records_of(ahead), records_of(by_training)
     assert sorted(map(len, whole.values())) == [TRAINED, TRAINED, 3 * TRAINED, 3 * TRAINED]
@@ -173,11 +173,11 @@ def test_what_is_recorded_for_all_serves_a_run_with_few_images(place, monkeypatc
 def test_a_teacher_of_another_run_keeps_its_answers_for_all(place):
     changes = ["teacher.model=run:runs/taught"]
     first = Run(Path("runs/first"), make_recipe(RECIPE, changes))
-    assert record(first)
+    record(first)
     answers = Path("runs/taught/teacher/answers")
     assert len(records_of(answers)["logits"]) == 3 * TRAINED
     second = Run(Path("runs/second"), make_recipe(RECIPE, [*changes, "seed=2"]), Console(file=StringIO(), width=200))
-    assert record(second)
+    record(second)
     row = next(line.split() for line in said(second).splitlines() if line.startswith("logits "))
     assert row[-4:-2] == ["312", "0"]  # there, to record
     assert not (first.folder / "teacher" / "answers").exists()
@@ -185,8 +185,8 @@ def test_a_teacher_of_another_run_keeps_its_answers_for_all(place):
 
 def test_a_teacher_of_another_run_serves_the_run_folder_too(place):
     run = Run(Path("runs/first"), make_recipe(RECIPE, ["teacher.model=run:runs/taught"]))
-    assert record(run)
-    assert record(load_run(run.folder), verify=5)  # by its own recipe.toml, with every option written out
+    record(run)
+    assert verify(load_run(run.folder), 5)  # by its own recipe.toml, with every option written out
 
 
 def test_a_model_is_the_same_one_however_its_notation_is_written(place):
@@ -196,9 +196,9 @@ def test_a_model_is_the_same_one_however_its_notation_is_written(place):
         )
         for name, model in (("short", "resnet8"), ("long", str(MODELS.resolve("resnet8"))))
     )
-    assert record(short)
+    record(short)
     before = records_of(Path("answers"))
-    assert record(long)
+    record(long)
     assert records_of(Path("answers")) == before
 
 
@@ -261,7 +261,7 @@ def test_verify_finds_what_is_right_and_what_is_not(place):
     assert len(records_of(run)) == 2
     said(run)
     before = {path: path.stat().st_mtime_ns for path in folder_of(run).iterdir()}
-    assert record(run, verify=30)
+    assert verify(run, 30)
     rows = [line.split() for line in said(run).splitlines() if line.startswith(("logits ", "maps:"))]
     assert [row[-4:] for row in rows[-2:]] == [["30", "30", "0", "0"]] * 2
     assert before == {path: path.stat().st_mtime_ns for path in folder_of(run).iterdir()}
@@ -275,7 +275,7 @@ def test_verify_finds_what_is_right_and_what_is_not(place):
         records["sum"], sums(records, np.arange(len(records)), int(store.key_of(about), 16) & 0xFFFFFFFF), 0
     )
     path.write_bytes(records.tobytes())
-    assert not record(run, verify=30)
+    assert not verify(run, 30)
     row = next(line.split() for line in said(run).splitlines() if line.startswith("logits "))
     assert row[1] == "30" and int(row[3]) > 20
 
@@ -306,13 +306,13 @@ def test_verify_says_what_is_damaged(place):
     run = another("ahead")
     record(run)
     name = damage(run)
-    record(run, verify=3)
+    verify(run, 3)
     assert name in said(run)
 
 
 def test_verify_of_what_is_not_recorded_is_not_a_success(place):
     with pytest.raises(UserError):
-        record(another("nothing"), verify=3)
+        verify(another("nothing"), 3)
 
 
 # mistakes
@@ -457,7 +457,7 @@ def test_killed_at_random_moments_it_goes_on_and_ends_with_the_same_bytes(place)
     recorder.record(tasks, None)
     assert recorder.teacher.recorded == total - before  # nothing is recorded twice
     assert records_of(run) == expected
-    assert record(run, verify=50)
+    assert verify(run, 50)
 
 
 @pytest.fixture(scope="module")

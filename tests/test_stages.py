@@ -175,7 +175,7 @@ def test_what_a_run_leaves_about_itself(ran):
     about = json.loads((ran / "about.json").read_text())
     assert about["name"] == "staged"
     assert {"distilens", "torch", "accelerate", "numpy"} <= about["versions"].keys()
-    assert about["seeds"] == {"data and weights": 0}
+    assert about["seeds"] == {"data and weights": 0, "variants": 0}
     assert about["machine"]["cores"] > 0
     assert set(about["fingerprints"]) == {"data", "teacher data", "teacher weights", "base weights", "student weights"}
     assert about["fingerprints"]["student weights"] == load_run(ran).weights_key("student")

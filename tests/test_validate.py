@@ -27,7 +27,7 @@ SMALL = {
 
 def test_it_shows_options_shapes_and_counts(tmp_path, monkeypatch):
     text = inspected(SMALL, tmp_path, monkeypatch)
-    assert "kd:temperature=4,weight=1" in text  # options that were not given
+    assert "kd:temperature=4,top=none,weight=1" in text  # options that were not given
     assert "gradcam:tap=last" in text
     assert "[1, 64, 8, 8]  ← last feature map" in text
     assert "77,912 parameters" in text

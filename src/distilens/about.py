@@ -26,7 +26,7 @@ def about_run(run: Run) -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": machine(),
         "git": git_commit(),
-        "seeds": {"data and weights": run.recipe.seed},
+        "seeds": {"data and weights": run.recipe.seed, "variants": run.recipe.train.variant_seed},
         "fingerprints": {
             "data": run.data.fingerprint,
             "teacher data": run.teacher_data.fingerprint,

@@ -45,7 +45,7 @@ def distill(
         methods: notations or `Method` objects.
         settings: what a recipe's `[train]` says, as a dict: `{"epochs": 20, "optimizer": "sgd:lr=0.1"}`.
         folder: keeps checkpoints and `metrics.jsonl`; the same call then goes on where it was stopped.
-        seed: of weights, order and augmentation.
+        seed: of weights, order and dropout; augmentation is drawn from `variant_seed` in the settings.
 
     Raises:
         UserError: whatever is wrong with what was given, a folder with the state of another training, or a loss that is not

@@ -115,22 +115,30 @@ def record(
     verify: Verify = 0,
     again: bool = False,
 ) -> None:
-    """Record the teacher's answers that a recipe's methods ask for, so that training reads them: what is there is kept.
+    """Record the teacher's answers that a recipe's (or a run's) methods ask for, so that training reads them.
+
+    What is there is kept.
 
     Under accelerate's or torch's launcher all processes record, each its share.
 
     Args:
         again: Throw away what is recorded, and record all of it anew.
     """
-    from distilens.recording import record
+    from distilens import recording
     from distilens.stages import Run, load_run
 
-    if (Path(recipe) / "recipe.toml").is_file() and not set_:
+    if (Path(recipe) / "recipe.toml").is_file():
+        if set_ or out:
+            raise UserError(f"{recipe} is a run, which says all itself: --set and --out go with a recipe")
         made = load_run(recipe, console=Console(stderr=True))
     else:
         found = read(recipe, set_)
+        if found.teacher and found.teacher.answers.startswith("live"):  # what is recorded is for a run that reads it
+            found = read(recipe, (*set_, ("teacher.answers=stored",)))
         made = Run(out or Path("runs") / found.name, found, Console(stderr=True))
-    if not record(made, variants=variants, part=share_of(part), again=again, verify=verify):
+    if verify == 0:
+        recording.record(made, variants=variants, part=share_of(part), again=again)
+    elif not recording.verify(made, verify):
         raise UserError("recorded answers are not what the teacher says now: record them --again")
 
 

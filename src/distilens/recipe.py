@@ -303,9 +303,10 @@ def part_problems(content: Mapping[str, Any]) -> list[str]:
 
 
 def method_problems(recipe: Recipe) -> list[str]:
-    """Two terms or explainers of one name, and methods that need a teacher where there is none."""
+    """Two terms or explainers of one name, methods that need a teacher where there is none, or what no teacher gives."""
     from distilens.core import needs_of
     from distilens.methods import build_methods
+    from distilens.teachers.needs import Need
 
     problems = []
     lists = {"student": recipe.student.methods, "base": recipe.base.methods}
@@ -320,6 +321,11 @@ def method_problems(recipe: Recipe) -> list[str]:
             continue
         if needs and (stage != "student" or recipe.teacher is None):
             problems.append(f"{stage}.methods ask a teacher for {', '.join(needs)}, and there is none")
+        for need in needs:
+            try:
+                Need.parse(need)
+            except UserError as error:
+                problems.append(f"{stage}.methods: {error}")
     explainers = [Spec.parse(part).name for part in recipe.explain.explainers]
     twice = dict.fromkeys(name for name in explainers if explainers.count(name) > 1)
     problems += [f"explain.explainers: two are called {name!r}, and their maps would go to one file" for name in twice]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass
 from typing import cast
@@ -19,14 +20,14 @@ from distilens.data.batches import Batches
 from distilens.data.cached import readable
 from distilens.errors import UserError
 from distilens.methods import build_methods
-from distilens.stages import Run, at_work, teacher_of, train_teacher
+from distilens.stages import Run, in_turn, teacher_of, train_teacher
 from distilens.teachers import StoredTeacher
 from distilens.teachers.needs import Need
 from distilens.teachers.store import Shelf, check_room
-from distilens.teachers.stored import Open, encoded
+from distilens.teachers.stored import OpenShelf, encoded
 from distilens.train import make_accelerator, processes
 
-CLOSE = 0.01
+CLOSE = {"float32": 0.01, "bfloat16": 0.05, "float16": 0.02}
 """How far an answer that is made again may be from the recorded one, of the record's largest value: rounding on another
 processor stays below it, another picture or teacher does not."""
 
@@ -37,7 +38,7 @@ class Task:
 
     need: Need
     variant: int | None
-    place: Open
+    place: OpenShelf
     filled: np.ndarray  # bool, one for each of `Recorder.positions`
 
     @property
@@ -59,13 +60,13 @@ class Recorder:
         self.run, self.accelerator = run, make_accelerator(settings)
         self.teacher = cast(StoredTeacher, teacher_of(run, recording=True))
         self.needs = [Need.parse(text) for text in needs_of(build_methods(run.recipe.student.methods).values())]
-        self.needs = list({need.name: need for need in self.needs if need.kind != "module"}.values())
+        self.needs = asked(self.needs)
         if not self.needs:
             raise UserError("nothing to record: the student's methods ask nothing of a teacher")
         self.teacher.variants = self.variants = variants or settings.shown
         split, seed = run.data.train, settings.variant_seed
         augment = AUGMENTS.build(settings.augment)
-        self.size = settings.batch_size
+        self.size = max(1, settings.batch_size // self.accelerator.num_processes)
         options = {"device": self.accelerator.device, **settings.reading}
         self.still = Batches(split, self.size, **options)
         options["resident"] = False  # the images of one of them serve the other
@@ -89,14 +90,14 @@ class Recorder:
             numbers: list[int | None] = list(range(self.variants)) if need.of == "images" else [None]
             if need.of == "images" and self.moving.augment and self.moving.augment.still:
                 numbers = [0]
+            place = self.place(need, numbers[0])
             for variant in numbers:
-                place = self.place(need, variant)
                 index = self.run.data.train.index[self.positions]
                 filled = place.shelf.filled(index, variant)
                 found.append(Task(need, variant, place, filled))
         return found
 
-    def place(self, need: Need, variant: int | None) -> Open:
+    def place(self, need: Need, variant: int | None) -> OpenShelf:
         """The shelf of a need; the first batch of one image says what its records are."""
         with self.accelerator.autocast():
             first = self.batch(np.zeros(1, np.int64), variant)
@@ -142,10 +143,14 @@ class Recorder:
                     if len(some):
                         exact, differences = self.compared(task, some)
                         same += exact
-                        off += int((differences > CLOSE).sum())
+                        off += int((differences > CLOSE[self.precision(need)]).sum())
                         most = max(most, float(differences.max()))
             rows[need.name] = (need.name, len(chosen), same, off, most)
         return list(rows.values())
+
+    def precision(self, need: Need) -> str:
+        with self.accelerator.autocast():
+            return "float32" if need.exact or self.teacher.teacher is None else self.teacher.teacher.precision
 
     def compared(self, task: Task, positions: np.ndarray) -> tuple[int, np.ndarray]:
         """How many answers are the same bytes when made again, and how far each is off."""
@@ -154,7 +159,7 @@ class Recorder:
             ((found, targets),) = self.teacher.ask(batch, [task.need], np.arange(len(positions)))
         again = encoded(task.place, task.need, found, targets)
         there, _ = shelf.read(shelf.rows(self.run.data.train.index[positions], task.variant))
-        was, now = (task.place.codec.decode(records).flatten(1) for records in (there, again))
+        was, now = (task.place.codec.decode(records, torch.device("cpu")).flatten(1) for records in (there, again))
         largest = was.abs().amax(1).clamp(min=1e-30)
         content = [name for name in shelf.dtype.names or () if name != "sum"]
         exact = sum(
@@ -201,40 +206,46 @@ class Advance:
             self.console.print(said, highlight=False)
 
 
-def record(
-    run: Run,
-    *,
-    variants: int | None = None,
-    part: tuple[int, int] = (0, 1),
-    again: bool = False,
-    verify: int = 0,
-) -> bool:
-    """Record a teacher's answers for a run, training the teacher first where it is not there; or check random ones.
+def asked(needs: list[Need]) -> list[Need]:
+    """What of some needs is stored: each question once, and of the logits as many as any method asks for."""
+    most = max((need.top or sys.maxsize for need in needs if need.kind == "logits"), default=0)
+    kept = [need for need in needs if need.kind != "logits" or (need.top or sys.maxsize) == most]
+    return list({need.name: need for need in kept if need.kind != "module"}.values())
+
+
+def recorder_of(run: Run, *, variants: int | None = None, share: tuple[int, int] = (0, 1)) -> Recorder:
+    """The recorder of a run, whose teacher is trained first where it is not there.
+
+    Raises:
+        UserError: no teacher, or nothing to record.
+    """
+    if run.recipe.teacher is None:
+        raise UserError("there is nothing to record without a teacher: name one in [teacher]")
+    with in_turn(run):  # only the teacher's training is one process's work: any number of them record
+        train_teacher(run)
+    return Recorder(run, variants=variants, share=share)
+
+
+def record(run: Run, *, variants: int | None = None, part: tuple[int, int] = (0, 1), again: bool = False) -> None:
+    """Record a teacher's answers for a run, training the teacher first where it is not there.
 
     Args:
         variants: of each image; by default as many as the run shows.
         part: the share of this machine, counted from 0, and of how many machines that are not one launch.
         again: throw away what is recorded.
-        verify: how many answers to make again and compare, rather than record.
-
-    Returns:
-        whether all answers that were compared are those recorded.
 
     Raises:
         UserError: no teacher, nothing to record, answers of something else, or no room for them.
     """
-    if run.recipe.teacher is None:
-        raise UserError("there is nothing to record without a teacher: name one in [teacher]")
-    with at_work(run, wait=True):  # only the teacher's training is one process's work: any number of them record
-        train_teacher(run)
-    recorder = Recorder(run, variants=variants, share=part)
+    if again and part != (0, 1):
+        raise UserError("again throws away what all parts have recorded: once, with part 1/1 or by deleting the folder")
+    if variants is not None and variants < 1:
+        raise UserError(f"an image has at least one variant; given {variants}")
+    recorder = recorder_of(run, variants=variants, share=part)
     if again:
         forget(recorder)
     tasks = recorder.tasks()
-    for task in tasks:
-        recorder.teacher.report_damage(task.place.shelf)
-    if verify:
-        return show_verified(run, recorder.verify(tasks, verify))
+    report_damage(recorder, tasks)
     missing = {task.need.name: 0 for task in tasks}
     for task in tasks:
         missing[task.need.name] += task.missing
@@ -243,9 +254,26 @@ def record(
     check_room(recorder.teacher.folder, needed)
     processes().wait_for_everyone()
     recorder.record(tasks, run.console if processes().is_main_process else None)
-    processes().wait_for_everyone()
-    run.say(f"recorded in {recorder.teacher.folder}; used by any run of this teacher with teacher.answers=stored")
-    return True
+    run.say(f"recorded in {recorder.teacher.folder}; read with teacher.answers=stored")
+
+
+def verify(run: Run, count: int) -> bool:
+    """Make random recorded answers of a run again, print how far they are from those recorded, and say whether none is far.
+
+    Raises:
+        UserError: nothing is recorded, or several processes were started for it.
+    """
+    if processes().num_processes > 1 or count < 1:
+        raise UserError("answers are verified by one process, at least one of them")
+    recorder = recorder_of(run)
+    tasks = recorder.tasks()
+    report_damage(recorder, tasks)
+    return show_verified(run, recorder.verify(tasks, count))
+
+
+def report_damage(recorder: Recorder, tasks: list[Task]) -> None:
+    for task in tasks:
+        recorder.teacher.report_damage(task.place.shelf)
 
 
 def forget(recorder: Recorder) -> None:
@@ -290,7 +318,7 @@ def show_verified(run: Run, rows: list[tuple[str, int, int, int, float]]) -> boo
     """What came of making answers again; whether they are the recorded ones."""
     if run.console is not None and processes().is_main_process:
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for title in ("answers", "made again", "same bytes", f"off by over {CLOSE:.0%}", "largest difference"):
+        for title in ("answers", "made again", "same bytes", "too far off", "largest difference"):
             table.add_column(title, overflow="fold")
         for name, count, same, off, most in rows:
             table.add_row(name, f"{count:,}", f"{same:,}", f"{off:,}", f"{most:.2g}")

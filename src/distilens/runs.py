@@ -139,12 +139,16 @@ def file_key(paths: Iterable[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
+class Busy(UserError):  # noqa: N818  # it is what the folder is
+    """Another process is at work in a folder."""
+
+
 @contextlib.contextmanager
-def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """One process at a time in a run folder; a killed process leaves no lock. The others `wait`, or are refused.
+def locked(folder: Path) -> Iterator[None]:
+    """One process at a time in a run folder; a killed process leaves no lock.
 
     Raises:
-        UserError: another process is at work there.
+        Busy: another process is at work there.
     """
     import fcntl
 
@@ -153,9 +157,9 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
         lock = open(folder / ".lock", "w")  # noqa: SIM115  # held, and closed, below
     with lock as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"another process is at work in {folder}: wait for it, or choose another --out") from None
+            raise Busy(f"another process is at work in {folder}: wait for it, or choose another --out") from None
         remove_unfinished(folder)
         yield
 

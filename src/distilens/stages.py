@@ -10,13 +10,14 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate.utils import broadcast_object_list
 from rich.console import Console
 
 from distilens.about import about_run
@@ -34,7 +35,7 @@ from distilens.models.adapters import head_of, model_folder, replace_head
 from distilens.progress import Log
 from distilens.recipe import Recipe, Training, read_recipe, with_options
 from distilens.report import write_report
-from distilens.runs import Metrics, file_key, key_of, locked, read_json, write_arrays, write_json, write_text
+from distilens.runs import Busy, Metrics, file_key, key_of, locked, read_json, write_arrays, write_json, write_text
 from distilens.specs import Spec
 from distilens.teachers import ANSWERS, LiveTeacher, nobody
 from distilens.train import processes, train
@@ -133,12 +134,34 @@ def run_all(run: Run) -> None:
 
 
 @contextmanager
-def at_work(run: Run, *, wait: bool = False) -> Iterator[None]:
+def in_turn(run: Run) -> Iterator[None]:
+    """`at_work`, once whoever is at work in the folder is done: all processes of a launch enter together."""
+    waited = False
+    with ExitStack() as stack:
+        while True:
+            free = [True]
+            if processes().is_main_process:
+                try:
+                    stack.enter_context(at_work(run))
+                except Busy:
+                    free = [False]
+            broadcast_object_list(free)
+            if free[0]:
+                break
+            if not waited:
+                run.say(f"waiting for another process in {run.folder}")
+            waited = True
+            time.sleep(1)
+        yield
+
+
+@contextmanager
+def at_work(run: Run) -> Iterator[None]:
     """One process (or one launch of several) in the folder at a time, and `about.json` up to date afterwards."""
     if not processes().is_main_process:
         yield
         return
-    with locked(run.folder, wait=wait):
+    with locked(run.folder):
         write_text(run.folder / "recipe.toml", run.recipe.to_toml())
         previous = run.about or {}
         run.seconds = dict(previous.get("seconds", {}))

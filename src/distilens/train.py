@@ -53,7 +53,7 @@ def train(
         teacher: answers each batch; never trained, never saved.
         folder: where checkpoints go; None keeps nothing.
         log: where progress and metrics go.
-        seed: of order, augmentation and dropout.
+        seed: of order and dropout; augmentation is drawn from `settings.variant_seed`.
 
     Raises:
         UserError: a loss that is not finite (the last good checkpoint stays), or a list of methods without any loss.

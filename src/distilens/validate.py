@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import torch
 from rich.console import Console
@@ -23,7 +24,7 @@ from distilens.models import build_model, check_classes
 from distilens.recipe import Recipe, Training
 from distilens.specs import Spec
 from distilens.teachers import LiveTeacher, nobody
-from distilens.train import lays_channels_last, make_accelerator, total
+from distilens.train import lays_channels_last, make_accelerator, processes, total
 
 TIMED_STEPS = 3
 
@@ -87,10 +88,11 @@ def show_cost(
     if teacher is not None and recipe.teacher and Spec.parse(recipe.teacher.model).name not in ("run", "file"):
         plans.append(("teacher", teacher, teacher_data, recipe.teacher.methods, recipe.teacher_training, nobody))
     plans.append(("base", student, data, recipe.base.methods, recipe.train, nobody))
-    answering = LiveTeacher(teacher) if teacher is not None else nobody
+    device = cast(torch.device, processes().device)
+    answering = LiveTeacher(teacher.to(device)) if teacher is not None else nobody
     plans.append(("student", student, data, recipe.student.methods, recipe.train, answering))
     for role, model, seen, methods, settings, who in plans:
-        batches = Batches(seen.train, settings.batch_size, augment=AUGMENTS.build(settings.augment))
+        batches = Batches(seen.train, settings.batch_size, augment=AUGMENTS.build(settings.augment), device=device)
         seconds, memory = time_step(model, methods, batches, settings, who)
         steps = settings.epochs * len(batches)
         whole += steps * seconds

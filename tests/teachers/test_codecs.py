@@ -16,7 +16,7 @@ def there_and_back(codec, values: torch.Tensor) -> torch.Tensor:
     shape = tuple(values.shape[1:])
     records = np.zeros(len(values), np.dtype([("sum", "<u4"), *codec.fields(shape)]))
     codec.encode(values, records)
-    found = codec.decode(np.frombuffer(records.tobytes(), records.dtype))
+    found = codec.decode(np.frombuffer(records.tobytes(), records.dtype), torch.device("cpu"))
     assert found.shape == values.shape
     assert found.dtype == torch.float32
     return found

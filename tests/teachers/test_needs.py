@@ -2,7 +2,6 @@
 
 import random
 
-import numpy as np
 import pytest
 import torch
 
@@ -175,10 +174,10 @@ def test_all_images_are_asked_for_where_nothing_is_drawn(text):
 def test_values_stand_in_their_places_and_zero_elsewhere():
     batch = batch_of(torch.arange(6))
     values = torch.tensor([[1.0, 2], [3, 4]])
-    found = spread(batch, np.array([4, 1]), values)
+    found = spread(batch, torch.tensor([4, 1]), values)
     assert found.tolist() == [[0, 0], [3, 4], [0, 0], [0, 0], [1, 2], [0, 0]]
-    assert spread(batch, np.zeros(0, np.int64), values[:0]).tolist() == [[0, 0]] * 6
-    classes = spread(batch, np.array([2]), torch.tensor([7]))
+    assert spread(batch, torch.zeros(0, dtype=torch.int64), values[:0]).tolist() == [[0, 0]] * 6
+    classes = spread(batch, torch.tensor([2]), torch.tensor([7]))
     assert classes.tolist() == [0, 0, 7, 0, 0, 0] and classes.dtype == torch.int64
 
 

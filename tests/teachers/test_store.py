@@ -91,12 +91,13 @@ def test_variants_of_an_image_and_the_untransformed_one_have_records_of_their_ow
     assert opened.name_of(int(rows[3][49])) == "image 49 variant 7"
 
 
-def test_filled_is_the_same_in_pieces(tmp_path):
+def test_filled_is_the_same_in_pieces(tmp_path, monkeypatch):
     opened = shelf(tmp_path)
     chosen = np.random.default_rng(0).permutation(IMAGES)[:20]
     written(opened, chosen)
     for at_once in (1, 7, 50, 1000):
-        filled = opened.filled(np.arange(IMAGES), None, at_once=at_once)
+        monkeypatch.setattr(store, "AT_ONCE", at_once * opened.dtype.itemsize)
+        filled = opened.filled(np.arange(IMAGES), None)
         assert np.flatnonzero(filled).tolist() == sorted(chosen.tolist())
     assert len(opened.filled(np.zeros(0, np.int64), None)) == 0
 

@@ -23,8 +23,8 @@ class Codec:
         """Fill in the fields of records."""
         raise NotImplementedError
 
-    def decode(self, records: np.ndarray) -> Tensor:
-        """The values again, in float32."""
+    def decode(self, records: np.ndarray, device: torch.device) -> Tensor:
+        """The values again, in float32, on a device: what is sent there is what is stored."""
         raise NotImplementedError
 
 
@@ -45,9 +45,9 @@ class Half(Codec):
         scaled = torch.ldexp(flat, power[:, None])
         records["values"] = scaled.half().view(values.shape).numpy()
 
-    def decode(self, records: np.ndarray) -> Tensor:
-        values = torch.from_numpy(records["values"].astype(np.float32))
-        return values * torch.from_numpy(records["scale"].copy()).view(-1, *[1] * (values.ndim - 1))
+    def decode(self, records: np.ndarray, device: torch.device) -> Tensor:
+        values = sent(records["values"], device).float()
+        return values * sent(records["scale"], device).view(-1, *[1] * (values.ndim - 1))
 
 
 class Byte(Codec):
@@ -63,11 +63,9 @@ class Byte(Codec):
         records["low"], records["high"] = low.numpy(), high.numpy()
         records["values"] = levels.round().clamp(0, 255).to(torch.uint8).view(values.shape).numpy()
 
-    def decode(self, records: np.ndarray) -> Tensor:
-        levels = torch.from_numpy(records["values"].astype(np.float32) / 255)
-        low, high = (
-            torch.from_numpy(records[end].copy()).view(-1, *[1] * (levels.ndim - 1)) for end in ("low", "high")
-        )
+    def decode(self, records: np.ndarray, device: torch.device) -> Tensor:
+        levels = sent(records["values"], device).float() / 255
+        low, high = (sent(records[end], device).view(-1, *[1] * (levels.ndim - 1)) for end in ("low", "high"))
         return low + (high - low) * levels
 
 
@@ -80,8 +78,8 @@ class Full(Codec):
     def encode(self, values: Tensor, records: np.ndarray) -> None:
         records["values"] = values.float().numpy()
 
-    def decode(self, records: np.ndarray) -> Tensor:
-        return torch.from_numpy(records["values"].copy())
+    def decode(self, records: np.ndarray, device: torch.device) -> Tensor:
+        return sent(records["values"], device)
 
 
 class Largest(Codec):
@@ -99,10 +97,16 @@ class Largest(Codec):
         records["classes"] = places.numpy()
         self.half.encode(torch.cat([largest, rest[:, None]], 1), records)
 
-    def decode(self, records: np.ndarray) -> Tensor:
-        values = self.half.decode(records)
-        places = torch.from_numpy(records["classes"].astype(np.int64))
+    def decode(self, records: np.ndarray, device: torch.device) -> Tensor:
+        values = self.half.decode(records, device)
+        places = sent(records["classes"].astype(np.int32), device).long()
         return unlevelled(values[:, :-1], places, values[:, -1], self.classes)
+
+
+def sent(column: np.ndarray, device: torch.device) -> Tensor:
+    """A field of records as a tensor on a device, without waiting for it."""
+    tensor = torch.from_numpy(column.copy())
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def codec_of(need: Need, shape: Shape, *, maps: str) -> Codec:

@@ -100,11 +100,11 @@ class LiveTeacher:
 
     def explained(self, batch: Batch, need: Need) -> tuple[Tensor, Tensor]:
         """Maps of the images that the need asks for, and the classes that they explain."""
-        rows = need.rows(batch)
+        rows = torch.from_numpy(need.rows(batch)).to(batch.images.device)
         if not len(rows):  # one image tells what maps look like
             maps, target = self.explained(batch.select(torch.zeros_like(batch.index[:1])), replace(need, draw=None))
             return spread(batch, rows, maps[:0]), spread(batch, rows, target[:0])
-        some = batch if len(rows) == len(batch) else batch.select(torch.from_numpy(rows).to(batch.images.device))
+        some = batch if len(rows) == len(batch) else batch.select(rows)
         images = some.canonical if need.of == "canonical" else some.images
         found = self.explanation(images, some.labels if need.target == "label" else None, need.what)
         return spread(batch, rows, moved(some, need, found.maps)), spread(batch, rows, found.target)

@@ -14,6 +14,7 @@ module:fc                       a part of the teacher
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Literal
 
 import numpy as np
@@ -62,7 +63,13 @@ class Need:
     draw: str | None = None
     top: int | None = None
 
+    @property
+    def exact(self) -> bool:
+        """Whether the answer is computed in float32, whatever the precision of the step."""
+        return self.kind in ("maps", "scores")
+
     @classmethod
+    @cache
     def parse(cls, text: str) -> Need:
         """Read the notation.
 
@@ -116,18 +123,28 @@ class Need:
         return np.flatnonzero(draws.uniform(self.draw, index, batch.seed, batch.epoch)[:, 0].numpy() < self.share)
 
 
-def moved(batch: Batch, need: Need, maps: Tensor) -> Tensor:
-    """Maps of the untransformed images, moved as the batch's images were; others as they are."""
-    return maps if need.of == "images" or batch.geometry is None else batch.geometry.move(maps)
+def moved(batch: Batch, need: Need, maps: Tensor, rows: Tensor | None = None) -> Tensor:
+    """Maps of the untransformed images (of those at `rows` alone), moved as the batch's were; others as they are.
+
+    Raises:
+        UserError: another image was mixed in, of which the map of the untransformed one says nothing.
+    """
+    if need.of == "images":
+        return maps
+    if batch.mixed is not None:
+        raise UserError(
+            f"{need.text}: maps of=canonical are of one image, and mix= shows two: take one of the two away"
+        )
+    if batch.geometry is None or not len(maps):
+        return maps
+    return (batch.geometry if rows is None else batch.geometry.select(rows)).move(maps)
 
 
-def spread(batch: Batch, rows: np.ndarray, values: Tensor) -> Tensor:
+def spread(batch: Batch, rows: Tensor, values: Tensor) -> Tensor:
     """Values of some of the images, at their places in the batch; zero for the others."""
     if len(rows) == len(batch):
         return values
-    whole = values.new_zeros(len(batch), *values.shape[1:])
-    whole[torch.from_numpy(rows).to(values.device)] = values
-    return whole
+    return values.new_zeros(len(batch), *values.shape[1:]).index_copy(0, rows, values)
 
 
 def levelled(logits: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:

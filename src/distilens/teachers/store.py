@@ -24,6 +24,8 @@ from distilens.specs import safe
 
 FORMAT = 1
 BLOCK = 4096
+AT_ONCE = 64 * 2**20
+"""Bytes of records that are read and checked together."""
 SPARE = 16 * 2**20
 """Bytes that are left free on the disk."""
 
@@ -135,13 +137,17 @@ class Shelf:
             finally:
                 os.close(file)
 
-    def filled(self, index: np.ndarray, variant: int | None, *, at_once: int = 65536) -> np.ndarray:
-        """Which images are recorded, by reading and checking all of them."""
+    def filled(self, index: np.ndarray, variant: int | None) -> np.ndarray:
+        """Which images are recorded, by reading and checking all of them, some MiB at a time."""
         rows = self.rows(index, variant)
-        return np.concatenate(
-            [self.read(rows[start : start + at_once])[1] for start in range(0, len(rows), at_once)]
-            or [np.zeros(0, bool)]
-        )
+        self.refresh()
+        found = np.zeros(len(rows), bool)
+        there = np.flatnonzero(rows < len(self.map))
+        at_once = max(1, AT_ONCE // self.dtype.itemsize)
+        for start in range(0, len(there), at_once):
+            some = there[start : start + at_once]
+            found[some] = self.read(rows[some])[1]
+        return found
 
 
 def file_name(need: str) -> str:

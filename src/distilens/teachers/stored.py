@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from distilens.core import Answer, Batch
+from distilens.data import load
 from distilens.data.cached import readable
 from distilens.data.variant import Variant
 from distilens.errors import UserError
 from distilens.runs import read_json
-from distilens.teachers.codecs import Codec, check_finite, codec_of
+from distilens.specs import Spec
+from distilens.teachers.codecs import Codec, check_finite, codec_of, sent
 from distilens.teachers.needs import Need, moved, spread
 from distilens.teachers.store import Different, Shelf, check_room, file_name
 
@@ -40,7 +42,7 @@ class Recordable(Protocol):
 
 
 @dataclass
-class Open:
+class OpenShelf:
     """A shelf in use, and the pictures that it was opened for."""
 
     shelf: Shelf
@@ -60,7 +62,7 @@ class Request:
     """
 
     need: Need
-    open: Open
+    place: OpenShelf
     chosen: np.ndarray
     rows: np.ndarray
     records: np.ndarray
@@ -78,7 +80,7 @@ class StoredTeacher:
         folder: where the records are, or will be.
         teacher: what is asked when a record is missing; None reads only.
         maps: how maps are written: `float16` (11 bits) or `uint8` (256 levels between each map's smallest and largest value).
-        again: the command that records everything anew, for messages.
+        again: the command that records, for messages.
         say: takes a line of text, such as what will be written.
         variants: how many variants of an image will be asked for: for the room that they need on the disk.
     """
@@ -89,17 +91,20 @@ class StoredTeacher:
         teacher: Recordable | None = None,
         *,
         maps: Literal["float16", "uint8"] = "float16",
-        again: str = "delete that folder",
+        again: str | None = None,
         say: Callable[[str], object] = lambda text: None,
         variants: int = 1,
     ):
         self.folder, self.teacher, self.maps = Path(folder), teacher, maps
-        self.again, self.say, self.variants = again, say, variants
-        self.opened: dict[tuple, Open] = {}
+        self.again = again or (
+            "delete that folder" if teacher else "StoredTeacher(folder, teacher) does as it is asked"
+        )
+        self.say, self.variants = say, variants
+        self.opened: dict[tuple, OpenShelf] = {}
         self.recorded = 0  # answers that the teacher was asked for
 
     def __call__(self, batch: Batch, needs: Sequence[str]) -> Answer:
-        wanted = [placed(batch, Need.parse(need)) for need in needs]
+        wanted = [as_shown(batch, Need.parse(need)) for need in needs]
         logits = [need for need in wanted if need.kind == "logits"]
         most = max(logits, key=lambda need: need.top or sys.maxsize, default=None)  # as exactly as any method asks
         read = [need for need in wanted if need is most or need.kind in ("features", "maps", "scores")]
@@ -129,7 +134,7 @@ class StoredTeacher:
 
     def request(self, batch: Batch, needs: list[Need]) -> Request:
         """What is there for a batch, and what is missing, of needs with the same answers for perhaps other images."""
-        need, variant = needs[0], shown(batch, needs[0])
+        need, variant = needs[0], variant_of(batch, needs[0])
         place = self.place(batch, need, variant)
         chosen = np.unique(np.concatenate([need.rows(batch) for need in needs]))
         rows = place.shelf.rows(variant.index[chosen], None if need.of == "canonical" else variant.number)
@@ -148,14 +153,14 @@ class StoredTeacher:
             positions = together[0].chosen[together[0].missing]
             made = self.ask(batch, [request.need for request in together], positions)
             for request, (found, targets) in zip(together, made, strict=True):
-                records = encoded(request.open, request.need, found, targets)
-                request.open.shelf.write(request.rows[request.missing], records)
+                records = encoded(request.place, request.need, found, targets)
+                request.place.shelf.write(request.rows[request.missing], records)
                 request.records[request.missing] = records
                 self.recorded += len(records)
 
     def ask(self, batch: Batch, needs: list[Need], positions: np.ndarray) -> list[tuple[Tensor, Tensor]]:
         """What the teacher says of some images of a batch, on the host: values, and the classes that maps explain."""
-        index = shown(batch, needs[0]).index[positions]
+        index = variant_of(batch, needs[0]).index[positions]
         if self.teacher is None:
             named = ", ".join(need.name for need in needs)
             raise UserError(
@@ -178,14 +183,15 @@ class StoredTeacher:
             found.append((made, targets[: len(positions)].cpu()))
         return found
 
-    def place(self, batch: Batch, need: Need, variant: Variant) -> Open:
+    def place(self, batch: Batch, need: Need, variant: Variant) -> OpenShelf:
         """The shelf for the pictures that a batch shows; other pictures are another shelf, or a refusal."""
-        key = (need.name, id(variant.split), variant.augment, variant.seed)
+        precision = None if self.teacher is None or need.exact else self.teacher.precision
+        key = (need.name, precision, id(variant.split), variant.augment, variant.seed)
         if key not in self.opened:
             self.opened[key] = self.open(batch, need, variant)
         return self.opened[key]
 
-    def open(self, batch: Batch, need: Need, variant: Variant) -> Open:
+    def open(self, batch: Batch, need: Need, variant: Variant) -> OpenShelf:
         """Open a shelf, or begin one.
 
         Raises:
@@ -195,16 +201,21 @@ class StoredTeacher:
         if self.teacher is None and there is None:
             raise UserError(f"no answers to {need.name} in {self.folder}. Record them: {self.again}")
         shape = tuple(there["shape"] if there else self.ask(batch, [need], np.arange(1))[0][0].shape[1:])
-        codec = codec_of(need, shape, maps=self.maps)
+        as_written = there["made from"].get("written as") if there and self.teacher is None else None
+        codec = codec_of(need, shape, maps={"byte": "uint8", "half": "float16"}.get(str(as_written), self.maps))
         target = [("target", "<i4")] if need.kind == "maps" else []
         written = {"written as": type(codec).__name__.lower()}
         made_from = {**self.identity(need, there), **pictures(variant, need), **written}
         try:
             shelf = Shelf(self.folder, need.name, made_from, [*target, *codec.fields(shape)], variant.count, shape)
         except Different as error:
-            raise UserError(f"{error}\nRecord them again: {self.again}") from None
+            raise UserError(
+                f"{error}\nRecord them again: {self.again}\nOr keep both, in a folder each: "
+                "teacher.answers=stored:path=..., or StoredTeacher(folder)"
+            ) from None
         each, images = shelf.dtype.itemsize, len(variant.split)
-        times = 1 if need.of == "canonical" else self.variants
+        still = need.of == "canonical" or variant.augment is None or variant.augment.still
+        times = 1 if still else self.variants
         whole = shelf.room(images) * times
         self.say(
             f"answers: {need.name}: {each} bytes an image × {images:,} images"
@@ -213,7 +224,7 @@ class StoredTeacher:
         )
         if self.teacher is not None:
             check_room(self.folder, max(0, whole - shelf.taken))
-        return Open(shelf, codec, variant)
+        return OpenShelf(shelf, codec, variant)
 
     def description(self, need: Need) -> dict[str, Any] | None:
         """What the JSON of a shelf says; None where there is none."""
@@ -235,8 +246,7 @@ class StoredTeacher:
         if self.teacher is None:
             assert there is not None
             return {name: there["made from"][name] for name in ("model", "precision")}
-        exact = need.kind in ("maps", "scores")
-        return {"model": self.teacher.identity, "precision": "float32" if exact else self.teacher.precision}
+        return {"model": self.teacher.identity, "precision": "float32" if need.exact else self.teacher.precision}
 
     def report_damage(self, shelf: Shelf) -> None:
         """Name the records whose sum was wrong; they are made again."""
@@ -248,13 +258,13 @@ class StoredTeacher:
             shelf.told = len(shelf.damaged)
 
 
-def placed(batch: Batch, need: Need) -> Need:
+def as_shown(batch: Batch, need: Need) -> Need:
     """What is asked of images that are shown as they are is asked of the canonical ones."""
     still = batch.variant is not None and batch.variant.number is None
     return replace(need, of="canonical") if still and need.kind != "module" else need
 
 
-def shown(batch: Batch, need: Need) -> Variant:
+def variant_of(batch: Batch, need: Need) -> Variant:
     """Which pictures a batch shows.
 
     Raises:
@@ -272,10 +282,12 @@ def pictures(variant: Variant, need: Need) -> dict[str, Any]:
     """What the answers depend on, on the side of the images."""
     drawing = variant.drawing() if need.of == "images" else {}
     labels = variant.labels() if need.target == "label" and need.kind == "maps" else {}
-    return {**variant.set(), **drawing, **labels}
+    reference = Spec.parse(need.what).options.get("data") if need.kind == "maps" else None
+    compared = {"reference": load(reference).fingerprint} if reference and reference != "none" else {}
+    return {**variant.set(), **drawing, **labels, **compared}
 
 
-def encoded(place: Open, need: Need, found: Tensor, targets: Tensor) -> np.ndarray:
+def encoded(place: OpenShelf, need: Need, found: Tensor, targets: Tensor) -> np.ndarray:
     """Values as records, without their sums."""
     records = np.zeros(len(found), place.shelf.dtype)
     place.codec.encode(found, records)
@@ -288,18 +300,12 @@ def values(batch: Batch, need: Need, request: Request) -> tuple[Tensor, Tensor]:
     """The answer in the records, on the batch's device, moved and in its place; and the classes that maps explain."""
     device, chosen = batch.images.device, need.rows(batch)
     records = request.records[np.searchsorted(request.chosen, chosen)]
-    found = to(device, request.open.codec.decode(records))
+    found = request.place.codec.decode(records, device)
     if need.kind != "maps":
         return found, batch.labels
-    some = batch if len(chosen) == len(batch) else batch.select(torch.from_numpy(chosen).to(device))
-    targets = to(device, torch.from_numpy(records["target"].astype(np.int64)))
-    here = moved(some, need, found) if len(chosen) else found
-    return spread(batch, chosen, here), spread(batch, chosen, targets)
-
-
-def to(device: torch.device, tensor: Tensor) -> Tensor:
-    """A tensor on the device, without waiting for it."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    rows = sent(chosen, device)
+    shown = moved(batch, need, found, rows if len(chosen) < len(batch) else None)
+    return spread(batch, rows, shown), spread(batch, rows, sent(records["target"], device).long())
 
 
 def live(teacher: Recordable, folder: Path, again: str, say: Callable[[str], object], variants: int) -> Recordable:
