@@ -161,7 +161,7 @@ class Bench:
             images, labels = split.rows.images[split.index], split.labels
             folder = Path(tempfile.mkdtemp(dir=self.folder))
             task = Task(*networks, images, labels, self.settings.batch_size, self.device, self.workers)
-            self.fixed[name] = partial(peers(folder)[name](task).images_per_second, self.steps, warm_up=1)
+            self.fixed[name] = partial(peers(folder)[name](task).images_per_second, self.steps, warm_up=2)
         return self.fixed[name]()
 
 
@@ -194,11 +194,12 @@ def main(
             contenders.pop("torchdistill bfloat16")  # only emulated here
         contenders = {name: run for name, run in contenders.items() if not only or name in only}
         rates: dict[str, list[float]] = {name: [] for name in contenders}
-        for number in range(rounds + 1):
+        for name, run in contenders.items():
+            if name.startswith("kd "):
+                run()  # records what is to be read, and is not counted
+        for _ in range(rounds):
             for name, run in contenders.items():
-                rate = run()
-                if number:  # the first round records, warms up and is not counted
-                    rates[name].append(rate)
+                rates[name].append(run())
         print(
             f"{' → '.join(pair)}, batch {batch_size}, {bench.device}, {torch.get_num_threads()} threads, precision "
             f"{bench.accelerator.mixed_precision}, {rounds} rounds of {steps} steps{', compiled' if compile else ''}"

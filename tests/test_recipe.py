@@ -187,3 +187,11 @@ def test_stored_answers_are_of_sixteen_variants_unless_it_says_otherwise():
     assert make_recipe(STORED, ["train.variants=0"]).train.variants == 0
     again = make_recipe(tomllib.loads(recipe.to_toml()))
     assert (again.train.variants, again.teacher_training.variants) == (16, 0)
+
+
+def test_what_a_method_asks_of_its_teacher_is_checked_before_anything_is_trained():
+    content = {"data": "shapes", "teacher": {"model": "resnet14"}, "student": {"model": "resnet8"}}
+    with pytest.raises(UserError, match=r"student.methods: unknown explainer 'gradcamm'. Did you mean 'gradcam'"):
+        make_recipe(content, ["student.methods=[ce,dim:explainer=gradcamm]"])
+    with pytest.raises(UserError, match=r"student.methods: unknown option 'step'"):
+        make_recipe(content, ["student.methods=[ce,[dim:explainer=[ig:step=3],share=0.5]]"])

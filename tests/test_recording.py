@@ -537,3 +537,19 @@ def test_two_processes_of_a_launch_record_what_one_does(place):
     record(whole)
     assert records_of(runs["ahead"]) == records_of(whole)
     agree(records_of(runs["lazy"]), records_of(whole), atleast=3 * 95)
+
+
+def test_one_part_does_not_throw_away_what_the_others_recorded(place):
+    run = another("ahead")
+    record(run)
+    before = records_of(run)
+    with pytest.raises(UserError, match="again throws away what all parts have recorded"):
+        record(run, part=(1, 3), again=True)
+    assert records_of(run) == before
+
+
+def test_of_two_methods_logits_the_fuller_are_recorded(place):
+    run = another("ahead", "student.methods=[ce,kd:top=3,[kd:as=whole]]")
+    record(run)
+    assert list(records_of(run)) == ["logits"]
+    assert verify(run, 5)

@@ -865,3 +865,28 @@ def test_training_in_bfloat16_is_the_same_to_the_last_bit(tmp_path, data, live):
     expected = terms_of(data, live, METHODS["logits"], **settings)
     assert terms_of(data, stored(tmp_path, live), METHODS["logits"], **settings) == expected
     assert terms_of(data, stored(tmp_path), METHODS["logits"], **settings) == expected
+
+
+def test_one_teacher_in_two_precisions_is_two_teachers(tmp_path, data, live):
+    """One StoredTeacher serves several trainings: what the first recorded in bfloat16 is nothing for the second."""
+    teacher, batch = stored(tmp_path, live), next(batches(data).epoch(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        teacher(batch, ["logits"])
+    with pytest.raises(UserError, match="precision: recorded bfloat16, this run float32"):
+        teacher(batch, ["logits"])
+
+
+def test_images_to_compare_with_are_part_of_what_answers_are_made_from(tmp_path, data, live, monkeypatch):
+    from distilens.teachers import stored as module
+
+    batch = next(batches(data).epoch(0))
+    found = [module.pictures(batch.variant, Need.parse(f"maps:expected_gradients:data=[shapes:train={count},size=16]"))
+             for count in (80, 96)]  # fmt: skip
+    assert found[0]["reference"] != found[1]["reference"]
+    assert "reference" not in module.pictures(batch.variant, Need.parse("maps:expected_gradients"))
+
+
+def test_reading_alone_goes_by_what_is_written(tmp_path, data, live):
+    batch = next(batches(data).epoch(0))
+    expected = stored(tmp_path, live, maps="uint8")(batch, [CAM])
+    assert same(stored(tmp_path)(batch, [CAM]), expected)
