@@ -80,8 +80,7 @@ def write(folder: Path, data: str, epochs: int, resident: str = '"auto"') -> Non
 
 
 def launch(folder: Path, command: list[str], processes: int, *, threads: int) -> subprocess.Popen:
-    launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes), "--num_machines", "1"]
-    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(folder)}
     return subprocess.Popen(
         [sys.executable, *(launcher if processes > 1 else []), "-m", "distilens", *command],

@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 import torch
 from torch import nn
@@ -44,6 +46,7 @@ for name in ("resnet8", "mobilenetv2", "vgg8", "wrn-16-1", "shrink:blocks=9"):
 """
 
 
+@pytest.mark.slow
 def test_a_tapped_student_with_a_part_compiles_without_a_graph_break():
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True)

@@ -48,8 +48,8 @@ measured = 4
 
 
 def launch(place, out: str, processes: int) -> None:
-    launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
-    launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    # not accelerate's own launcher, which starts one process on processors, however many are asked for
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command = [sys.executable, *(launcher if processes > 1 else []), "-m", "distilens", "run", "recipe.toml"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(place)}
     done = subprocess.run(
@@ -74,4 +74,6 @@ def test_two_processes_train_as_one(tmp_path, net):
         [json.loads(line) for line in (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()]
         for name in ("one", "both")
     ]
+    # sums in another order: were it one process, they would be the same to the last bit
+    assert any(not torch.equal(one[key], both[key]) for key in one)
     assert [(row["stage"], row["step"]) for row in logs[0]] == [(row["stage"], row["step"]) for row in logs[1]]

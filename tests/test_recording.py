@@ -511,6 +511,10 @@ from distilens import cli
 for words in (["record", "runs/ahead"], ["train", "runs/lazy"]):
     sys.argv = ["distilens", *words]
     cli.main()
+
+from distilens.train import processes
+
+print(processes().process_index, "of", processes().num_processes)
 """
 
 
@@ -518,21 +522,13 @@ for words in (["record", "runs/ahead"], ["train", "runs/lazy"]):
 def test_two_processes_of_a_launch_record_what_one_does(place):
     (place / "both.py").write_text(BOTH)
     runs = {name: written(another(name)) for name in ("ahead", "lazy")}
-    launcher = [
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
-    ]
-    line = [sys.executable, "-m", "accelerate.commands.launch", *launcher, "both.py"]
+    # not accelerate's own launcher, which starts one process on processors, however many are asked for
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    line = [sys.executable, *launcher, "both.py"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(place)}
     done = subprocess.run(line, cwd=place, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert sorted(done.stdout.splitlines()[-2:]) == ["0 of 2", "1 of 2"]
     whole = another("whole")
     record(whole)
     assert records_of(runs["ahead"]) == records_of(whole)
