@@ -76,4 +76,8 @@ def test_two_processes_train_as_one(tmp_path, net):
     ]
     # sums in another order: were it one process, they would be the same to the last bit
     assert any(not torch.equal(one[key], both[key]) for key in one)
+    terms = [[list(row["terms"].values()) for row in log if "terms" in row] for log in logs]
+    assert torch.allclose(
+        torch.tensor(terms[0]), torch.tensor(terms[1]), rtol=1e-4
+    )  # of all images, not of one's share
     assert [(row["stage"], row["step"]) for row in logs[0]] == [(row["stage"], row["step"]) for row in logs[1]]

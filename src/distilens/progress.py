@@ -6,9 +6,11 @@ import math
 import time
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
@@ -91,8 +93,8 @@ class Log:
             self.writer.close()
 
     def step(self, batch: Batch, terms: dict[str, Tensor], learning_rate: float, *, every: int) -> None:
-        """Take note of a step."""
-        self.pending.append((batch.epoch, batch.index, {name: term.detach() for name, term in terms.items()}))
+        """Take note of a step: of the losses of all processes, which are as many in each."""
+        self.pending.append((batch.epoch, batch.index, averaged(terms)))
         self.at += 1
         self.learning_rate = learning_rate
         if len(self.pending) >= every:
@@ -166,6 +168,14 @@ class Log:
             numbers = {**row.get("terms", {}), **{f"validation/{k}": v for k, v in row.get("validation", {}).items()}}
             for name, value in numbers.items():
                 self.writer.add_scalar(name, value, row["step"])
+
+
+def averaged(terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The mean of each term over all processes; in the step and not when losses are fetched, for that is each one's own time."""
+    if PartialState().num_processes == 1:
+        return {name: term.detach() for name, term in terms.items()}
+    values = cast(Tensor, reduce(torch.stack([term.detach() for term in terms.values()]), reduction="mean"))
+    return dict(zip(terms, values.unbind(), strict=True))
 
 
 def board(folder: Path) -> Any:
