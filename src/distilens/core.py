@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from distilens.data.geometry import Geometry
     from distilens.data.variant import Variant
 
-__all__ = ["Answer", "Batch", "Method", "Mixed", "Model", "Objective", "Output", "Teacher", "needs_of"]
+__all__ = ["Answer", "Batch", "Method", "Mixed", "Model", "Objective", "Output", "Teacher", "accompany", "needs_of"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class Batch:
         geometry: the source box and flip that were drawn for each image; None for untransformed images.
         variant: which augmentation of which set the images are, and `index` on the host: what answers are stored by.
         source: makes the untransformed images; read them as `canonical`.
-        epoch, progress, seed: where in the run this is (`progress` in [0, 1]), and the data seed.
+        epoch, step, progress, seed: where in the run this is (`step` counts from the beginning, `progress` is in [0, 1]), and
+            the data seed.
     """
 
     images: Float[Tensor, "b c h w"]
@@ -65,6 +67,7 @@ class Batch:
     variant: Variant | None = None
     source: Callable[[], Tensor] | None = None
     epoch: int = 0
+    step: int = 0
     progress: float = 0.0
     seed: int = 0
 
@@ -83,9 +86,10 @@ class Batch:
     def untransformed(self) -> Batch:
         """The same images as they are in the data set: nothing moved, coloured, erased or mixed."""
         variant = self.variant and dataclasses.replace(self.variant, number=None)
+        mask = variant.masks(self.images.device) if variant else self.mask if self.geometry is None else None
         return Batch(
-            self.canonical, self.labels, self.index, variant=variant,
-            epoch=self.epoch, progress=self.progress, seed=self.seed,
+            self.canonical, self.labels, self.index, mask=mask, variant=variant,
+            epoch=self.epoch, step=self.step, progress=self.progress, seed=self.seed,
         )  # fmt: skip
 
     def select(self, rows: Int[Tensor, " n"]) -> Batch:
@@ -116,7 +120,7 @@ class Answer:
     Attributes:
         logits: `[b classes]`.
         features: by tap.
-        maps: by need, `[b h w]`, float32.
+        maps: by need, `[b h w]`, float32; of all classes, `[b classes h w]`.
         targets: by the same need, the class that each map explains, `[b]`.
         scores: by judge, `[b]`.
         modules: by path: a part of the teacher that a method reuses.
@@ -125,7 +129,7 @@ class Answer:
 
     logits: Float[Tensor, "b classes"] | None = None
     features: Mapping[str, Tensor] = field(default_factory=dict)
-    maps: Mapping[str, Float[Tensor, "b h w"]] = field(default_factory=dict)
+    maps: Mapping[str, Float[Tensor, "b *classes h w"]] = field(default_factory=dict)
     targets: Mapping[str, Int[Tensor, " b"]] = field(default_factory=dict)
     scores: Mapping[str, Float[Tensor, " b"]] = field(default_factory=dict)
     modules: Mapping[str, nn.Module] = field(default_factory=dict)
@@ -142,11 +146,13 @@ class Method(nn.Module):
             `teachers/needs.py`.
         weight: the factor of its term; the notation's `weight=` sets it.
         second_order: its loss differentiates a gradient, which `torch.compile` cannot.
+        at_use: what it asks of the teacher even when the student is used: such a student is none without its teacher.
     """
 
     needs: tuple[str, ...] = ()
     weight: float = 1.0
     second_order: bool = False
+    at_use: tuple[str, ...] = ()
 
     def prepare(self, student: Model, batch: Batch, answer: Answer) -> Model:
         """Once, before training: add taps and parts, size own modules from the shapes of a first batch."""
@@ -163,6 +169,10 @@ class Method(nn.Module):
     def finish(self, student: Model) -> Model:
         """Once, after training: turn the training form into the final one."""
         return student
+
+    def notes(self) -> dict[str, float]:
+        """What it has counted since it was last asked, by name: goes into the log beside the terms, once an epoch."""
+        return {}
 
 
 Teacher = Callable[[Batch, Sequence[str]], Answer]
@@ -210,11 +220,35 @@ class Objective(nn.Module):
                 terms[name] = method.weight * loss.float().mean()
         return terms
 
+    def notes(self) -> dict[str, float]:
+        """What the methods have counted since they were last asked, as `term/name`."""
+        return {
+            f"{name}/{key}": value for name, method in self.terms().items() for key, value in method.notes().items()
+        }
+
     def finish(self) -> Model:
         """The student as it will be used: no method, no teacher, no label."""
         for method in self.terms().values():
             self.student = method.finish(self.student)
         return self.student
+
+
+def accompany(student: Model, methods: Iterable[Method], teacher: Teacher) -> None:
+    """Give a student the inputs that it cannot do without, wherever it is used, from its teacher; most students need none."""
+    asking = [method for method in methods if method.at_use]
+    if not asking:
+        return
+    answering = getattr(teacher, "teacher", None) or teacher  # of other images than those that were recorded
+
+    def inputs(images: Tensor) -> Mapping[str, Tensor]:
+        unknown = torch.full((len(images),), -1, device=images.device)
+        batch = Batch(images, unknown, unknown)
+        answer = answering(batch, [need for method in asking for need in method.at_use])
+        for method in asking:
+            batch = method.transform(batch, answer)
+        return batch.inputs
+
+    student.companion = inputs
 
 
 def needs_of(methods: Iterable[Method]) -> tuple[str, ...]:

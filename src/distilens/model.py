@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
 
 from distilens import taps
 from distilens.errors import UserError
@@ -66,6 +67,7 @@ class Model(nn.Module):
         self.frozen: list[nn.Module] = []
         self.precision: torch.dtype | None = None  # of the network's weights, where it is not that of the pixels
         self.folded: frozenset[str] = frozenset()  # modules whose own output is no longer there: see `prepare.py`
+        self.companion: Callable[[Tensor], Mapping[str, Tensor]] | None = None  # see `core.accompany`
         self._last: str | None = None
         self._overwritten: dict[str, bool] = {}  # by path, as found
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
@@ -76,8 +78,16 @@ class Model(nn.Module):
         return self.mean.device
 
     def forward(self, images: Float[Tensor, "b c h w"], inputs: Mapping[str, Tensor] | None = None) -> Output:
-        for inserted in self.inserted.values():
+        if not inputs and self.companion is not None:
+            inputs = self.companion(images)
+        for name, inserted in self.inserted.items():
             inserted.inputs = inputs or {}
+            missing = set(getattr(inserted.part, "requires", ())) - inserted.inputs.keys()
+            if missing:
+                raise UserError(
+                    f"{self.name} cannot answer alone: its part {name} needs the input {', '.join(sorted(missing))}, which "
+                    "its teacher gives. Train it with another deploy=, or give it a companion (distilens.core.accompany)"
+                )
         try:
             pixels = self.prepare(self.entrance(images))
             logits = logits_of(self.network(pixels if self.precision is None else pixels.to(self.precision)))
@@ -106,12 +116,13 @@ class Model(nn.Module):
     def tap(self, path: str = taps.LAST) -> str:
         """Read the output of a module from now on, under the name asked for; returns the module's own path.
 
-        `last` is the last feature map, found by a forward pass; `input` is the images themselves.
+        `last` is the last feature map, found by a forward pass, `last-1` the last one of the next finer grid, and so on;
+        `input` is the images themselves.
 
         Raises:
             UserError: no such module, or the forward does not reach it.
         """
-        found = self.last_tap if path == taps.LAST else path
+        found = self.path_of(path)
         if found not in self.taps:
             self.taps[found], module = self.find(found)
             # first in line: what the module itself returned, whether a part was inserted here before or comes later
@@ -122,7 +133,7 @@ class Model(nn.Module):
     @contextlib.contextmanager
     def reading(self, path: str = taps.LAST) -> Iterator[taps.Tap]:
         """A tap for the forwards inside the context only: the model is left as it was."""
-        tap, module = self.find(self.last_tap if path == taps.LAST else path)
+        tap, module = self.find(self.path_of(path))
         handle = module.register_forward_hook(tap.keep, prepend=True)
         try:
             yield tap
@@ -147,6 +158,15 @@ class Model(nn.Module):
                 raise UserError(f"the forward of {self.name} gives no tensor at the tap {path!r}: name another module")
             self._overwritten[path] = overwritten
         return taps.Tap(path, self._overwritten[path]), module
+
+    def path_of(self, tap: str) -> str:
+        """A module's own path: that of `last`, `last-1` and so on is found by a forward pass."""
+        start, dash, steps = tap.partition("-")
+        if start != taps.LAST or (dash and not steps.isdecimal()):
+            return tap
+        if not int(steps or 0):
+            return self.last_tap
+        return taps.finer_spatial(self.observe(), self.last_tap, int(steps), self.size)
 
     @property
     def last_tap(self) -> str:
@@ -182,15 +202,23 @@ class Model(nn.Module):
         """Put a module behind a tap: `part(feature, inputs)` returns a feature of the same shape, and is part of the model.
 
         The model's own module names stay; the part's modules can be tapped as `name.module`. `inputs` are the extra inputs
-        of the student, by name.
+        of the student, by name. A part built by `build_part` is saved with the model and built again when it is loaded.
         """
         if name in self.parts or "." in name:
             raise UserError(f"a part named {name!r} cannot be inserted: the name is taken or has a dot")
-        path = self.last_tap if tap == taps.LAST else tap
-        module = taps.find(self.network, path)
+        path = self.path_of(tap)
+        module = self.entrance if path == taps.INPUT else taps.find(self.network, path)
         self.parts[name] = part.to(self.device)
-        self.inserted[name] = Inserted(part)
-        module.register_forward_hook(self.inserted[name].apply)
+        self.inserted[name] = inserted = Inserted(part, path)
+        inserted.handle = module.register_forward_hook(inserted.apply)
+        self._overwritten.clear()
+
+    def remove(self, name: str) -> None:
+        """Take an inserted part out again."""
+        self.inserted.pop(name).handle.remove()
+        del self.parts[name]
+        for path in [path for path in self.taps if path.partition(".")[0] == name]:
+            del self.taps[path]
         self._overwritten.clear()
 
     def freeze(self, *, but: str | None = None) -> None:
@@ -232,8 +260,10 @@ class Model(nn.Module):
 class Inserted:
     """A part and its place: a forward hook that hands the feature on through the part."""
 
-    def __init__(self, part: nn.Module):
-        self.part = part
+    handle: RemovableHandle
+
+    def __init__(self, part: nn.Module, path: str):
+        self.part, self.path = part, path
         self.inputs: Mapping[str, Tensor] = {}
 
     def apply(self, module: nn.Module, arguments: tuple, output: Tensor) -> Tensor:

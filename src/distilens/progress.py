@@ -108,8 +108,14 @@ class Log:
         """
         if not self.pending:
             return
-        names = list(self.pending[0][2])
-        values = torch.stack([torch.stack([terms[name] for name in names]) for _, _, terms in self.pending]).cpu()
+        names = list(dict.fromkeys(name for _, _, terms in self.pending for name in terms))
+        there = torch.tensor(
+            [[name in terms for name in names] for _, _, terms in self.pending]
+        )  # not all at each step
+        nothing = next(iter(self.pending[0][2].values())).new_zeros(())
+        values = torch.stack(
+            [torch.stack([terms.get(name, nothing) for name in names]) for _, _, terms in self.pending]
+        ).cpu()
         for (epoch, index, _), row in zip(self.pending, values, strict=True):
             if not row.isfinite().all():
                 said = ", ".join(f"{name}={value:g}" for name, value in zip(names, row.tolist(), strict=True))
@@ -117,7 +123,7 @@ class Log:
                     f"the loss of {self.stage} is not finite in epoch {epoch + 1} ({said}), on the images with index "
                     f"{index.tolist()}. {ADVICE}"
                 )
-        terms = dict(zip(names, values.mean(0).tolist(), strict=True))
+        terms = dict(zip(names, (values.sum(0) / there.sum(0)).tolist(), strict=True))
         now = time.perf_counter()
         rate = (self.at - self.since[1]) * self.images / max(now - self.since[0], 1e-9)
         self.since = (now, self.at)
@@ -127,7 +133,7 @@ class Log:
             epoch=epoch,
             step=self.at,
             terms=terms,
-            loss=sum(terms.values()),
+            loss=values.sum(1).mean().item(),
             learning_rate=self.learning_rate,
             images_per_second=round(rate, 1),
         )
@@ -135,8 +141,8 @@ class Log:
             note = " ".join(f"{name} {value:.3f}" for name, value in terms.items())
             self.bar.update(self.task, completed=self.at, note=f"{note} · {rate:,.0f} images/s")
 
-    def epoch(self, epoch: int, scores: dict[str, float]) -> None:
-        """Take note of an epoch's validation.
+    def epoch(self, epoch: int, scores: dict[str, float], notes: dict[str, float] | None = None) -> None:
+        """Take note of an epoch's validation, and of what methods and teacher have counted.
 
         Raises:
             NotFinite: the last step broke the weights, so that no later loss could say it.
@@ -145,12 +151,13 @@ class Log:
             raise NotFinite(
                 f"the validation loss of {self.stage} is not finite after epoch {epoch + 1} ({scores['loss']:g}). {ADVICE}"
             )
-        self.write(epoch=epoch, step=self.at, validation=scores)
+        self.write(epoch=epoch, step=self.at, validation=scores, **({"notes": notes} if notes else {}))
         self.since = (time.perf_counter(), self.at)  # validation is no training time
         if self.console is not None and not self.console.is_terminal:
             last = next((row for row in reversed(self.rows) if "terms" in row), None)
             terms = " ".join(f"{name} {value:.3f}" for name, value in last["terms"].items()) if last else ""
             rate = f"{last['images_per_second']:,.0f} images/s" if last else ""
+            terms = " ".join([terms, *(f"{name} {value:.3g}" for name, value in (notes or {}).items())])
             done = f"{self.stage} epoch {epoch + 1}/{self.epochs}  {terms}  validation {scores['accuracy']:.1%}  {rate}"
             self.console.print(f"{done}{self.left()}", highlight=False)
 
@@ -165,7 +172,8 @@ class Log:
         self.rows.append(row)
         self.metrics.append(**row)
         if self.writer is not None:
-            numbers = {**row.get("terms", {}), **{f"validation/{k}": v for k, v in row.get("validation", {}).items()}}
+            validation = {f"validation/{name}": value for name, value in row.get("validation", {}).items()}
+            numbers = {**row.get("terms", {}), **validation, **row.get("notes", {})}
             for name, value in numbers.items():
                 self.writer.add_scalar(name, value, row["step"])
 

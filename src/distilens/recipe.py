@@ -304,7 +304,7 @@ def part_problems(content: Mapping[str, Any]) -> list[str]:
 
 def method_problems(recipe: Recipe) -> list[str]:
     """Two terms or explainers of one name, methods that need a teacher where there is none, or what no teacher gives."""
-    from distilens.core import needs_of
+    from distilens.core import Method, needs_of
     from distilens.methods import build_methods
     from distilens.teachers.needs import Need
 
@@ -314,11 +314,20 @@ def method_problems(recipe: Recipe) -> list[str]:
         lists["teacher"] = recipe.teacher.methods
     for stage, parts in lists.items():
         try:
-            needs = needs_of(build_methods(parts).values())
+            methods = build_methods(parts)
+            needs = needs_of(methods.values())
         except UserError as error:
             if "two terms" in str(error):
                 problems.append(f"{stage}.methods: {error}")
             continue
+        second = [name for name, method in methods.items() if method.second_order]
+        compiled = (recipe.teacher_training if stage == "teacher" else recipe.train).compile
+        if second and compiled:
+            problems.append(f"compile=true cannot go with {', '.join(second)}: torch.compile has no second derivative")
+        if all(type(method).loss is Method.loss for method in methods.values()):
+            problems.append(
+                f"{stage}.methods have no loss ({', '.join(methods) or 'none'}): add one that has, such as ce or kd"
+            )
         if needs and (stage != "student" or recipe.teacher is None):
             problems.append(f"{stage}.methods ask a teacher for {', '.join(needs)}, and there is none")
         for need in needs:

@@ -21,7 +21,7 @@ from accelerate.utils import broadcast_object_list
 from rich.console import Console
 
 from distilens.about import about_run
-from distilens.core import Model, Teacher
+from distilens.core import Model, Teacher, accompany
 from distilens.data import Data, load
 from distilens.data.batches import Batches
 from distilens.errors import UserError
@@ -94,6 +94,10 @@ class Run:
         found = {
             role: self.model(role).to(device) for role in ROLES if (self.folder / role / "model.safetensors").is_file()
         }
+        if "teacher" in found and "student" in found:
+            accompany(
+                found["student"], build_methods(self.recipe.student.methods).values(), LiveTeacher(found["teacher"])
+            )
         if not found:
             raise UserError(f"no trained model in {self.folder}: distilens run, or distilens train {self.folder}")
         return found

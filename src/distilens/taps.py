@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from distilens.errors import UserError, nearest
 
 INPUT = "input"  # the tap of the images themselves
-LAST = "last"  # the notation for the last feature map
+LAST = "last"  # the notation for the last feature map; `last-1` is the last one of the next finer grid, and so on
 
 
 class Tap:
@@ -192,6 +192,33 @@ def last_spatial(seen: dict[str, tuple[object, bool]], logits: Tensor, size: tup
     # A container returns what its last child returns: name the container, `layer3` rather than `layer3.2.relu`.
     parents = [path for path in alike if last.startswith(path + ".") and spatial[path] is spatial[last]]
     return min([*parents, last], key=len)
+
+
+def finer_spatial(seen: dict[str, tuple[object, bool]], last: str, steps: int, size: tuple[int, int] = (1, 1)) -> str:
+    """The tap `last-1`, `last-2`, ...: the last feature map of the grid that is so many sizes finer than the last tap's.
+
+    Of the modules that return such a map it is the one that is nested least, for inside a block a feature is no result yet;
+    of several of those the last.
+
+    Raises:
+        UserError: the model has fewer grids.
+    """
+    places = {
+        path: math.prod(grid(output, size).shape[2:])
+        for path, (output, _) in seen.items()
+        if path and is_spatial(output, size)
+    }
+    finer = sorted({count for count in places.values() if count > places[last]})
+    if steps > len(finer):
+        raise UserError(
+            f"no tap '{LAST}-{steps}': this model has {len(finer) + 1} sizes of feature maps, so {LAST} to "
+            f"{LAST}-{len(finer)}"
+            if finer
+            else f"no tap '{LAST}-{steps}': this model's feature maps are of one size"
+        )
+    before = list(places)[: list(places).index(last)]
+    alike = [path for path in before if places[path] == finer[steps - 1]]
+    return min(reversed(alike), key=lambda path: path.count("."))
 
 
 def has_gradient(logits: Tensor, feature: Tensor, size: tuple[int, int]) -> bool:

@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from distilens.allocation import kept as memory_kept
 from distilens.checkpoints import Checkpoints, Interrupted, interruptible
-from distilens.core import Batch, Method, Model, Objective, Teacher
+from distilens.core import Batch, Method, Model, Objective, Teacher, accompany
 from distilens.data.augment import AUGMENTS
 from distilens.data.batches import Batches
 from distilens.data.subset import Data
@@ -79,6 +79,7 @@ def train(
     with accelerator.autocast():
         objective.prepare(first, teacher(first, objective.needs))
     objective.to(accelerator.device)
+    accompany(objective.student, methods.values(), teacher)
     if lays_channels_last(settings, accelerator.device):
         student.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if settings.compile:
@@ -122,7 +123,7 @@ def train(
             log.flush()
             scores = validate(kept_by(objective, average), validation, accelerator)
             place.next_epoch()
-            log.epoch(epoch, scores)
+            log.epoch(epoch, scores, objective.notes() | getattr(teacher, "notes", dict)())
             state.save(place, accuracy=scores["accuracy"], keep=settings.keep_every)
             if stop.requested:  # during validation
                 raise Interrupted(stop.signal, folder)
@@ -141,7 +142,7 @@ def kept_by(objective: Objective, average: AveragedModel | None) -> Model:
 def total(terms: Mapping[str, Tensor]) -> Tensor:
     """The loss: the sum of the named terms."""
     if not terms:
-        raise UserError("these methods have no loss: add one that has, such as ce or kd")
+        raise UserError("these methods have no loss (at this step): add one that has, such as ce or kd")
     return torch.stack(list(terms.values())).sum()
 
 

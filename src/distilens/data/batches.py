@@ -94,7 +94,7 @@ class Batches:
         parts = [part[self.rank :: self.world] for part in order.split(self.size)][start:]
         for number, (positions, images) in enumerate(self.read(parts), start):
             progress = (epoch + number / len(self)) / epochs
-            yield self.batch(positions, images, epoch, progress)
+            yield self.batch(positions, images, epoch, progress, epoch * len(self) + number)
 
     def read(self, parts: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Positions, and the raw uint8 images where the set is not resident."""
@@ -111,7 +111,7 @@ class Batches:
         for part, images in zip(parts, loader, strict=True):
             yield part, images.to(self.device, non_blocking=True)
 
-    def batch(self, positions: Tensor, raw: Tensor | None, epoch: int, progress: float) -> Batch:
+    def batch(self, positions: Tensor, raw: Tensor | None, epoch: int, progress: float, step: int = 0) -> Batch:
         """The batch of some positions in the split; `raw` are their source images `[b h w 3]` when these were streamed."""
         shown = self.variant(positions, epoch)
         positions = positions.to(self.device, non_blocking=True)
@@ -129,6 +129,7 @@ class Batches:
             variant=shown,
             source=partial(self.pixels, positions, raw, None),
             epoch=epoch,
+            step=step,
             progress=progress,
             seed=self.seed,
         )

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from distilens.data.source import digest
 
@@ -37,6 +38,11 @@ class Variant:
     def select(self, rows: Tensor) -> Variant:
         """That of some of the images, by position in the batch."""
         return replace(self, index=self.index[rows.cpu().numpy()])
+
+    def masks(self, device: torch.device) -> Tensor | None:
+        """Where the evidence is in the untransformed images, in [0, 1]; None where the data set does not say."""
+        masks = self.split.rows.masks
+        return None if masks is None else torch.from_numpy(masks[self.index]).to(device).float() / 255
 
     @property
     def count(self) -> int:

@@ -23,6 +23,8 @@ EXPLAINERS = Registry(
         "hirescam": "distilens.explain.hirescam:HiResCAM",
         "cam": "distilens.explain.cam:CAM",
         "eigencam": "distilens.explain.eigencam:EigenCAM",
+        "attention": "distilens.explain.attention:Attention",
+        "channel": "distilens.explain.channel:Channel",
         # from gradients of pixels
         "gradient": "distilens.explain.gradient:Gradient",
         "smoothgrad": "distilens.explain.smoothgrad:SmoothGrad",

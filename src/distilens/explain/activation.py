@@ -74,6 +74,31 @@ class ActivationMap(Explainer):
             return self.combine(full(grid(feature, size)), full(grid(gradient, size)))
 
 
+class FeatureMap(ActivationMap):
+    """A map from the features at a tap alone, the same for every class: no gradient is needed. A member writes `read_off`."""
+
+    def read_off(self, feature: Float[Tensor, "b c h w"]) -> Float[Tensor, "b h w"]:
+        raise NotImplementedError
+
+    def explain(self, model: Model, images: Tensor, target: Target) -> Explanation:
+        with model.reading(self.tap) as tap, torch.no_grad():
+            logits = model.logits(images)
+            return Explanation(self.on_grid(tap.take(), model.size), logits, target_of(logits, target))
+
+    def from_output(
+        self, output: Output, target: Target = None, *, create_graph: bool = True
+    ) -> Float[Tensor, "b h w"]:
+        maps = self.on_grid(tapped(output, self.tap), output.size)
+        return maps if create_graph else maps.detach()
+
+    def on_grid(self, feature: Tensor, size: tuple[int, int]) -> Float[Tensor, "b h w"]:
+        with torch.autocast(feature.device.type, enabled=False):
+            return self.read_off(full(grid(feature, size)))
+
+    def combine(self, feature: Float[Tensor, "b c h w"], gradient: Float[Tensor, "b c h w"]) -> Float[Tensor, "b h w"]:
+        return self.read_off(feature)
+
+
 def full(values: Tensor) -> Tensor:
     """In float32, or float64 where they are."""
     return values if values.dtype == torch.float64 else values.float()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
-from distilens.core import Model
+from distilens.core import Model, Output
 from distilens.errors import UserError
-from distilens.explain.activation import ActivationMap, full
-from distilens.explain.explanation import Explanation, Target, target_of
-from distilens.taps import LAST, grid
+from distilens.explain.activation import ActivationMap, full, tapped
+from distilens.explain.explanation import Explanation, Target, checked, quietly, target_of
+from distilens.taps import LAST, evaluating, grid
 
 
 class CAM(ActivationMap):
@@ -19,8 +20,8 @@ class CAM(ActivationMap):
     `M = sum_k W_ck A_k`, for a network that ends in the mean over places and one linear layer (ResNet, MobileNet,
     DenseNet). Signed: its mean is the logit less the bias, and `relu(M) / (h w)` is Grad-CAM there. Any other head is an error.
 
-    In a loss (`from_output`, which does not see the network) the weights are read off the gradient: for such a head they are
-    the same, and can be trained through as well.
+    In a loss (`from_output`, which does not see the network) the classifier is the one of the model that was attached; without
+    one the weights are read off the gradient, which for such a head is the same. Both can be trained through.
 
     Source: Zhou et al. 2016 (arXiv 1512.04150), section 2.
     """
@@ -29,6 +30,14 @@ class CAM(ActivationMap):
 
     def __init__(self):
         super().__init__(tap=LAST)
+        self.attached: nn.Linear | None = None
+
+    def attach(self, model: Model) -> None:
+        super().attach(model)
+        with model.reading(self.tap) as tap, evaluating(model), torch.no_grad():
+            images = model.example(2).to(model.device)
+            logits = model.logits(images)
+            self.attached = head(model, grid(tap.take(), model.size), logits)
 
     def explain(self, model: Model, images: Tensor, target: Target) -> Explanation:
         with model.reading(self.tap) as tap, torch.no_grad():
@@ -37,6 +46,33 @@ class CAM(ActivationMap):
             target = target_of(logits, target)
             weight = head(model, feature, logits).weight[target]
             return Explanation(torch.einsum("bchw,bc->bhw", full(feature), full(weight)), logits, target)
+
+    def classwise(self, model: Model, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes h w"]:
+        with quietly(model), model.reading(self.tap) as tap, torch.no_grad():
+            logits = model.logits(checked(model, images))
+            feature = grid(tap.take(), model.size)
+            return self.of_all(feature, head(model, feature, logits))
+
+    def from_output(
+        self, output: Output, target: Target = None, *, create_graph: bool = True
+    ) -> Float[Tensor, "b h w"]:
+        if self.attached is None:
+            return super().from_output(output, target, create_graph=create_graph)
+        feature, target = grid(tapped(output, self.tap), output.size), target_of(output.logits, target)
+        with torch.autocast(feature.device.type, enabled=False):
+            maps = torch.einsum("bchw,bc->bhw", full(feature), full(self.attached.weight)[target])
+        return maps if create_graph else maps.detach()
+
+    def classwise_from_output(self, output: Output, *, create_graph: bool = True) -> Float[Tensor, "b classes h w"]:
+        if self.attached is None:
+            return super().classwise_from_output(output, create_graph=create_graph)
+        maps = self.of_all(grid(tapped(output, self.tap), output.size), self.attached)
+        return maps if create_graph else maps.detach()
+
+    def of_all(self, feature: Float[Tensor, "b c h w"], linear: nn.Linear) -> Float[Tensor, "b classes h w"]:
+        """The maps of all classes: a 1×1 convolution with the classifier's weights."""
+        with torch.autocast(feature.device.type, enabled=False):
+            return functional.conv2d(full(feature), full(linear.weight)[:, :, None, None])
 
     def combine(self, feature: Float[Tensor, "b c h w"], gradient: Float[Tensor, "b c h w"]) -> Float[Tensor, "b h w"]:
         return torch.einsum("bchw,bc->bhw", feature, gradient.sum((2, 3)))

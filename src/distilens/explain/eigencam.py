@@ -6,13 +6,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from distilens.core import Model, Output
-from distilens.explain.activation import ActivationMap, full, tapped
-from distilens.explain.explanation import Explanation, Target, target_of
-from distilens.taps import LAST, grid
+from distilens.explain.activation import FeatureMap
+from distilens.taps import LAST
 
 
-class EigenCAM(ActivationMap):
+class EigenCAM(FeatureMap):
     """The first principal component of the features over places: what stands out, not what speaks for a class.
 
     `M = relu(F v)`: `F` the features `[h w, channels]` less their mean over places, `v` its first right singular vector, with
@@ -29,24 +27,7 @@ class EigenCAM(ActivationMap):
         super().__init__(tap=tap)
         self.centre = centre
 
-    def explain(self, model: Model, images: Tensor, target: Target) -> Explanation:
-        with model.reading(self.tap) as tap, torch.no_grad():
-            logits = model.logits(images)
-            return Explanation(self.component(tap.take(), model.size), logits, target_of(logits, target))
-
-    def from_output(
-        self, output: Output, target: Target = None, *, create_graph: bool = True
-    ) -> Float[Tensor, "b h w"]:
-        maps = self.component(tapped(output, self.tap), output.size)
-        return maps if create_graph else maps.detach()
-
-    def component(self, feature: Tensor, size: tuple[int, int]) -> Float[Tensor, "b h w"]:
-        with torch.autocast(feature.device.type, enabled=False):
-            return self.combine(full(grid(feature, size)))
-
-    def combine(
-        self, feature: Float[Tensor, "b c h w"], gradient: Float[Tensor, "b c h w"] | None = None
-    ) -> Float[Tensor, "b h w"]:
+    def read_off(self, feature: Float[Tensor, "b c h w"]) -> Float[Tensor, "b h w"]:
         # a product of features: float32 would keep half its digits
         places = feature.flatten(2).transpose(1, 2).double()
         finite = places.isfinite().all(2).all(1)[:, None]

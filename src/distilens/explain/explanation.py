@@ -73,6 +73,17 @@ class Explainer:
     def explain(self, model: Model, images: Tensor, target: Target) -> Explanation:
         raise NotImplementedError
 
+    def classwise(self, model: Model, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes h w"]:
+        """The maps of all classes of each image, raw; leaves no trace, as a call does."""
+        classes = range(len(model.classes))
+        return torch.stack([self(model, images, number).maps for number in classes], 1)
+
+    def attach(self, model: Model) -> None:
+        """Get a model ready for `from_output` on what it returns: once, before."""
+        if self.tap is None:
+            return
+        model.tap(self.tap)
+
     def from_output(
         self, output: Output, target: Target = None, *, create_graph: bool = True
     ) -> Float[Tensor, "b h w"]:
@@ -84,6 +95,11 @@ class Explainer:
         if type(self).from_model is Explainer.from_model:
             raise UserError(f"{type(self).__name__} has no derivative that a loss could use")
         raise UserError(f"{type(self).__name__} needs forwards of its own: from_model(model, images, target)")
+
+    def classwise_from_output(self, output: Output, *, create_graph: bool = True) -> Float[Tensor, "b classes h w"]:
+        """The maps of all classes of each image, as `from_output`'s."""
+        classes = range(output.logits.shape[1])
+        return torch.stack([self.from_output(output, number, create_graph=create_graph) for number in classes], 1)
 
     def from_model(
         self, model: Model, images: Float[Tensor, "b c h w"], target: Target = None, *, create_graph: bool = True

@@ -34,6 +34,8 @@ class IntegratedGradients(Explainer):
         baseline: `mean` (the mean colour that the model expects, which is zero behind its normalisation and the default
             elsewhere), `zero` (black), `blur` (the image, blurred), or a grey level in [0, 1]. From black, dark pixels get
             nothing, and on CIFAR-10 the maps were no better than noise (docs/explainers.md).
+        channels: over colours, `sum` adds what they say, so that it sums to the change of the logit; `size` adds the absolute
+            values, as overlays of the map do, and is not negative.
         chunk: rows (images times steps) in a forward; by default as many as are fastest.
 
     Source: Sundararajan, Taly and Yan 2017 (arXiv 1703.01365), equation 1.
@@ -47,9 +49,11 @@ class IntegratedGradients(Explainer):
         steps: Annotated[int, Field(ge=1)] = 32,
         rule: Literal["gauss", "trapezoid", "riemann"] = "gauss",
         baseline: Literal["zero", "mean", "blur"] | Annotated[float, Field(ge=0, le=1)] = "mean",
+        channels: Literal["sum", "size"] = "sum",
         chunk: Annotated[int, Field(ge=1)] | None = None,
     ):
-        self.steps, self.rule, self.baseline, self.chunk = steps, rule, baseline, chunk
+        self.steps, self.rule, self.baseline, self.channels, self.chunk = steps, rule, baseline, channels, chunk
+        self.signed = channels == "sum"
 
     def explain(self, model: Model, images: Tensor, target: Target) -> Explanation:
         start = self.start(model, images)
@@ -60,17 +64,22 @@ class IntegratedGradients(Explainer):
         target = target_of(logits, target)
         attributed = self.attributed(model, images, start, target)
         gained = scores_of(logits, target) - scores_of(before.expand_as(logits), target)
-        return Explanation(full(attributed), logits, target, residual=attributed.sum((1, 2)) - gained)
+        residual = attributed.sum((1, 2, 3)) - gained
+        return Explanation(full(self.over_channels(attributed)), logits, target, residual=residual)
+
+    def over_channels(self, attributed: Float[Tensor, "b c h w"]) -> Float[Tensor, "b h w"]:
+        return (attributed if self.channels == "sum" else attributed.abs()).sum(1)
 
     def from_model(
         self, model: Model, images: Float[Tensor, "b c h w"], target: Target = None, *, create_graph: bool = True
     ) -> Float[Tensor, "b h w"]:
         target = chosen(model, images, target)
-        return self.attributed(model, images, self.start(model, images), target, create_graph=create_graph)
+        start = self.start(model, images)
+        return self.over_channels(self.attributed(model, images, start, target, create_graph=create_graph))
 
     def attributed(
         self, model: Model, images: Tensor, start: Tensor, target: Tensor, *, create_graph: bool = False
-    ) -> Float[Tensor, "b h w"]:
+    ) -> Float[Tensor, "b c h w"]:
         path = images - start
         at, weight = (images.new_tensor(values)[:, None, None, None] for values in quadrature(self.rule, self.steps))
 
@@ -78,7 +87,7 @@ class IntegratedGradients(Explainer):
             return torch.addcmul(start[some, None], at[steps], path[some, None]), weight[steps]
 
         total = summed_gradients(model, images, target, points, self.steps, chunk=self.chunk, create_graph=create_graph)
-        return (path * total).sum(1)
+        return path * total
 
     def start(self, model: Model, images: Tensor) -> Tensor:
         """The baseline images, one for each."""

@@ -10,34 +10,35 @@ from torch.nn import functional
 from distilens.colours import FLAT, MAP_WEIGHT, TABLE
 
 
-def resized(maps: Float[Tensor, "b h w"], size: tuple[int, int]) -> Float[Tensor, "b h2 w2"]:
+def resized(maps: Float[Tensor, "*b h w"], size: tuple[int, int]) -> Float[Tensor, "*b h2 w2"]:
     """Maps on another grid: averaged over areas when shrinking, bilinear when growing."""
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
+    flat = maps.flatten(0, -3)[:, None]
     if maps.shape[-2] >= size[0] and maps.shape[-1] >= size[1]:
-        return functional.adaptive_avg_pool2d(maps[:, None], size)[:, 0]
-    return functional.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+        return functional.adaptive_avg_pool2d(flat, size).view(*maps.shape[:-2], *size)
+    return functional.interpolate(flat, size, mode="bilinear", align_corners=False).view(*maps.shape[:-2], *size)
 
 
-def empty(maps: Float[Tensor, "b h w"]) -> Bool[Tensor, " b"]:
+def empty(maps: Float[Tensor, "*b h w"]) -> Bool[Tensor, "*b"]:
     """Maps that say nothing: zero everywhere. Left out of means, and counted."""
-    return maps.abs().amax((1, 2)) == 0
+    return maps.abs().amax((-2, -1)) == 0
 
 
-def strength(maps: Float[Tensor, "b h w"]) -> Float[Tensor, "b h w"]:
+def strength(maps: Float[Tensor, "*b h w"]) -> Float[Tensor, "*b h w"]:
     """How much each place matters, whatever its sign, as shares that sum to 1; an empty map stays 0."""
     size = maps.abs()
-    return size / size.sum((1, 2), keepdim=True).clamp_min(torch.finfo(size.dtype).tiny)
+    return size / size.sum((-2, -1), keepdim=True).clamp_min(torch.finfo(size.dtype).tiny)
 
 
-def normalised(maps: Float[Tensor, "b h w"], *, signed: bool) -> Float[Tensor, "b h w"]:
+def normalised(maps: Float[Tensor, "*b h w"], *, signed: bool) -> Float[Tensor, "*b h w"]:
     """Maps made fit to be drawn or thresholded: each from 0 to 1.
 
     Signed maps count by their size, others by their positive part; then (x - min) / (max - min) over each map. A map that says
     nothing of where (empty, flat, not finite) is 0 everywhere: stretched, it would show rounding noise as if it were evidence.
     """
     size = maps.abs() if signed else maps.clamp_min(0)
-    low, high = size.amin((1, 2), keepdim=True), size.amax((1, 2), keepdim=True)
+    low, high = size.amin((-2, -1), keepdim=True), size.amax((-2, -1), keepdim=True)
     spread = high - low
     says = (spread > FLAT * high) & spread.isfinite()  # a NaN compares as false
     return torch.where(says, (size - low) / torch.where(says, spread, 1), 0)

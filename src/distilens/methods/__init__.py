@@ -24,6 +24,8 @@ METHODS = Registry(
         "ce": "distilens.methods.ce:CE",
         "kd": "distilens.methods.kd:KD",
         "dim": "distilens.methods.dim:Dim",
+        "map_match": "distilens.methods.map_match:MapMatch",
+        "at": "distilens.methods.at:AT",
     },
     common=term,
 )

@@ -114,6 +114,10 @@ def save_model(model: Model, folder: Path) -> None:
         "size": list(model.size),
         "mean": model.mean.flatten().tolist(),
         "std": model.std.flatten().tolist(),
+        "parts": [
+            {"name": name, "tap": inserted.path, "part": getattr(inserted.part, "notation", None)}
+            for name, inserted in model.inserted.items()
+        ],
     }
     write_atomically(folder / "model.safetensors", lambda path: path.write_bytes(save(state)))
     write_json(folder / "model.json", about)
@@ -127,6 +131,7 @@ def load_model(folder: Path) -> Model:
     """
     from distilens.core import Model
     from distilens.models.adapters import Expecting, fit, load_state
+    from distilens.parts import build_part
     from distilens.runs import read_json
 
     for name in ("model.json", "model.safetensors"):
@@ -144,7 +149,23 @@ def load_model(folder: Path) -> Model:
         std=about["std"],
         name=about["model"],
     )
-    fit(model.network, load_state(folder / "model.safetensors"), where=str(folder), architecture=about["model"])
+    for part in about.get("parts", []):
+        if part["part"] is None:
+            raise UserError(
+                f"the model in {folder} has a part {part['name']!r} that is not among the parts of distilens: build the model "
+                "yourself, insert the part, and call load_bare_state with the weights"
+            )
+        model.insert(part["tap"], build_part(part["part"]), name=part["name"])
+    state = load_state(folder / "model.safetensors")
+    inside = {key: value for key, value in state.items() if not key.startswith("parts.")}
+    fit(model.network, inside, where=str(folder), architecture=about["model"])
+    parts = {key.removeprefix("parts."): value for key, value in state.items() if key.startswith("parts.")}
+    fit(
+        model.parts,
+        parts,
+        where=f"{folder} (parts)",
+        architecture=str([part["part"] for part in about.get("parts", [])]),
+    )
     return model.eval()
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from distilens.core import Answer, Batch, Model
 from distilens.data.source import digest
 from distilens.errors import UserError
-from distilens.explain import Explainer, Explanation, build_explainer
+from distilens.explain import Explainer, build_explainer
 from distilens.models import MODELS, architecture
 from distilens.prepare import Precision, prepare
 from distilens.specs import Spec
@@ -78,7 +78,7 @@ class LiveTeacher:
 
     def forward(self, images: Tensor, taps: Collection[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits, and the features at some taps."""
-        model = self.form(self.precision, taps)
+        model = self.form(self.precision, [self.model.path_of(tap) for tap in taps])
         for tap in taps:
             model.tap(tap)
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
@@ -102,11 +102,15 @@ class LiveTeacher:
         """Maps of the images that the need asks for, and the classes that they explain."""
         rows = torch.from_numpy(need.rows(batch)).to(batch.images.device)
         if not len(rows):  # one image tells what maps look like
-            maps, target = self.explained(batch.select(torch.zeros_like(batch.index[:1])), replace(need, draw=None))
+            one = replace(need, draw=None, every=1)
+            maps, target = self.explained(batch.select(torch.zeros_like(batch.index[:1])), one)
             return spread(batch, rows, maps[:0]), spread(batch, rows, target[:0])
         some = batch if len(rows) == len(batch) else batch.select(rows)
         images = some.canonical if need.of == "canonical" else some.images
-        found = self.explanation(images, some.labels if need.target == "label" else None, need.what)
+        explainer, model = self.explainer(need.what)
+        if need.classes == "all":
+            return spread(batch, rows, moved(some, need, explainer.classwise(model, images))), batch.labels
+        found = explainer(model, images, some.labels if need.target == "label" else None)
         return spread(batch, rows, moved(some, need, found.maps)), spread(batch, rows, found.target)
 
     def judged(self, batch: Batch, need: Need) -> Tensor:
@@ -114,11 +118,12 @@ class LiveTeacher:
         with torch.no_grad(), torch.autocast(batch.images.device.type, enabled=False):
             return JUDGES.build(need.what)(self.exact, batch)
 
-    def explanation(self, images: Tensor, target: Tensor | None, part: str) -> Explanation:
+    def explainer(self, part: str) -> tuple[Explainer, Model]:
+        """The explainer, and the form of the model that it explains."""
         if part not in self.explainers:
             self.explainers[part] = build_explainer(part)
-        explainer = self.explainers[part]
-        return explainer(self.form("float32", [explainer.tap] if explainer.tap else []), images, target)
+        found = self.explainers[part]
+        return found, self.form("float32", [self.model.path_of(found.tap)] if found.tap else [])
 
 
 def approximate(logits: Tensor, needs: Sequence[Need]) -> Tensor | None:

@@ -7,6 +7,9 @@ maps:ig:steps=32                the explainer's maps; its own options, and furth
     of=images|canonical         of these very crops, or of the untransformed images, moved with them
     target=top1|label           of the teacher's own first class, or of the label
     share=0.1,draw=NAME         of the images alone for which `batch.draw(NAME) < share`; zero for the others
+    every=4                     at every fourth step alone; zero at the others
+    classes=one|all             of that class, or of all: `[b classes h w]`
+    pool=2                      averaged to so many cells along a side
 scores:confidence               a judge's score of the untransformed images
 module:fc                       a part of the teacher
 """
@@ -26,6 +29,7 @@ from distilens import draws
 from distilens.core import Batch
 from distilens.errors import UserError
 from distilens.explain import EXPLAINERS
+from distilens.explain.maps import resized
 from distilens.specs import Spec, convert
 from distilens.teachers.judges import JUDGES
 
@@ -36,6 +40,9 @@ FURTHER = {
     "target": (Literal["top1", "label"], "top1"),
     "share": (Annotated[float, Field(ge=0, le=1)], 1.0),
     "draw": (str, None),
+    "every": (Annotated[int, Field(ge=1)], 1),
+    "classes": (Literal["one", "all"], "one"),
+    "pool": (Annotated[int, Field(ge=1)] | None, None),
 }
 """What a maps need says beside the explainer's own options: type and default."""
 
@@ -50,7 +57,8 @@ class Need:
         what: the tap, explainer, judge or path.
         of: whether the answer is of these images, or of the untransformed ones.
         target: of which class maps are.
-        share, draw: of which images of the batch.
+        share, draw, every: of which images of the batch, at which steps.
+        classes, pool: whether maps are of all classes, and the cells along a side that they are averaged to.
         top: how many logits; None for all.
     """
 
@@ -61,6 +69,9 @@ class Need:
     target: Literal["top1", "label"] = "top1"
     share: float = 1.0
     draw: str | None = None
+    every: int = 1
+    classes: Literal["one", "all"] = "one"
+    pool: int | None = None
     top: int | None = None
 
     @property
@@ -107,8 +118,12 @@ class Need:
         """The need for all images, with every option of its explainer written out."""
         if self.kind == "logits":
             return "logits" if self.top is None else f"logits:top={self.top}"
-        further = f"{',' if ':' in self.what else ':'}target={self.target}" if self.kind == "maps" else ""
-        return f"{self.kind}:{self.what}{further}"
+        if self.kind != "maps":
+            return f"{self.kind}:{self.what}"
+        further = ["classes=all"] if self.classes == "all" else [f"target={self.target}"]
+        if self.pool is not None and self.of == "images":  # maps that are moved yet are averaged afterwards
+            further.append(f"pool={self.pool}")
+        return f"maps:{self.what}{',' if ':' in self.what else ':'}{','.join(further)}"
 
     @property
     def name(self) -> str:
@@ -117,6 +132,8 @@ class Need:
 
     def rows(self, batch: Batch) -> np.ndarray:
         """The positions in the batch of the images that are asked for, found on the host."""
+        if batch.step % self.every:
+            return np.arange(0)
         if self.draw is None or self.share >= 1:
             return np.arange(len(batch))
         index = batch.index.cpu() if batch.variant is None else torch.from_numpy(batch.variant.index)
@@ -124,20 +141,25 @@ class Need:
 
 
 def moved(batch: Batch, need: Need, maps: Tensor, rows: Tensor | None = None) -> Tensor:
-    """Maps of the untransformed images (of those at `rows` alone), moved as the batch's were; others as they are.
+    """Maps of the untransformed images (of those at `rows` alone), moved as the batch's were; others as they are. Averaged.
 
     Raises:
         UserError: another image was mixed in, of which the map of the untransformed one says nothing.
     """
     if need.of == "images":
-        return maps
+        return pooled(maps, need)
     if batch.mixed is not None:
         raise UserError(
             f"{need.text}: maps of=canonical are of one image, and mix= shows two: take one of the two away"
         )
     if batch.geometry is None or not len(maps):
-        return maps
-    return (batch.geometry if rows is None else batch.geometry.select(rows)).move(maps)
+        return pooled(maps, need)
+    return pooled((batch.geometry if rows is None else batch.geometry.select(rows)).move(maps), need)
+
+
+def pooled(maps: Tensor, need: Need) -> Tensor:
+    """Maps averaged to as many cells as the need asks for."""
+    return maps if need.pool is None else resized(maps, (need.pool, need.pool))
 
 
 def spread(batch: Batch, rows: Tensor, values: Tensor) -> Tensor:

@@ -1,0 +1,33 @@
+"""Where a network is active, whatever the class: what attention transfer hands on."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from distilens.explain.activation import FeatureMap
+from distilens.taps import LAST
+
+
+class Attention(FeatureMap):
+    """How strong the features are at each place: no gradient, and the same for every class.
+
+    `M = mean_k |A_k|^p` over the channels of the features at a tap. Not negative. Has a derivative everywhere for `p > 1`.
+
+    Args:
+        tap: by default the last feature map; `last-1` is the last one of the next finer grid, and so on.
+        power: `p`; the larger, the more the strongest channels count.
+
+    Source: Zagoruyko and Komodakis 2017 (arXiv 1612.03928), section 3.1, which sums over channels; the published code takes the
+    mean. What is done with the map does not depend on that.
+    """
+
+    def __init__(self, *, tap: str = LAST, power: Annotated[float, Field(gt=0)] = 2.0):
+        super().__init__(tap=tap)
+        self.power = power
+
+    def read_off(self, feature: Float[Tensor, "b c h w"]) -> Float[Tensor, "b h w"]:
+        return (feature.square() if self.power == 2 else feature.abs() ** self.power).mean(1)

@@ -1,0 +1,54 @@
+"""Looking where the teacher looks, at several depths."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from distilens.core import Answer, Batch, Method, Model, Output
+from distilens.methods.map_match import MapMatch
+from distilens.specs import bracket
+
+
+class AT(Method):
+    """Match where the teacher's features are strong: attention transfer.
+
+    The sum over taps of `mean_places (q_s - q_t)^2`, with `q = m / |m|` and `m = mean_k |A_k|^p`: `map_match` with the explainer
+    `attention` and `distance=at`, at each tap. A different number of channels does not matter; of different grids the smaller
+    is taken. The papers' weight is 1000.
+
+    Args:
+        taps: the same notation in both networks: `last-2`, `last-1` and `last` are the last features of the three coarsest grids.
+        teacher_taps: the teacher's, where they are called otherwise.
+        power: `p`.
+
+    Source: Zagoruyko and Komodakis 2017 (arXiv 1612.03928), equation 2. The equation has a sum over places, its published code
+    the mean, as here; beta = 1000 is for the mean, and for the sum over three groups.
+    """
+
+    def __init__(
+        self,
+        *,
+        taps: tuple[str, ...] = ("last-2", "last-1", "last"),
+        teacher_taps: tuple[str, ...] = (),
+        power: Annotated[float, Field(gt=0)] = 2.0,
+    ):
+        super().__init__()
+        theirs = teacher_taps or taps
+        self.parts = [
+            MapMatch(explainer=f"attention:tap={bracket(their)},power={power:g}", tap=own, distance="at")
+            for own, their in zip(taps, theirs, strict=True)
+        ]
+        self.needs = tuple(dict.fromkeys(need for part in self.parts for need in part.needs))
+
+    def prepare(self, student: Model, batch: Batch, answer: Answer) -> Model:
+        for part in self.parts:
+            student = part.prepare(student, batch, answer)
+        return student
+
+    def loss(self, batch: Batch, output: Output, answer: Answer) -> Float[Tensor, " b"]:
+        losses = [part.loss(batch, output, answer) for part in self.parts]
+        return sum(loss for loss in losses if loss is not None)  # type: ignore[return-value]

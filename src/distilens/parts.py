@@ -1,0 +1,27 @@
+"""The parts that can be put into a model, by name: so that a saved model says how its parts are built again."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from distilens.specs import Registry, Spec
+
+PARTS = Registry(
+    "part",
+    {},
+)
+
+
+def build_part(part: str | Spec) -> nn.Module:
+    """A part from its notation, which it keeps: see `Model.insert`.
+
+    A part is called with a feature `[b c h w]` and the student's extra inputs by name, and returns a feature of the same
+    shape. Its attribute `requires` names the inputs that it cannot do without.
+
+    Raises:
+        UserError: an unknown name or option.
+    """
+    spec = PARTS.resolve(part)
+    made = PARTS.build(spec)
+    made.notation = str(spec)
+    return made
