@@ -136,12 +136,12 @@ def test_eigencam_of_one_pattern_is_the_pattern():
     channels = torch.tensor([2.0, 0, 1])
     feature = (channels[:, None, None] * pattern)[None]
     length = channels.norm()
-    assert torch.allclose(EigenCAM().combine(feature)[0], length * (pattern - 2.5).relu(), atol=1e-5)
-    assert torch.allclose(EigenCAM(centre=False).combine(feature)[0], length * pattern, atol=1e-5)
+    assert torch.allclose(EigenCAM().read_off(feature)[0], length * (pattern - 2.5).relu(), atol=1e-5)
+    assert torch.allclose(EigenCAM(centre=False).read_off(feature)[0], length * pattern, atol=1e-5)
     wide = feature.repeat(1, 4, 1, 1)  # more channels than places: the other product
-    assert torch.allclose(EigenCAM().combine(wide)[0], 2 * length * (pattern - 2.5).relu(), atol=1e-5)
+    assert torch.allclose(EigenCAM().read_off(wide)[0], 2 * length * (pattern - 2.5).relu(), atol=1e-5)
     # strong features come out positive, whatever their sign
-    assert torch.allclose(EigenCAM().combine(-feature)[0], length * (pattern - 2.5).relu(), atol=1e-5)
+    assert torch.allclose(EigenCAM().read_off(-feature)[0], length * (pattern - 2.5).relu(), atol=1e-5)
 
 
 def test_what_a_linear_head_makes_of_the_family():
