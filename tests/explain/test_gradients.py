@@ -22,6 +22,9 @@ FROM_OUTPUT = [
     "cam",
     "eigencam:tap=features",
     "eigencam:tap=features,centre=false",
+    "attention:tap=features",
+    "attention:tap=features,power=3",
+    "channel:tap=features,number=2",
     "gradient:channels=max",
     "gradient:channels=norm",
     "gradient:channels=sum",
@@ -30,6 +33,7 @@ FROM_OUTPUT = [
 FROM_MODEL = [
     *FROM_OUTPUT,
     "ig:steps=4",
+    "ig:steps=4,channels=size",
     "ig:steps=4,baseline=blur,rule=trapezoid",
     "ig:steps=4,baseline=mean,rule=riemann",
     "expected_gradients:samples=5",
@@ -116,7 +120,7 @@ def loss_of(maps: Callable[[], Tensor]) -> Callable[[], Tensor]:
 @pytest.mark.parametrize("part", FROM_MODEL)
 def test_the_derivative_of_maps_from_a_model(part, weight):
     net, explain = smooth(), build(part)
-    if part.startswith("eigencam") and weight.startswith("head"):
+    if part.startswith(("eigencam", "attention", "channel")) and weight.startswith("head"):
         maps = explain.from_model(net, images(), TARGET)
         gradient = torch.autograd.grad(maps.sum(), net.network.head[2].weight, allow_unused=True)[0]
         assert gradient is None  # it does not look behind the tap
@@ -132,7 +136,7 @@ def test_the_derivative_of_maps_from_a_steps_own_output(part, weight):
     assert torch.allclose(
         explain.from_output(net(images()), TARGET), explain.from_model(net, images(), TARGET), rtol=1e-10
     )
-    if part.startswith("eigencam") and weight.startswith("head"):
+    if part.startswith(("eigencam", "attention", "channel")) and weight.startswith("head"):
         return
     assert_derivative(loss_of(lambda: explain.from_output(net(images()), TARGET)), parameter)
     apart = explain.from_output(net(images()), TARGET, create_graph=False)

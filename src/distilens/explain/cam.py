@@ -47,7 +47,7 @@ class CAM(ActivationMap):
             weight = head(model, feature, logits).weight[target]
             return Explanation(torch.einsum("bchw,bc->bhw", full(feature), full(weight)), logits, target)
 
-    def classwise(self, model: Model, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes h w"]:
+    def classwise(self, model: Model, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes i j"]:
         with quietly(model), model.reading(self.tap) as tap, torch.no_grad():
             logits = model.logits(checked(model, images))
             feature = grid(tap.take(), model.size)
@@ -63,13 +63,13 @@ class CAM(ActivationMap):
             maps = torch.einsum("bchw,bc->bhw", full(feature), full(self.attached.weight)[target])
         return maps if create_graph else maps.detach()
 
-    def classwise_from_output(self, output: Output, *, create_graph: bool = True) -> Float[Tensor, "b classes h w"]:
+    def classwise_from_output(self, output: Output, *, create_graph: bool = True) -> Float[Tensor, "b classes i j"]:
         if self.attached is None:
             return super().classwise_from_output(output, create_graph=create_graph)
         maps = self.of_all(grid(tapped(output, self.tap), output.size), self.attached)
         return maps if create_graph else maps.detach()
 
-    def of_all(self, feature: Float[Tensor, "b c h w"], linear: nn.Linear) -> Float[Tensor, "b classes h w"]:
+    def of_all(self, feature: Float[Tensor, "b c h w"], linear: nn.Linear) -> Float[Tensor, "b classes i j"]:
         """The maps of all classes: a 1×1 convolution with the classifier's weights."""
         with torch.autocast(feature.device.type, enabled=False):
             return functional.conv2d(full(feature), full(linear.weight)[:, :, None, None])

@@ -73,7 +73,7 @@ class Explainer:
     def explain(self, model: Model, images: Tensor, target: Target) -> Explanation:
         raise NotImplementedError
 
-    def classwise(self, model: Model, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes h w"]:
+    def classwise(self, model: Model, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes i j"]:
         """The maps of all classes of each image, raw; leaves no trace, as a call does."""
         classes = range(len(model.classes))
         return torch.stack([self(model, images, number).maps for number in classes], 1)
@@ -96,7 +96,7 @@ class Explainer:
             raise UserError(f"{type(self).__name__} has no derivative that a loss could use")
         raise UserError(f"{type(self).__name__} needs forwards of its own: from_model(model, images, target)")
 
-    def classwise_from_output(self, output: Output, *, create_graph: bool = True) -> Float[Tensor, "b classes h w"]:
+    def classwise_from_output(self, output: Output, *, create_graph: bool = True) -> Float[Tensor, "b classes i j"]:
         """The maps of all classes of each image, as `from_output`'s."""
         classes = range(output.logits.shape[1])
         return torch.stack([self.from_output(output, number, create_graph=create_graph) for number in classes], 1)

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from distilens.core import Answer, Batch, Method, Model, Output
+from distilens.errors import UserError
 from distilens.methods.map_match import MapMatch
 from distilens.specs import bracket
 
@@ -38,6 +39,8 @@ class AT(Method):
     ):
         super().__init__()
         theirs = teacher_taps or taps
+        if len(theirs) != len(taps):
+            raise UserError(f"at: as many taps of the teacher as of the student; given {len(theirs)} and {len(taps)}")
         self.parts = [
             MapMatch(explainer=f"attention:tap={bracket(their)},power={power:g}", tap=own, distance="at")
             for own, their in zip(taps, theirs, strict=True)
