@@ -226,6 +226,22 @@ def test_kd_is_zero_at_equality_positive_otherwise_and_equals_numpy(temperature)
     assert student.grad.abs().sum() > 0
 
 
+def test_standardised_kd_knows_no_scale_of_logits_and_equals_numpy():
+    student, teacher = torch.randn(6, 5), torch.randn(6, 5)
+    method = KD(temperature=2, standardise=True)
+    found = method.loss(batch(), Output(student), Answer(logits=teacher))
+    stretched = method.loss(batch(), Output(student * 7 + 3), Answer(logits=teacher * 0.2 - 1))
+    assert torch.allclose(found, stretched, rtol=1e-3)
+    assert found.min() > 0
+
+    def soft(logits):
+        z = (logits - logits.mean(1, keepdims=True)) / logits.std(1, ddof=1, keepdims=True) / 2
+        return np.exp(z) / np.exp(z).sum(1, keepdims=True)
+
+    p, q = soft(teacher.double().numpy()), soft(student.double().numpy())
+    assert np.allclose(found.numpy(), 4 * (p * np.log(p / q)).sum(1), rtol=1e-4)
+
+
 def test_kd_gradients_keep_their_size_when_the_temperature_grows():
     teacher = torch.randn(64, 4)
     sizes = []

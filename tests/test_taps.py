@@ -329,3 +329,45 @@ def test_the_last_tap_of_a_hugging_face_vit_is_the_input_of_its_last_attention()
     network = transformers.ViTForImageClassification(config)
     found = Model(network, ("a", "b"), size=(32, 32)).eval().last_tap
     assert found.endswith("1.layernorm_before")  # not a projection inside the attention, though those have its shape
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "found"),
+    [
+        ("resnet8", 32, ["layer3", "layer2", "layer1"]),
+        ("wrn-16-1", 32, None),
+        ("mobilenetv2", 32, None),
+        ("timm:resnet18", 64, ["layer4", "layer3", "layer2", "layer1"]),
+        ("vgg8", 32, None),
+    ],
+)
+def test_the_taps_before_the_last_are_of_ever_finer_grids(name, size, found):
+    torch.manual_seed(0)
+    net = build_model(name, CLASSES, (size, size)).eval()
+    names = ["last", "last-1", "last-2"]
+    paths = [net.tap(path) for path in names]
+    features = net(images(size)).features
+    places = [features[path].shape[2] for path in names]
+    assert places == sorted(set(places)), (paths, places)
+    assert all(path.count(".") <= 1 for path in paths), paths  # results of blocks or stages, not of what is inside them
+    if found:
+        assert paths == found[:3]
+    assert all(torch.equal(features[path], features[own]) for path, own in zip(names, paths, strict=True))
+
+
+def test_a_tap_finer_than_all_says_how_many_there_are():
+    with pytest.raises(UserError, match=r"no tap 'last-9': this model has 3 sizes of feature maps, so last to last-2"):
+        resnet().tap("last-9")
+
+
+def test_a_part_can_stand_behind_the_images_and_be_taken_out_again():
+    net = resnet().eval()
+    plain = net.logits(images())
+    net.tap("layer3")
+    net.insert("input", Scale(0.5), name="dimmer")
+    net.tap("dimmer.inner")
+    assert torch.allclose(net.logits(images()), resnet().eval().logits(images() * 0.5), atol=1e-5)
+    net.remove("dimmer")
+    assert torch.equal(net.logits(images()), plain)
+    assert list(net.taps) == ["layer3"]
+    assert not net.parts

@@ -204,7 +204,7 @@ class Model(nn.Module):
         The model's own module names stay; the part's modules can be tapped as `name.module`. `inputs` are the extra inputs
         of the student, by name. A part built by `build_part` is saved with the model and built again when it is loaded.
         """
-        if name in self.parts or "." in name:
+        if hasattr(self.parts, name) or "." in name:
             raise UserError(f"a part named {name!r} cannot be inserted: the name is taken or has a dot")
         path = self.path_of(tap)
         module = self.entrance if path == taps.INPUT else taps.find(self.network, path)

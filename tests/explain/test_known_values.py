@@ -6,6 +6,7 @@ from captum.testing.helpers.basic_models import BasicModel2, BasicModel3, BasicM
 from torch import Tensor, nn
 
 from distilens.core import Model, Output
+from distilens.errors import UserError
 from distilens.explain import EXPLAINERS
 from distilens.explain.cam import CAM
 from distilens.explain.eigencam import EigenCAM
@@ -346,3 +347,36 @@ def test_from_output_explains_what_it_is_given():
     assert torch.allclose(GradCAM().from_output(output, 0), feature[:, 0] / 9)
     assert not GradCAM().from_output(output, 1).any()
     assert torch.allclose(CAM().from_output(output, 1), -feature[:, 1])
+
+
+def test_attention_and_channels_are_read_off_the_features():
+    net = model().eval()
+    net.tap("layer2")
+    feature = net(images()).features["layer2"]
+    found = EXPLAINERS.build("attention:tap=layer2")(net, images()).maps
+    assert torch.allclose(found, feature.square().mean(1))
+    strong = EXPLAINERS.build("attention:tap=layer2,power=3")(net, images()).maps
+    assert torch.allclose(strong, feature.abs().pow(3).mean(1), rtol=1e-5)
+    assert torch.allclose(EXPLAINERS.build("channel:tap=layer2,number=5")(net, images()).maps, feature[:, 5])
+    with pytest.raises(UserError, match="channel 32 of the tap 'layer2', which has 32 channels"):
+        EXPLAINERS.build("channel:tap=layer2,number=32")(net, images())
+
+
+@pytest.mark.parametrize("part", ["gradcam", "cam", "gradcam++:tap=layer2", "occlusion:window=8", "attention"])
+def test_maps_of_all_classes_are_those_of_each(part):
+    net, explain = model().eval(), EXPLAINERS.build(part)
+    found = explain.classwise(net, images())
+    assert found.shape[:2] == (4, 4)
+    for number in range(4):
+        assert torch.allclose(found[:, number], explain(net, images(), number).maps, atol=1e-6)
+    assert not any(module._forward_hooks for module in net.network.modules())
+
+
+def test_ig_by_size_adds_what_colours_say_without_their_sign():
+    net = model().eval()
+    made = IntegratedGradients(steps=4, channels="size")
+    start = made.start(net, images())
+    parts = made.attributed(net, images(), start, TARGET)
+    assert torch.allclose(made(net, images(), TARGET).maps, parts.abs().sum(1), rtol=1e-5)
+    assert not made.signed
+    assert torch.allclose(IntegratedGradients(steps=4)(net, images(), TARGET).maps, parts.sum(1), rtol=1e-4, atol=1e-7)

@@ -26,6 +26,10 @@ FURTHER = [
     ("target=top1",),
     ("share=0.3", "draw=x"),
     ("share=1",),
+    ("every=4",),
+    ("classes=all",),
+    ("classes=one",),
+    ("pool=2",),
 ]
 
 
@@ -57,13 +61,17 @@ def test_any_notation_says_again_what_it_was_read_from():
         assert asked.question == named.question == need.question, text
         assert named.name == need.name, text
         assert (named.what, named.of, named.target) == (need.what, need.of, need.target), text
-        assert (asked.of, asked.share, asked.draw) == ("images", 1.0, None), text  # of all images of the batch given
+        # of all images of the batch given, at any step
+        assert (asked.of, asked.share, asked.draw, asked.every) == ("images", 1.0, None, 1), text
         given = dict(item.split("=") for item in text.partition(":")[2].partition(":")[2].split(",") if item)
         assert need.of == given.get("of", "images")
-        assert need.target == given.get("target", "top1")
+        assert need.target == (given.get("target", "top1") if need.classes == "one" else "top1")
+        assert need.every == int(given.get("every", 1))
+        assert need.classes == given.get("classes", "one")
+        assert str(need.pool) == given.get("pool", "None")
         assert need.share == float(given.get("share", 1))
         assert need.draw == given.get("draw")
-        for name in set(given) - {"of", "target", "share", "draw"}:
+        for name in set(given) - {"of", "target", "share", "draw", "every", "classes", "pool"}:
             assert f"{name}={given[name]}" in need.what, text
 
 
@@ -73,6 +81,17 @@ def test_the_order_of_options_makes_no_difference_and_defaults_are_written_out()
     assert Need.parse("maps:ig:target=label,steps=5,of=canonical").name != first.name
     assert Need.parse("maps:ig:target=label,steps=4").name != first.name
     assert Need.parse("maps:ig:of=canonical,steps=4").name != first.name
+
+
+def test_maps_of_all_classes_and_their_cells_are_recorded_as_what_they_are():
+    whole, pooled = Need.parse("maps:gradcam:classes=all"), Need.parse("maps:gradcam:classes=all,pool=2")
+    assert whole.name != Need.parse("maps:gradcam").name
+    assert whole.name != pooled.name
+    # maps that are moved yet are recorded as they are, and averaged afterwards
+    assert Need.parse("maps:gradcam:pool=2,of=canonical").name == Need.parse("maps:gradcam:of=canonical").name
+    assert Need.parse("maps:gradcam:every=4").name == Need.parse("maps:gradcam").name
+    # all classes are all, whichever is asked about
+    assert Need.parse("maps:gradcam:classes=all,target=label").name == whole.name
 
 
 def test_which_images_are_asked_for_is_no_part_of_what_is_recorded():

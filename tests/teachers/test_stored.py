@@ -27,7 +27,15 @@ from distilens.train import train
 AGAIN = "distilens record runs/x --again"
 CAM = "maps:gradcam:of=canonical"
 SOME = "maps:ig:steps=2,of=canonical,share=0.3,draw=x"
-NEEDS = ["logits", "features:last", CAM, "maps:ig:steps=2,target=label", "maps:gradcam:target=label,of=canonical"]
+CLASS_MAPS = ["maps:gradcam:classes=all,pool=2", "maps:gradcam:classes=all,of=canonical,pool=2"]
+NEEDS = [
+    "logits",
+    "features:last",
+    CAM,
+    "maps:ig:steps=2,target=label",
+    "maps:gradcam:target=label,of=canonical",
+    *CLASS_MAPS,
+]
 NEEDS += [SOME, "scores:confidence"]
 
 

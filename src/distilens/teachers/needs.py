@@ -111,6 +111,8 @@ class Need:
                     raise UserError(f"{text!r}: {name}: {error}; of=canonical|images, target=top1|label") from None
         if (further["share"] < 1) != (further["draw"] is not None):
             raise UserError(f"{text!r}: share= and draw= go together, for share is compared with what is drawn")
+        if further["classes"] == "all":
+            further["target"] = "top1"  # it makes no difference, and so is no part of the name
         return cls(text, kind, str(explainer), **further)
 
     @property
