@@ -28,12 +28,19 @@ def frozen(classes):
     return network
 """
 
+TEACHER = """
+[teacher]
+model = "python:nets:grouped"
+train = {epochs = 1}
+"""
+GUIDED = '"ce", "kd", "map_match", "map_match:classes=all,pool=2,distance=at,every=2,as=all", "at:taps=[last]"'
+
 RECIPE = """
 name = "two"
 data = "shapes:train=128,test=40,val_fraction=0.25"
 [student]
 model = "python:nets:NET"
-methods = ["ce"]
+methods = [METHODS]
 [train]
 epochs = 2
 batch_size = 16
@@ -59,10 +66,11 @@ def launch(place, out: str, processes: int) -> None:
     assert done.stdout.count("report.html") == 1
 
 
-@pytest.mark.parametrize("net", ["grouped", "frozen"])
-def test_two_processes_train_as_one(tmp_path, net):
+@pytest.mark.parametrize(("net", "methods"), [("grouped", '"ce"'), ("frozen", '"ce"'), ("frozen", GUIDED)])
+def test_two_processes_train_as_one(tmp_path, net, methods):
     (tmp_path / "nets.py").write_text(NETS)
-    (tmp_path / "recipe.toml").write_text(RECIPE.replace("NET", net))
+    recipe = RECIPE.replace("NET", net).replace("METHODS", methods)
+    (tmp_path / "recipe.toml").write_text(recipe + (TEACHER if methods == GUIDED else ""))
     launch(tmp_path, "one", 1)
     launch(tmp_path, "both", 2)
     one, both = (
@@ -76,7 +84,7 @@ def test_two_processes_train_as_one(tmp_path, net):
     ]
     # sums in another order: were it one process, they would be the same to the last bit
     assert any(not torch.equal(one[key], both[key]) for key in one)
-    terms = [[list(row["terms"].values()) for row in log if "terms" in row] for log in logs]
+    terms = [[value for row in log if "terms" in row for value in row["terms"].values()] for log in logs]
     assert torch.allclose(
         torch.tensor(terms[0]), torch.tensor(terms[1]), rtol=1e-4
     )  # of all images, not of one's share
