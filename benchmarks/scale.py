@@ -55,7 +55,7 @@ answers = "stored"
 epochs = 1
 [student]
 model = "python:nets:small"
-methods = ["ce:weight=0.1", "kd:weight=0.9", "dim:explainer=gradcam"]
+methods = ["ce:weight=0.1", "kd:weight=0.9", "ig_overlay:mode=highlight,p=1,exponent=[1,1],explainer=gradcam"]
 [train]
 epochs = EPOCHS
 batch_size = 128

@@ -45,7 +45,7 @@ OURS = {
     "student alone": ["ce"],
     "kd live": ["ce:weight=0.1", KD],
     "kd stored": ["ce:weight=0.1", KD],
-    "kd + stored maps": ["ce:weight=0.1", KD, "dim:explainer=gradcam"],
+    "kd + stored maps": ["ce:weight=0.1", KD, "ig_overlay:mode=highlight,p=1,exponent=[1,1],explainer=gradcam"],
 }
 
 

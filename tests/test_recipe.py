@@ -43,7 +43,10 @@ def test_every_way_to_write_a_recipe_is_the_same_run():
     assert again.train.channels_last is True
     assert again.note == content["note"]
     assert recipe.student.methods == ("ce", "kd:temperature=2,weight=3,as=soft")
-    assert again.student.methods == ("ce:smoothing=0,weight=1,as=none", "kd:temperature=2,standardise=false,top=none,weight=3,as=soft")
+    assert again.student.methods == (
+        "ce:smoothing=0,weight=1,as=none",
+        "kd:temperature=2,standardise=false,top=none,weight=3,as=soft",
+    )
     assert again.train.schedule == "multi_step:milestones=[0.5,0.7],gamma=0.1"
 
 
@@ -192,6 +195,8 @@ def test_stored_answers_are_of_sixteen_variants_unless_it_says_otherwise():
 def test_what_a_method_asks_of_its_teacher_is_checked_before_anything_is_trained():
     content = {"data": "shapes", "teacher": {"model": "resnet14"}, "student": {"model": "resnet8"}}
     with pytest.raises(UserError, match=r"student.methods: unknown explainer 'gradcamm'. Did you mean 'gradcam'"):
-        make_recipe(content, ["student.methods=[ce,dim:explainer=gradcamm]"])
+        make_recipe(content, ["student.methods=[ce,[ig_overlay:mode=highlight,p=1,exponent=[1,1],explainer=gradcamm]]"])
     with pytest.raises(UserError, match=r"student.methods: unknown option 'step'"):
-        make_recipe(content, ["student.methods=[ce,[dim:explainer=[ig:step=3],share=0.5]]"])
+        make_recipe(
+            content, ["student.methods=[ce,[ig_overlay:mode=highlight,p=0.5,exponent=[1,1],explainer=[ig:step=3]]]"]
+        )

@@ -243,7 +243,8 @@ def accompany(student: Model, methods: Iterable[Method], teacher: Teacher) -> No
     def inputs(images: Tensor) -> Mapping[str, Tensor]:
         unknown = torch.full((len(images),), -1, device=images.device)
         batch = Batch(images, unknown, unknown)
-        answer = answering(batch, [need for method in asking for need in method.at_use])
+        with torch.inference_mode(False):  # explaining takes gradients, whatever the student is run under
+            answer = answering(batch, [need for method in asking for need in method.at_use])
         for method in asking:
             batch = method.transform(batch, answer)
         return batch.inputs

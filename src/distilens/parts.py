@@ -8,7 +8,11 @@ from distilens.specs import Registry, Spec
 
 PARTS = Registry(
     "part",
-    {},
+    {
+        "map_channel": "distilens.methods.ig_overlay:MapChannel",
+        "map_fusion": "distilens.methods.cam_fusion:MapFusion",
+        "folded_fusion": "distilens.methods.cam_fusion:FoldedFusion",
+    },
 )
 
 

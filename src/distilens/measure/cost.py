@@ -20,10 +20,14 @@ def parameters(model: Model) -> int:
 def macs(model: Model) -> int:
     """Multiply-accumulates for one image at the model's own input size: half of what torch's FlopCounterMode counts.
 
-    Convolutions, matrix products and attention are counted; additions, activations and normalisation are not, as in papers.
+    Convolutions, matrix products and attention are counted; additions, activations and normalisation are not, as in papers. Of
+    a student that its teacher accompanies (`core.accompany`) the student alone is counted; its `latency` is of both.
     """
-    with evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(model.example())
+    images = model.example()
+    with evaluating(model), torch.no_grad():
+        inputs = model.companion(images) if model.companion is not None else {}
+        with FlopCounterMode(display=False) as counter:
+            model(images, inputs)
     return counter.get_total_flops() // 2
 
 

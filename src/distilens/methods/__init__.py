@@ -23,7 +23,8 @@ METHODS = Registry(
     {
         "ce": "distilens.methods.ce:CE",
         "kd": "distilens.methods.kd:KD",
-        "dim": "distilens.methods.dim:Dim",
+        "ig_overlay": "distilens.methods.ig_overlay:IGOverlay",
+        "cam_fusion": "distilens.methods.cam_fusion:CamFusion",
         "map_match": "distilens.methods.map_match:MapMatch",
         "at": "distilens.methods.at:AT",
     },
