@@ -270,7 +270,9 @@ def test_list_names_every_part_with_what_it_does(command, kind, names):
     assert set(names) <= first
 
 
-@pytest.mark.parametrize("name", ["run", "demo", "train", "measure", "explain", "report", "validate", "list"])
+@pytest.mark.parametrize(
+    "name", ["run", "demo", "record", "codebook", "train", "measure", "explain", "report", "validate", "list"]
+)
 def test_every_command_has_a_help(command, name):
     code, output, error = command(name, "--help")
     assert code == 0

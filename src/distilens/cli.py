@@ -142,6 +142,25 @@ def record(
         raise UserError("recorded answers are not what the teacher says now: record them --again")
 
 
+@app.command
+def codebook(recipe: RecipeName, /, set_: Changes = (), out: Out = None) -> None:
+    """Make the codebooks of the teacher's features that a recipe's (or a run's) methods ask for, and print where they are.
+
+    A run makes them by itself; this makes them ahead of time, and trains the teacher first where it is not there.
+    """
+    from distilens.stages import Run, codebooks, load_run
+
+    if (Path(recipe) / "recipe.toml").is_file():
+        if set_ or out:
+            raise UserError(f"{recipe} is a run, which says all itself: --set and --out go with a recipe")
+        made = load_run(recipe, console=Console(stderr=True))
+    else:
+        found = read(recipe, set_)
+        made = Run(out or Path("runs") / found.name, found, Console(stderr=True))
+    for path in codebooks(made):
+        print(path)
+
+
 def share_of(text: str) -> tuple[int, int]:
     """`2/8` as (1, 8)."""
     number, _, count = text.partition("/")

@@ -9,6 +9,7 @@ from distilens.specs import Registry, Spec
 PARTS = Registry(
     "part",
     {
+        "kd_layer": "distilens.methods.kd_layer:KDPart",
         "map_channel": "distilens.methods.ig_overlay:MapChannel",
         "map_fusion": "distilens.methods.cam_fusion:MapFusion",
         "folded_fusion": "distilens.methods.cam_fusion:FoldedFusion",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,7 +21,8 @@ from accelerate.utils import broadcast_object_list
 from rich.console import Console
 
 from distilens.about import about_run
-from distilens.core import Model, Teacher, accompany
+from distilens.codebook import Codebook, check, make_codebook
+from distilens.core import Method, Model, Teacher, accompany
 from distilens.data import Data, load
 from distilens.data.batches import Batches
 from distilens.errors import UserError
@@ -29,7 +30,8 @@ from distilens.explain import build_explainer, check_taps, labels
 from distilens.explain.side_by_side import choose, explained
 from distilens.measure import predict
 from distilens.measure.scores import EVALUATION_BATCH, score_models
-from distilens.methods import build_methods
+from distilens.methods import METHODS, build_methods
+from distilens.methods.kd_layer import KDLayer
 from distilens.models import MODELS, build_model, check_classes, load_model, save_model
 from distilens.models.adapters import head_of, model_folder, replace_head
 from distilens.progress import Log
@@ -277,7 +279,8 @@ def train_role(
     data = run.teacher_data if role == "teacher" else run.data
     folder, seed = run.folder / role, run.recipe.seed
     how = settings.decisive() if trained else None
-    key = key_of(role, with_options(plan), source_key(plan["model"]), how, seed, data.fingerprint)
+    said = {**plan, "methods": [without_place(part) for part in plan["methods"]]}
+    key = key_of(role, with_options(said), source_key(plan["model"]), how, seed, data.fingerprint)
     with stage(run, role, key, folder / "model.safetensors") as due:
         if not due:
             return
@@ -294,12 +297,59 @@ def train_role(
                 tensorboard=run.folder / "tensorboard" if settings.tensorboard else None,
             )
             methods = build_methods(plan["methods"])
+            if role == "student":
+                with_codebooks(run, methods)
             model = train(
                 model, methods, data, settings, teacher=answering(), folder=folder / "checkpoints", log=log, seed=seed
             )
         if processes().is_main_process:
             save_model(model, folder)
     processes().wait_for_everyone()
+
+
+def without_place(part: str) -> str:
+    """A method with the content of its codebook instead of the path: where it lies makes no difference."""
+    spec = METHODS.resolve(part)
+    path = spec.options.get("codebook")
+    return part if path is None else str(spec.replaced(codebook=Codebook.load(path).content))
+
+
+def with_codebooks(run: Run, methods: Mapping[str, Method]) -> list[Path]:
+    """Give each KD layer its codebook: the file that it names, or that of the run, which is made where it is not there yet.
+
+    Raises:
+        UserError: a codebook of another teacher or tap, or one that cannot be made.
+    """
+    layers = [method for method in methods.values() if isinstance(method, KDLayer)]
+    if not layers:
+        return []
+    teacher = LiveTeacher(run.model("teacher").to(cast(torch.device, processes().device)))
+    for layer in layers:
+        if layer.codebook is not None:
+            check(Codebook.load(str(layer.codebook)), teacher, layer.teacher_tap)
+            continue
+        asked = {**layer.asked, "tap": teacher.model.path_of(layer.teacher_tap)}
+        key = key_of(teacher.identity, run.data.fingerprint, asked)
+        path = run.folder / "teacher" / "codebooks" / f"{key}.safetensors"
+        if processes().is_main_process and not path.is_file():
+            make_codebook(teacher, run.data, **asked, say=run.say).save(path)
+        layer.codebook = str(path)
+    processes().wait_for_everyone()
+    return list(dict.fromkeys(Path(str(layer.codebook)) for layer in layers))
+
+
+def codebooks(run: Run) -> list[Path]:
+    """Where the codebooks are that the student's methods ask for; teacher and codebooks are made where they are not there.
+
+    Raises:
+        UserError: no method asks for one, and see `with_codebooks`.
+    """
+    methods = build_methods(run.recipe.student.methods)
+    if not any(isinstance(method, KDLayer) for method in methods.values()):
+        raise UserError("the student's methods ask for no codebook: kd_layer does")
+    with at_work(run):
+        train_teacher(run)
+        return with_codebooks(run, methods)
 
 
 def discard_other_plans(folder: Path, key: str) -> None:

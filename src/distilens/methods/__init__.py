@@ -27,6 +27,7 @@ METHODS = Registry(
         "cam_fusion": "distilens.methods.cam_fusion:CamFusion",
         "map_match": "distilens.methods.map_match:MapMatch",
         "at": "distilens.methods.at:AT",
+        "kd_layer": "distilens.methods.kd_layer:KDLayer",
     },
     common=term,
 )
