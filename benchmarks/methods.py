@@ -1,9 +1,9 @@
 """Which methods help, and how much of it is the explanation? Few images a class, several seeds, controls; resumable.
 
-The teacher is a trained run's (its data's validation split chooses, its test split is read by `--test` alone). Seed k draws subset
-k of the training images and the student's initialisation k, so that lists are compared in pairs. A list is trained as it stands in
-`STUDIES`, with the weights that `--tune` chose: each list with so many candidates is trained on subset 1000, as many for `kd` as for
-any other, and the one with the best validation accuracy is taken. What is done is not done again. Teachers' answers are recorded
+The teacher is a trained run's: its data's validation split chooses, and its test split is read by `--test` alone. Seed k draws
+subset k of the training images and the student's initialisation k, so that lists are compared in pairs. A list is trained as it
+stands in `STUDIES`, with the weights that `--tune` chose: each of its candidates is trained on subset 1000, as many for `kd` as
+for any other, and the one that is best on validation is taken. What is done is not done again. Teachers' answers are recorded
 once and serve all lists of a seed.
 
     python benchmarks/methods.py few --run runs/teacher --tune
@@ -29,10 +29,11 @@ from tyro.conf import Positional
 
 from distilens.core import Model
 from distilens.data.batches import Batches
-from distilens.data.subset import Data, Split
+from distilens.data.subset import Split
 from distilens.measure import predict
 from distilens.methods import build_methods
 from distilens.models import build_model, load_model, save_model
+from distilens.progress import Log
 from distilens.recipe import Training
 from distilens.runs import key_of, read_json, write_json
 from distilens.stages import load_run
@@ -76,27 +77,62 @@ def each(*options: str, before: tuple[str, ...] = ()) -> tuple[tuple[str, ...], 
     return tuple((*before, option) for option in options)
 
 
-CE, KD = "ce:weight=0.1", "kd:temperature=4,weight=0.9"
+CE, KD = "ce:weight=0.1", "kd:temperature=4,weight=3"
 GUIDED = (CE, KD)
-CAT = "map_match:explainer=cam,classes=all,pool=2,distance=at"
-FEW = {"epochs": 150, "batch_size": 64, "optimizer": "sgd:lr=0.1,weight_decay=5e-4", "schedule": "one_cycle", "select": "last"}
+STANDARD = "kd:temperature=2,standardise=true"
+CLASS_MAPS = "map_match:explainer=cam,classes=all,distance=cosine"
+IG = "ig_overlay:explainer=[ig:steps=32,channels=size]"
+MUON = "muon:lr=0.08,momentum=0.6,rest_lr=0.1,weight_decay=5e-4"
+FEW = {"epochs": 100, "batch_size": 32, "optimizer": MUON, "schedule": "one_cycle:warmup=0.15", "select": "last"}
+
+BEST = "kd + class maps"
+CONTROLLED = {
+    "maps permuted": "permuted:only=maps",
+    "maps mirrored": "misregistered",
+    "blobs with the maps' values": "random_maps:kind=blobs",
+    "centred maps": "random_maps:kind=centre",
+    "constant maps": "random_maps:kind=constant",
+    "a random network's maps": "random_maps:kind=network",
+}
+
+
+def controls(row: str, named: str, which: tuple[str, ...] = tuple(CONTROLLED)) -> dict[str, Row]:
+    """The same list with maps that say less: what is left of its gain is not the explanation."""
+    return {f"{named}, {name}": dataclasses.replace(ROWS[row], control=CONTROLLED[name], like=row) for name in which}
+
+
+ROWS = {
+    "labels": Row(each("ce", "ce:smoothing=0.1", "ce:smoothing=0.2")),
+    "kd": Row(each("kd:temperature=4,weight=1", KD, "kd:temperature=4,weight=10", before=(CE,))),
+    "kd standardised": Row(each(*(f"{STANDARD},weight={w}" for w in (3, 9, 27)), before=(CE,))),
+    "kd + gradcam": Row(each(*(f"map_match:weight={w}" for w in (1, 5, 20)), before=GUIDED)),
+    "kd + gradcam++": Row(each(*(f"map_match:explainer=gradcam++,weight={w}" for w in (1, 5, 20)), before=GUIDED)),
+    "kd + attention": Row(each(*(f"at:weight={w}" for w in (300, 1000, 3000)), before=GUIDED)),
+    BEST: Row(each(*(f"{CLASS_MAPS},pool=4,weight={w}" for w in (10, 25, 60)), before=GUIDED)),
+    "kd + class maps + attention": Row(
+        each(*(f"at:weight={w}" for w in (300, 1000, 3000)), before=(*GUIDED, f"{CLASS_MAPS},pool=4,weight=25"))
+    ),
+    "kd + overlay": Row(each(*(f"{IG},p={p}" for p in (0.1, 0.3, 0.6)), before=GUIDED)),
+    "labels + overlay": Row(each(*(f"{IG},p={p}" for p in (0.1, 0.3, 0.6)), before=("ce",))),
+}
 
 STUDIES = {
     "few": Study(
-        {
-            "labels": Row(each("ce", "ce:smoothing=0.1", "ce:smoothing=0.2", "ce:smoothing=0.05")),
-            "kd": Row(each(KD, "kd:temperature=2,weight=0.9", "kd:temperature=8,weight=0.9", "kd:temperature=4,weight=3", before=(CE,))),
-            "kd standardised": Row(
-                each(*(f"kd:temperature={t},weight={w},standardise=true" for t, w in ((2, 9), (2, 3), (4, 3), (4, 9))), before=(CE,))
-            ),
-            "kd + gradcam": Row(each(*(f"map_match:weight={w}" for w in (5, 1, 2, 20)), before=GUIDED)),
-            "kd + gradcam++": Row(each(*(f"map_match:explainer=gradcam++,weight={w}" for w in (5, 1, 2, 20)), before=GUIDED)),
-            "kd + attention": Row(each(*(f"at:weight={w}" for w in (1000, 300, 3000, 10000)), before=GUIDED)),
-            "kd + class maps": Row(each(*(f"{CAT},weight={w}" for w in (200, 50, 100, 400)), before=GUIDED)),
-        },
+        ROWS
+        | controls(BEST, "class maps")
+        | controls("kd + gradcam", "gradcam", ("maps permuted",))
+        | controls("kd + attention", "attention", ("maps permuted",))
+        | controls(
+            "kd + overlay", "overlay", ("maps permuted", "maps mirrored", "blobs with the maps' values", "centred maps")
+        ),
         settings=FEW,
     ),
-}  # fmt: skip
+    "two hundred": Study(
+        {name: ROWS[name] for name in ("labels", "kd", "kd standardised", "kd + gradcam", "kd + attention", BEST)},
+        shots=200,
+        settings={**FEW, "epochs": 50},
+    ),
+}
 
 
 class Experiment:
@@ -137,12 +173,16 @@ class Experiment:
         self.chosen[name] = int(np.argmax(found))
         write_json(self.out / "chosen.json", self.chosen)
         tried = ", ".join(f"{methods[-1]} {score:.2f}" for methods, score in zip(row.methods, found, strict=True))
-        self.console.print(f"{name}: {tried}: taken {row.methods[self.chosen[name]][-1]}", highlight=False, soft_wrap=True)
+        self.console.print(
+            f"{name}: {tried}: taken {row.methods[self.chosen[name]][-1]}", highlight=False, soft_wrap=True
+        )
 
     def result(self, name: str, methods: tuple[str, ...], seed: int) -> dict[str, Any]:
         """Train a student and score it on validation, unless that is done."""
         row, study = self.study.rows[name], self.study
-        key = key_of(methods, row.control, row.follow, study.student, study.shots, study.settings, seed, self.data.fingerprint)
+        key = key_of(
+            methods, row.control, row.follow, study.student, study.shots, study.settings, seed, self.data.fingerprint
+        )
         if key in self.scores:
             return self.scores[key]
         positions = stratified(self.data.train.labels, study.shots, seed)
@@ -153,14 +193,25 @@ class Experiment:
         torch.manual_seed(seed)
         student = build_model(study.student, self.data.classes, self.data.size)
         start = time.perf_counter()
-        student = train(student, build_methods(methods), seen, settings, teacher=self.teacher(row), seed=seed)
+        log = Log()
+        student = train(student, build_methods(methods), seen, settings, teacher=self.teacher(row), log=log, seed=seed)
         seconds = time.perf_counter() - start
         save_model(student, self.out / "students" / key)
-        found = {"row": name, "methods": methods, "seed": seed, "seconds": seconds, **self.scored(student, self.data.validation)}
+        found = {
+            "row": name,
+            "methods": methods,
+            "seed": seed,
+            "seconds": seconds,
+            **self.scored(student, self.data.validation),
+        }
         found["validation"] = found.pop("accuracy")
+        found["curve"] = [round(100 * row["validation"]["accuracy"], 2) for row in log.rows if "validation" in row]
+        found["notes"] = next((row["notes"] for row in reversed(log.rows) if "notes" in row), {})
         self.scores[key] = found
         write_json(self.out / "scores.json", self.scores)
-        said = f"{name}, seed {seed}: {found['validation']:.2f} %, agreement {found['agreement']:.2f} %, {seconds:.0f} s"
+        said = (
+            f"{name}, seed {seed}: {found['validation']:.2f} %, agreement {found['agreement']:.2f} %, {seconds:.0f} s"
+        )
         self.console.print(said, highlight=False)
         return found
 
@@ -168,7 +219,10 @@ class Experiment:
         """Accuracy and agreement with the first teacher, in percent."""
         ours, theirs = (predict(model, Batches(split, 500)).argmax(1) for model in (student, self.models[0]))
         labels = torch.from_numpy(split.labels)
-        return {"accuracy": 100 * (ours == labels).float().mean().item(), "agreement": 100 * (ours == theirs).float().mean().item()}
+        return {
+            "accuracy": 100 * (ours == labels).float().mean().item(),
+            "agreement": 100 * (ours == theirs).float().mean().item(),
+        }
 
     def test(self, name: str, seed: int) -> dict[str, float]:
         """A trained student's scores on the test split."""
@@ -181,23 +235,23 @@ class Experiment:
 
     def table(self, names: list[str], seeds: int, *, test: bool, against: str) -> None:
         """A row each: mean ± half of the 95 % interval over seeds, and the paired difference to one of them."""
-        columns = ("validation", *(("test", "agreement (test)") if test else ("agreement",)), f"against {against}", "s a training")
+        split = "test" if test else "validation"
+        columns = (split, f"against {against}", "agreement", "area under the curve", "s a training")
         table = Table("methods", *columns, box=None, pad_edge=False, header_style="bold")
-        score = {
-            name: [self.test(name, seed) | {"validation": self.result(name, self.methods(name), seed)["validation"]} if test
-                   else {**self.result(name, self.methods(name), seed), "accuracy": self.result(name, self.methods(name), seed)["validation"]}
-                   for seed in range(seeds)]
-            for name in names
-        }  # fmt: skip
-        for name in names:
-            cells = [interval([one["validation"] for one in score[name]])]
-            if test:
-                cells.append(interval([one["accuracy"] for one in score[name]]))
-            cells.append(interval([one["agreement"] for one in score[name]]))
-            base = [one["accuracy"] for one in score.get(against, score[name])]
-            cells.append("" if name == against else interval(np.subtract([one["accuracy"] for one in score[name]], base)))
-            seconds = [self.result(name, self.methods(name), seed)["seconds"] for seed in range(seeds)]
-            table.add_row(name, *cells, f"{np.median(seconds):.0f}")
+        found = {name: [self.result(name, self.methods(name), seed) for seed in range(seeds)] for name in names}
+        scores = {
+            name: [self.test(name, seed)["accuracy"] if test else one["validation"] for seed, one in enumerate(results)]
+            for name, results in found.items()
+        }
+        for name, results in found.items():
+            alike = [
+                self.test(name, seed)["agreement"] if test else one["agreement"] for seed, one in enumerate(results)
+            ]
+            apart = np.subtract(scores[name], scores.get(against, scores[name]))
+            area = [float(np.mean(one["curve"])) for one in results]
+            seconds = f"{np.median([one['seconds'] for one in results]):.0f}"
+            cells = [interval(values) for values in (scores[name], apart, alike, area)]
+            table.add_row(name, *cells, seconds)
         self.console.print(table)
 
 

@@ -1,7 +1,7 @@
 """Images a second of a distillation step, end to end, beside its floor and beside others' loops.
 
 The floor is the student's forward, backward and update on one batch that is there: no data, no log. `student alone`, `kd live`,
-`kd stored` and `kd + stored maps` are `distilens.train` with data, augmentation and logging; `stored` reads what was recorded
+`kd stored` and `kd + ...` are `distilens.train` with data, augmentation and logging; all but `live` read what was recorded
 before. Peers load and augment as they come (benchmarks/peers.py). All take turns in one process, round by round; a rate is the
 median of the rounds, and a ratio the median of the rounds' ratios. `--memory` runs each alone for its peak.
 
@@ -45,7 +45,11 @@ OURS = {
     "student alone": ["ce"],
     "kd live": ["ce:weight=0.1", KD],
     "kd stored": ["ce:weight=0.1", KD],
-    "kd + stored maps": ["ce:weight=0.1", KD, "ig_overlay:mode=highlight,p=1,exponent=[1,1],explainer=gradcam"],
+    "kd + overlay": ["ce:weight=0.1", KD, "ig_overlay:explainer=[ig:steps=2,channels=size]"],
+    "kd + map_match": ["ce:weight=0.1", KD, "map_match"],
+    "kd + class maps": ["ce:weight=0.1", KD, "map_match:explainer=cam,classes=all,pool=4"],
+    "kd + attention": ["ce:weight=0.1", KD, "at"],
+    "kd + cam_fusion": ["ce:weight=0.1", KD, "cam_fusion"],
 }
 
 

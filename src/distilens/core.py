@@ -146,12 +146,14 @@ class Method(nn.Module):
             `teachers/needs.py`.
         weight: the factor of its term; the notation's `weight=` sets it.
         second_order: its loss differentiates a gradient, which `torch.compile` cannot.
+        inserts: it puts a part into the student, and so is prepared before those that read the student's features.
         at_use: what it asks of the teacher even when the student is used: such a student is none without its teacher.
     """
 
     needs: tuple[str, ...] = ()
     weight: float = 1.0
     second_order: bool = False
+    inserts: bool = False
     at_use: tuple[str, ...] = ()
 
     def prepare(self, student: Model, batch: Batch, answer: Answer) -> Model:
@@ -202,8 +204,8 @@ class Objective(nn.Module):
         return needs_of(self.terms().values())
 
     def prepare(self, batch: Batch, answer: Answer) -> None:
-        """Let each method prepare the student on a first batch."""
-        for method in self.terms().values():
+        """Let each method prepare the student on a first batch: first those that put parts into it."""
+        for method in sorted(self.terms().values(), key=lambda method: not method.inserts):
             self.student = method.prepare(self.student, batch, answer)
 
     def forward(self, batch: Batch, answer: Answer) -> dict[str, Tensor]:

@@ -198,6 +198,13 @@ class Model(nn.Module):
         finally:
             self.empty_taps()
 
+    def probe(self, batch: int = 1) -> Tensor:
+        """The logits of example images, in eval mode, even where a part misses an input that it cannot do without."""
+        for inserted in self.inserted.values():
+            inserted.inputs = {}
+        with taps.evaluating(self), torch.no_grad():
+            return logits_of(self.network(self.prepare(self.entrance(self.example(batch)))))
+
     def insert(self, tap: str, part: nn.Module, *, name: str) -> None:
         """Put a module behind a tap: `part(feature, inputs)` returns a feature of the same shape, and is part of the model.
 
@@ -212,6 +219,10 @@ class Model(nn.Module):
         self.inserted[name] = inserted = Inserted(part, path)
         inserted.handle = module.register_forward_hook(inserted.apply)
         self._overwritten.clear()
+
+    def behind(self, path: str) -> str:
+        """The tap of what is handed on from a module: its own path, or the name of the last part that stands behind it."""
+        return [path, *(name for name, inserted in self.inserted.items() if inserted.path == path)][-1]
 
     def remove(self, name: str) -> None:
         """Take an inserted part out again."""

@@ -132,7 +132,9 @@ class Smooth(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(2)
-        self.features = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.GELU(), nn.Conv2d(5, 4, 3, stride=2), nn.Softplus())
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 5, 3, padding=1), nn.GELU(), nn.Conv2d(5, 4, 3, stride=2), nn.Softplus()
+        )
         self.head = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 6), nn.Tanh(), nn.Linear(6, 4))
 
     def forward(self, x):

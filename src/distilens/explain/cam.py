@@ -11,7 +11,7 @@ from distilens.core import Model, Output
 from distilens.errors import UserError
 from distilens.explain.activation import ActivationMap, full, tapped
 from distilens.explain.explanation import Explanation, Target, checked, quietly, target_of
-from distilens.taps import LAST, evaluating, grid
+from distilens.taps import LAST, grid
 
 
 class CAM(ActivationMap):
@@ -33,14 +33,13 @@ class CAM(ActivationMap):
         self.attached: nn.Linear | None = None
 
     def attach(self, model: Model) -> None:
-        super().attach(model)
-        with model.reading(self.tap) as tap, evaluating(model), torch.no_grad():
-            images = model.example(2).to(model.device)
-            logits = model.logits(images)
+        self.tap = model.tap(model.behind(model.last_tap))
+        with model.reading(self.tap) as tap, quietly(model):
+            logits = model.probe(2)
             self.attached = head(model, grid(tap.take(), model.size), logits)
 
     def explain(self, model: Model, images: Tensor, target: Target) -> Explanation:
-        with model.reading(self.tap) as tap, torch.no_grad():
+        with model.reading(model.behind(model.last_tap)) as tap, torch.no_grad():
             logits = model.logits(images)
             feature = grid(tap.take(), model.size)
             target = target_of(logits, target)
@@ -48,7 +47,7 @@ class CAM(ActivationMap):
             return Explanation(torch.einsum("bchw,bc->bhw", full(feature), full(weight)), logits, target)
 
     def classwise(self, model: Model, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes i j"]:
-        with quietly(model), model.reading(self.tap) as tap, torch.no_grad():
+        with quietly(model), model.reading(model.behind(model.last_tap)) as tap, torch.no_grad():
             logits = model.logits(checked(model, images))
             feature = grid(tap.take(), model.size)
             return self.of_all(feature, head(model, feature, logits))

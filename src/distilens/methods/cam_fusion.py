@@ -57,6 +57,8 @@ class CamFusion(Method):
     Raises: UserError where the last feature is no `[b c h w]`.
     """
 
+    inserts = True
+
     def __init__(
         self,
         *,

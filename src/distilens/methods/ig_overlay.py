@@ -58,6 +58,8 @@ class IGOverlay(Method):
     been without.
     """
 
+    inserts = True
+
     def __init__(
         self,
         *,
