@@ -21,6 +21,7 @@ from distilens.specs import Spec
 from distilens.teachers import LiveTeacher
 
 FIRST = "kd_layer:templates=6,codebook=FIRST"
+OVERLAY = "ig_overlay:p=0.5,explainer=[ig:steps=2]"
 
 VARIATIONS = {
     "ce": ["ce", "ce:smoothing=0.1"],
@@ -32,7 +33,7 @@ VARIATIONS = {
         "map_match:classes=all,every=2",
     ],
     "at": ["at", "at:taps=[last]"],
-    "ig_overlay": [f"ig_overlay:p=0.5,explainer=[ig:steps=2],mode={mode}" for mode in ("blend", "highlight", "blur_rest", "channel")],
+    "ig_overlay": [f"{OVERLAY},mode={mode}" for mode in ("blend", "highlight", "blur_rest", "channel")],
     "cam_fusion": [f"cam_fusion:deploy={deploy}" for deploy in ("null", "self", "teacher")],
     "kd_layer": [FIRST, "kd_layer:stage=2,subclasses=2,codebook=SECOND", f"{FIRST},release=true"],
 }  # fmt: skip
@@ -188,13 +189,15 @@ def test_maps_of_one_image_do_not_go_with_mixed_images(part, world):
         teacher(mixed, objective.needs)
 
 
-@pytest.mark.parametrize("name", ["cam_fusion", FIRST, "ig_overlay:mode=channel"])
-def test_a_part_can_stand_in_a_student_once_under_one_name(name, world):
-    again = f"{name}{',' if ':' in name else ':'}as=again"
-    try:
-        check(["ce", name, again], world)
-    except UserError as error:
-        assert "the name is taken" in str(error)
+@pytest.mark.parametrize("part", ["cam_fusion", "ig_overlay:mode=channel"])
+def test_a_part_stands_in_a_student_once(part, world):
+    again = f"{part}{',' if ':' in part else ':'}as=again"
+    with pytest.raises(UserError, match="the name is taken"):
+        check(["ce", part, again], world)
+
+
+def test_a_student_may_have_several_kd_layers(world):
+    check(["ce", FIRST, "kd_layer:stage=2,subclasses=2,codebook=SECOND,as=again"], world)
 
 
 def test_nothing_of_the_batch_is_changed(world):
