@@ -174,7 +174,7 @@ class Experiment:
         write_json(self.out / "chosen.json", self.chosen)
         tried = ", ".join(f"{methods[-1]} {score:.2f}" for methods, score in zip(row.methods, found, strict=True))
         self.console.print(
-            f"{name}: {tried}: taken {row.methods[self.chosen[name]][-1]}", highlight=False, soft_wrap=True
+            f"{name}: {tried}: taken {row.methods[self.chosen[name]][-1]}", highlight=False, soft_wrap=True, markup=False
         )
 
     def result(self, name: str, methods: tuple[str, ...], seed: int) -> dict[str, Any]:
