@@ -27,11 +27,15 @@ from rich.table import Table
 from scipy import stats
 from tyro.conf import Positional
 
-from distilens.core import Model
+from distilens.codebook import make_codebook
+from distilens.core import Model, accompany
 from distilens.data.batches import Batches
-from distilens.data.subset import Split
+from distilens.data.subset import Data, Split
+from distilens.explain import build_explainer
 from distilens.measure import predict
+from distilens.measure.scores import compare_maps
 from distilens.methods import build_methods
+from distilens.methods.kd_layer import KDLayer
 from distilens.models import build_model, load_model, save_model
 from distilens.progress import Log
 from distilens.recipe import Training
@@ -116,6 +120,8 @@ ROWS = {
     "labels + overlay": Row(each(*(f"{IG},p={p}" for p in (0.1, 0.3, 0.6)), before=("ce",))),
 }
 
+EXPLAINED = (*GUIDED, "map_match:weight=20")
+
 STUDIES = {
     "few": Study(
         ROWS
@@ -126,6 +132,65 @@ STUDIES = {
             "kd + overlay", "overlay", ("maps permuted", "maps mirrored", "blobs with the maps' values", "centred maps")
         ),
         settings=FEW,
+    ),
+    # paper 0: the map as an input; what is compared is the area under the curve of validation, and the end
+    "fusion": Study(
+        {
+            "kd": ROWS["kd"],
+            "null": Row(((*GUIDED, "cam_fusion"),)),
+            "null, constant maps": Row(((*GUIDED, "cam_fusion"),), control="random_maps:kind=constant"),
+            "null, maps permuted": Row(((*GUIDED, "cam_fusion"),), control="permuted:only=maps"),
+            "null, a random network's maps": Row(((*GUIDED, "cam_fusion"),), control="random_maps:kind=network"),
+            "null, gate": Row(((*GUIDED, "cam_fusion:fuse=gate"),)),
+            "null, film": Row(((*GUIDED, "cam_fusion:fuse=film"),)),
+            "self": Row(((*GUIDED, "cam_fusion:deploy=self"),)),
+            "teacher, as published": Row(((*GUIDED, "cam_fusion:deploy=teacher"),)),
+        },
+        settings=FEW,
+        watch=1000,
+    ),
+    # paper 1: whom to follow
+    "teachers": Study(
+        {
+            "the first alone": Row((EXPLAINED,)),
+            "mean": Row((EXPLAINED,), follow="mean"),
+            "random": Row((EXPLAINED,), follow="random"),
+            **{
+                judge: Row((EXPLAINED,), follow=f"best_explained:judge={judge}")
+                for judge in ("confidence", "average_drop", "insertion", "focus", "consensus")
+            },
+            "insertion, drawn": Row((EXPLAINED,), follow="best_explained:judge=insertion,tau=0.05"),
+            "insertion, no gate": Row((EXPLAINED,), follow="best_explained:judge=insertion,gate=false"),
+            "insertion, without maps": Row((GUIDED,), follow="best_explained:judge=insertion"),
+            "mean, without maps": Row((GUIDED,), follow="mean"),
+        },
+        settings=FEW,
+    ),
+    # paper 3: a layer of templates; without supervision (weight=0) it has the same parameters
+    "layer": Study(
+        {
+            "labels": Row((("ce",),)),
+            **{f"{k} templates": Row((("ce", f"kd_layer:templates={k}"),)) for k in (64, 256, 1024)},
+            **{f"{k} templates, untaught": Row((("ce", f"kd_layer:templates={k},weight=0"),)) for k in (64, 256, 1024)},
+            "256 templates, released": Row((("ce", "kd_layer:templates=256,release=true"),)),
+            "256 templates and stage 2": Row((("ce", "kd_layer:templates=256", "kd_layer:stage=2,as=second"),)),
+            "kd": ROWS["kd"],
+            "kd and 256 templates": Row(((*GUIDED, "kd_layer:templates=256"),)),
+        },
+        settings=FEW,
+    ),
+    # what the background gives away: the test set's does not; recipes/shapes-shortcut.toml
+    "shortcut": Study(
+        {
+            "labels": Row((("ce",),)),
+            "kd": ROWS["kd"],
+            "kd + gradcam": ROWS["kd + gradcam"],
+            "kd + attention": ROWS["kd + attention"],
+            BEST: ROWS[BEST],
+            **controls(BEST, "class maps", ("maps permuted", "a random network's maps")),
+        },
+        shots=150,
+        settings={**FEW, "epochs": 50},
     ),
     "two hundred": Study(
         {name: ROWS[name] for name in ("labels", "kd", "kd standardised", "kd + gradcam", "kd + attention", BEST)},
@@ -174,7 +239,10 @@ class Experiment:
         write_json(self.out / "chosen.json", self.chosen)
         tried = ", ".join(f"{methods[-1]} {score:.2f}" for methods, score in zip(row.methods, found, strict=True))
         self.console.print(
-            f"{name}: {tried}: taken {row.methods[self.chosen[name]][-1]}", highlight=False, soft_wrap=True, markup=False
+            f"{name}: {tried}: taken {row.methods[self.chosen[name]][-1]}",
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
         )
 
     def result(self, name: str, methods: tuple[str, ...], seed: int) -> dict[str, Any]:
@@ -194,9 +262,14 @@ class Experiment:
         student = build_model(study.student, self.data.classes, self.data.size)
         start = time.perf_counter()
         log = Log()
-        student = train(student, build_methods(methods), seen, settings, teacher=self.teacher(row), log=log, seed=seed)
+        listed = build_methods(methods)
+        for method in listed.values():
+            if isinstance(method, KDLayer):
+                method.codebook = str(self.codebook(method, seen, seed))
+        student = train(student, listed, seen, settings, teacher=self.teacher(row), log=log, seed=seed)
         seconds = time.perf_counter() - start
         save_model(student, self.out / "students" / key)
+        accompany(student, listed.values(), LiveTeacher(self.models[0]))
         found = {
             "row": name,
             "methods": methods,
@@ -215,11 +288,26 @@ class Experiment:
         self.console.print(said, highlight=False)
         return found
 
+    def codebook(self, layer: KDLayer, data: Data, seed: int) -> Path:
+        """The codebook of a KD layer, made from the images that the student sees."""
+        path = self.out / "codebooks" / f"{key_of(layer.asked, seed)}.safetensors"
+        if not path.is_file():
+            make_codebook(LiveTeacher(self.models[0]), data, **layer.asked).save(path)
+        return path
+
     def scored(self, student: Model, split: Split) -> dict[str, float]:
-        """Accuracy and agreement with the first teacher, in percent."""
+        """Accuracy, agreement with the first teacher and, where the evidence is known, Grad-CAM's share on it, in percent."""
         ours, theirs = (predict(model, Batches(split, 500)).argmax(1) for model in (student, self.models[0]))
         labels = torch.from_numpy(split.labels)
-        return {
+        if split.rows.masks is not None:
+            some = dataclasses.replace(split, index=split.index[:500])
+            maps = compare_maps(
+                {"student": student}, some, torch.arange(len(some)), build_explainer("gradcam"), ours[:500]
+            )
+            inside = {"energy": 100 * maps["student"]["energy_in_mask"]}
+        else:
+            inside = {}
+        return inside | {
             "accuracy": 100 * (ours == labels).float().mean().item(),
             "agreement": 100 * (ours == theirs).float().mean().item(),
         }
@@ -229,14 +317,16 @@ class Experiment:
         found = self.result(name, self.methods(name), seed)
         if "test" not in found:
             key = next(key for key, value in self.scores.items() if value is found)
-            found["test"] = self.scored(load_model(self.out / "students" / key), self.data.test)
+            student = load_model(self.out / "students" / key)
+            accompany(student, build_methods(found["methods"]).values(), LiveTeacher(self.models[0]))
+            found["test"] = self.scored(student, self.data.test)
             write_json(self.out / "scores.json", self.scores)
         return found["test"]
 
     def table(self, names: list[str], seeds: int, *, test: bool, against: str) -> None:
         """A row each: mean ± half of the 95 % interval over seeds, and the paired difference to one of them."""
         split = "test" if test else "validation"
-        columns = (split, f"against {against}", "agreement", "area under the curve", "s a training")
+        columns = (split, f"against {against}", "agreement", "area under the curve", "s a training", "on the evidence")
         table = Table("methods", *columns, box=None, pad_edge=False, header_style="bold")
         found = {name: [self.result(name, self.methods(name), seed) for seed in range(seeds)] for name in names}
         scores = {
@@ -250,8 +340,10 @@ class Experiment:
             apart = np.subtract(scores[name], scores.get(against, scores[name]))
             area = [float(np.mean(one["curve"])) for one in results]
             seconds = f"{np.median([one['seconds'] for one in results]):.0f}"
+            inside = [self.test(name, seed) if test else one for seed, one in enumerate(results)]
+            energy = interval([one["energy"] for one in inside]) if "energy" in inside[0] else ""
             cells = [interval(values) for values in (scores[name], apart, alike, area)]
-            table.add_row(name, *cells, seconds)
+            table.add_row(name, *cells, seconds, energy)
         self.console.print(table)
 
 

@@ -17,6 +17,8 @@ from distilens.methods import METHODS
 from distilens.models import MODELS
 from distilens.recipe import shipped
 from distilens.runs import locked
+from distilens.teachers import CONTROLS, FOLLOW
+from distilens.teachers.judges import JUDGES
 
 TINY = """
 name = "tiny"
@@ -259,6 +261,9 @@ def test_the_codes_that_it_ends_with(command, monkeypatch, raised, code, text):
         ("models", MODELS),
         ("data", SOURCES),
         ("explainers", EXPLAINERS),
+        ("judges", JUDGES),
+        ("follow", FOLLOW),
+        ("controls", CONTROLS),
         ("recipes", [path.stem for path in shipped()]),
     ],
 )

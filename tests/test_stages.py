@@ -234,3 +234,29 @@ def test_a_tap_that_is_not_there_is_said_before_anything_is_trained(place):
         done(folder, make_recipe(content(explain={"explainers": ["gradcam:tap=nope"]})))
     assert not (folder / "teacher").exists()
     assert not (folder / "metrics.jsonl").exists()
+
+
+FLAT = """
+from torch import nn
+
+def flat(classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, classes))
+"""
+
+
+@pytest.mark.parametrize(
+    ("student", "methods", "said"),
+    [
+        ("python:flat_nets:flat", ["ce", "map_match"], "returns a feature map"),
+        ("python:staged_nets:tiny", ["ce", "map_match:explainer=[gradcam:tap=layer3]"], "no tap 'layer3'"),
+        ("python:staged_nets:tiny", ["ce", "at"], "no tap 'last-"),
+        ("python:flat_nets:flat", ["ce", "kd_layer:templates=4"], "returns a feature map"),
+    ],
+)
+def test_what_methods_cannot_do_is_said_before_the_teacher_is_trained(place, student, methods, said):
+    (place / "flat_nets.py").write_text(FLAT)
+    folder = place / "runs" / "early"
+    recipe = make_recipe(content(student={"model": student, "methods": methods}, explain={"explainers": ["random"]}))
+    with pytest.raises(UserError, match=said):
+        run_all(Run(folder, recipe))
+    assert not (folder / "teacher" / "model.safetensors").exists()

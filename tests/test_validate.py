@@ -27,7 +27,7 @@ SMALL = {
 
 def test_it_shows_options_shapes_and_counts(tmp_path, monkeypatch):
     text = inspected(SMALL, tmp_path, monkeypatch)
-    assert "kd:temperature=4,top=none,weight=1" in text  # options that were not given
+    assert "kd:temperature=4,standardise=false,top=none,weight=1" in text  # options that were not given
     assert "gradcam:tap=last" in text
     assert "[1, 64, 8, 8]  ← last feature map" in text
     assert "77,912 parameters" in text
@@ -40,6 +40,22 @@ def test_it_estimates_time_and_memory(tmp_path, monkeypatch):
         assert role in text
     assert "MiB" in text
     assert "of training on this machine" in text
+
+
+PARTS = [
+    "cam_fusion:deploy=self",
+    "map_match",
+    "at:taps=[last]",
+    "ig_overlay:p=1,mode=channel,anneal=true",
+    "kd_layer",
+    "kd_layer:stage=2",
+]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_methods_with_parts_and_taps_are_timed_as_they_are_trained(part, tmp_path, monkeypatch):
+    content = {**SMALL, "student": {"model": "resnet8", "methods": ["ce", part]}}
+    assert "of training on this machine" in inspected(content, tmp_path, monkeypatch, timed=True)
 
 
 def test_a_tap_that_does_not_exist_is_said_before_anything_is_trained(tmp_path, monkeypatch):

@@ -19,7 +19,14 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "prepare": ["prepare"],
         "recipe": ["Recipe", "Training", "read_recipe"],
         "stages": ["Run", "load_run"],
-        "teachers": ["LiveTeacher", "StoredTeacher"],
+        "teachers": [
+            "BestExplainedTeacher",
+            "LiveTeacher",
+            "MeanTeacher",
+            "PermutedTeacher",
+            "RandomMapTeacher",
+            "StoredTeacher",
+        ],
         "train": ["train"],
     },
 )

@@ -19,7 +19,8 @@ PACKAGES = ("distilens", "torch", "torchvision", "timm", "accelerate", "numpy", 
 
 def about_run(run: Run) -> dict[str, Any]:
     """Plain data about a run as it stands."""
-    roles = ("teacher", "base", "student")
+    teachers = run.recipe.teacher.models if run.recipe.teacher else ()
+    roles = (*teachers, "base", "student")
     return {
         "name": run.recipe.name,
         "versions": {name: version for name in PACKAGES if (version := installed(name))},

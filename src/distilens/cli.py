@@ -270,7 +270,9 @@ def validate(recipe: RecipeName, /, set_: Changes = (), time: bool = True) -> No
 
 
 @app.command(name="list")
-def list_(kind: Positional[Literal["methods", "models", "data", "explainers", "recipes"]], /) -> None:
+def list_(
+    kind: Positional[Literal["methods", "models", "data", "explainers", "judges", "follow", "controls", "recipes"]], /
+) -> None:
     """List what there is of a kind, a line each, with options and source."""
     console = Console()
     if kind == "recipes":
@@ -285,8 +287,11 @@ def list_(kind: Positional[Literal["methods", "models", "data", "explainers", "r
     from distilens.explain import EXPLAINERS
     from distilens.methods import METHODS
     from distilens.models import MODELS
+    from distilens.teachers import CONTROLS, FOLLOW
+    from distilens.teachers.judges import JUDGES
 
-    registry = {"methods": METHODS, "models": MODELS, "data": SOURCES, "explainers": EXPLAINERS}[kind]
+    kinds = {"methods": METHODS, "models": MODELS, "data": SOURCES, "explainers": EXPLAINERS}
+    registry = {**kinds, "judges": JUDGES, "follow": FOLLOW, "controls": CONTROLS}[kind]
     console.print(as_table((registry.kind, "options", "what it does", "source"), registry.table()))
 
 

@@ -88,14 +88,30 @@ class TeacherPart(Section):
     """The large model. Trained unless it is loaded with the data's classes; `finetune` trains a loaded one.
 
     `answers` says whether it answers each step (`live`) or its answers are recorded once (`stored`).
+
+    `others` are further teachers, with the same settings; `follow` says how all of them answer as one (`mean` by default), and
+    `control` takes something from the answers.
     """
 
     model: Part
+    others: Parts = ()
+    follow: Part | None = None
+    control: Part | None = None
     data: Part | None = None
     methods: Parts = ("ce",)
     finetune: Literal["none", "head", "all"] | None = None
     answers: Part = "live"
     train: dict[str, Any] = {}
+
+    @property
+    def models(self) -> dict[str, str]:
+        """All teachers, by the folder of the run that they are in: `teacher`, `teacher-2`, `teacher-3`, ..."""
+        return {"teacher": self.model, **{f"teacher-{number}": part for number, part in enumerate(self.others, 2)}}
+
+    @property
+    def joined(self) -> str | None:
+        """How several teachers answer as one; None where there is one."""
+        return self.follow or "mean" if self.others else None
 
 
 class StudentPart(Section):
@@ -146,6 +162,7 @@ class Recipe(Section):
         content = self.model_dump(exclude_none=True)
         if self.teacher:
             content["teacher"]["train"] = self.teacher_training.model_dump(exclude_none=True)
+            content["teacher"] |= {"follow": self.teacher.joined} if self.teacher.joined else {}
         return with_options(content)
 
     def to_toml(self) -> str:
@@ -216,6 +233,7 @@ def make_recipe(content: Mapping[str, Any], changes: Sequence[str] = (), *, wher
         problems += explain_errors(error, Recipe)
     else:
         problems += method_problems(recipe)
+    problems = list(dict.fromkeys(problems))
     if problems or recipe is None:
         raise UserError(f"{where}: {len(problems)} problem{'s' * (len(problems) > 1)}\n  " + "\n  ".join(problems))
     return recipe
@@ -245,11 +263,14 @@ def registries() -> dict[str, Registry]:
     from distilens.methods import METHODS
     from distilens.models import MODELS
     from distilens.optimizers import OPTIMIZERS, SCHEDULES
-    from distilens.teachers import ANSWERS
+    from distilens.teachers import ANSWERS, CONTROLS, FOLLOW
 
     return {
         "data": SOURCES,
         "model": MODELS,
+        "others": MODELS,
+        "follow": FOLLOW,
+        "control": CONTROLS,
         "methods": METHODS,
         "optimizer": OPTIMIZERS,
         "schedule": SCHEDULES,
@@ -284,7 +305,7 @@ def part_problems(content: Mapping[str, Any]) -> list[str]:
             problems.extend(f"{where}: {line}" for line in str(error).split("\n"))
 
     def check(where: str, key: str, value: Any) -> None:
-        if key in ("methods", "explainers"):
+        if key in ("methods", "explainers", "others"):
             try:
                 value = as_list(value)
             except UserError:
@@ -317,16 +338,18 @@ def method_problems(recipe: Recipe) -> list[str]:
             methods = build_methods(parts)
             needs = needs_of(methods.values())
         except UserError as error:
-            if "two terms" in str(error):
-                problems.append(f"{stage}.methods: {error}")
+            problems += [f"{stage}.methods: {line}" for line in str(error).split("\n")]
             continue
         second = [name for name, method in methods.items() if method.second_order]
-        compiled = (recipe.teacher_training if stage == "teacher" else recipe.train).compile
-        if second and compiled:
+        if second and recipe.train.compile:
             problems.append(f"compile=true cannot go with {', '.join(second)}: torch.compile has no second derivative")
         if all(type(method).loss is Method.loss for method in methods.values()):
             problems.append(
                 f"{stage}.methods have no loss ({', '.join(methods) or 'none'}): add one that has, such as ce or kd"
+            )
+        if recipe.teacher and recipe.teacher.others and any(Spec.parse(part).name == "kd_layer" for part in parts):
+            problems.append(
+                "kd_layer has the codebook of one teacher, and there are teacher.others: take one of the two away"
             )
         if needs and (stage != "student" or recipe.teacher is None):
             problems.append(f"{stage}.methods ask a teacher for {', '.join(needs)}, and there is none")
@@ -335,6 +358,8 @@ def method_problems(recipe: Recipe) -> list[str]:
                 Need.parse(need)
             except UserError as error:
                 problems.append(f"{stage}.methods: {error}")
+    if recipe.teacher and recipe.teacher.follow and not recipe.teacher.others:
+        problems.append("teacher.follow is for several teachers, and there is one: name others in teacher.others")
     explainers = [Spec.parse(part).name for part in recipe.explain.explainers]
     twice = dict.fromkeys(name for name in explainers if explainers.count(name) > 1)
     problems += [f"explain.explainers: two are called {name!r}, and their maps would go to one file" for name in twice]

@@ -20,8 +20,8 @@ from distilens.data.batches import Batches
 from distilens.data.cached import readable
 from distilens.errors import UserError
 from distilens.methods import build_methods
-from distilens.stages import Run, in_turn, teacher_of, train_teacher
-from distilens.teachers import StoredTeacher
+from distilens.stages import Run, answers_of, in_turn, train_teacher
+from distilens.teachers import StoredTeacher, following
 from distilens.teachers.needs import Need
 from distilens.teachers.store import Shelf, check_room
 from distilens.teachers.stored import OpenShelf, encoded
@@ -47,20 +47,25 @@ class Task:
 
 
 class Recorder:
-    """The answers that a run's methods ask of its teacher.
+    """The answers that a run's methods ask of its teacher, or of one of its teachers.
 
     Args:
         run: its recipe says methods, data, augmentation and precision; its teacher is there.
+        role: the folder of the teacher in the run.
         variants: how many variants of each image; by default as many as the run shows.
         share: which share of the images is recorded here, counted from 0, and of how many.
     """
 
-    def __init__(self, run: Run, *, variants: int | None = None, share: tuple[int, int] = (0, 1)):
+    def __init__(
+        self, run: Run, role: str = "teacher", *, variants: int | None = None, share: tuple[int, int] = (0, 1)
+    ):
         settings = run.recipe.train
-        self.run, self.accelerator = run, make_accelerator(settings)
-        self.teacher = cast(StoredTeacher, teacher_of(run, recording=True))
+        self.run, self.role, self.accelerator = run, role, make_accelerator(settings)
+        self.teacher = cast(StoredTeacher, answers_of(run, role, recording=True))
         self.needs = [Need.parse(text) for text in needs_of(build_methods(run.recipe.student.methods).values())]
-        self.needs = asked(self.needs)
+        part = run.recipe.teacher
+        several = following(part.joined, len(part.models)) if part else None
+        self.needs = asked([*self.needs, *(several.asks(self.needs) if several and self.needs else [])])
         if not self.needs:
             raise UserError("nothing to record: the student's methods ask nothing of a teacher")
         self.teacher.variants = self.variants = variants or settings.shown
@@ -159,7 +164,8 @@ class Recorder:
             ((found, targets),) = self.teacher.ask(batch, [task.need], np.arange(len(positions)))
         again = encoded(task.place, task.need, found, targets)
         there, _ = shelf.read(shelf.rows(self.run.data.train.index[positions], task.variant))
-        was, now = (task.place.codec.decode(records, torch.device("cpu")).flatten(1) for records in (there, again))
+        decoded = [task.place.codec.decode(records, torch.device("cpu")) for records in (there, again)]
+        was, now = (values.reshape(len(positions), -1) for values in decoded)
         largest = was.abs().amax(1).clamp(min=1e-30)
         content = [name for name in shelf.dtype.names or () if name != "sum"]
         exact = sum(
@@ -213,8 +219,8 @@ def asked(needs: list[Need]) -> list[Need]:
     return list({need.name: need for need in kept if need.kind != "module"}.values())
 
 
-def recorder_of(run: Run, *, variants: int | None = None, share: tuple[int, int] = (0, 1)) -> Recorder:
-    """The recorder of a run, whose teacher is trained first where it is not there.
+def recorders_of(run: Run, *, variants: int | None = None, share: tuple[int, int] = (0, 1)) -> list[Recorder]:
+    """The recorders of a run, one for each teacher; these are trained first where they are not there.
 
     Raises:
         UserError: no teacher, or nothing to record.
@@ -223,7 +229,7 @@ def recorder_of(run: Run, *, variants: int | None = None, share: tuple[int, int]
         raise UserError("there is nothing to record without a teacher: name one in [teacher]")
     with in_turn(run):  # only the teacher's training is one process's work: any number of them record
         train_teacher(run)
-    return Recorder(run, variants=variants, share=share)
+    return [Recorder(run, role, variants=variants, share=share) for role in run.recipe.teacher.models]
 
 
 def record(run: Run, *, variants: int | None = None, part: tuple[int, int] = (0, 1), again: bool = False) -> None:
@@ -241,7 +247,18 @@ def record(run: Run, *, variants: int | None = None, part: tuple[int, int] = (0,
         raise UserError("again throws away what all parts have recorded: once, with part 1/1 or by deleting the folder")
     if variants is not None and variants < 1:
         raise UserError(f"an image has at least one variant; given {variants}")
-    recorder = recorder_of(run, variants=variants, share=part)
+    recorders = recorders_of(run, variants=variants, share=part)
+    plans = [planned(recorder, again) for recorder in recorders]
+    for folder in {recorder.teacher.folder for recorder in recorders}:
+        check_room(folder, sum(needed for _, needed in plans))
+    processes().wait_for_everyone()
+    for recorder, (tasks, _) in zip(recorders, plans, strict=True):
+        recorder.record(tasks, run.console if processes().is_main_process else None)
+        run.say(f"recorded in {recorder.teacher.folder}; read with teacher.answers=stored")
+
+
+def planned(recorder: Recorder, again: bool) -> tuple[list[Task], int]:
+    """What a recorder has to do, shown, and the bytes that it will write."""
     if again:
         forget(recorder)
     tasks = recorder.tasks()
@@ -249,12 +266,16 @@ def record(run: Run, *, variants: int | None = None, part: tuple[int, int] = (0,
     missing = {task.need.name: 0 for task in tasks}
     for task in tasks:
         missing[task.need.name] += task.missing
-    show_plan(run, recorder, tasks, missing)
-    needed = sum(count * shelf_of(tasks, name).dtype.itemsize for name, count in missing.items())
-    check_room(recorder.teacher.folder, needed)
-    processes().wait_for_everyone()
-    recorder.record(tasks, run.console if processes().is_main_process else None)
-    run.say(f"recorded in {recorder.teacher.folder}; read with teacher.answers=stored")
+    show_role(recorder)
+    show_plan(recorder.run, recorder, tasks, missing)
+    return tasks, sum(count * shelf_of(tasks, name).dtype.itemsize for name, count in missing.items())
+
+
+def show_role(recorder: Recorder) -> None:
+    """Whose answers are spoken of, where there are several teachers."""
+    part = recorder.run.recipe.teacher
+    if part is not None and part.others:
+        recorder.run.say(f"{recorder.role}: {part.models[recorder.role]}")
 
 
 def verify(run: Run, count: int) -> bool:
@@ -265,10 +286,13 @@ def verify(run: Run, count: int) -> bool:
     """
     if processes().num_processes > 1 or count < 1:
         raise UserError("answers are verified by one process, at least one of them")
-    recorder = recorder_of(run)
-    tasks = recorder.tasks()
-    report_damage(recorder, tasks)
-    return show_verified(run, recorder.verify(tasks, count))
+    found = []
+    for recorder in recorders_of(run):
+        tasks = recorder.tasks()
+        report_damage(recorder, tasks)
+        show_role(recorder)
+        found.append(show_verified(run, recorder.verify(tasks, count)))
+    return all(found)
 
 
 def report_damage(recorder: Recorder, tasks: list[Task]) -> None:

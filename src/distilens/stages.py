@@ -24,6 +24,7 @@ from distilens.about import about_run
 from distilens.codebook import Codebook, check, make_codebook
 from distilens.core import Method, Model, Teacher, accompany
 from distilens.data import Data, load
+from distilens.data.augment import AUGMENTS
 from distilens.data.batches import Batches
 from distilens.errors import UserError
 from distilens.explain import build_explainer, check_taps, labels
@@ -35,11 +36,13 @@ from distilens.methods.kd_layer import KDLayer
 from distilens.models import MODELS, build_model, check_classes, load_model, save_model
 from distilens.models.adapters import head_of, model_folder, replace_head
 from distilens.progress import Log
-from distilens.recipe import Recipe, Training, read_recipe, with_options
+from distilens.recipe import Recipe, TeacherPart, Training, read_recipe, with_options
+from distilens.rehearsal import rehearsed
 from distilens.report import write_report
 from distilens.runs import Busy, Metrics, file_key, key_of, locked, read_json, write_arrays, write_json, write_text
 from distilens.specs import Spec
-from distilens.teachers import ANSWERS, LiveTeacher, nobody
+from distilens.teachers import ANSWERS, LiveTeacher, as_one, following, nobody
+from distilens.teachers.stored import Recordable
 from distilens.train import processes, train
 
 ROLES = ("teacher", "base", "student")
@@ -96,10 +99,9 @@ class Run:
         found = {
             role: self.model(role).to(device) for role in ROLES if (self.folder / role / "model.safetensors").is_file()
         }
-        if "teacher" in found and "student" in found:
-            accompany(
-                found["student"], build_methods(self.recipe.student.methods).values(), LiveTeacher(found["teacher"])
-            )
+        methods = build_methods(self.recipe.student.methods).values()
+        if "teacher" in found and "student" in found and any(method.at_use for method in methods):
+            accompany(found["student"], methods, teacher_of(self))
         if not found:
             raise UserError(f"no trained model in {self.folder}: distilens run, or distilens train {self.folder}")
         return found
@@ -183,7 +185,8 @@ def at_work(run: Run) -> Iterator[None]:
 @contextmanager
 def stage(run: Run, name: str, key: str, *results: Path) -> Iterator[bool]:
     """Yields whether the stage is to be done; records its key and time once it is."""
-    marker = run.folder / (f"{name}/stage.json" if name in ROLES else f".{name}.json")
+    roles = {*ROLES, *(run.recipe.teacher.models if run.recipe.teacher else ())}
+    marker = run.folder / (f"{name}/stage.json" if name in roles else f".{name}.json")
     before = read_json(marker) or {}
     if before.get("key") == key and all(path.exists() for path in results):
         run.say(f"{name}: there already")
@@ -201,14 +204,21 @@ def stage(run: Run, name: str, key: str, *results: Path) -> Iterator[bool]:
 def train_stage(run: Run) -> None:
     """Train or load the teacher, then train the base student and the student."""
     recipe = run.recipe
-    check_taps(recipe.explain.explainers, build_model(recipe.student.model, run.data.classes, run.data.size))
+    student = build_model(recipe.student.model, run.data.classes, run.data.size)
+    check_taps(recipe.explain.explainers, student)
     if recipe.teacher is not None:
+        rehearse(run, recipe.teacher, student)
         train_teacher(run)
     base = {"model": recipe.student.model, "methods": recipe.base.methods}
     train_role(run, "base", base, recipe.train, no_teacher)
     guided = {"model": recipe.student.model, "methods": recipe.student.methods, "teacher": run.weights_key("teacher")}
     if recipe.teacher and Spec.parse(recipe.teacher.answers).name != "live":  # where they are kept makes no difference
         guided["answers"] = str(ANSWERS.resolve(recipe.teacher.answers).replaced(path=None))
+    if recipe.teacher and recipe.teacher.others:
+        guided["weights of others"] = [run.weights_key(role) for role in recipe.teacher.models][1:]
+        guided["follow"] = recipe.teacher.joined
+    if recipe.teacher and recipe.teacher.control:
+        guided["control"] = recipe.teacher.control
     train_role(run, "student", guided, recipe.train, lambda: teacher_of(run))
 
 
@@ -217,44 +227,92 @@ def no_teacher() -> Teacher:
     return nobody
 
 
-def teacher_of(run: Run, *, recording: bool = False) -> Teacher:
-    """The teacher of a run, or nobody. Its answers are stored where the recipe says so, and where they are to be recorded."""
+def teacher_of(run: Run) -> Teacher:
+    """The teacher of a run, or nobody: one model's answers, or those of several as one, under a control if there is one."""
     part = run.recipe.teacher
     if part is None:
         return nobody
+    each: list[Teacher] = [answers_of(run, role) for role in part.models]
+    return as_one(each, part.joined, part.control)
+
+
+def answers_of(run: Run, role: str, *, recording: bool = False) -> Recordable:
+    """The answers of one teacher. They are stored where the recipe says so, and where they are to be recorded."""
+    part = run.recipe.teacher
+    assert part is not None
     answers = "stored" if recording and Spec.parse(part.answers).name == "live" else part.answers
-    model = run.model("teacher").to(cast(torch.device, processes().device))
+    answers = ANSWERS.resolve(answers)
+    if answers.options.get("path") and role != "teacher":  # a folder each: their answers have the same names
+        answers = answers.replaced(path=str(Path(answers.options["path"]) / role))
+    model = run.model(role).to(cast(torch.device, processes().device))
     again = f"distilens record {run.folder} --again"
-    return ANSWERS.build(answers, LiveTeacher(model), answers_folder(run), again, run.say, run.recipe.train.shown)
+    return ANSWERS.build(answers, LiveTeacher(model), answers_folder(run, role), again, run.say, run.recipe.train.shown)
 
 
-def answers_folder(run: Run) -> Path:
+def answers_folder(run: Run, role: str = "teacher") -> Path:
     """Where a teacher's answers are kept by default: beside its weights, so that every run of the same teacher finds them."""
     part = run.recipe.teacher
-    spec = MODELS.resolve(part.model) if part else None
+    spec = MODELS.resolve(part.models[role]) if part else None
     if spec is not None and spec.name == "run" and part and (part.finetune or "none") == "none":
         return model_folder(spec.argument or "", spec.options["part"]) / "answers"
-    return run.folder / "teacher" / "answers"
+    return run.folder / role / "answers"
 
 
 def train_teacher(run: Run) -> None:
+    """Train or load the teacher; of several each in its folder, with the same settings and a seed of its own."""
     part = run.recipe.teacher
     assert part is not None
-    how = part.finetune or ("none" if Spec.parse(part.model).name in ("run", "file") else "all")
-    plan = {"model": part.model, "methods": part.methods, "finetune": how}
+    several = following(part.joined, len(part.models))
+    if several is not None:
+        several.check(run.data)
+    for number, role in enumerate(part.models):
+        train_one_teacher(run, part, role, run.recipe.seed + number)
+
+
+def rehearse(run: Run, part: TeacherPart, student: Model) -> None:
+    """Let the methods prepare the student on a few images, under teachers that know nothing yet, where there are none yet.
+
+    Raises:
+        UserError: whatever would stop the student's training, hours of the teachers' training before.
+    """
+    if all(run.weights_key(role) for role in part.models):
+        return
+    each = [LiveTeacher(make_teacher(run, notation, how_trained(part, notation))) for notation in part.models.values()]
+    settings = run.recipe.train
+    batches = Batches(run.data.train, settings.batch_size, augment=AUGMENTS.build(settings.augment), resident=False)
+    few = batches.batch(torch.arange(min(4, len(run.data.train))), None, 0, 0.0)
+    rehearsed(student, run.recipe.student.methods, few, as_one(each, part.joined, part.control))
+
+
+def how_trained(part: TeacherPart, notation: str) -> str:
+    """What of a teacher is trained: `none`, `head` or `all`."""
+    return part.finetune or ("none" if Spec.parse(notation).name in ("run", "file") else "all")
+
+
+def make_teacher(run: Run, notation: str, how: str) -> Model:
+    """A teacher's model before it is trained, with a head for the data's classes."""
+    model = build_model(notation, run.data.classes, run.data.size)
+    if how != "none" and len(model.classes) != len(run.data.classes):
+        replace_head(model.network, len(run.data.classes))
+        model.classes = run.data.classes
+    check_classes(model, run.data.classes, "teacher")
+    check_taps(run.recipe.explain.explainers, model)
+    return model
+
+
+def train_one_teacher(run: Run, part: TeacherPart, role: str, seed: int) -> None:
+    notation = part.models[role]
+    how = how_trained(part, notation)
+    plan = {"model": notation, "methods": part.methods, "finetune": how}
 
     def make() -> Model:
-        model = build_model(part.model, run.data.classes, run.data.size)
-        if how != "none" and len(model.classes) != len(run.data.classes):
-            replace_head(model.network, len(run.data.classes))
-            model.classes = run.data.classes
-        check_classes(model, run.data.classes, "teacher")
-        check_taps(run.recipe.explain.explainers, model)
+        model = make_teacher(run, notation, how)
         if how == "head":
             model.freeze(but=head_of(model.network))
         return model
 
-    train_role(run, "teacher", plan, run.recipe.teacher_training, no_teacher, make=make, trained=how != "none")
+    settings = run.recipe.teacher_training
+    train_role(run, role, plan, settings, no_teacher, make=make, trained=how != "none", seed=seed)
 
 
 def source_key(part: str) -> str | None:
@@ -274,10 +332,11 @@ def train_role(
     *,
     make: Callable[[], Model] | None = None,
     trained: bool = True,
+    seed: int | None = None,
 ) -> None:
     """Train one model of a run in its folder, from its last checkpoint where there is one of the same plan."""
-    data = run.teacher_data if role == "teacher" else run.data
-    folder, seed = run.folder / role, run.recipe.seed
+    data = run.data if role in ("base", "student") else run.teacher_data
+    folder, seed = run.folder / role, run.recipe.seed if seed is None else seed
     how = settings.decisive() if trained else None
     said = {**plan, "methods": [without_place(part) for part in plan["methods"]]}
     key = key_of(role, with_options(said), source_key(plan["model"]), how, seed, data.fingerprint)

@@ -12,18 +12,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from distilens.core import Model, Objective, Teacher
+from distilens.core import Model, Teacher
 from distilens.data import load
 from distilens.data.augment import AUGMENTS
 from distilens.data.batches import Batches
 from distilens.data.subset import Data
 from distilens.explain import check_taps
 from distilens.measure import macs, parameters
-from distilens.methods import build_methods
 from distilens.models import build_model, check_classes
 from distilens.recipe import Recipe, Training
+from distilens.rehearsal import rehearsed
 from distilens.specs import Spec
-from distilens.teachers import LiveTeacher, nobody
+from distilens.teachers import LiveTeacher, as_one, following, nobody
 from distilens.train import lays_channels_last, make_accelerator, processes, total
 
 TIMED_STEPS = 3
@@ -37,15 +37,20 @@ def inspect_recipe(recipe: Recipe, console: Console, *, timed: bool = True) -> N
     teacher_data = data if recipe.teacher_data == recipe.data else load(recipe.teacher_data, cache)
     show_data(console, {"data": data} | ({"teacher.data": teacher_data} if teacher_data is not data else {}))
     student = build_model(recipe.student.model, data.classes, data.size)
-    teacher = build_model(recipe.teacher.model, data.classes, data.size) if recipe.teacher else None
-    if teacher is not None and recipe.teacher and (recipe.teacher.finetune or "none") == "none":
-        check_classes(teacher, data.classes, "teacher")
-    for role, model in (("teacher", teacher), ("student", student)):
-        if model is not None:
-            show_model(console, role, model)
-            check_taps(recipe.explain.explainers, model)
+    part = recipe.teacher
+    notations = part.models if part else {}
+    teachers = {role: build_model(model, data.classes, data.size) for role, model in notations.items()}
+    several = following(part.joined, len(part.models)) if part else None
+    if several is not None:
+        several.check(data)
+    if part and (part.finetune or "none") == "none":
+        for model in teachers.values():
+            check_classes(model, data.classes, "teacher")
+    for role, model in (*teachers.items(), ("student", student)):
+        show_model(console, role, model)
+        check_taps(recipe.explain.explainers, model)
     if timed:
-        show_cost(console, recipe, data, teacher_data, student, teacher)
+        show_cost(console, recipe, data, teacher_data, student, teachers)
 
 
 def show_data(console: Console, sets: Mapping[str, Data]) -> None:
@@ -79,17 +84,20 @@ def shape_of(output: object) -> str:
 
 
 def show_cost(
-    console: Console, recipe: Recipe, data: Data, teacher_data: Data, student: Model, teacher: Model | None
+    console: Console, recipe: Recipe, data: Data, teacher_data: Data, student: Model, teachers: Mapping[str, Model]
 ) -> None:
     """Time a few steps of each training, and say what the whole would take."""
     table = headed("training", "steps", "images/s", "time", "memory of a step")
     whole = 0.0
     plans: list[tuple[str, Model, Data, tuple[str, ...], Training, Teacher]] = []
-    if teacher is not None and recipe.teacher and Spec.parse(recipe.teacher.model).name not in ("run", "file"):
-        plans.append(("teacher", teacher, teacher_data, recipe.teacher.methods, recipe.teacher_training, nobody))
+    part = recipe.teacher
+    for role, model in teachers.items():
+        if part and Spec.parse(part.models[role]).name not in ("run", "file"):
+            plans.append((role, model, teacher_data, part.methods, recipe.teacher_training, nobody))
     plans.append(("base", student, data, recipe.base.methods, recipe.train, nobody))
     device = cast(torch.device, processes().device)
-    answering = LiveTeacher(teacher.to(device)) if teacher is not None else nobody
+    each = [LiveTeacher(model.to(device)) for model in teachers.values()]
+    answering = as_one(each, part.joined, part.control) if part else nobody
     plans.append(("student", student, data, recipe.student.methods, recipe.train, answering))
     for role, model, seen, methods, settings, who in plans:
         batches = Batches(seen.train, settings.batch_size, augment=AUGMENTS.build(settings.augment), device=device)
@@ -108,12 +116,11 @@ def time_step(
 ) -> tuple[float, int]:
     """Seconds of a step (the fastest of a few), and bytes that its forward keeps for its backward, with weights and state."""
     accelerator = make_accelerator(settings)
-    was = model.training, [parameter.requires_grad for parameter in model.parameters()]
-    model.requires_grad_(True)
-    objective = Objective(model, build_methods(methods)).to(accelerator.device).train()
-    if lays_channels_last(settings, accelerator.device):
-        model.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     batch = next(batches.epoch(0))
+    with accelerator.autocast():
+        objective = rehearsed(model.to(accelerator.device), methods, batch, teacher)
+    if lays_channels_last(settings, accelerator.device):
+        objective.student.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     kept: dict[int, int] = {}  # by storage: what several operations keep counts once
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -130,10 +137,6 @@ def time_step(
         loss.backward()
         times.append(time.perf_counter() - start)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in objective.parameters())
-    for parameter, requires in zip(model.parameters(), was[1], strict=True):
-        parameter.grad = None
-        parameter.requires_grad_(requires)
-    model.train(was[0])
     return min(times[1:]), sum(kept.values()) + 4 * weights  # weights, gradients, two of state
 
 

@@ -58,6 +58,11 @@ class Variant:
         """The labels, where answers depend on them."""
         return {"labels": digest(self.split.rows.labels)}
 
+    def evidence(self) -> dict[str, Any]:
+        """The evidence masks, where answers depend on them."""
+        masks = self.split.rows.masks
+        return {"masks": None if masks is None else digest(masks)}
+
     def drawing(self) -> dict[str, Any]:
         """How variants of the images are drawn, as plain data; what is mixed in comes from the split's own rows."""
         if self.augment is None:

@@ -71,8 +71,9 @@ def spec_of(explain: Explainer) -> Spec:
     name = next((name for name, entry in EXPLAINERS.entries.items() if entry.target == target), kind.__name__)
     if isinstance(explain, CaptumExplainer):
         return Spec(name, explain.name, {"tap": explain.tap, **explain.options})
-    plain = (str, int, float, bool, type(None), list, tuple)
-    return Spec(name, None, {key: value for key, value in vars(explain).items() if isinstance(value, plain)})
+    plain, options = (str, int, float, bool, type(None), list, tuple), inspect.signature(kind).parameters
+    kept = {key: value for key, value in vars(explain).items() if key in options and isinstance(value, plain)}
+    return Spec(name, None, kept)
 
 
 def unusual(explain: Explainer, full: Spec) -> dict[str, Any]:

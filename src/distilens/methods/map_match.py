@@ -65,7 +65,8 @@ class MapMatch(Method):
     ):
         super().__init__()
         self.target, self.classes, self.pool, self.every = target, classes, pool, every
-        self.distance, self.temperature = distance, temperature
+        self.distance: Distance = distance
+        self.temperature = temperature
         spec = Spec.parse(explainer)
         own = EXPLAINERS.build(spec if tap is None else spec.replaced(tap=tap))
         if type(own).from_output is Explainer.from_output:

@@ -12,9 +12,10 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, cast
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from distilens.core import Model
@@ -148,8 +149,14 @@ def python(path: str, /, classes: int) -> Expecting:
     return Expecting(network)
 
 
-def run(path: str, /, classes: int, *, part: Literal["student", "base", "teacher"] | None = None) -> Model:
-    """The model of another run: `run:runs/teacher`; its student, or whichever `part=` names."""
+def run(
+    path: str,
+    /,
+    classes: int,
+    *,
+    part: Annotated[str, Field(pattern=r"^(student|base|teacher(-\d+)?)$")] | None = None,
+) -> Model:
+    """The model of another run: `run:runs/teacher`; its student, or whichever `part=` names (`teacher`, `teacher-2`, `base`)."""
     from distilens.models import load_model
 
     return load_model(model_folder(path, part))
@@ -160,7 +167,8 @@ def model_folder(path: str, part: str | None) -> Path:
     folder = Path(path)
     if not folder.is_dir():
         raise UserError(f"no run at {path}: there is no such folder")
-    there = [name for name in ("student", "teacher", "base") if (folder / name / "model.safetensors").is_file()]
+    names = ("student", "teacher", "base", *sorted(each.name for each in folder.glob("teacher-*")))
+    there = [name for name in names if (folder / name / "model.safetensors").is_file()]
     if not there or (part and part not in there):
         raise UserError(f"the run {path} has no {part or 'trained model'}; it has: {', '.join(there) or 'none'}")
     return folder / (part or there[0])

@@ -1,9 +1,65 @@
-"""Teachers: anything that answers a batch, `teacher(batch, needs) -> Answer`."""
+"""Teachers: anything that answers a batch, `teacher(batch, needs) -> Answer`.
 
+One that answers by itself (`LiveTeacher`), or from what it once said (`StoredTeacher`), several as one (`FOLLOW`), and controls
+around any of them (`CONTROLS`).
+"""
+
+from collections.abc import Sequence
+
+from distilens.core import Teacher
 from distilens.specs import Registry
+from distilens.teachers.best_explained import BestExplainedTeacher
+from distilens.teachers.controls import MisregisteredTeacher, PermutedTeacher, RandomMapTeacher
 from distilens.teachers.live import LiveTeacher, nobody
+from distilens.teachers.mean import MeanTeacher, RandomTeacher
+from distilens.teachers.several import Several
 from distilens.teachers.stored import StoredTeacher
 
 ANSWERS = Registry("answers", {"live": "distilens.teachers.stored:live", "stored": "distilens.teachers.stored:stored"})
 
-__all__ = ["ANSWERS", "LiveTeacher", "StoredTeacher", "nobody"]
+FOLLOW = Registry(
+    "way to follow several teachers",
+    {
+        "best_explained": "distilens.teachers.best_explained:BestExplainedTeacher",
+        "mean": "distilens.teachers.mean:MeanTeacher",
+        "random": "distilens.teachers.mean:RandomTeacher",
+    },
+)
+
+CONTROLS = Registry(
+    "control",
+    {
+        "permuted": "distilens.teachers.controls:PermutedTeacher",
+        "misregistered": "distilens.teachers.controls:MisregisteredTeacher",
+        "random_maps": "distilens.teachers.controls:RandomMapTeacher",
+    },
+)
+
+
+def as_one(teachers: Sequence[Teacher], follow: str | None, control: str | None = None) -> Teacher:
+    """Teachers as one, by `FOLLOW` where there are several, under a control where one is named."""
+    teacher = FOLLOW.build(follow, teachers) if follow else teachers[0]
+    return CONTROLS.build(control, teacher) if control else teacher
+
+
+def following(follow: str | None, count: int) -> Several | None:
+    """How several teachers will answer as one, before they are there: to ask what it needs. None where there is one."""
+    return FOLLOW.build(follow, [nobody] * count) if follow else None
+
+
+__all__ = [
+    "ANSWERS",
+    "CONTROLS",
+    "FOLLOW",
+    "BestExplainedTeacher",
+    "LiveTeacher",
+    "MeanTeacher",
+    "MisregisteredTeacher",
+    "PermutedTeacher",
+    "RandomMapTeacher",
+    "RandomTeacher",
+    "StoredTeacher",
+    "as_one",
+    "following",
+    "nobody",
+]

@@ -18,7 +18,7 @@ from distilens.models import MODELS, architecture
 from distilens.prepare import Precision, prepare
 from distilens.specs import Spec
 from distilens.taps import find
-from distilens.teachers.judges import JUDGES
+from distilens.teachers.judges import Judge, build_judge
 from distilens.teachers.needs import Need, levelled, moved, spread, unlevelled
 
 
@@ -37,6 +37,7 @@ class LiveTeacher:
         self.prepared: dict[str, Model] = {}  # by precision
         self.kept: set[str] = set()  # taps that must not be folded away
         self.explainers: dict[str, Explainer] = {}  # by need, built once
+        self.judges: dict[str, Judge] = {}
 
     def __call__(self, batch: Batch, needs: Sequence[str]) -> Answer:
         wanted = [Need.parse(need) for need in needs]
@@ -56,6 +57,10 @@ class LiveTeacher:
         )
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        return self.model.classes
+
+    @property
     def precision(self) -> Precision:
         """That of logits and features: what the autocast around the call says, else float32."""
         device = self.model.device.type
@@ -73,7 +78,7 @@ class LiveTeacher:
             "teacher": without_weights(model),
             "weights": digest(*weights),
             "pixels": {"size": list(model.size), "mean and std": pixels},
-            "classes": len(model.classes),
+            "classes": list(model.classes),
         }
 
     def forward(self, images: Tensor, taps: Collection[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
@@ -115,15 +120,22 @@ class LiveTeacher:
 
     def judged(self, batch: Batch, need: Need) -> Tensor:
         """A judge's scores, in float32 whatever the precision of the step."""
+        if need.what not in self.judges:
+            self.judges[need.what] = build_judge(need.what)
+        judge = self.judges[need.what]
         with torch.no_grad(), torch.autocast(batch.images.device.type, enabled=False):
-            return JUDGES.build(need.what)(self.exact, batch)
+            return judge(self.exact_for(judge.explainer), batch)
 
     def explainer(self, part: str) -> tuple[Explainer, Model]:
         """The explainer, and the form of the model that it explains."""
         if part not in self.explainers:
             self.explainers[part] = build_explainer(part)
         found = self.explainers[part]
-        return found, self.form("float32", [self.model.path_of(found.tap)] if found.tap else [])
+        return found, self.exact_for(found)
+
+    def exact_for(self, explainer: Explainer | None) -> Model:
+        """The model in float32, with the tap that an explainer reads."""
+        return self.form("float32", [self.model.path_of(explainer.tap)] if explainer and explainer.tap else [])
 
 
 def approximate(logits: Tensor, needs: Sequence[Need]) -> Tensor | None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Optional
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ FURTHER = {
     "draw": (str, None),
     "every": (Annotated[int, Field(ge=1)], 1),
     "classes": (Literal["one", "all"], "one"),
-    "pool": (Annotated[int, Field(ge=1)] | None, None),
+    "pool": (Optional[Annotated[int, Field(ge=1)]], None),  # noqa: UP045  # made at run time, of what is no class
 }
 """What a maps need says beside the explainer's own options: type and default."""
 

@@ -20,6 +20,7 @@ from distilens.errors import UserError
 from distilens.runs import read_json
 from distilens.specs import Spec
 from distilens.teachers.codecs import Codec, check_finite, codec_of, sent
+from distilens.teachers.judges import build_judge
 from distilens.teachers.needs import Need, moved, spread
 from distilens.teachers.store import Different, Shelf, check_room, file_name
 
@@ -124,6 +125,35 @@ class StoredTeacher:
             modules=self.modules(batch, [need.text for need in wanted if need.kind == "module"]),
         )
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        return self.asked.identity
+
+    @property
+    def precision(self) -> str:
+        return self.asked.precision
+
+    @property
+    def asked(self) -> Recordable:
+        """The teacher whose answers these are."""
+        if self.teacher is None:
+            raise UserError(
+                f"only the teacher can say whose answers are in {self.folder}: StoredTeacher(folder, teacher)"
+            )
+        return self.teacher
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """The teacher's classes, as it says itself or as it was recorded; None where nobody says."""
+        if self.teacher is not None:
+            return getattr(self.teacher, "classes", None)
+        for path in sorted(self.folder.glob("*.json")):
+            about = read_json(path)
+            names = about.get("made from", {}).get("model", {}).get("classes") if isinstance(about, dict) else None
+            if names:
+                return tuple(names)
+        return None
+
     def modules(self, batch: Batch, needs: list[str]) -> Any:
         """Parts of the teacher, which are not stored."""
         if needs and self.teacher is None:
@@ -205,7 +235,7 @@ class StoredTeacher:
         codec = codec_of(need, shape, maps={"byte": "uint8", "half": "float16"}.get(str(as_written), self.maps))
         target = [("target", "<i4")] if need.kind == "maps" else []
         written = {"written as": type(codec).__name__.lower()}
-        made_from = {**self.identity(need, there), **pictures(variant, need), **written}
+        made_from = {**self.made_by(need, there), **pictures(variant, need), **written}
         try:
             shelf = Shelf(self.folder, need.name, made_from, [*target, *codec.fields(shape)], variant.count, shape)
         except Different as error:
@@ -241,7 +271,7 @@ class StoredTeacher:
         """The records of a need, and what they were made from."""
         return self.folder / f"{file_name(need.name)}.bin", self.folder / f"{file_name(need.name)}.json"
 
-    def identity(self, need: Need, there: dict[str, Any] | None) -> dict[str, Any]:
+    def made_by(self, need: Need, there: dict[str, Any] | None) -> dict[str, Any]:
         """What the answers depend on, on the teacher's side: as it says itself, or as it was recorded."""
         if self.teacher is None:
             assert there is not None
@@ -281,10 +311,14 @@ def variant_of(batch: Batch, need: Need) -> Variant:
 def pictures(variant: Variant, need: Need) -> dict[str, Any]:
     """What the answers depend on, on the side of the images."""
     drawing = variant.drawing() if need.of == "images" else {}
-    labels = variant.labels() if need.target == "label" and need.kind == "maps" else {}
-    reference = Spec.parse(need.what).options.get("data") if need.kind == "maps" else None
+    judge = build_judge(need.what) if need.kind == "scores" else None
+    reads = judge.reads if judge else ("labels",) if need.target == "label" and need.kind == "maps" else ()
+    labels = variant.labels() if "labels" in reads else {}
+    masks = variant.evidence() if "masks" in reads else {}
+    explainer = need.what if need.kind == "maps" else judge and judge.part
+    reference = Spec.parse(explainer).options.get("data") if explainer else None
     compared = {"reference": load(reference).fingerprint} if reference and reference != "none" else {}
-    return {**variant.set(), **drawing, **labels, **compared}
+    return {**variant.set(), **drawing, **labels, **masks, **compared}
 
 
 def encoded(place: OpenShelf, need: Need, found: Tensor, targets: Tensor) -> np.ndarray:

@@ -1,0 +1,31 @@
+"""A student prepared by its methods before there is a trained teacher: what does not fit is said before anything is trained."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+from distilens.core import Batch, Model, Objective, Teacher
+from distilens.methods import build_methods
+from distilens.methods.kd_layer import KDLayer
+
+
+def rehearsed(student: Model, methods: Sequence[str], batch: Batch, teacher: Teacher) -> Objective:
+    """A copy of a student as its methods prepare it on a first batch, with codebooks of noise where there are none yet.
+
+    Args:
+        student: left as it is.
+        teacher: of the architecture that will teach; its weights do not matter.
+
+    Raises:
+        UserError: a tap that does not exist, maps that cannot be made, shapes or classes that do not fit.
+    """
+    objective = (
+        Objective(copy.deepcopy(student).requires_grad_(True), build_methods(methods)).to(student.device).train()
+    )
+    answer = teacher(batch, objective.needs)
+    for method in objective.terms().values():
+        if isinstance(method, KDLayer) and method.codebook is None:
+            method.codebook = method.stand_in(answer, objective.student)
+    objective.prepare(batch, answer)
+    return objective.to(student.device)

@@ -1,0 +1,123 @@
+"""Following, for each image, the teacher that explains it best."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import AfterValidator, Field
+from torch import Tensor
+
+from distilens.core import Batch, Teacher
+from distilens.data.source import Rows
+from distilens.data.subset import Data
+from distilens.errors import UserError
+from distilens.teachers.judges import JUDGES, NO_MASKS, build_judge
+from distilens.teachers.needs import Need
+from distilens.teachers.several import Following
+
+JudgePart = Annotated[str, AfterValidator(lambda part: str(JUDGES.resolve(part)))]
+"""A judge in notation, checked when the recipe is read, with every option written out."""
+INSERTION = str(JUDGES.resolve("insertion"))
+
+
+class BestExplainedTeacher(Following):
+    """For each image the teacher with the best score among those that are right.
+
+    `t*(x) = argmax_t q_t(x)`, over the teachers whose first class of the untransformed image is the label; `q` is the judge's
+    score. Where all are wrong, `trust` is 0, and nobody's answer counts. Ties follow the earlier teacher. With `tau`, the teacher
+    is drawn in each epoch, with probability `softmax_t(q_t / tau)` among the right ones.
+
+    What is followed is followed in everything: logits, features, maps and targets are of one teacher. Maps of different grids are
+    averaged to the smallest one. Scores are those of the untransformed image, so each image is judged once and remembered. Every
+    teacher answers for every image: with stored answers that is a read.
+
+    Args:
+        teachers: at least two, with the same classes in the same order.
+        judge: in notation: `insertion`, `average_drop`, `energy_in_mask`, `focus`, `consensus`, `confidence`.
+        gate: follow only teachers that are right. An image without a label is not gated.
+        tau: temperature of the draw; None follows the best.
+
+    Source: the idea is that of Mehak 2018 (IIT Hyderabad, raiith.iith.ac.in/4087): several teachers, and the one with the best
+    visual explanation teaches its logits and its map. Its text leaves "best" open; the judges, the gate and `tau` are ours.
+    """
+
+    name = "best_explained"
+
+    def __init__(
+        self,
+        teachers: Sequence[Teacher],
+        *,
+        judge: JudgePart = INSERTION,
+        gate: bool = True,
+        tau: Annotated[float, Field(gt=0)] | None = None,
+    ):
+        self.judge, self.gate, self.tau, self.drawing = build_judge(judge), gate, tau, tau is not None
+        super().__init__(teachers, judge=self.judge.notation, gate=gate, tau=tau)
+        self.asked = (*self.judge.needs, *(["scores:correct"] if gate else []))
+        self.remembered: dict[Rows, Remembered] = {}
+
+    def asks(self, needs: Sequence[Need]) -> list[Need]:
+        return [Need.parse(need) for need in self.asked]
+
+    def check(self, data: Data) -> None:
+        if "masks" in self.judge.reads and data.train.rows.masks is None:
+            raise UserError(NO_MASKS)
+
+    def follow(self, batch: Batch) -> tuple[Int[Tensor, " b"], Float[Tensor, " b"]]:
+        scores, right = self.known(batch).chunk(2, dim=1)
+        # a mean of teachers is right where most of them are
+        allowed = (
+            (right > 0.5) | (batch.labels < 0)[:, None] if self.gate else torch.ones_like(scores, dtype=torch.bool)
+        )
+        drawn = None if self.tau is None else batch.draw("followed")[:, 0]
+        return chosen(scores, allowed, self.tau, drawn), allowed.any(1).float()
+
+    def known(self, batch: Batch) -> Float[Tensor, "b twice"]:
+        """Every teacher's score, then whether each is right; asked once an image."""
+        if batch.variant is None:
+            return self.judged(batch)
+        rows = batch.variant.split.rows
+        if rows not in self.remembered:
+            self.remembered[rows] = Remembered(len(rows), 2 * len(self.teachers), batch.images.device)
+        memory = self.remembered[rows]
+        missing = np.flatnonzero(~memory.there[batch.variant.index])
+        if len(missing):
+            new = batch.select(torch.from_numpy(missing).to(batch.images.device))
+            memory.values[new.index] = self.judged(new)
+            memory.there[batch.variant.index[missing]] = True
+        return memory.values[batch.index]
+
+    def judged(self, batch: Batch) -> Float[Tensor, "b twice"]:
+        shown = batch.untransformed()
+        answers = [teacher(shown, self.asked) for teacher in self.teachers]
+        scores = self.judge.compare(answers).float()
+        correct = build_judge("correct").compare(answers).float() if self.gate else torch.ones_like(scores)
+        return torch.cat([scores, correct], 1)
+
+
+class Remembered:
+    """Numbers for each image of a set, and on the host which of them are there."""
+
+    def __init__(self, images: int, numbers: int, device: torch.device):
+        self.values = torch.zeros(images, numbers, device=device)
+        self.there = np.zeros(images, bool)
+
+
+def chosen(
+    scores: Float[Tensor, "b teachers"],
+    allowed: Bool[Tensor, "b teachers"],
+    tau: float | None,
+    drawn: Float[Tensor, " b"] | None,
+) -> Int[Tensor, " b"]:
+    """The best of those allowed, the first of equals, or one drawn by `softmax(scores / tau)`; of all where none is allowed."""
+    allowed = allowed | ~allowed.any(1, keepdim=True)
+    scores = scores.masked_fill(~allowed, float("-inf"))
+    if tau is None or drawn is None:
+        return scores.argmax(1)
+    upto = (scores / tau).softmax(1).cumsum(1)
+    upto = upto / upto[:, -1:]  # ends in exactly 1, above every draw; who has no share is never met
+    return (drawn[:, None] >= upto).sum(1)

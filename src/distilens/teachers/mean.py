@@ -1,0 +1,98 @@
+"""The controls of choosing among several teachers: all of them at once, or any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from distilens.core import Answer, Batch, Teacher
+from distilens.teachers.judges import level
+from distilens.teachers.needs import Need, spread
+from distilens.teachers.several import Following, Several, joined, of_kind, trust_of
+
+
+class MeanTeacher(Several):
+    """The mean of the teachers' answers.
+
+    Of logits (not of probabilities: the baseline that papers on several teachers call AVER), of features of one shape, of
+    scores, of trust. Of maps: the mean of maps of strength 1 (each divided by the sum of its absolute values), on the smallest
+    grid; so the teachers' maps weigh the same whatever their scale.
+
+    With `target=top1` each teacher explains its *own* first class, and the target is the first class of the mean logits: where
+    teachers disagree, the mean holds maps of other classes too. `target=label` keeps to one class. A map need costs one more
+    forward of its images where nobody asks for their logits.
+
+    Args:
+        teachers: at least two, with the same classes in the same order.
+
+    Source: the mean of logits as a baseline: You et al. 2017 (KDD, "Learning from Multiple Teacher Networks") average softened
+    outputs; the code of CA-MKD (Zhang et al. 2022, arXiv 2201.00007) has logits under AVER.
+    """
+
+    name = "mean"
+
+    def __init__(self, teachers: Sequence[Teacher]):
+        super().__init__(teachers)
+
+    def __call__(self, batch: Batch, needs: Sequence[str]) -> Answer:
+        wanted = self.parsed(needs)
+        if not wanted:
+            return Answer()
+        aims = [need for need in of_kind(wanted, "maps") if own_class(need) and len(need.rows(batch))]
+        more = ["logits"] if any(need.of == "images" for need in aims) and "logits" not in needs else []
+        answers = [teacher(batch, [*needs, *more]) for teacher in self.teachers]
+        first: dict[str, Tensor] = {}
+        if any(need.of == "images" for need in aims):
+            first["images"] = first_class(answers)
+        if any(need.of == "canonical" for need in aims):
+            shown = batch.untransformed()
+            first["canonical"] = first_class([teacher(shown, ["logits"]) for teacher in self.teachers])
+        targets = {need.text: answers[0].targets[need.text] for need in of_kind(wanted, "maps")}
+        for need in aims:
+            rows = torch.from_numpy(need.rows(batch)).to(batch.images.device)
+            targets[need.text] = spread(batch, rows, first[need.of][rows])
+        trust = trust_of(answers, mean)
+        return joined(answers, wanted, mean, mean_map, targets=targets, trust=trust)
+
+    def asks(self, needs: Sequence[Need]) -> list[Need]:
+        found = {need.of for need in needs if need.kind == "maps" and own_class(need)}
+        return [replace(Need.parse("logits"), of=of) for of in sorted(found)]
+
+
+class RandomTeacher(Following):
+    """One of the teachers, drawn for each image and epoch: what choosing has to beat.
+
+    Args:
+        teachers: at least two, with the same classes in the same order.
+    """
+
+    name = "random"
+    drawing = True
+
+    def __init__(self, teachers: Sequence[Teacher]):
+        super().__init__(teachers)
+
+    def follow(self, batch: Batch) -> tuple[Int[Tensor, " b"], None]:
+        return (batch.draw("random teacher")[:, 0] * len(self.teachers)).long(), None
+
+
+def own_class(need: Need) -> bool:
+    """Whether maps are of the class that the teacher itself names."""
+    return need.classes == "one" and need.target == "top1"
+
+
+def first_class(answers: Sequence[Answer]) -> Int[Tensor, " b"]:
+    """The first class of the mean logits."""
+    return mean([answer.logits for answer in answers if answer.logits is not None]).argmax(1)
+
+
+def mean(values: list[Tensor]) -> Tensor:
+    return torch.stack(values).mean(0)
+
+
+def mean_map(maps: list[Float[Tensor, "*b h w"]]) -> Float[Tensor, "*b h w"]:
+    return mean([level(each) for each in maps])
