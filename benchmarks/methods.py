@@ -212,9 +212,8 @@ class Experiment:
         found = [load_run(run) for run in runs]
         self.data = found[0].data
         self.models = [run.model("teacher") for run in found]
-        self.teachers = [
-            StoredTeacher(out / "answers" / str(number), LiveTeacher(model)) for number, model in enumerate(self.models)
-        ]
+        self.live = [LiveTeacher(model) for model in self.models]
+        self.teachers = [StoredTeacher(out / "answers" / str(n), teacher) for n, teacher in enumerate(self.live)]
         self.scores: dict[str, dict[str, Any]] = read_json(self.out / "scores.json") or {}
         self.chosen: dict[str, int] = read_json(self.out / "chosen.json") or {}
         self.console = Console()
@@ -248,9 +247,9 @@ class Experiment:
     def result(self, name: str, methods: tuple[str, ...], seed: int) -> dict[str, Any]:
         """Train a student and score it on validation, unless that is done."""
         row, study = self.study.rows[name], self.study
-        key = key_of(
-            methods, row.control, row.follow, study.student, study.shots, study.settings, seed, self.data.fingerprint
-        )
+        weights = [teacher.identity["weights"] for teacher in self.live[: None if row.follow else 1]]
+        how = (study.student, study.shots, study.settings)
+        key = key_of(methods, row.control, row.follow, *how, seed, self.data.fingerprint, weights)
         if key in self.scores:
             return self.scores[key]
         positions = stratified(self.data.train.labels, study.shots, seed)
@@ -269,7 +268,7 @@ class Experiment:
         student = train(student, listed, seen, settings, teacher=self.teacher(row), log=log, seed=seed)
         seconds = time.perf_counter() - start
         save_model(student, self.out / "students" / key)
-        accompany(student, listed.values(), LiveTeacher(self.models[0]))
+        accompany(student, listed.values(), self.live[0])
         found = {
             "row": name,
             "methods": methods,
@@ -292,7 +291,7 @@ class Experiment:
         """The codebook of a KD layer, made from the images that the student sees."""
         path = self.out / "codebooks" / f"{key_of(layer.asked, seed)}.safetensors"
         if not path.is_file():
-            make_codebook(LiveTeacher(self.models[0]), data, **layer.asked).save(path)
+            make_codebook(self.live[0], data, **layer.asked).save(path)
         return path
 
     def scored(self, student: Model, split: Split) -> dict[str, float]:
@@ -318,7 +317,7 @@ class Experiment:
         if "test" not in found:
             key = next(key for key, value in self.scores.items() if value is found)
             student = load_model(self.out / "students" / key)
-            accompany(student, build_methods(found["methods"]).values(), LiveTeacher(self.models[0]))
+            accompany(student, build_methods(found["methods"]).values(), self.live[0])
             found["test"] = self.scored(student, self.data.test)
             write_json(self.out / "scores.json", self.scores)
         return found["test"]
