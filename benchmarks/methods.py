@@ -24,8 +24,8 @@ import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
-from scipy import stats
 from tyro.conf import Positional
+from variants import interval, stratified
 
 from distilens.codebook import make_codebook
 from distilens.core import Model, accompany
@@ -376,21 +376,6 @@ def main(
         for name in names:
             experiment.result(name, experiment.methods(name), seed)
     experiment.table(names, seeds, test=test, against=against)
-
-
-def stratified(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
-    """So many positions of every class."""
-    chance = np.random.default_rng(seed)
-    picked = [chance.permutation(np.flatnonzero(labels == label))[:shots] for label in np.unique(labels[labels >= 0])]
-    return np.sort(np.concatenate(picked))
-
-
-def interval(values: Any) -> str:
-    """Mean ± half of the 95 % interval by t."""
-    values = np.asarray(values)
-    if len(values) < 2 or not values.std():
-        return f"{values.mean():.2f}"
-    return f"{values.mean():.2f} ± {stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5:.2f}"
 
 
 if __name__ == "__main__":

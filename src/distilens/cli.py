@@ -125,17 +125,8 @@ def record(
         again: Throw away what is recorded, and record all of it anew.
     """
     from distilens import recording
-    from distilens.stages import Run, load_run
 
-    if (Path(recipe) / "recipe.toml").is_file():
-        if set_ or out:
-            raise UserError(f"{recipe} is a run, which says all itself: --set and --out go with a recipe")
-        made = load_run(recipe, console=Console(stderr=True))
-    else:
-        found = read(recipe, set_)
-        if found.teacher and found.teacher.answers.startswith("live"):  # what is recorded is for a run that reads it
-            found = read(recipe, (*set_, ("teacher.answers=stored",)))
-        made = Run(out or Path("runs") / found.name, found, Console(stderr=True))
+    made = recipe_or_run(recipe, set_, out, stored=True)  # what is recorded is for a run that reads it
     if verify == 0:
         recording.record(made, variants=variants, part=share_of(part), again=again)
     elif not recording.verify(made, verify):
@@ -148,17 +139,24 @@ def codebook(recipe: RecipeName, /, set_: Changes = (), out: Out = None) -> None
 
     A run makes them by itself; this makes them ahead of time, and trains the teacher first where it is not there.
     """
-    from distilens.stages import Run, codebooks, load_run
+    from distilens.stages import codebooks
 
-    if (Path(recipe) / "recipe.toml").is_file():
-        if set_ or out:
-            raise UserError(f"{recipe} is a run, which says all itself: --set and --out go with a recipe")
-        made = load_run(recipe, console=Console(stderr=True))
-    else:
-        found = read(recipe, set_)
-        made = Run(out or Path("runs") / found.name, found, Console(stderr=True))
-    for path in codebooks(made):
+    for path in codebooks(recipe_or_run(recipe, set_, out)):
         print(path)
+
+
+def recipe_or_run(name: str, set_: tuple[tuple[str, ...], ...], out: Path | None, *, stored: bool = False):
+    """A run that is there, or a new one of a recipe; with `stored`, one that reads its teacher's answers."""
+    from distilens.stages import Run, load_run
+
+    if (Path(name) / "recipe.toml").is_file():
+        if set_ or out:
+            raise UserError(f"{name} is a run, which says all itself: --set and --out go with a recipe")
+        return load_run(name, console=Console(stderr=True))
+    found = read(name, set_)
+    if stored and found.teacher and found.teacher.answers.startswith("live"):
+        found = read(name, (*set_, ("teacher.answers=stored",)))
+    return Run(out or Path("runs") / found.name, found, Console(stderr=True))
 
 
 def share_of(text: str) -> tuple[int, int]:

@@ -26,7 +26,19 @@ if TYPE_CHECKING:
     from distilens.data.geometry import Geometry
     from distilens.data.variant import Variant
 
-__all__ = ["Answer", "Batch", "Method", "Mixed", "Model", "Objective", "Output", "Teacher", "accompany", "needs_of"]
+__all__ = [
+    "Answer",
+    "Batch",
+    "Method",
+    "Mixed",
+    "Model",
+    "Objective",
+    "Output",
+    "Teacher",
+    "accompany",
+    "at_use",
+    "needs_of",
+]
 
 
 @dataclass(frozen=True)
@@ -240,7 +252,7 @@ def accompany(student: Model, methods: Iterable[Method], teacher: Teacher) -> No
     asking = [method for method in methods if method.at_use]
     if not asking:
         return
-    answering = getattr(teacher, "teacher", None) or teacher  # of other images than those that were recorded
+    answering = at_use(teacher)
 
     def inputs(images: Tensor) -> Mapping[str, Tensor]:
         unknown = torch.full((len(images),), -1, device=images.device)
@@ -252,6 +264,11 @@ def accompany(student: Model, methods: Iterable[Method], teacher: Teacher) -> No
         return batch.inputs
 
     student.companion = inputs
+
+
+def at_use(teacher: Teacher) -> Teacher:
+    """Who answers for images that no data set has: the teacher behind stored answers and controls."""
+    return getattr(teacher, "teacher", None) or teacher
 
 
 def needs_of(methods: Iterable[Method]) -> tuple[str, ...]:

@@ -318,3 +318,15 @@ def test_at_is_the_sum_over_taps_of_the_formula():
 def test_at_needs_as_many_taps_of_the_teacher():
     with pytest.raises(UserError, match="as many taps"):
         build_methods(["at:taps=[layer1,layer2],teacher_taps=[layer1]"])
+
+
+def test_at_counts_empty_maps_and_its_counts_go_where_the_student_goes():
+    method = build_methods(["at:taps=[layer1,layer3]"])["at"]
+    assert sum(module is not method and isinstance(module, MapMatch) for module in method.modules()) == 2
+    assert {name.split(".")[-1] for name, _ in method.named_buffers()} == {"counts"}
+    given, teacher = batch(), LiveTeacher(model("resnet14", 1))
+    made = objective("at:taps=[layer1,layer3]", teacher, model(), given)
+    answer = teacher(given, made.needs)
+    silent = {need: maps * (0 if "layer1" in need else 1) for need, maps in answer.maps.items()}
+    made(given, Answer(maps=silent, targets=answer.targets))
+    assert made.notes() == {"at/empty maps": 0.5}

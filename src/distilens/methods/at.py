@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, cast
 
 from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
-from distilens.core import Answer, Batch, Method, Model, Output
+from distilens.core import Answer, Batch, Method, Model, Output, needs_of
 from distilens.errors import UserError
 from distilens.methods.map_match import MapMatch
 from distilens.specs import bracket
@@ -41,17 +41,26 @@ class AT(Method):
         theirs = teacher_taps or taps
         if len(theirs) != len(taps):
             raise UserError(f"at: as many taps of the teacher as of the student; given {len(theirs)} and {len(taps)}")
-        self.parts = [
+        matches = [
             MapMatch(explainer=f"attention:tap={bracket(their)},power={power:g}", tap=own, distance="at")
             for own, their in zip(taps, theirs, strict=True)
         ]
-        self.needs = tuple(dict.fromkeys(need for part in self.parts for need in part.needs))
+        self.needs = needs_of(matches)
+        self.parts = nn.ModuleList(matches)  # on the student's device, with their counts
+
+    def matches(self) -> list[MapMatch]:
+        """One for each tap."""
+        return cast(list[MapMatch], list(self.parts))
 
     def prepare(self, student: Model, batch: Batch, answer: Answer) -> Model:
-        for part in self.parts:
+        for part in self.matches():
             student = part.prepare(student, batch, answer)
         return student
 
     def loss(self, batch: Batch, output: Output, answer: Answer) -> Float[Tensor, " b"]:
-        losses = [part.loss(batch, output, answer) for part in self.parts]
+        losses = [part.loss(batch, output, answer) for part in self.matches()]
         return sum(loss for loss in losses if loss is not None)  # type: ignore[return-value]
+
+    def notes(self) -> dict[str, float]:
+        found = [part.notes()["empty maps"] for part in self.matches()]
+        return {"empty maps": sum(found) / len(found)}

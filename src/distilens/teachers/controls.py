@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from distilens import draws
-from distilens.core import Answer, Batch, Teacher
+from distilens.core import Answer, Batch, Teacher, at_use
 from distilens.data.augment import Augment
 from distilens.data.batches import Batches
 from distilens.data.subset import Split
@@ -25,7 +25,6 @@ from distilens.errors import UserError
 from distilens.measure.sanity import randomised
 from distilens.teachers.live import LiveTeacher
 from distilens.teachers.needs import Need, moved, spread
-from distilens.teachers.several import at_use
 
 BLOBS = 4
 """Cells along a side of the noise that `blobs` are made of: as coarse as a blob that a network's map has."""

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from distilens.core import Answer, Batch, Teacher
+from distilens.core import Answer, Batch, Teacher, at_use
 from distilens.data.source import Rows, shortened
 from distilens.data.subset import Data
 from distilens.errors import UserError
@@ -250,8 +250,3 @@ def agreed(each: Sequence[Sequence[str] | None]) -> tuple[str, ...] | None:
             what = f"other classes than teacher {first}: {shortened(classes)}, and not {shortened(expected)}"
         raise UserError(f"several teachers must know the same classes: teacher {place} has {what}")
     return known[0][1] if known else None
-
-
-def at_use(teacher: Teacher) -> Teacher:
-    """Who answers for images that no data set has: the teacher behind stored answers and controls."""
-    return getattr(teacher, "teacher", None) or teacher
