@@ -20,7 +20,8 @@ from distilens.data.batches import Batches
 from distilens.measure import accuracy, predict
 from distilens.measure.scores import EVALUATION_BATCH, labels_of
 from distilens.recipe import read_recipe
-from distilens.stages import Run, at_work, train_teacher
+from distilens.roles import train_teacher
+from distilens.run import Run, at_work
 
 
 def main(

@@ -32,6 +32,7 @@ from distilens.core import Model, accompany
 from distilens.data.batches import Batches
 from distilens.data.subset import Data, Split
 from distilens.explain import build_explainer
+from distilens.files import key_of, read_json, write_json
 from distilens.measure import predict
 from distilens.measure.scores import compare_maps
 from distilens.methods import build_methods
@@ -39,8 +40,7 @@ from distilens.methods.kd_layer import KDLayer
 from distilens.models import build_model, load_model, save_model
 from distilens.progress import Log
 from distilens.recipe import Training
-from distilens.runs import key_of, read_json, write_json
-from distilens.stages import load_run
+from distilens.run import load_run
 from distilens.teachers import CONTROLS, FOLLOW, LiveTeacher, StoredTeacher
 from distilens.train import train
 
@@ -67,13 +67,19 @@ class Row:
 
 @dataclass(frozen=True)
 class Study:
-    """Rows, and how they are trained."""
+    """Rows, and how they are trained.
+
+    Attributes:
+        tuned: the study whose choice of candidates this one takes; None has its own.
+        watch: how many validation images are seen after each epoch, which choose nothing.
+    """
 
     rows: dict[str, Row]
+    tuned: str | None = None
     student: str = "resnet8"
     shots: int = 50
     settings: dict[str, Any] = field(default_factory=dict)
-    watch: int = 64  # validation images seen after each epoch, which choose nothing
+    watch: int = 64
 
 
 def each(*options: str, before: tuple[str, ...] = ()) -> tuple[tuple[str, ...], ...]:
@@ -146,6 +152,7 @@ STUDIES = {
             "self": Row(((*GUIDED, "cam_fusion:deploy=self"),)),
             "teacher, as published": Row(((*GUIDED, "cam_fusion:deploy=teacher"),)),
         },
+        tuned="few",
         settings=FEW,
         watch=1000,
     ),
@@ -177,6 +184,7 @@ STUDIES = {
             "kd": ROWS["kd"],
             "kd and 256 templates": Row(((*GUIDED, "kd_layer:templates=256"),)),
         },
+        tuned="few",
         settings=FEW,
     ),
     # what the background gives away: the test set's does not; recipes/shapes-shortcut.toml
@@ -192,8 +200,15 @@ STUDIES = {
         shots=150,
         settings={**FEW, "epochs": 50},
     ),
+    # the settings of recipes/few-shot-class-maps.toml
+    "longer": Study(
+        {name: ROWS[name] for name in ("kd", BEST)} | controls(BEST, "class maps", ("maps permuted",)),
+        tuned="few",
+        settings={**FEW, "epochs": 150},
+    ),
     "two hundred": Study(
         {name: ROWS[name] for name in ("labels", "kd", "kd standardised", "kd + gradcam", "kd + attention", BEST)},
+        tuned="few",
         shots=200,
         settings={**FEW, "epochs": 50},
     ),
@@ -215,7 +230,7 @@ class Experiment:
         self.live = [LiveTeacher(model) for model in self.models]
         self.teachers = [StoredTeacher(out / "answers" / str(n), teacher) for n, teacher in enumerate(self.live)]
         self.scores: dict[str, dict[str, Any]] = read_json(self.out / "scores.json") or {}
-        self.chosen: dict[str, int] = read_json(self.out / "chosen.json") or {}
+        self.chosen: dict[str, int] = read_json(out / (self.study.tuned or name) / "chosen.json") or {}
         self.console = Console()
 
     def methods(self, name: str) -> tuple[str, ...]:
@@ -231,7 +246,7 @@ class Experiment:
     def tune(self, name: str) -> None:
         """Choose among a row's candidates by validation."""
         row = self.study.rows[name]
-        if row.like or len(row.methods) < 2:
+        if row.like or self.study.tuned or len(row.methods) < 2:
             return
         found = [self.result(name, methods, TUNING)["validation"] for methods in row.methods]
         self.chosen[name] = int(np.argmax(found))

@@ -18,12 +18,12 @@ import tyro
 from scipy import stats
 
 from distilens.data.batches import Batches
+from distilens.files import read_json, write_json
 from distilens.measure import predict
 from distilens.methods import build_methods
 from distilens.models import build_model
 from distilens.recipe import Training
-from distilens.runs import read_json, write_json
-from distilens.stages import load_run
+from distilens.run import load_run
 from distilens.teachers import LiveTeacher, StoredTeacher
 from distilens.train import train
 

@@ -11,15 +11,15 @@ import torch
 from torch import nn
 
 import distilens
-from distilens import checkpoints, runs
+from distilens import checkpoints, files
 from distilens.checkpoints import Checkpoints, Interrupted, Place
 from distilens.core import Method, Model
 from distilens.data import batches
 from distilens.errors import UserError
+from distilens.files import Metrics
 from distilens.methods import build_methods
 from distilens.progress import Log, NotFinite
 from distilens.recipe import Training
-from distilens.runs import Metrics
 from distilens.train import train
 
 training = importlib.import_module("distilens.train")  # `distilens.train` is the function
@@ -98,7 +98,7 @@ def test_killed_at_any_step_it_ends_the_same(data, tmp_path, monkeypatch, ema, e
 @pytest.mark.parametrize("done", ["half", "whole"])
 def test_killed_while_a_checkpoint_is_written(data, tmp_path, monkeypatch, name, done):
     whole, log = go(data, tmp_path / "whole", keep_every=2)
-    write, left = runs.write_atomically, [2 if name == "last.pt" else 1]
+    write, left = files.write_atomically, [2 if name == "last.pt" else 1]
 
     def killed(path, make):
         left[0] -= path.name == name
@@ -106,7 +106,7 @@ def test_killed_while_a_checkpoint_is_written(data, tmp_path, monkeypatch, name,
             return write(path, make)
         if done == "half":
             path.parent.mkdir(exist_ok=True)
-            path.with_name(f".{name}.{runs.HOST}.999999999").write_bytes(b"half")
+            path.with_name(f".{name}.{files.HOST}.999999999").write_bytes(b"half")
             raise Killed
         write(path, make)
         raise Killed
@@ -118,7 +118,7 @@ def test_killed_while_a_checkpoint_is_written(data, tmp_path, monkeypatch, name,
     resumed, again = go(data, tmp_path / "killed", keep_every=2)
     same(whole, resumed)
     assert noted(again) == noted(log)
-    runs.remove_unfinished(tmp_path)
+    files.remove_unfinished(tmp_path)
     found = {path.name for path in (tmp_path / "killed" / "checkpoints").iterdir()}
     assert found == {"last.pt", "best.pt", "epoch-0002.pt"}
 

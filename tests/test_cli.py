@@ -13,10 +13,10 @@ from distilens.checkpoints import Interrupted
 from distilens.data import SOURCES
 from distilens.errors import UserError
 from distilens.explain import EXPLAINERS
+from distilens.files import locked
 from distilens.methods import METHODS
 from distilens.models import MODELS
 from distilens.recipe import shipped
-from distilens.runs import locked
 from distilens.teachers import CONTROLS, FOLLOW
 from distilens.teachers.judges import JUDGES
 

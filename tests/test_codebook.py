@@ -18,7 +18,8 @@ from distilens.errors import UserError
 from distilens.model import Model
 from distilens.models import build_model
 from distilens.recipe import make_recipe
-from distilens.stages import Run, at_work, train_stage, train_teacher
+from distilens.roles import train_stage, train_teacher
+from distilens.run import Run, at_work
 from distilens.teachers import LiveTeacher
 
 CLASSES = 3
@@ -330,7 +331,7 @@ def test_a_run_makes_its_codebooks_once_and_finds_them_again(place, monkeypatch)
     assert sorted(Codebook.load(path).stage for path in books) == [1, 2]
     assert list(run.model("student").inserted) == ["kd_layer", "kd_layer2"]
     key = (run.folder / "student" / "stage.json").read_text()
-    monkeypatch.setattr("distilens.stages.make_codebook", lambda *given, **options: pytest.fail("made again"))
+    monkeypatch.setattr("distilens.roles.make_codebook", lambda *given, **options: pytest.fail("made again"))
     trained("one", both, "student.methods.kd_layer.alpha=0.5")
     assert made_by(run) == books
     assert (run.folder / "student" / "stage.json").read_text() != key

@@ -13,9 +13,9 @@ import torch
 
 from distilens import cli
 from distilens.errors import UserError
+from distilens.files import Metrics, locked, write_atomically, write_text
 from distilens.models import build_model, load_model, save_model
 from distilens.models.adapters import load_state
-from distilens.runs import Metrics, locked, write_atomically, write_text
 
 TINY = """
 name = "tiny"

@@ -19,8 +19,9 @@ from distilens.methods import METHODS, build_methods
 from distilens.models import MODELS
 from distilens.recipe import Training, make_recipe
 from distilens.recording import Recorder, record, verify
+from distilens.roles import train_stage, train_teacher
+from distilens.run import Run, at_work, load_run
 from distilens.specs import Entry
-from distilens.stages import Run, at_work, load_run, teacher_of, train_stage, train_teacher
 from distilens.teachers import LiveTeacher, store
 from distilens.teachers.store import sums
 from distilens.train import train
@@ -166,7 +167,7 @@ def test_what_is_recorded_for_all_serves_a_run_with_few_images(place, monkeypatc
         train_teacher(few)
     monkeypatch.setattr(LiveTeacher, "__call__", lambda *given: pytest.fail("the teacher was asked"))
     model = load_run("runs/taught").model("teacher")
-    train(model, build_methods(["kd"]), few.data, Training(**RECIPE["train"]), teacher=teacher_of(few))
+    train(model, build_methods(["kd"]), few.data, Training(**RECIPE["train"]), teacher=few.teacher())
     assert records_of(few) == records_of(run)
 
 

@@ -13,7 +13,9 @@ from distilens.errors import UserError
 from distilens.models import load_model
 from distilens.recipe import make_recipe
 from distilens.recording import record, verify
-from distilens.stages import Run, load_run, run_all, teacher_of, train_stage
+from distilens.roles import train_stage
+from distilens.run import Run, load_run
+from distilens.stages import run_all
 from distilens.teachers import BestExplainedTeacher, LiveTeacher, MeanTeacher, PermutedTeacher, StoredTeacher
 from distilens.validate import inspect_recipe
 
@@ -77,7 +79,7 @@ def test_a_run_from_recipe_to_page():
     assert (folder / "report.html").exists()
     again = make_recipe(tomllib.loads((folder / "recipe.toml").read_text()))
     assert again.to_toml() == run.recipe.to_toml()
-    assert isinstance(teacher_of(run), BestExplainedTeacher)
+    assert isinstance(run.teacher(), BestExplainedTeacher)
 
 
 def test_a_change_redoes_what_it_touches_and_nothing_else():
@@ -106,7 +108,7 @@ def test_by_default_it_is_the_mean_and_the_control_is_outside(monkeypatch):
     assert recipe.resolved()["teacher"]["follow"] == "mean"
     run = Run(Path("runs/mean"), make_recipe(content, ["teacher.answers=stored"]))
     train_stage(run)
-    teacher = teacher_of(run)
+    teacher = run.teacher()
     assert isinstance(teacher, PermutedTeacher) and isinstance(teacher.inner, MeanTeacher)
     assert [type(each) for each in teacher.inner.teachers] == [StoredTeacher] * 3
     assert [each.folder for each in teacher.inner.teachers] == [run.folder / role / "answers" for role in STAGES[:3]]
@@ -128,7 +130,7 @@ def test_loaded_teachers_are_not_trained_and_keep_their_answers_where_they_are()
     assert Path("runs/one/teacher-3/answers/logits.bin").exists()
     assert done("runs/two", changes) == ["teacher-3"]  # which that run does not have
     elsewhere = Run(Path("runs/two"), make_recipe(CONTENT, [*changes[:2], "teacher.answers=stored:path=kept"]))
-    assert [each.folder for each in teacher_of(elsewhere).teachers] == [Path("kept"), Path("kept/teacher-2")]
+    assert [each.folder for each in elsewhere.teacher().teachers] == [Path("kept"), Path("kept/teacher-2")]
 
 
 @pytest.mark.parametrize(

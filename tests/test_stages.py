@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from distilens import stages
+from distilens import roles, stages
 from distilens.errors import UserError
+from distilens.files import locked
 from distilens.recipe import make_recipe
-from distilens.runs import locked
-from distilens.stages import Run, at_work, load_run, run_all
+from distilens.run import Run, at_work, load_run
+from distilens.stages import run_all
 
 NETS = """
 from torch import nn
@@ -146,13 +147,13 @@ def test_killed_between_stages_each_goes_on(place, monkeypatch):
         pass
 
     folder, recipe = place / "runs" / "killed", make_recipe(CONTENT)
-    for name in ("save_model", "score_models", "write_arrays"):
+    for place_of, name in ((roles, "save_model"), (stages, "score_models"), (stages, "write_arrays")):
 
         def killed(*arguments, **options):
             raise Killed
 
         with monkeypatch.context() as patch:
-            patch.setattr(stages, name, killed)
+            patch.setattr(place_of, name, killed)
             with pytest.raises(Killed):
                 run_all(Run(folder, recipe))
     done(folder, recipe)
@@ -189,9 +190,9 @@ def test_what_went_wrong_is_said_and_not_what_went_wrong_with_about(place, monke
     def full(run):
         raise UserError("the disk is full: about.json")
 
-    monkeypatch.setattr(stages, "about_run", full)
+    monkeypatch.setattr("distilens.run.about_run", full)
     monkeypatch.setattr(
-        stages, "save_model", lambda model, folder: (_ for _ in ()).throw(UserError("the model is lost"))
+        roles, "save_model", lambda model, folder: (_ for _ in ()).throw(UserError("the model is lost"))
     )
     with pytest.raises(UserError, match="the model is lost"):
         run_all(Run(place / "runs" / "full", make_recipe(CONTENT)))

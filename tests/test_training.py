@@ -11,12 +11,12 @@ import distilens
 from distilens import checkpoints
 from distilens.core import Method, Model
 from distilens.errors import UserError
+from distilens.files import Metrics
 from distilens.methods import build_methods
 from distilens.models import build_model
 from distilens.optimizers import OPTIMIZERS, SCHEDULES
 from distilens.progress import Log, NotFinite
 from distilens.recipe import Training
-from distilens.runs import Metrics
 from distilens.teachers import LiveTeacher
 from distilens.train import train
 

@@ -18,7 +18,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "models": ["MODELS", "build_model", "load_model", "save_model"],
         "prepare": ["prepare"],
         "recipe": ["Recipe", "Training", "read_recipe"],
-        "stages": ["Run", "load_run"],
+        "run": ["Run", "load_run"],
         "teachers": [
             "BestExplainedTeacher",
             "LiveTeacher",

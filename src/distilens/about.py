@@ -12,7 +12,7 @@ import torch
 from accelerate import PartialState
 
 if TYPE_CHECKING:
-    from distilens.stages import Run
+    from distilens.run import Run
 
 PACKAGES = ("distilens", "torch", "torchvision", "timm", "accelerate", "numpy", "scikit-learn")
 

@@ -13,11 +13,11 @@ from torch import nn
 from distilens.core import Method, Model, Teacher
 from distilens.data import Data, load
 from distilens.errors import UserError
+from distilens.files import Metrics
 from distilens.methods import build_methods
 from distilens.models import build_model, check_classes
 from distilens.progress import Log
 from distilens.recipe import Training, explain_errors
-from distilens.runs import Metrics
 from distilens.specs import Spec
 from distilens.teachers import LiveTeacher, nobody
 from distilens.train import processes, train

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from distilens.errors import UserError
-from distilens.runs import write_atomically
+from distilens.files import write_atomically
 
 SAVE_EVERY = 600.0  # seconds, within an epoch that lasts longer
 

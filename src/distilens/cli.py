@@ -83,7 +83,8 @@ def run(recipe: RecipeName, /, set_: Changes = (), out: Out = None) -> None:
 
     What is there already and still valid is skipped, so the same command goes on where it was stopped.
     """
-    from distilens.stages import Run, run_all
+    from distilens.run import Run
+    from distilens.stages import run_all
 
     found = read(recipe, set_)
     made = Run(out or Path("runs") / found.name, found, Console(stderr=True))
@@ -97,7 +98,8 @@ def demo(set_: Changes = (), out: Path = Path("runs/demo")) -> None:
 
     The teacher has seen many images; the student sees few, on backgrounds that give the class away.
     """
-    from distilens.stages import Run, run_all
+    from distilens.run import Run
+    from distilens.stages import run_all
 
     made = Run(out, read("demo", set_), Console(stderr=True))
     run_all(made)
@@ -139,7 +141,7 @@ def codebook(recipe: RecipeName, /, set_: Changes = (), out: Out = None) -> None
 
     A run makes them by itself; this makes them ahead of time, and trains the teacher first where it is not there.
     """
-    from distilens.stages import codebooks
+    from distilens.roles import codebooks
 
     for path in codebooks(recipe_or_run(recipe, set_, out)):
         print(path)
@@ -147,7 +149,7 @@ def codebook(recipe: RecipeName, /, set_: Changes = (), out: Out = None) -> None
 
 def recipe_or_run(name: str, set_: tuple[tuple[str, ...], ...], out: Path | None, *, stored: bool = False):
     """A run that is there, or a new one of a recipe; with `stored`, one that reads its teacher's answers."""
-    from distilens.stages import Run, load_run
+    from distilens.run import Run, load_run
 
     if (Path(name) / "recipe.toml").is_file():
         if set_ or out:
@@ -170,7 +172,8 @@ def share_of(text: str) -> tuple[int, int]:
 @app.command
 def train(run: RunFolder, /) -> None:
     """Train what a run's recipe says and is not trained yet: teacher, base, student."""
-    from distilens.stages import at_work, load_run, train_stage
+    from distilens.roles import train_stage
+    from distilens.run import at_work, load_run
 
     found = load_run(run, console=Console(stderr=True))
     with at_work(found):
@@ -180,7 +183,8 @@ def train(run: RunFolder, /) -> None:
 @app.command
 def measure(run: RunFolder, /) -> None:
     """Score a run's models: accuracy, agreement, likeness of maps, cost."""
-    from distilens.stages import at_work, load_run, measure_stage
+    from distilens.run import at_work, load_run
+    from distilens.stages import measure_stage
 
     found = load_run(run, console=Console(stderr=True))
     with at_work(found):
@@ -212,8 +216,8 @@ def explain(
     if plain and Path(model).is_dir() and not (Path(model) / "model.json").is_file():
         explain_run(Path(model))
         return
+    from distilens.files import locked
     from distilens.gallery import check_writable, gallery
-    from distilens.runs import locked
     from distilens.specs import safe
 
     folder = out or Path("maps") / safe(model)
@@ -236,7 +240,8 @@ def explain(
 
 def explain_run(folder: Path) -> None:
     """The explain stage of a run: the maps of its models on the same test images."""
-    from distilens.stages import at_work, explain_stage, load_run
+    from distilens.run import at_work, load_run
+    from distilens.stages import explain_stage
 
     found = load_run(folder, console=Console(stderr=True))
     with at_work(found):

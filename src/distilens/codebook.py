@@ -24,7 +24,7 @@ from distilens.core import Batch
 from distilens.data.batches import Batches
 from distilens.data.source import digest
 from distilens.errors import UserError
-from distilens.runs import key_of, write_atomically
+from distilens.files import key_of, write_atomically
 from distilens.taps import LAST, grid
 
 if TYPE_CHECKING:

@@ -160,6 +160,7 @@ class Method(nn.Module):
         second_order: its loss differentiates a gradient, which `torch.compile` cannot.
         inserts: it puts a part into the student, and so is prepared before those that read the student's features.
         at_use: what it asks of the teacher even when the student is used: such a student is none without its teacher.
+        every: its loss is taken at every so many steps, the first among them.
     """
 
     needs: tuple[str, ...] = ()
@@ -167,6 +168,7 @@ class Method(nn.Module):
     second_order: bool = False
     inserts: bool = False
     at_use: tuple[str, ...] = ()
+    every: int = 1
 
     def prepare(self, student: Model, batch: Batch, answer: Answer) -> Model:
         """Once, before training: add taps and parts, size own modules from the shapes of a first batch."""
@@ -227,7 +229,7 @@ class Objective(nn.Module):
         output = self.student(batch.view, batch.inputs)
         terms = {}
         for name, method in self.terms().items():
-            loss = method.loss(batch, output, answer)
+            loss = None if batch.step % method.every else method.loss(batch, output, answer)
             if loss is not None:
                 if loss.ndim and method.needs and answer.trust is not None:
                     loss = loss * answer.trust

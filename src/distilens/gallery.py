@@ -29,11 +29,11 @@ from distilens.explain import Explainer, Explanation, in_chunks
 from distilens.explain.explanation import checked
 from distilens.explain.maps import overlay
 from distilens.explain.parts import Part, named, with_references
+from distilens.files import read_json, write_arrays, write_atomically, write_json, write_text
 from distilens.prepare import prepare
 from distilens.report import gallery_page
 from distilens.report.gallery_page import cell, detailed, short
 from distilens.report.table import percent
-from distilens.runs import read_json, write_arrays, write_atomically, write_json, write_text
 from distilens.scoring import (
     CHUNK,
     MEASURES,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from distilens.core import Batch
 from distilens.errors import UserError
-from distilens.runs import Metrics
+from distilens.files import Metrics
 
 ADVICE = "The last good checkpoint was kept; try a lower learning rate, clip=1, or precision=float32"
 

@@ -20,7 +20,8 @@ from distilens.data.batches import Batches
 from distilens.data.cached import readable
 from distilens.errors import UserError
 from distilens.methods import build_methods
-from distilens.stages import Run, answers_of, in_turn, train_teacher
+from distilens.roles import train_teacher
+from distilens.run import Run, in_turn
 from distilens.teachers import StoredTeacher, following
 from distilens.teachers.needs import Need
 from distilens.teachers.store import Shelf, check_room
@@ -61,7 +62,7 @@ class Recorder:
     ):
         settings = run.recipe.train
         self.run, self.role, self.accelerator = run, role, make_accelerator(settings)
-        self.teacher = cast(StoredTeacher, answers_of(run, role, recording=True))
+        self.teacher = cast(StoredTeacher, run.answers(role, recording=True))
         self.needs = [Need.parse(text) for text in needs_of(build_methods(run.recipe.student.methods).values())]
         part = run.recipe.teacher
         several = following(part.joined, len(part.models)) if part else None

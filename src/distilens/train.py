@@ -21,10 +21,10 @@ from distilens.data.augment import AUGMENTS
 from distilens.data.batches import Batches
 from distilens.data.subset import Data
 from distilens.errors import UserError
+from distilens.files import key_of
 from distilens.optimizers import OPTIMIZERS, SCHEDULES
 from distilens.progress import Log
 from distilens.recipe import Training
-from distilens.runs import key_of
 from distilens.taps import evaluating
 from distilens.teachers import nobody
 

@@ -15,7 +15,8 @@ from distilens.methods.cam_fusion import CamFusion, MapFusion
 from distilens.models import build_model, load_model, save_model
 from distilens.parts import build_part
 from distilens.recipe import Training, make_recipe
-from distilens.stages import Run, run_all
+from distilens.run import Run
+from distilens.stages import run_all
 from distilens.teachers import LiveTeacher
 from distilens.teachers.needs import Need
 from distilens.train import train

@@ -154,6 +154,7 @@ def test_every_student_is_exported_without_teacher_and_label(part, world):
     [
         (["ce", "kd", "kd"], "two terms are called 'kd'"),
         (["ig_overlay"], "have no loss"),
+        (["map_match:every=2"], "have no loss at some step"),
         (["ce", "map_match:weight=-1"], "weight"),
         (["ce", "at:weight=nan"], "weight"),
         (["ce", "map_match:explainer=occlusion"], "makes no maps from features"),

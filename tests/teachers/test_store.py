@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from distilens.errors import UserError
-from distilens.runs import read_json, write_json
+from distilens.files import read_json, write_json
 from distilens.teachers import store
 from distilens.teachers.store import SPARE, Different, Shelf, check_same, sums
 

@@ -83,9 +83,7 @@ class MapMatch(Method):
         self.explainer.attach(student)
         return student
 
-    def loss(self, batch: Batch, output: Output, answer: Answer) -> Float[Tensor, " b"] | None:
-        if batch.step % self.every:
-            return None
+    def loss(self, batch: Batch, output: Output, answer: Answer) -> Float[Tensor, " b"]:
         theirs = answer.maps[self.needs[0]]
         if self.classes == "all":
             ours = self.explainer.classwise_from_output(output)

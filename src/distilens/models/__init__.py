@@ -105,7 +105,7 @@ def save_model(model: Model, folder: Path) -> None:
     """Write `model.safetensors` (the bare network and its parts) and `model.json` (what is needed to build it again)."""
     from safetensors.torch import save
 
-    from distilens.runs import write_atomically, write_json
+    from distilens.files import write_atomically, write_json
 
     state = {key: value.detach().cpu().clone().contiguous() for key, value in model.bare_state().items()}
     about = {
@@ -130,9 +130,9 @@ def load_model(folder: Path) -> Model:
         UserError: no model there, or one that does not fit its description.
     """
     from distilens.core import Model
+    from distilens.files import read_json
     from distilens.models.adapters import Expecting, fit, load_state
     from distilens.parts import build_part
-    from distilens.runs import read_json
 
     for name in ("model.json", "model.safetensors"):
         if not (folder / name).is_file():

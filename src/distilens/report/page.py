@@ -14,8 +14,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from distilens.colours import ANCHORS
 from distilens.errors import UserError
+from distilens.files import write_text
 from distilens.report import charts, pictures, table
-from distilens.runs import write_text
 
 # The page stays below 10 MB: charts and text take little, pictures get this, shared evenly between explainers.
 PICTURE_BYTES = 8_000_000

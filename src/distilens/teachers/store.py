@@ -19,7 +19,7 @@ import numpy as np
 
 from distilens.data.cached import readable
 from distilens.errors import UserError
-from distilens.runs import disk_told, key_of, read_json, write_json
+from distilens.files import disk_told, key_of, read_json, write_json
 from distilens.specs import safe
 
 FORMAT = 1

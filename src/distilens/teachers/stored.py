@@ -17,7 +17,7 @@ from distilens.data import load
 from distilens.data.cached import readable
 from distilens.data.variant import Variant
 from distilens.errors import UserError
-from distilens.runs import read_json
+from distilens.files import read_json
 from distilens.specs import Spec
 from distilens.teachers.codecs import Codec, check_finite, codec_of, sent
 from distilens.teachers.judges import build_judge

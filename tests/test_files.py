@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from distilens import runs
+from distilens import files
 from distilens.errors import UserError
-from distilens.runs import (
+from distilens.files import (
     HOST,
     Metrics,
     file_key,
@@ -53,7 +53,7 @@ def test_a_folder_that_may_not_be_made_is_said(tmp_path, monkeypatch):
     def denied(path, **options):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(runs.Path, "mkdir", denied)
+    monkeypatch.setattr(files.Path, "mkdir", denied)
     with pytest.raises(UserError, match="may not be written"):
         write_text(tmp_path / "new" / "file.txt", "text")
     with pytest.raises(UserError, match="may not be written"):
@@ -117,7 +117,7 @@ def test_keys(tmp_path):
 HOLD = """
 import sys, time
 from pathlib import Path
-from distilens.runs import locked
+from distilens.files import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
