@@ -19,7 +19,7 @@ from scipy.stats import t
 from distilens.data.batches import Batches
 from distilens.measure import accuracy, predict
 from distilens.measure.scores import EVALUATION_BATCH, labels_of
-from distilens.recipe import read_recipe
+from distilens.recipe_file import read_recipe
 from distilens.roles import train_teacher
 from distilens.run import Run, at_work
 

@@ -16,7 +16,7 @@ from distilens.explain import EXPLAINERS
 from distilens.files import locked
 from distilens.methods import METHODS
 from distilens.models import MODELS
-from distilens.recipe import shipped
+from distilens.recipe_file import shipped
 from distilens.teachers import CONTROLS, FOLLOW
 from distilens.teachers.judges import JUDGES
 

@@ -17,7 +17,7 @@ from distilens.data import from_arrays, load
 from distilens.errors import UserError
 from distilens.model import Model
 from distilens.models import build_model
-from distilens.recipe import make_recipe
+from distilens.recipe_file import make_recipe
 from distilens.roles import train_stage, train_teacher
 from distilens.run import Run, at_work
 from distilens.teachers import LiveTeacher

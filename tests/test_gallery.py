@@ -390,7 +390,7 @@ def run(tmp_path, monkeypatch):
     (tmp_path / "gallery_nets.py").write_text(NETS)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    from distilens.recipe import make_recipe
+    from distilens.recipe_file import make_recipe
 
     content = {
         "name": "small",

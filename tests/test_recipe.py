@@ -5,7 +5,7 @@ import tomllib
 import pytest
 
 from distilens.errors import UserError
-from distilens.recipe import find_recipe, make_recipe, read_recipe, shipped
+from distilens.recipe_file import find_recipe, make_recipe, read_recipe, shipped
 
 SMALL = {"data": "shapes", "student": {"model": "resnet8", "methods": ["ce"]}}
 TAUGHT = {"data": "shapes", "teacher": {"model": "resnet14"}, "student": {"model": "resnet8"}}

@@ -17,7 +17,8 @@ from distilens import cli
 from distilens.errors import UserError
 from distilens.methods import METHODS, build_methods
 from distilens.models import MODELS
-from distilens.recipe import Training, make_recipe
+from distilens.recipe import Training
+from distilens.recipe_file import make_recipe
 from distilens.recording import Recorder, record, verify
 from distilens.roles import train_stage, train_teacher
 from distilens.run import Run, at_work, load_run

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from distilens.errors import UserError
 from distilens.models import load_model
-from distilens.recipe import make_recipe
+from distilens.recipe_file import make_recipe
 from distilens.recording import record, verify
 from distilens.roles import train_stage
 from distilens.run import Run, load_run

@@ -10,7 +10,7 @@ from rich.console import Console
 from distilens import roles, stages
 from distilens.errors import UserError
 from distilens.files import locked
-from distilens.recipe import make_recipe
+from distilens.recipe_file import make_recipe
 from distilens.run import Run, at_work, load_run
 from distilens.stages import run_all
 

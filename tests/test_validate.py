@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from distilens.errors import UserError
-from distilens.recipe import make_recipe
+from distilens.recipe_file import make_recipe
 from distilens.validate import duration, inspect_recipe
 
 

@@ -17,7 +17,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "methods": ["METHODS", "build_methods"],
         "models": ["MODELS", "build_model", "load_model", "save_model"],
         "prepare": ["prepare"],
-        "recipe": ["Recipe", "Training", "read_recipe"],
+        "recipe": ["Recipe", "Training"],
+        "recipe_file": ["read_recipe"],
         "run": ["Run", "load_run"],
         "teachers": [
             "BestExplainedTeacher",

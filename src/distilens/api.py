@@ -17,7 +17,8 @@ from distilens.files import Metrics
 from distilens.methods import build_methods
 from distilens.models import build_model, check_classes
 from distilens.progress import Log
-from distilens.recipe import Training, explain_errors
+from distilens.recipe import Training
+from distilens.recipe_file import explain_errors
 from distilens.specs import Spec
 from distilens.teachers import LiveTeacher, nobody
 from distilens.train import processes, train

@@ -281,7 +281,7 @@ def list_(
     if kind == "recipes":
         import tomllib
 
-        from distilens.recipe import shipped
+        from distilens.recipe_file import shipped
 
         rows = [(path.stem, tomllib.loads(path.read_text()).get("note", "")) for path in shipped()]
         console.print(as_table(("recipe", "what it does"), rows))
@@ -299,7 +299,7 @@ def list_(
 
 
 def read(name: str, changes: tuple[tuple[str, ...], ...]):
-    from distilens.recipe import read_recipe
+    from distilens.recipe_file import read_recipe
 
     return read_recipe(name, [change for group in changes for change in group])
 

@@ -26,7 +26,8 @@ from distilens.files import Busy, Metrics, file_key, locked, read_json, write_js
 from distilens.methods import build_methods
 from distilens.models import MODELS, load_model
 from distilens.models.adapters import model_folder
-from distilens.recipe import Recipe, read_recipe
+from distilens.recipe import Recipe
+from distilens.recipe_file import read_recipe
 from distilens.specs import Spec
 from distilens.teachers import ANSWERS, LiveTeacher, as_one, nobody
 from distilens.teachers.stored import Recordable

@@ -19,7 +19,7 @@ from distilens.errors import UserError
 from distilens.explain.explanation import target_of
 from distilens.models import MODELS, build_model, build_network, check_classes, load_model
 from distilens.models.adapters import Expecting, head_of, load_state, offline_told
-from distilens.recipe import read_recipe
+from distilens.recipe_file import read_recipe
 from distilens.specs import Spec
 from distilens.train import processes
 

@@ -68,6 +68,14 @@ def test_randomising_changes_what_it_names_and_nothing_of_the_model():
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in everything.state_dict().items())
 
 
+def test_a_model_is_not_given_back_the_weights_that_it_began_with():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))
+    made = randomised(Model(network, CLASSES, size=(8, 8)), seed=0).network
+    assert not torch.equal(made[0].weight, network[0].weight)
+    assert not torch.equal(made[3].weight, network[3].weight)
+
+
 def test_parameters_of_modules_that_cannot_reset_themselves_keep_their_spread():
     class Tokens(nn.Module):
         def __init__(self):

@@ -14,7 +14,8 @@ from distilens.methods import build_methods
 from distilens.methods.cam_fusion import CamFusion, MapFusion
 from distilens.models import build_model, load_model, save_model
 from distilens.parts import build_part
-from distilens.recipe import Training, make_recipe
+from distilens.recipe import Training
+from distilens.recipe_file import make_recipe
 from distilens.run import Run
 from distilens.stages import run_all
 from distilens.teachers import LiveTeacher

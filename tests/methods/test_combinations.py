@@ -16,7 +16,7 @@ from distilens.data.batches import Batches
 from distilens.errors import UserError
 from distilens.methods import METHODS, build_methods
 from distilens.models import build_model
-from distilens.recipe import make_recipe
+from distilens.recipe_file import make_recipe
 from distilens.specs import Spec
 from distilens.teachers import LiveTeacher
 

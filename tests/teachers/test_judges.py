@@ -12,7 +12,7 @@ from distilens.data import from_arrays
 from distilens.errors import UserError
 from distilens.explain.gradcam import GradCAM
 from distilens.measure import energy_in_mask, insertion
-from distilens.recipe import make_recipe
+from distilens.recipe_file import make_recipe
 from distilens.teachers import LiveTeacher, StoredTeacher
 from distilens.teachers.judges import JUDGES, build_judge, level, on_smallest_grid
 from distilens.teachers.needs import Need

@@ -71,6 +71,25 @@ def test_maps_are_of_this_crop_or_made_once_and_moved_with_the_image(teacher, ba
     assert not torch.allclose(moved[3], own[3], atol=1e-6)
 
 
+@pytest.mark.parametrize("explainer", ["attention", "gradcam", "gradcam++"])
+def test_maps_at_several_taps_cost_one_forward_and_are_the_same(teacher, batch, explainer):
+    taps = ["layer1", "layer2", "last"]
+    needs = [f"maps:{explainer}:tap={tap}" for tap in taps]
+    needs += [f"maps:{explainer}:tap=layer2,pool=4", f"maps:{explainer}:tap=last,target=label", "maps:cam:classes=all"]
+    needs.append(f"maps:{explainer}:tap=layer1,of=canonical")
+    alone = {need: teacher(batch, [need]) for need in needs}
+    forwards = []
+    for form in teacher.prepared.values():
+        form.network.register_forward_hook(lambda module, given, found: forwards.append(module))
+    together = teacher(batch, needs)
+    assert len(forwards) == 4  # the four needs of one target, another target, all classes, untransformed images
+    for need in needs:
+        assert torch.allclose(together.maps[need], alone[need].maps[need], atol=1e-6)
+        assert torch.equal(together.targets[need], alone[need].targets[need])
+    assert together.maps[needs[3]].shape[1:] == (4, 4)
+    assert together.maps[needs[0]].shape != together.maps[needs[1]].shape
+
+
 def test_asking_again_does_not_grow_the_model(teacher, batch):
     for _ in range(3):
         teacher(batch, NEEDS)

@@ -34,7 +34,7 @@ class ActivationMap(Explainer):
     def at(
         self, taps: Sequence[str], model: Model, images: Float[Tensor, "b c h w"], target: Target = None
     ) -> dict[str, Explanation]:
-        """Maps at several taps from one forward and one backward, by tap."""
+        """Maps at several taps from one forward, and one backward if any, by tap."""
         with quietly(model):
             return self.read(model, checked(model, images), target, taps)
 
@@ -80,10 +80,13 @@ class FeatureMap(ActivationMap):
     def read_off(self, feature: Float[Tensor, "b c h w"]) -> Float[Tensor, "b h w"]:
         raise NotImplementedError
 
-    def explain(self, model: Model, images: Tensor, target: Target) -> Explanation:
-        with model.reading(self.tap) as tap, torch.no_grad():
+    def read(self, model: Model, images: Tensor, target: Target, taps: Sequence[str]) -> dict[str, Explanation]:
+        with ExitStack() as stack, torch.no_grad():
+            reading = [stack.enter_context(model.reading(tap)) for tap in taps]
             logits = model.logits(images)
-            return Explanation(self.on_grid(tap.take(), model.size), logits, target_of(logits, target))
+            maps = [self.on_grid(tap.take(), model.size) for tap in reading]
+            target = target_of(logits, target)
+            return {tap: Explanation(found, logits, target) for tap, found in zip(taps, maps, strict=True)}
 
     def from_output(
         self, output: Output, target: Target = None, *, create_graph: bool = True

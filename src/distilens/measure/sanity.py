@@ -31,7 +31,9 @@ def randomised(
     """
     made = copy.deepcopy(model)
     with torch.random.fork_rng([model.device] if model.device.type == "cuda" else [], device_type="cuda"):
-        torch.manual_seed(seed)
+        torch.manual_seed(
+            draws.generator("random network", seed).initial_seed()
+        )  # not what a model of this seed began with
         for path in modules_with_parameters(made) if modules is None else modules:
             reset(find(made.network, path) if path else made.network)
         norms = [module for module in made.network.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]

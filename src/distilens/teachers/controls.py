@@ -246,8 +246,7 @@ class RandomMapTeacher(Control):
             if variant is not None:  # whichever batch comes first, in whichever process
                 images = variant.split.pixels(np.arange(min(CALIBRATION, len(variant.split))))[0].to(images)
             assert isinstance(self.teacher, LiveTeacher)
-            seed = draws.generator("random network", self.seed).initial_seed()  # not what the teacher itself began with
-            self.network = LiveTeacher(randomised(self.teacher.model, calibrate=images, seed=seed))
+            self.network = LiveTeacher(randomised(self.teacher.model, calibrate=images, seed=self.seed))
         return self.network
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from functools import cached_property
-from typing import Any
+from functools import cache, cached_property
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from distilens.core import Answer, Batch, Model
 from distilens.data.source import digest
 from distilens.errors import UserError
 from distilens.explain import Explainer, build_explainer
+from distilens.explain.activation import ActivationMap
 from distilens.models import MODELS, architecture
 from distilens.prepare import Precision, prepare
 from distilens.specs import Spec
@@ -46,7 +47,11 @@ class LiveTeacher:
         if by["logits"] or by["features"]:
             logits, features = self.forward(batch.images, [need.what for need in by["features"]])
             logits = approximate(logits, by["logits"])
-        explained = {need.text: self.explained(batch, need) for need in by["maps"]}
+        explained = {
+            need.text: answer
+            for together in at_several_taps(tuple(by["maps"]))
+            for need, answer in zip(together, self.explained(batch, together), strict=True)
+        }
         return Answer(
             logits=logits,
             features=features,
@@ -103,20 +108,31 @@ class LiveTeacher:
             made = self.prepared[precision] = prepare(self.model, precision=precision, keep=self.kept)
         return made
 
-    def explained(self, batch: Batch, need: Need) -> tuple[Tensor, Tensor]:
-        """Maps of the images that the need asks for, and the classes that they explain."""
+    def explained(self, batch: Batch, needs: Sequence[Need]) -> list[tuple[Tensor, Tensor]]:
+        """Maps of the images that some needs ask for, which differ in the tap alone, and the classes that they explain."""
+        need = needs[0]
         rows = torch.from_numpy(need.rows(batch)).to(batch.images.device)
         if not len(rows):  # one image tells what maps look like
-            one = replace(need, draw=None, every=1)
-            maps, target = self.explained(batch.select(torch.zeros_like(batch.index[:1])), one)
-            return spread(batch, rows, maps[:0]), spread(batch, rows, target[:0])
+            ones = [replace(need, draw=None, every=1) for need in needs]
+            found = self.explained(batch.select(torch.zeros_like(batch.index[:1])), ones)
+            return [(spread(batch, rows, maps[:0]), spread(batch, rows, target[:0])) for maps, target in found]
         some = batch if len(rows) == len(batch) else batch.select(rows)
         images = some.canonical if need.of == "canonical" else some.images
         explainer, model = self.explainer(need.what)
         if need.classes == "all":
-            return spread(batch, rows, moved(some, need, explainer.classwise(model, images))), batch.labels
-        found = explainer(model, images, some.labels if need.target == "label" else None)
-        return spread(batch, rows, moved(some, need, found.maps)), spread(batch, rows, found.target)
+            return [(spread(batch, rows, moved(some, need, explainer.classwise(model, images))), batch.labels)]
+        target = some.labels if need.target == "label" else None
+        if len(needs) == 1:
+            explanations = [explainer(model, images, target)]
+        else:
+            taps = [cast(str, self.explainer(need.what)[0].tap) for need in needs]
+            model = self.form("float32", [self.model.path_of(tap) for tap in taps])
+            by_tap = cast(ActivationMap, explainer).at(list(dict.fromkeys(taps)), model, images, target)
+            explanations = [by_tap[tap] for tap in taps]
+        return [
+            (spread(batch, rows, moved(some, need, found.maps)), spread(batch, rows, found.target))
+            for need, found in zip(needs, explanations, strict=True)
+        ]
 
     def judged(self, batch: Batch, need: Need) -> Tensor:
         """A judge's scores, in float32 whatever the precision of the step."""
@@ -136,6 +152,18 @@ class LiveTeacher:
     def exact_for(self, explainer: Explainer | None) -> Model:
         """The model in float32, with the tap that an explainer reads."""
         return self.form("float32", [self.model.path_of(explainer.tap)] if explainer and explainer.tap else [])
+
+
+@cache
+def at_several_taps(needs: tuple[Need, ...]) -> list[list[Need]]:
+    """Needs for maps, those together that one forward answers: the same explainer at different taps."""
+    groups: dict[Any, list[Need]] = {}
+    for need in needs:
+        spec = Spec.parse(need.what)
+        one = need.classes == "one" and "tap" in spec.options and isinstance(build_explainer(need.what), ActivationMap)
+        key = replace(need, text="", what=str(spec.replaced(tap=None)), pool=None) if one else need
+        groups.setdefault(key, []).append(need)
+    return list(groups.values())
 
 
 def approximate(logits: Tensor, needs: Sequence[Need]) -> Tensor | None:
