@@ -176,7 +176,7 @@ STUDIES = {
     # paper 3: a layer of templates; without supervision (weight=0) it has the same parameters
     "layer": Study(
         {
-            "labels": Row((("ce",),)),
+            "ce": Row((("ce",),)),
             **{f"{k} templates": Row((("ce", f"kd_layer:templates={k}"),)) for k in (64, 256, 1024)},
             **{f"{k} templates, untaught": Row((("ce", f"kd_layer:templates={k},weight=0"),)) for k in (64, 256, 1024)},
             "256 templates, released": Row((("ce", "kd_layer:templates=256,release=true"),)),
@@ -210,7 +210,7 @@ STUDIES = {
         {name: ROWS[name] for name in ("labels", "kd", "kd standardised", "kd + gradcam", "kd + attention", BEST)},
         tuned="few",
         shots=200,
-        settings={**FEW, "epochs": 50},
+        settings={**FEW, "epochs": 30},
     ),
 }
 

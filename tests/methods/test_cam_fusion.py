@@ -11,7 +11,7 @@ from distilens.core import Answer, Batch, Model, Objective, accompany
 from distilens.data import load
 from distilens.errors import UserError
 from distilens.methods import build_methods
-from distilens.methods.cam_fusion import CamFusion, MapFusion
+from distilens.methods.cam_fusion import CamFusion, MapFusion, Nearby
 from distilens.models import build_model, load_model, save_model
 from distilens.parts import build_part
 from distilens.recipe import Training
@@ -89,6 +89,22 @@ def test_it_fuses_as_the_formula_says(fuse):
     }[fuse]()
     assert torch.allclose(found[at], expected, atol=1e-5)
     assert found.shape == feature.shape
+
+
+@pytest.mark.parametrize("identity", [True, False])
+def test_the_mixing_layer_moves_slowly_from_where_it_starts(identity):
+    """A plain layer there made the loss NaN under the optimizer of the recipes."""
+    layer, plain = Nearby(5, 3, identity), nn.Linear(5, 3)
+    start = torch.eye(3, 5) if identity else torch.zeros(3, 5)
+    assert torch.equal(layer.weight, start)
+    assert not layer.bias.any()
+    values, wanted = torch.randn(7, 5), torch.randn(7, 3)
+    plain.load_state_dict({"weight": start, "bias": torch.zeros(3)})
+    for each in (layer, plain):
+        (each(values) * wanted).sum().backward()
+        torch.optim.SGD(each.parameters(), lr=1.0).step()
+    assert torch.allclose(layer.weight - start, 0.01 * (plain.weight - start), atol=1e-6)
+    assert torch.allclose(layer.bias, 0.01 * plain.bias, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +238,7 @@ def test_all_of_the_part_and_the_first_layer_learn(fuse, deploy, progress):
     sum(made(given, teacher(given, made.needs)).values()).backward()
     assert all(parameter.grad is not None for parameter in made.student.parameters())
     assert made.student.network.conv1.weight.grad.any()
-    assert part.mix.weight.grad.any()
+    assert part.mix.change.grad.any()
     assert part.up.weight.grad.any() == (deploy != "null" or progress < 0.8)
     if deploy == "null":
         assert part.null.grad.any() == (progress > 0)

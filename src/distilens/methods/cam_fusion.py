@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional
 
 from distilens.core import Answer, Batch, Method, Model, Output
 from distilens.errors import UserError
@@ -129,7 +130,8 @@ class MapFusion(nn.Module):
     feature is averaged to its grid before; where the grid is no multiple of the map's, `U` is averaged to it, for cropping it
     would move what it says to another place.
 
-    The linear layer is no `nn.Conv2d`, whose norm the optimizer `muon` would hold: it starts at zero, or at the identity.
+    The linear layer is `Nearby`: a plain one, between the last normalisation and the classifier, diverges at learning rates that
+    the student itself takes well (with `muon` and `kd:weight=3` after a dozen epochs).
 
     Args:
         channels, grid: of the feature.
@@ -159,11 +161,9 @@ class MapFusion(nn.Module):
             self.null = nn.Parameter(torch.zeros(hidden))
         if deploy == "self":
             self.predicted = nn.Sequential(nn.Conv2d(channels, 1, 1), nn.Sigmoid())
-        self.mix = nn.Linear(channels + hidden if fuse == "concat" else hidden, channels * (1 + (fuse == "film")))
-        nn.init.zeros_(self.mix.bias)
-        nn.init.zeros_(self.mix.weight)
-        if fuse == "concat":
-            nn.init.eye_(self.mix.weight)
+        self.mix = Nearby(
+            channels + hidden if fuse == "concat" else hidden, channels * (1 + (fuse == "film")), fuse == "concat"
+        )
 
     def forward(self, feature: Float[Tensor, "b c h w"], inputs: Mapping[str, Tensor]) -> Float[Tensor, "b c h w"]:
         return self.fused(feature, self.guide(feature, inputs).to(feature.dtype)).to(feature.dtype)
@@ -222,6 +222,33 @@ class MapFusion(nn.Module):
         bias = torch.as_tensor(shift).flatten().expand(channels)
         part.conv.load_state_dict({"weight": weight.reshape(part.conv.weight.shape), "bias": bias})
         return part
+
+
+class Nearby(nn.Module):
+    """A linear layer over the last dimension that starts at the identity, or at zero, and moves slowly: `W = I + STEP · V`.
+
+    What is learnt is `V`, so that a step of the optimizer moves `W` by `STEP²` of what it would move a plain layer's.
+    """
+
+    STEP = 0.1
+
+    def __init__(self, inputs: int, outputs: int, identity: bool):
+        super().__init__()
+        self.identity = identity
+        self.change = nn.Parameter(torch.zeros(outputs, inputs))
+        self.shift = nn.Parameter(torch.zeros(outputs))
+
+    @property
+    def weight(self) -> Float[Tensor, "o i"]:
+        moved = self.STEP * self.change
+        return moved + torch.eye(*moved.shape, dtype=moved.dtype, device=moved.device) if self.identity else moved
+
+    @property
+    def bias(self) -> Float[Tensor, " o"]:
+        return self.STEP * self.shift
+
+    def forward(self, values: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
+        return functional.linear(values, self.weight, self.bias)
 
 
 class FoldedFusion(nn.Module):
