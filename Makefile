@@ -16,7 +16,7 @@ demo: setup
 	$(BIN)/distilens demo
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --dist worksteal
 
 slow: setup
 	$(BIN)/python -m pytest -m slow
