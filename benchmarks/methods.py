@@ -200,6 +200,17 @@ STUDIES = {
         shots=150,
         settings={**FEW, "epochs": 50},
     ),
+    # the settings of recipes/shapes-shortcut.toml, with the weights that CIFAR-10's validation chose
+    "shortcut, shorter": Study(
+        {
+            "ce": Row((("ce",),)),
+            **{name: ROWS[name] for name in ("kd", "kd + gradcam", "kd + attention", BEST)},
+            **controls(BEST, "class maps", ("maps permuted", "a random network's maps")),
+        },
+        tuned="few",
+        shots=150,
+        settings={**FEW, "epochs": 30},
+    ),
     # the settings of recipes/few-shot-class-maps.toml
     "longer": Study(
         {name: ROWS[name] for name in ("kd", BEST)} | controls(BEST, "class maps", ("maps permuted",)),

@@ -11,6 +11,7 @@ import pytest
 from distilens import cli
 from distilens.checkpoints import Interrupted
 from distilens.data import SOURCES
+from distilens.embeddings import EMBEDDINGS
 from distilens.errors import UserError
 from distilens.explain import EXPLAINERS
 from distilens.files import locked
@@ -107,6 +108,21 @@ def test_all_that_is_wrong_is_said_at_once(command):
         (["explain", "empty"], "is not a run: it has no recipe.toml"),
         (["measure", "no.toml"], "is not a run"),
         (["explain"], "MODEL_OR_RUN"),
+        (["compare"], "compare takes a run folder, or --models"),
+        (["compare", "empty"], "empty is not a run"),
+        (["compare", "empty", "--models", "a=resnet8"], "compare takes a run folder, or --models"),
+        (["compare", "empty", "--data", "digits"], "--data and --out go with --models"),
+        (["compare", "--models", "resnet8", "a=resnet8"], "--models takes name=model, such as"),
+        (["compare", "--models", "a=resnet8", "--data", "digits"], "two models or more are compared; given a"),
+        (["compare", "--models", "a=resnet8", "b=resnet8"], "there are no images to explain: name a data set (--data"),
+        (["compare", "--models", "a=resnet8", "b=resnet9", "--data", "digits"], "Did you mean 'resnet'"),
+        (["compare", "--models", "a=resnet8", "b=resnet8", "--data", "digits", "--set", "taps=[lst]"], "lst"),
+        (
+            ["compare", "--models", "a=resnet8", "b=resnet8", "--data", "digits", "--out", "no.toml"],
+            "may not be written",
+        ),
+        (["run", "recipe.toml", "--set", "compare.embeddings=onehot"], "Did you mean 'one_hot'"),
+        (["run", "recipe.toml", "--set", "compare.sample=5"], "Did you mean 'samples'"),
         (["explain", "resnet8"], "there are no images to explain: name a data set (--data"),
         (["explain", "resnet9", "--data", "digits"], "Did you mean 'resnet'"),
         (["explain", "runs/none"], "no run and no model at runs/none"),
@@ -218,6 +234,36 @@ def test_a_run_is_explained_as_its_recipe_says_or_in_several_ways(command, tmp_p
     assert "is not a whole safetensors file" in error
 
 
+FEW = ("--set", "samples=16", "reference=8", "images=2", "measured=4", "sets=1")
+
+
+def test_a_run_is_compared_and_its_page_shows_it(command, tmp_path):
+    assert command("run", "recipe.toml")[0] == 0
+    code, output, error = command("compare", "runs/tiny", *FEW)
+    assert code == 0, error
+    assert "RS: student − base" in output
+    assert output.rstrip().endswith("runs/tiny/report.html")
+    assert "What was distilled" in (tmp_path / "runs" / "tiny" / "report.html").read_text()
+    scores = (tmp_path / "runs" / "tiny" / "transfer.json").read_text()
+    code, _, error = command("compare", "runs/tiny", *FEW)
+    assert (code, "compare: there already" in error) == (0, True)
+    code, _, error = command("compare", "runs/tiny", *FEW, "features=flat")
+    assert (code, "compare: what it depends on has changed" in error) == (0, True)
+    assert (tmp_path / "runs" / "tiny" / "transfer.json").read_text() != scores
+
+
+def test_models_of_any_kind_are_compared_with_a_page_of_their_own(command, tmp_path):
+    named = ("one=python:cli_nets:tiny", "other=resnet8")
+    data = "shapes:train=64,test=40,val_fraction=0.3,size=16"
+    code, output, error = command("compare", "--models", *named, "--data", data, *FEW, "--out", "side/by")
+    assert code == 0, error
+    assert "RS, one without other" in output
+    assert "random weights" in output
+    assert output.rstrip().endswith("side/by/index.html")
+    assert "one · other" in (tmp_path / "side" / "by" / "index.html").read_text()
+    assert sorted(path.name for path in (tmp_path / "side" / "by" / "transfer").iterdir())
+
+
 def test_stopping_an_explanation_leaves_no_file(command, tmp_path, monkeypatch):
     def stopped(*arguments, **options):
         raise KeyboardInterrupt
@@ -264,6 +310,7 @@ def test_the_codes_that_it_ends_with(command, monkeypatch, raised, code, text):
         ("judges", JUDGES),
         ("follow", FOLLOW),
         ("controls", CONTROLS),
+        ("embeddings", EMBEDDINGS),
         ("recipes", [path.stem for path in shipped()]),
     ],
 )
@@ -276,7 +323,8 @@ def test_list_names_every_part_with_what_it_does(command, kind, names):
 
 
 @pytest.mark.parametrize(
-    "name", ["run", "demo", "record", "codebook", "train", "measure", "explain", "report", "validate", "list"]
+    "name",
+    ["run", "demo", "record", "codebook", "train", "measure", "explain", "compare", "report", "validate", "list"],
 )
 def test_every_command_has_a_help(command, name):
     code, output, error = command(name, "--help")

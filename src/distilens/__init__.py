@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submodules=["measure"],
     submod_attrs={
         "api": ["distill"],
+        "comparison": ["Comparison", "compare"],
         "core": ["Answer", "Batch", "Method", "Model", "Objective", "Output"],
         "data": ["Data", "from_arrays", "load"],
         "errors": ["UserError"],

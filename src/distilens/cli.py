@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -73,6 +74,28 @@ Share = Annotated[
 Verify = Annotated[
     int,
     arg(metavar="N", help="Make N recorded answers of each kind again and compare.", help_behavior_hint=""),
+]
+CompareSettings = Annotated[
+    UseAppendAction[tuple[tuple[str, ...], ...]],
+    arg(
+        name="set",
+        metavar="KEY=VALUE ...",
+        help="Change how, as a recipe's [compare] says it, for example samples=500 or taps=[layer1,last].",
+        help_behavior_hint="(default: the recipe's)",
+    ),
+]
+NamedModels = Annotated[
+    UseAppendAction[tuple[tuple[str, ...], ...]],
+    arg(
+        metavar="NAME=MODEL ...",
+        help="Models that are not one run's; those called teacher, base and student have what they do not share named.",
+        help_behavior_hint="(default: the run's)",
+    ),
+]
+RunOrNone = Annotated[Positional[Path | None], arg(metavar="RUN", help="A run folder.", help_behavior_hint="")]
+PageOut = Annotated[
+    Path | None,
+    arg(metavar="PATH", help="The folder to write.", help_behavior_hint="(default: the run's, or compare)"),
 ]
 RunFolder = Annotated[Positional[Path], arg(metavar="RUN", help="A run folder.")]
 
@@ -248,6 +271,76 @@ def explain_run(folder: Path) -> None:
         explain_stage(found)
 
 
+@app.command(name="compare")
+def compare_(
+    run: RunOrNone = None,
+    /,
+    models: NamedModels = (),
+    data: DataName = None,
+    set_: CompareSettings = (),
+    out: PageOut = None,
+) -> None:
+    """Compare what models know: a run's teacher, base and student, or any others by name.
+
+    How much of one's features is in another's (FSS), how much of the task is in them (RS), what distillation brought, lost and
+    left, and where in the images that is. Becomes a section of the run's page, or a page of its own.
+    """
+    named = [part for group in models for part in group]
+    changes = [part for group in set_ for part in group]
+    if (run is None) == (not named):
+        raise UserError("compare takes a run folder, or --models NAME=MODEL NAME=MODEL ... and --data")
+    if named:
+        compare_models(named, data, changes, out or Path("compare"))
+        return
+    assert run is not None
+    if data or out:
+        raise UserError("a run is compared on its own data and in its own folder: --data and --out go with --models")
+    from distilens.run import at_work, load_run
+    from distilens.stages import compare_stage, report_stage
+
+    found = load_run(run, console=Console(stderr=True))
+    how = changed_compare(found.recipe.compare, changes)
+    with at_work(found):
+        compare_stage(found, how)
+        page = report_stage(found)
+    show_comparison(run)
+    print(f"\n{page}")
+
+
+def changed_compare(part, changes: list[str]):
+    """A recipe's settings with some changed; None where nothing is."""
+    from distilens.comparison import compare_part, settings_of
+
+    return compare_part({**(part.model_dump() if part else {}), **settings_of(changes)}) if changes else None
+
+
+def compare_models(named: list[str], data: str | None, changes: list[str], out: Path) -> None:
+    """Models by name, with a page of their own."""
+    from distilens.comparison import compare, models_named, settings_of
+    from distilens.files import locked
+    from distilens.gallery import check_writable
+
+    models, how = models_named(named), settings_of(changes)
+    check_writable(out)
+    made = compare(models, data, how, console=Console(stderr=True))
+    with locked(out):
+        page = made.save(out)
+    show_comparison(out)
+    print(f"\n{page}")
+
+
+def show_comparison(folder: Path) -> None:
+    """The table and the findings of what was compared."""
+    from distilens.files import read_json
+    from distilens.report import transfer_section
+
+    scores = read_json(folder / "transfer.json")
+    console = Console()
+    console.print(as_table(*transfer_section.table(scores)))
+    for line in (*scores["remarks"], *transfer_section.findings(scores)):
+        console.print(line, highlight=False, markup=False)
+
+
 @app.command
 def report(run: RunFolder, /) -> None:
     """Write a run's page from what is there."""
@@ -255,7 +348,10 @@ def report(run: RunFolder, /) -> None:
 
     if not run.is_dir():
         raise UserError(f"no run at {run}: there is no such folder")
-    if not any((run / name).exists() for name in ("recipe.toml", "about.json", "metrics.jsonl", "scores.json", "maps")):
+    if not any(
+        (run / name).exists()
+        for name in ("recipe.toml", "about.json", "metrics.jsonl", "scores.json", "maps", "transfer.json")
+    ):
         raise UserError(f"{run} is not a run: nothing that a run writes is there")
     print(write_report(run))
 
@@ -274,7 +370,10 @@ def validate(recipe: RecipeName, /, set_: Changes = (), time: bool = True) -> No
 
 @app.command(name="list")
 def list_(
-    kind: Positional[Literal["methods", "models", "data", "explainers", "judges", "follow", "controls", "recipes"]], /
+    kind: Positional[
+        Literal["methods", "models", "data", "explainers", "judges", "follow", "controls", "embeddings", "recipes"]
+    ],
+    /,
 ) -> None:
     """List what there is of a kind, a line each, with options and source."""
     console = Console()
@@ -287,6 +386,7 @@ def list_(
         console.print(as_table(("recipe", "what it does"), rows))
         return
     from distilens.data import SOURCES
+    from distilens.embeddings import EMBEDDINGS
     from distilens.explain import EXPLAINERS
     from distilens.methods import METHODS
     from distilens.models import MODELS
@@ -294,7 +394,7 @@ def list_(
     from distilens.teachers.judges import JUDGES
 
     kinds = {"methods": METHODS, "models": MODELS, "data": SOURCES, "explainers": EXPLAINERS}
-    registry = {**kinds, "judges": JUDGES, "follow": FOLLOW, "controls": CONTROLS}[kind]
+    registry = {**kinds, "judges": JUDGES, "follow": FOLLOW, "controls": CONTROLS, "embeddings": EMBEDDINGS}[kind]
     console.print(as_table((registry.kind, "options", "what it does", "source"), registry.table()))
 
 
@@ -304,7 +404,7 @@ def read(name: str, changes: tuple[tuple[str, ...], ...]):
     return read_recipe(name, [change for group in changes for change in group])
 
 
-def as_table(header: tuple[str, ...], rows: list) -> Table:
+def as_table(header: Sequence[str], rows: list) -> Table:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")

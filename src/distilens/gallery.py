@@ -31,6 +31,7 @@ from distilens.explain.maps import overlay
 from distilens.explain.parts import Part, named, with_references
 from distilens.files import read_json, write_arrays, write_atomically, write_json, write_text
 from distilens.prepare import prepare
+from distilens.progress import Work
 from distilens.report import gallery_page
 from distilens.report.gallery_page import cell, detailed, short
 from distilens.report.table import percent
@@ -41,7 +42,6 @@ from distilens.scoring import (
     STEPS,
     Measure,
     Scores,
-    Work,
     answered,
     finding,
     means_of,
@@ -321,7 +321,7 @@ def gallery(
     checked(shown, chosen.images[:1].to(shown.device))
     logits, forward = answered(shown, chosen.images)
     aims = targets(target, chosen, logits, built)
-    with Work(console) as work:
+    with Work(console, "explain") as work:
         costs = {}
         for label, seconds in tried(shown, chosen.images, aims, parts, work.say).items():
             tests = SANITY if sanity and not parts[label].floor else 0

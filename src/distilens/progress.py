@@ -1,9 +1,10 @@
-"""What is seen of a training: a bar with the loss terms, the speed and an estimate, and the rows of `metrics.jsonl`."""
+"""What is seen of long work: a bar with an estimate; of a training the loss terms too, and the rows of `metrics.jsonl`."""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +13,15 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from torch import Tensor
 
 from distilens.core import Batch
@@ -197,3 +206,64 @@ def board(folder: Path) -> Any:
     except ImportError:
         raise UserError("tensorboard=true needs tensorboard: pip install tensorboard") from None
     return SummaryWriter(folder)
+
+
+class Work:
+    """A bar over all of some work, with the time that is left; where there is no terminal, a line for each part of it.
+
+    Args:
+        console: where it goes; None is silent.
+        name: what the work is called in a log.
+    """
+
+    def __init__(self, console: Console | None, name: str):
+        self.console, self.name = console, name
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+        )
+        self.bar = Progress(*columns, console=console, disable=console is None or not console.is_terminal)
+        self.task = self.bar.add_task(name, total=None)
+        self.total = self.done = self.start = 0.0
+
+    def __enter__(self) -> Work:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def say(self, text: str) -> None:
+        """What is done now."""
+        self.bar.update(self.task, description=text)
+
+    def begin(self, label: str) -> None:
+        """Say in a log which part is begun."""
+        if self.console is not None and not self.console.is_terminal:
+            self.console.print(f"{self.name}: {label}{self.left()}", highlight=False, markup=False)
+
+    def plan(self, seconds: Mapping[str, float]) -> None:
+        """What there is to be done, by an estimate."""
+        self.total, self.start = sum(seconds.values()), time.perf_counter()
+        self.bar.update(self.task, total=self.total)
+
+    def heard(self, text: str, seconds: float) -> Callable[[int], object]:
+        """Say what is begun; the function returned hears of so many images, each of which was estimated at `seconds`."""
+        self.say(text)
+
+        def done(images: int) -> None:
+            self.done += seconds * images
+            self.bar.update(self.task, completed=self.done)
+
+        return done
+
+    def left(self) -> str:
+        """An estimate of the time to the end, for logs without a bar."""
+        if not self.total:
+            return ""
+        pace = (time.perf_counter() - self.start) / self.done if self.done else 1.0
+        return f"  {timedelta(seconds=max(0, round(pace * (self.total - self.done))))} left"

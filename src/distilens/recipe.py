@@ -126,6 +126,30 @@ class ExplainPart(Section):
     measured: Count = 200
 
 
+class ComparePart(Section):
+    """How models are compared: `[compare]`, where a run compares its models by itself.
+
+    `taps` are the levels (by default the last grids that all models have, and the logits): `samples` test images, as many of
+    each class, are scored there by their `features`, `pooled` over places or `flat`; of images as they are, or `explained`.
+    `embeddings` say what the task is. `full` removes the other model from the task too; `biased` scores as the paper's code
+    does; `permutations` count p-values instead of assuming a distribution. Maps of `images` are shown and those of `measured` are
+    put to the test, each explained against `reference` images, and against `sets` other such sets.
+    """
+
+    taps: Parts = ()
+    samples: Annotated[int, Field(ge=4)] = 2000
+    features: Literal["pooled", "flat"] = "pooled"
+    explained: bool = False
+    embeddings: Part = "one_hot"
+    full: bool = False
+    biased: bool = False
+    permutations: Annotated[int, Field(ge=0)] = 0
+    reference: Annotated[int, Field(ge=4)] = 128
+    sets: Annotated[int, Field(ge=1)] = 3
+    images: Count = 24
+    measured: Count = 100
+
+
 class Recipe(Section):
     """All about a run."""
 
@@ -138,6 +162,7 @@ class Recipe(Section):
     base: BasePart = BasePart()
     train: Training = Training()
     explain: ExplainPart = ExplainPart()
+    compare: ComparePart | None = None
 
     @property
     def teacher_training(self) -> Training:
@@ -165,6 +190,7 @@ def registries() -> dict[str, Registry]:
     """Which kind of part stands under which key of a recipe."""
     from distilens.data import SOURCES
     from distilens.data.augment import AUGMENTS
+    from distilens.embeddings import EMBEDDINGS
     from distilens.explain import EXPLAINERS
     from distilens.methods import METHODS
     from distilens.models import MODELS
@@ -183,6 +209,7 @@ def registries() -> dict[str, Registry]:
         "augment": AUGMENTS,
         "explainers": EXPLAINERS,
         "answers": ANSWERS,
+        "embeddings": EMBEDDINGS,
     }
 
 

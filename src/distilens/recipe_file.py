@@ -12,7 +12,17 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from distilens.errors import UserError, nearest
-from distilens.recipe import BasePart, ExplainPart, Recipe, Section, StudentPart, Training, as_list, registries
+from distilens.recipe import (
+    BasePart,
+    ComparePart,
+    ExplainPart,
+    Recipe,
+    Section,
+    StudentPart,
+    Training,
+    as_list,
+    registries,
+)
 from distilens.specs import Registry, Spec
 
 STORED_VARIANTS = 16
@@ -199,6 +209,7 @@ def defaults() -> dict[str, Any]:
         "student": {"methods": StudentPart(model="").model_dump()["methods"]},
         "base": BasePart().model_dump(),
         "explain": ExplainPart().model_dump(),
+        "compare": ComparePart().model_dump(),
     }
 
 

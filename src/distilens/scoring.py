@@ -5,13 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
 from distilens.core import Model
@@ -86,62 +83,6 @@ MEASURES = (
     Measure("seconds", "seconds an image", "lower", "on this machine"),
     Measure("forwards", "cost in forwards", "lower", "the same time, in plain forwards of the model"),
 )
-
-
-class Work:
-    """A bar over all the work, with the time that is left; where there is no terminal, a line for each part of it."""
-
-    def __init__(self, console: Console | None):
-        self.console = console
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=True),
-        )
-        self.bar = Progress(*columns, console=console, disable=console is None or not console.is_terminal)
-        self.task = self.bar.add_task("first image", total=None)
-        self.total = self.done = self.start = 0.0
-
-    def __enter__(self) -> Work:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.stop()
-
-    def say(self, text: str) -> None:
-        """What is done now."""
-        self.bar.update(self.task, description=text)
-
-    def begin(self, label: str) -> None:
-        """Say in a log which explainer is begun."""
-        if self.console is not None and not self.console.is_terminal:
-            self.console.print(f"explain: {label}{self.left()}", highlight=False, markup=False)
-
-    def plan(self, seconds: Mapping[str, float]) -> None:
-        """What there is to be done, by an estimate."""
-        self.total, self.start = sum(seconds.values()), time.perf_counter()
-        self.bar.update(self.task, total=self.total)
-
-    def heard(self, text: str, seconds: float) -> Callable[[int], object]:
-        """Say what is begun; the function returned hears of so many images, each of which was estimated at `seconds`."""
-        self.say(text)
-
-        def done(images: int) -> None:
-            self.done += seconds * images
-            self.bar.update(self.task, completed=self.done)
-
-        return done
-
-    def left(self) -> str:
-        """An estimate of the time to the end, for logs without a bar."""
-        if not self.total:
-            return ""
-        pace = (time.perf_counter() - self.start) / self.done if self.done else 1.0
-        return f"  {timedelta(seconds=round(pace * (self.total - self.done)))} left"
 
 
 def answered(model: Model, images: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b classes"], float]:

@@ -1,4 +1,4 @@
-"""What a run goes through: train (teacher, base, student) → measure → explain → report.
+"""What a run goes through: train (teacher, base, student) → measure → explain → compare → report.
 
 Each stage reads and writes files of the run folder alone.
 """
@@ -8,13 +8,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from distilens.about import about_run
+from distilens.comparison import compare
 from distilens.data.batches import Batches
 from distilens.explain import build_explainer, labels
 from distilens.explain.side_by_side import choose, explained
 from distilens.files import key_of, write_arrays, write_json
+from distilens.kept import KeptModels
 from distilens.measure import predict
 from distilens.measure.scores import EVALUATION_BATCH, score_models
-from distilens.recipe import with_options
+from distilens.recipe import ComparePart, with_options
 from distilens.report import write_report
 from distilens.roles import train_stage
 from distilens.run import ROLES, Run, at_work, stage
@@ -28,6 +30,8 @@ def run_all(run: Run) -> None:
         if processes().is_main_process:
             measure_stage(run)
             explain_stage(run)
+            if run.recipe.compare is not None:
+                compare_stage(run)
             report_stage(run)
         processes().wait_for_everyone()
 
@@ -72,6 +76,23 @@ def explain_stage(run: Run) -> None:
             write_arrays(path, explained(models, batch, shown, build_explainer(part, run.data)))
         for path in set((run.folder / "maps").glob("*.npz")) - set(files.values()):
             path.unlink()  # of an explainer that is no longer wanted
+
+
+def compare_stage(run: Run, how: ComparePart | None = None) -> None:
+    """Compare the run's models: what was distilled, in numbers and in maps. By default as the recipe says."""
+    part = how or run.recipe.compare or ComparePart()
+    weights = [run.weights_key(role) for role in ROLES]
+    kept = {role: KeptModels(run, role) for role in ("base", "student")}
+    key = key_of(
+        "compare",
+        weights,
+        run.data.fingerprint,
+        with_options(part.model_dump()),
+        {role: each.epochs for role, each in kept.items()},
+    )
+    with stage(run, "compare", key, run.folder / "transfer.json") as due:
+        if due:
+            compare(run.models(), run.data, part, grown=kept, console=run.console).save(run.folder, page=False)
 
 
 def report_stage(run: Run) -> Path:

@@ -9,16 +9,14 @@ from torch.nn.functional import one_hot
 
 from distilens.errors import UserError
 from distilens.measure import distance_correlation as module
+from distilens.measure.dependence import dependence
 from distilens.measure.distance_correlation import (
     Distances,
     between,
-    dependence,
     distance_correlation,
-    left_out,
     partial,
     remove,
     semi_partial,
-    statistic,
 )
 
 
@@ -196,96 +194,6 @@ def test_the_gradient_is_finite_at_equal_points(width):
     assert not constant.grad.any()
 
 
-@pytest.mark.parametrize("full", [False, True])
-@pytest.mark.parametrize("parts", [2, 3])
-def test_leaving_one_out_is_leaving_one_out(full, parts):
-    each = three(12)[:parts]
-    found = left_out([Distances(part) for part in each], full)
-    for gone in range(12):
-        kept = torch.arange(12) != gone
-        again = statistic([Distances(part[kept]) for part in each], full)
-        assert float(found[gone]) == pytest.approx(float(again), abs=1e-10)
-
-
-def draws(count: int, n: int, make) -> list:
-    return [dependence(*make(n, seed)) for seed in range(count)]
-
-
-def independent(n, seed):
-    return normal(n, 128, seed=2 * seed), normal(n, 96, seed=2 * seed + 1)
-
-
-def features_and_labels(n, seed):
-    return normal(n, 128, seed=seed), one_hot(torch.arange(n) % 10).double()
-
-
-def dependent(n, seed):
-    hidden = normal(n, 16, seed=3 * seed)
-    return torch.cat([hidden, normal(n, 64, seed=3 * seed + 1)], 1), torch.cat(
-        [hidden, normal(n, 32, seed=3 * seed + 2)], 1
-    )
-
-
-@pytest.mark.parametrize("make", [independent, features_and_labels])
-def test_independent_features_have_mean_0_and_the_p_value_is_one(make):
-    found = draws(500, 24, make)
-    values, small = np.array([one.value for one in found]), np.mean([one.p < 0.05 for one in found])
-    assert abs(values.mean()) < 3.3 * values.std() / 500**0.5
-    assert 0.02 < small < 0.085  # the binomial 99.9 % range of 500 at 5 %
-    assert np.std([one.z for one in found]) == pytest.approx(1, abs=0.12)
-    assert np.mean([one.low <= 0 <= one.high for one in found]) > 0.95
-
-
-def test_the_interval_covers_what_many_samples_say():
-    truth = np.mean([float(distance_correlation(*dependent(600, seed))) for seed in range(1000, 1006)])
-    found = draws(200, 64, dependent)
-    assert 0.91 < np.mean([one.low <= truth <= one.high for one in found]) <= 1
-    assert all(one.p < 0.01 for one in found)
-
-
-def test_a_bootstrap_would_read_dependence_where_there_is_none():
-    """Why intervals are not bootstrapped: samples that are drawn twice are at distance 0 of each other in both."""
-    x, y = independent(64, 0)
-    drawn = torch.randint(0, 64, (64,), generator=torch.Generator().manual_seed(0))
-    again = float(distance_correlation(x[drawn], y[drawn]))
-    found = dependence(x, y)
-    assert again > 0.5
-    assert found.high < 0.2
-
-
-def test_the_biased_statistic_of_few_samples_says_nothing():
-    x, y = normal(5, 2048), normal(5, 2048, seed=1)
-    assert float(distance_correlation(x, y, biased=True)) > 0.99
-    assert abs(np.mean([one.value for one in draws(200, 8, independent)])) < 0.06
-
-
-def test_permutations_agree_with_the_t_test():
-    x, y = independent(40, 3)
-    assert dependence(x, y, permutations=999).p == pytest.approx(dependence(x, y).p, abs=0.06)
-    a, b, c = three(40)
-    for full in (False, True):
-        assert dependence(a, b, c, full=full, permutations=199).p == pytest.approx(1 / 200)
-    assert dependence(x, y, permutations=50, seed=1) == dependence(x, y, permutations=50, seed=1)
-    assert dependence(x, y, permutations=50, seed=1).p != dependence(x, y, permutations=50, seed=2).p
-
-
-def test_permutations_are_of_some_of_the_samples(monkeypatch):
-    monkeypatch.setattr(module, "PERMUTED", 16)
-    x, y = dependent(60, 0)
-    few, all_of_them = dependence(x[:16], y[:16], permutations=99), dependence(x, y, permutations=99)
-    assert few.p == all_of_them.p
-    assert all_of_them.value == pytest.approx(float(distance_correlation(x, y)))
-
-
-def test_few_samples_are_noted_and_fewer_refused():
-    assert "8 samples: at independence the deviation is 0.22" in dependence(normal(8, 3), normal(8, 3, seed=1)).notes[0]
-    assert not dependence(normal(64, 3), normal(64, 3, seed=1)).notes
-    four = dependence(normal(4, 3), normal(4, 3, seed=1))
-    assert math.isnan(four.low)
-    with pytest.raises(UserError, match="at least 4 samples; given 3"):
-        distance_correlation(normal(3, 3), normal(3, 3))
-
-
 def test_bad_features_are_said():
     broken = normal(6, 3)
     broken[[1, 4], 2] = torch.nan
@@ -293,6 +201,28 @@ def test_bad_features_are_said():
         Distances(broken)
     with pytest.raises(UserError, match="given 6, 5 of them"):
         distance_correlation(normal(6, 3), normal(5, 3))
+    with pytest.raises(UserError, match="6 rows of features, and an index of 5 samples"):
+        Distances(normal(6, 3), torch.arange(5))
+
+
+def test_other_samples_or_another_order_are_not_compared():
+    x, y = Distances(normal(6, 3), torch.arange(6)), Distances(normal(6, 3, seed=1), torch.tensor([0, 1, 3, 2, 4, 5]))
+    with pytest.raises(UserError, match="in the same order; at place 2 one has sample 2 and another 3"):
+        distance_correlation(x, y)
+    assert distance_correlation(x, Distances(normal(6, 3, seed=1), torch.arange(6))).isfinite()
+    assert distance_correlation(x, normal(6, 3, seed=1)).isfinite()
+
+
+def test_centred_distances_are_kept_but_never_without_their_gradient():
+    x, y = normal(8, 3).requires_grad_(), normal(8, 3, seed=1)
+    ready = Distances(x)
+    with torch.no_grad():
+        distance_correlation(ready, y)
+    assert torch.autograd.grad(distance_correlation(ready, y), x)[0].any()
+    kept = Distances(y)
+    assert kept.centred() is kept.centred()
+    assert kept.centred() is not kept.centred(biased=True)
+    assert torch.equal(kept.of_first(5).matrix, Distances(y[:5]).matrix)
 
 
 def test_what_is_given_is_a_tensor_of_any_kind_or_its_distances():

@@ -1,21 +1,15 @@
 """What was passed on: scores of likeness and of relevance, and the features that they are of."""
 
-import dataclasses
-import json
 import math
 
-import numpy as np
 import pytest
 import torch
-from torch.nn.functional import one_hot
+from torch.nn.functional import normalize, one_hot
 
-from distilens.core import Batch
-from distilens.data import load
-from distilens.data.batches import Batches
 from distilens.errors import UserError
-from distilens.measure.distance_correlation import Distances, dependence, distance_correlation
-from distilens.measure.transfer import balanced, cka, compare_models, features_at, fss, rs
-from distilens.models import build_model
+from distilens.measure.dependence import dependence
+from distilens.measure.distance_correlation import Distances, distance_correlation
+from distilens.measure.transfer import cka, fss, rs
 
 LABELS = torch.arange(40) % 4
 
@@ -56,7 +50,8 @@ def test_relevance_given_another_model_is_of_what_that_one_does_not_know():
 def test_the_biased_statistic_is_the_released_code_and_says_so():
     x, y = normal(5, 500), normal(5, 500, seed=1)
     found = fss(x, y, biased=True)
-    assert found.value == float(distance_correlation(x, y, biased=True)) > 0.99
+    assert found.value == float(distance_correlation(normalize(x), normalize(y), biased=True)) > 0.99
+    assert fss(Distances(x), Distances(y), biased=True).value == float(distance_correlation(x, y, biased=True))
     assert math.isnan(found.p)
     assert "biased" in found.notes[0]
     assert rs(x, LABELS[:5], biased=True).value > 0.5
@@ -86,123 +81,3 @@ def test_cka_is_its_definition_and_invariant():
     assert cka(wide, 3 * wide @ turn + 5) == pytest.approx(1)
     assert abs(cka(wide, normal(40, 500, seed=2))) < 0.2
     assert cka(torch.ones(40, 3), wide) == 0
-
-
-def test_features_are_those_at_the_taps():
-    torch.manual_seed(0)
-    model = build_model("resnet8", tuple("abcd"), (32, 32)).train()
-    pixels = torch.rand(6, 3, 32, 32)
-    batches = [Batch(part, torch.arange(len(part)), torch.arange(len(part))) for part in pixels.split(4)]
-    found = features_at(model, iter(batches), ["layer1", "last", "logits"])
-    model.eval()
-    model.tap("layer1"), model.tap("last")
-    with torch.no_grad():
-        output = model(pixels)
-    assert torch.allclose(found["logits"], output.logits, atol=1e-5)
-    assert torch.allclose(found["layer1"], output.features["layer1"].mean((2, 3)), atol=1e-5)
-    assert torch.allclose(found["last"], output.features["last"].mean((2, 3)), atol=1e-5)
-    flat = features_at(model, iter(batches), ["layer1"], "flat")["layer1"]
-    assert torch.allclose(flat, output.features["layer1"].flatten(1), atol=1e-5)
-    assert Distances(flat).n == 6
-
-
-@pytest.fixture(scope="module")
-def world():
-    """Three models and a split of generated shapes."""
-    data = load("shapes:shots=12")
-    networks = {}
-    for seed, (name, kind) in enumerate((("teacher", "resnet14"), ("base", "resnet8"), ("student", "resnet8"))):
-        torch.manual_seed(seed)
-        networks[name] = build_model(kind, data.classes, data.size).eval()
-    return data, networks
-
-
-def taps_of(networks, *taps: str) -> dict:
-    return {name: list(taps) for name in networks}
-
-
-def test_models_are_compared_at_each_level(world):
-    data, networks = world
-    found = compare_models(networks, data.train, taps_of(networks, "last-1", "last", "logits"), samples=80)
-    assert json.loads(json.dumps(found)) == found
-    assert found["n"] == 80
-    assert [level["taps"]["teacher"] for level in found["levels"]] == ["last-1", "last", "logits"]
-    for level in found["levels"]:
-        assert [(each["of"], each["to"]) for each in level["fss"]] == [
-            ("teacher", "base"),
-            ("teacher", "student"),
-            ("base", "student"),
-        ]
-        assert [each["of"] for each in level["rs"]] == ["teacher", "base", "student"]
-        called = {each["called"]: (each["of"], each["given"]) for each in level["given"] if each["called"]}
-        assert called == {
-            "distilled": ("student", "base"),
-            "residual": ("base", "student"),
-            "missed": ("teacher", "student"),
-        }
-        for each in [*level["fss"], *level["rs"], *level["given"]]:
-            assert -1 <= each["low"] <= each["value"] <= each["high"] <= 1
-            assert each["n"] == 80
-        assert all(0 < each["cka"] <= 1 for each in level["fss"])
-
-
-def test_what_is_compared_is_what_the_functions_say(world):
-    data, networks = world
-    two = {name: networks[name] for name in ("base", "student")}
-    (level,) = compare_models(two, data.train, taps_of(two, "layer2"), samples=40, full=True, permutations=20)["levels"]
-    some = dataclasses.replace(data.train, index=data.train.index[balanced(data.train.labels, 40)])
-    rows = {name: features_at(model, iter(Batches(some, 500)), ["layer2"])["layer2"] for name, model in two.items()}
-    labels = torch.from_numpy(some.labels)
-    likeness = fss(rows["base"], rows["student"], permutations=20)
-    assert level["fss"][0]["value"] == likeness.value
-    assert level["fss"][0]["p"] == likeness.p
-    assert level["fss"][0]["cka"] == cka(rows["base"], rows["student"])
-    distilled = next(each for each in level["given"] if each["called"] == "distilled")
-    assert distilled["value"] == rs(rows["student"], labels, rows["base"], full=True).value
-
-
-def test_the_same_model_twice_has_nothing_left(world):
-    data, networks = world
-    twice = {"student": networks["student"], "base": networks["student"]}
-    (level,) = compare_models(twice, data.train, taps_of(twice, "last"), samples=40)["levels"]
-    assert level["fss"][0]["value"] == pytest.approx(1)
-    assert [each["value"] for each in level["given"]] == [0, 0]
-
-
-def test_the_task_can_be_said_by_embeddings(world):
-    data, networks = world
-    two = {name: networks[name] for name in ("base", "student")}
-    plain = compare_models(two, data.train, taps_of(two, "last"), samples=40)
-    same = compare_models(two, data.train, taps_of(two, "last"), samples=40, embeddings=7 * torch.eye(8) + 1)
-    other = compare_models(two, data.train, taps_of(two, "last"), samples=40, embeddings=torch.arange(8.0)[:, None])
-    values = [found["levels"][0]["rs"][0]["value"] for found in (plain, same, other)]
-    assert values[1] == pytest.approx(values[0])
-    assert values[2] != pytest.approx(values[0], abs=1e-3)
-    assert (plain["task"], same["task"]) == ("one-hot", "embeddings")
-
-
-def test_what_cannot_be_compared_is_said(world):
-    data, networks = world
-    taps = taps_of(networks, "last")
-    with pytest.raises(UserError, match="two models or more are compared; given student"):
-        compare_models({"student": networks["student"]}, data.train, taps)
-    with pytest.raises(UserError, match="each has as many; given teacher: last; base: last, logits"):
-        compare_models(networks, data.train, taps | {"base": ["last", "logits"]})
-    with pytest.raises(UserError, match="embeddings of 3 classes, and the data have 8"):
-        compare_models(networks, data.train, taps, embeddings=torch.eye(3))
-    with pytest.raises(UserError, match="8 images of 8 classes: take 16 or more"):
-        compare_models(networks, data.train, taps, samples=8)
-
-
-def test_positions_are_balanced_and_drawn_once():
-    labels = np.array([0] * 50 + [1] * 7 + [2] * 30 + [-1] * 20)
-    found = balanced(labels, 60)
-    assert np.bincount(labels[found]).tolist() == [7, 7, 7]
-    assert (np.diff(found) > 0).all()
-    assert np.array_equal(found, balanced(labels, 60))
-    assert not np.array_equal(found, balanced(labels, 60, seed=1))
-    assert np.bincount(labels[balanced(labels, 12)]).tolist() == [4, 4, 4]
-    with pytest.raises(UserError, match="the images have 1 class:"):
-        balanced(np.zeros(9, int), 6)
-    with pytest.raises(UserError, match="the images have 0 classes:"):
-        balanced(np.full(9, -1), 6)

@@ -10,24 +10,17 @@ Everything is computed in float64, on the device of what is given, from `n × n`
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
-import numpy as np
 import torch
-from jaxtyping import Float
-from scipy import stats
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from distilens.errors import UserError
 
 FEWEST = 4
 """With fewer samples the unbiased statistic is not defined."""
-
-ENOUGH = 64
-"""With fewer samples a single value says little: the deviation at independence is `sqrt(2 / (n (n − 3)))`, 0.2 at n = 8."""
 
 NARROW = 64
 """Up to so many columns the differences themselves are squared and summed, row by row."""
@@ -37,9 +30,6 @@ CLOSE = 1e-4
 
 ROUNDING = 1e-13
 """A centred matrix whose values are all below this share of the largest distance is none: nothing varies."""
-
-PERMUTED = 512
-"""Samples that a permutation test uses at most."""
 
 AT_ONCE = 1 << 27
 """Bytes of columns or pairs that are worked on at once."""
@@ -104,12 +94,13 @@ class Distances:
 
     Args:
         features: `[n ...]`, one row a sample; further dimensions are flattened.
+        index: which samples these are; representations of other samples, or in another order, are then not compared.
 
     Raises:
-        UserError: fewer than 4 samples, or NaN.
+        UserError: fewer than 4 samples, NaN, other numbers of features and of samples.
     """
 
-    def __init__(self, features: Tensor):
+    def __init__(self, features: Tensor, index: Int[Tensor, " n"] | None = None):
         if len(features) < FEWEST:
             raise UserError(f"distance correlation needs at least {FEWEST} samples; given {len(features)}")
         rows = features.flatten(1) if features.ndim > 1 else features[:, None]
@@ -118,12 +109,31 @@ class Distances:
         if not rows.detach().sum().isfinite() and not rows.detach().isfinite().all():
             broken = (~rows.detach().isfinite().all(1)).nonzero().flatten().tolist()
             raise UserError(f"the features of samples {', '.join(map(str, broken[:8]))} are NaN or infinite")
+        if index is not None and len(index) != len(rows):
+            raise UserError(f"{len(rows)} rows of features, and an index of {len(index)} samples")
         self.matrix = cast(Tensor, _Distances.apply(rows))
-        self.n = len(rows)
+        self.n, self.index = len(rows), index
+        self.made: dict[str, Tensor] = {}
 
     def centred(self, *, biased: bool = False) -> Float[Tensor, "n n"]:
         """The matrix without what a sample has in common with all others: see `u_centred`, and with `biased`, `centred_twice`."""
-        return (centred_twice if biased else u_centred)(self.matrix)
+        make = centred_twice if biased else u_centred
+        return self.once(make.__name__, make)
+
+    def once(self, name: str, make: Callable[[Tensor], Tensor]) -> Tensor:
+        """What is made of the matrix: made once, unless a gradient goes through it."""
+        if self.matrix.requires_grad:
+            return make(self.matrix)
+        if name not in self.made:
+            self.made[name] = make(self.matrix)
+        return self.made[name]
+
+    def of_first(self, count: int) -> Distances:
+        """The distances between the first samples alone."""
+        some = object.__new__(Distances)
+        some.matrix, some.n, some.made = self.matrix[:count, :count], min(count, self.n), {}
+        some.index = None if self.index is None else self.index[:count]
+        return some
 
 
 def u_centred(a: Float[Tensor, "*b n n"]) -> Float[Tensor, "*b n n"]:
@@ -158,11 +168,20 @@ def same_samples(*each: Representation) -> list[Distances]:
     """Distances of each.
 
     Raises:
-        UserError: they have different numbers of samples.
+        UserError: they have different numbers of samples, or other samples, where it is known which.
     """
     found = [distances(one) for one in each]
     if len({one.n for one in found}) > 1:
         raise UserError(f"the same samples are compared; given {', '.join(str(one.n) for one in found)} of them")
+    known = [one.index.cpu() for one in found if one.index is not None]
+    for other in known[1:]:
+        apart = (known[0] != other).nonzero().flatten()
+        if len(apart):
+            place = int(apart[0])
+            raise UserError(
+                f"the same samples are compared, in the same order; at place {place} one has sample "
+                f"{int(known[0][place])} and another {int(other[place])}"
+            )
     return found
 
 
@@ -222,155 +241,3 @@ def partial(x: Representation, y: Representation, given: Representation) -> Tens
     """
     a, b, c = (one.centred() for one in same_samples(x, y, given))
     return correlation(remove(a, c), remove(b, c))
-
-
-@dataclass(frozen=True)
-class Dependence:
-    """A distance correlation, and how sure it is.
-
-    Attributes:
-        value: the statistic, in [-1, 1].
-        n: how many samples.
-        low, high: its 95 % interval, by jackknife; NaN at n = 4, and where nothing varies.
-        p: of the hypothesis that the two are independent: how often so much or more would come by chance.
-        z: the value in deviations of its distribution at independence.
-        notes: what is to be known of it.
-    """
-
-    value: float
-    n: int
-    low: float
-    high: float
-    p: float
-    z: float
-    notes: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f} to {self.high:.3f}] (n = {self.n:,})"
-
-
-def dependence(
-    x: Representation,
-    y: Representation,
-    given: Representation | None = None,
-    *,
-    full: bool = False,
-    permutations: int = 0,
-    seed: int = 0,
-) -> Dependence:
-    """The unbiased distance correlation of `x` and `y` with its interval and its p-value.
-
-    At independence `sqrt(v − 1) R / sqrt(1 − R²)` with `v = n (n − 3) / 2` is nearly Student's t with `v − 1` degrees of freedom
-    where features are wide; `R sqrt(v)` is the z-score. With permutations, both are counted and not assumed: the rows of `x`
-    (of what is left of it) are put in random orders.
-
-    The interval is `R ± t · se`, with the standard error of the jackknife, whose values leave one sample out each and cost
-    `O(n²)` together. (A bootstrap draws some samples twice, at distance 0, which reads as dependence.)
-
-    Args:
-        given: what is removed from `x` first: semi-partial; with `full`, from `y` too: partial.
-        permutations: how many; at most the first 512 samples are permuted.
-
-    Source: Székely and Rizzo 2013, "The distance correlation t-test of independence in high dimension".
-
-    Raises:
-        UserError: fewer than 4 samples, other numbers of samples, NaN.
-    """
-    each = same_samples(*(one for one in (x, y, given) if one is not None))
-    with torch.no_grad():
-        value, notes = float(statistic(each, full)), told(each)
-        n = each[0].n
-        v = n * (n - 3) / 2
-        if permutations:
-            drawn = permuted(each, full, permutations, seed)
-            p = (1 + int((drawn >= float(statistic(first(each), full))).sum())) / (1 + permutations)
-            z = (float(statistic(first(each), full)) - drawn.mean()) / drawn.std() if drawn.std() else 0.0
-        else:
-            t = math.sqrt(max(v - 1, 1)) * value / math.sqrt(max(1 - value**2, 1e-300))
-            p, z = float(stats.t.sf(t, max(v - 1, 1))), value * math.sqrt(v)
-        low, high = math.nan, math.nan
-        if n > FEWEST:
-            left = left_out(each, full)
-            error = math.sqrt((n - 1) / n * float((left - left.mean()).square().sum()))
-            far = float(stats.t.ppf(0.975, n - 1)) * error
-            low, high = max(-1.0, value - far), min(1.0, value + far)
-    return Dependence(value, n, low, high, p, float(z), notes)
-
-
-def statistic(each: list[Distances], full: bool) -> Tensor:
-    """The correlation of the first two, given the third if there is one."""
-    x, y, *given = each
-    return (partial if full else semi_partial)(x, y, given[0]) if given else distance_correlation(x, y)
-
-
-def told(each: list[Distances]) -> tuple[str, ...]:
-    """What is to be known of a statistic."""
-    n, notes = each[0].n, []
-    if n < ENOUGH:
-        notes.append(
-            f"{n} samples: at independence the deviation is {math.sqrt(2 / (n * (n - 3))):.2f}; take {ENOUGH} or more"
-        )
-    for name, one in zip(("x", "y", "given"), each, strict=False):
-        if not one.centred().any():
-            notes.append(
-                f"{name} does not vary: all samples are at the same distance from each other, so it correlates 0"
-            )
-    return tuple(notes)
-
-
-def first(each: list[Distances]) -> list[Distances]:
-    """The samples that are permuted: the first 512."""
-    if each[0].n <= PERMUTED:
-        return each
-    made = []
-    for one in each:
-        some = object.__new__(Distances)
-        some.matrix, some.n = one.matrix[:PERMUTED, :PERMUTED], PERMUTED
-        made.append(some)
-    return made
-
-
-def permuted(each: list[Distances], full: bool, count: int, seed: int) -> np.ndarray:
-    """The statistic with the rows of `x`, of what is left of it, in random orders."""
-    a, b, *rest = (one.centred() for one in first(each))
-    if rest:
-        a, b = remove(a, rest[0]), remove(b, rest[0]) if full else b
-    generator = torch.Generator().manual_seed(seed)
-    found = []
-    for _ in range(count):
-        order = torch.randperm(len(a), generator=generator).to(a.device)
-        found.append(float(correlation(a[order][:, order], b)))
-    return np.array(found)
-
-
-def left_out(each: list[Distances], full: bool) -> Float[Tensor, " n"]:
-    """The statistic without the first sample, without the second, and so on."""
-    x, y, *given = (one.matrix for one in each)
-    xy = without_each(x, y)
-    if not given:
-        return xy
-    (z,) = given
-    xz, yz = without_each(x, z), without_each(y, z)
-    below = 1 - xz.square()
-    below = (below * (1 - yz.square()) if full else below).sqrt()
-    return torch.where(below > 1e-10, (xy - xz * yz) / below.where(below > 1e-10, 1), 0)
-
-
-def without_each(a: Float[Tensor, "n n"], b: Float[Tensor, "n n"]) -> Float[Tensor, " n"]:
-    """The unbiased distance correlation without each of the samples in turn, from sums alone.
-
-    `⟨A, B⟩ = Σ a_ij b_ij − 2 / (n − 2) Σ a_i. b_i. + a.. b.. / ((n − 1)(n − 2))`, and each of the sums loses a row and a column.
-    """
-    ab, aa, bb = reduced(a, b), reduced(a, a), reduced(b, b)
-    known = (aa > 0) & (bb > 0)
-    return torch.where(known, ab / (aa * bb).where(known, 1).sqrt(), 0)
-
-
-def reduced(a: Float[Tensor, "n n"], b: Float[Tensor, "n n"]) -> Float[Tensor, " n"]:
-    """`⟨A, B⟩` of U-centred distances, without each of the samples in turn; at most rounding is 0."""
-    n = len(a) - 1
-    both, left, right = (a * b).sum(1), a.sum(1), b.sum(1)
-    total = both.sum() - 2 * both
-    rows = (left * right).sum() - left * right - b @ left - a @ right + both
-    found = total - 2 / (n - 2) * rows + (left.sum() - 2 * left) * (right.sum() - 2 * right) / ((n - 1) * (n - 2))
-    return found.where(found.abs() > 1e-13 * total.abs(), 0)

@@ -9,7 +9,8 @@ from jaxtyping import Float, UInt8
 from markupsafe import Markup
 
 from distilens.report import charts, pictures
-from distilens.report.page import PICTURE_BYTES, rendered
+from distilens.report.panels import PICTURE_BYTES
+from distilens.report.rendering import rendered
 from distilens.report.table import NOTHING, Cell
 
 IN_NOTEBOOK = 8  # images

@@ -5,21 +5,16 @@ Only files are read; no model is loaded and torch is not imported, so a page tak
 
 import json
 import shlex
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from distilens.colours import ANCHORS
 from distilens.errors import UserError
 from distilens.files import write_text
-from distilens.report import charts, pictures, table
-
-# The page stays below 10 MB: charts and text take little, pictures get this, shared evenly between explainers.
-PICTURE_BYTES = 8_000_000
-SCALE = [f"#{anchor}" for anchor in ANCHORS]  # of the maps' colours, weak first
+from distilens.report import charts, table, transfer_section
+from distilens.report.panels import PICTURE_BYTES, panel
+from distilens.report.rendering import missing, read_json, rendered
 
 
 def write_report(folder: Path) -> Path:
@@ -39,23 +34,13 @@ def write_report(folder: Path) -> Path:
         summary=summary(folder),
         training=training(folder),
         explanations=explanations(folder),
+        transfer=transfer_section.section(folder),
+        compare=transfer_section.command_for(folder),
         reproduction=reproduction(folder),
     )
     path = folder / "report.html"
     write_text(path, page)
     return path
-
-
-def rendered(template: str, **content: Any) -> str:
-    """A template of this folder with plain data; every text in the data is escaped."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(template).render(scale=SCALE, **content)
 
 
 # ---------------------------------------------------------------------------------------------------- summary
@@ -236,98 +221,9 @@ def explanations(folder: Path) -> dict[str, Any]:
         return {"missing": missing(None, command)}
     scores, _ = read_json(folder / "scores.json")
     classes = ((scores or {}).get("data") or {}).get("classes") or []
-    panels = [panel(path, classes, PICTURE_BYTES // len(paths), command) for path in paths]
+    shared = len(paths) + len(list((folder / "transfer").glob("*.npz")))
+    panels = [panel(path, classes, PICTURE_BYTES // shared, command) for path in paths]
     return {"panels": panels}
-
-
-def panel(path: Path, classes: list[str], budget: int, command: str) -> dict[str, Any]:
-    """One explainer's rows, as many as `budget` bytes of pictures allow."""
-    name = path.name.removesuffix(".npz")
-    try:
-        # Opened here: numpy leaves a file open that it fails to read.
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
-            arrays = {key: stored[key] for key in stored.files}
-        roles = [role for role in table.MODELS if f"maps_{role}" in arrays]
-        order, disagreeing = disagreement(arrays, roles)
-        # CAMs count by their positive part; gradients and their integrals have a sign, and count by size.
-        signed = bool(arrays["signed"]) if "signed" in arrays else "cam" not in name.lower()
-        rows, spent = [], 0
-        for at in order:
-            row = map_row(arrays, at, roles, classes, signed=signed, differs=at in disagreeing)
-            spent += row["bytes"]
-            if rows and spent > budget:
-                break
-            rows.append(row)
-    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
-        return {"name": name, "missing": missing(f"{path.name} cannot be read: {error}", command)}
-    return {
-        "name": name,
-        "signed": signed,
-        "roles": roles,
-        "count": len(order),
-        "disagreeing": len(disagreeing),
-        "groups": [
-            ("The models disagree", [row for row in rows if row["differs"]]),
-            ("The models agree" if len(roles) > 1 else "Images", [row for row in rows if not row["differs"]]),
-        ],
-        "shown": len(rows),
-        "has_masks": "masks" in arrays,
-    }
-
-
-def disagreement(arrays: dict[str, np.ndarray], roles: list[str]) -> tuple[list[int], set[int]]:
-    """The order of the rows, and which of them the models predict differently: those first, else as stored."""
-    count = len(arrays["index"])
-    predictions = [arrays[f"prediction_{role}"] for role in roles if f"prediction_{role}" in arrays]
-    differs = {at for at in range(count) if len({int(prediction[at]) for prediction in predictions}) > 1}
-    return sorted(range(count), key=lambda at: at not in differs), differs
-
-
-def map_row(
-    arrays: dict[str, np.ndarray], at: int, roles: list[str], classes: list[str], *, signed: bool, differs: bool
-) -> dict[str, Any]:
-    """One image: what it is, its mask, and what each model made of it."""
-    image = np.ascontiguousarray(arrays["images"][at], dtype=np.uint8)
-    if image.shape[-1] == 1:
-        image = image.repeat(3, axis=-1)
-    label = int(arrays["labels"][at]) if "labels" in arrays else -1
-    target = int(arrays["targets"][at]) if "targets" in arrays else -1
-    index = int(arrays["index"][at])
-    mask = arrays["masks"][at] if "masks" in arrays else None
-    has_mask = mask is not None and bool(np.any(mask))
-    row: dict[str, Any] = {
-        "index": index,
-        "label": class_name(label, classes),
-        "target": class_name(target, classes),
-        "differs": differs,
-        "image": pictures.image_uri(image),
-        "mask": pictures.mask_uri(image, mask) if has_mask and mask is not None else None,
-        "models": [],
-    }
-    for role in roles:
-        values = pictures.normalised(arrays[f"maps_{role}"][at], signed=signed)
-        drawn = not isinstance(values, str)
-        prediction, confidence = arrays.get(f"prediction_{role}"), arrays.get(f"confidence_{role}")
-        predicted = int(prediction[at]) if prediction is not None else -1
-        row["models"].append(
-            {
-                "role": role,
-                "picture": pictures.overlay_uri(image, values, mask) if drawn else None,
-                "place": pictures.strongest_place(values) if drawn else None,
-                "problem": values if not drawn else None,
-                "prediction": class_name(predicted, classes),
-                "confidence": table.percent(float(confidence[at])) if confidence is not None else None,
-                "right": predicted == label if label >= 0 and predicted >= 0 else None,
-            }
-        )
-    uris = [row["image"], row["mask"], *(model["picture"] for model in row["models"])]
-    return row | {"bytes": sum(len(uri) for uri in uris if uri)}
-
-
-def class_name(number: int, classes: list[str]) -> str | None:
-    if number < 0:
-        return None
-    return str(classes[number]) if number < len(classes) else f"class {number}"
 
 
 # ------------------------------------------------------------------------------------------------ reproduction
@@ -347,19 +243,3 @@ def reproduction(folder: Path) -> dict[str, Any]:
 
 def run_command(folder: Path) -> str:
     return f"distilens run recipe.toml --out {shlex.quote(folder.resolve().name)}"
-
-
-def read_json(path: Path) -> tuple[dict | None, str | None]:
-    """The object in a JSON file, or nothing and, where there is a file that cannot be read, the reason."""
-    if not path.is_file():
-        return None, None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        return None, f"{path.name} cannot be read: {error}"
-    return (content, None) if isinstance(content, dict) else (None, f"{path.name} does not hold an object")
-
-
-def missing(problem: str | None, command: str) -> dict[str, str | None]:
-    """What a section says when its file is not there: the command that makes it."""
-    return {"problem": problem, "command": command}

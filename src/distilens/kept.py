@@ -1,0 +1,44 @@
+"""The models of a run as they were in the course of training: where checkpoints were kept (`train.keep_every`)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from distilens.checkpoints import read
+from distilens.core import Model
+from distilens.run import Run
+
+
+class KeptModels:
+    """Each kept epoch with the model of a role as it was then: the mean weights, where the run keeps a mean.
+
+    One model is given again and again with other weights. Epochs in which the model had parts that it was rid of in the end (a
+    released KD layer) are left out.
+    """
+
+    def __init__(self, run: Run, role: str):
+        self.run, self.role = run, role
+        self.folder = run.folder / role / "checkpoints"
+        names = (path.name for path in self.folder.glob("epoch-*.pt"))
+        self.epochs = sorted(int(found[1]) for name in names if (found := re.fullmatch(r"epoch-(\d+)\.pt", name)))
+
+    def __len__(self) -> int:
+        return len(self.epochs)
+
+    def __iter__(self) -> Iterator[tuple[int, Model]]:
+        model = self.run.model(self.role)
+        for epoch in self.epochs:
+            state = read(self.folder / f"epoch-{epoch:04d}.pt")
+            weights, prefix = (state["average"], "module.") if state["average"] else (state["objective"], "student.")
+            inside = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+            bare = {
+                key.removeprefix("network."): value
+                for key, value in inside.items()
+                if key.startswith(("network.", "parts."))
+            }
+            try:
+                model.load_bare_state(bare)
+            except RuntimeError:
+                continue
+            yield epoch, model.eval()

@@ -1,0 +1,110 @@
+"""A panel of maps: an image a row, with what each model, or each pair of models, makes of it."""
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distilens.report import pictures, table
+from distilens.report.rendering import missing
+
+# The page stays below 10 MB: charts and text take little, pictures get this, shared evenly between panels.
+PICTURE_BYTES = 8_000_000
+
+
+def panel(path: Path, classes: list[str], budget: int, command: str) -> dict[str, Any]:
+    """The rows of one file of maps, as many as `budget` bytes of pictures allow."""
+    name = path.name.removesuffix(".npz")
+    try:
+        # Opened here: numpy leaves a file open that it fails to read.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
+            arrays = {key: stored[key] for key in stored.files}
+        return panel_of(name, arrays, classes, budget)
+    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
+        return {"name": name, "missing": missing(f"{path.name} cannot be read: {error}", command)}
+
+
+def panel_of(name: str, arrays: Mapping[str, np.ndarray], classes: list[str], budget: int) -> dict[str, Any]:
+    """The rows of one explainer, or of one level: `roles` are those of a run unless the arrays name others."""
+    named = [str(role) for role in arrays["roles"]] if "roles" in arrays else table.MODELS
+    roles = [role for role in named if f"maps_{role}" in arrays]
+    order, disagreeing = disagreement(arrays, roles)
+    # CAMs count by their positive part; gradients and their integrals have a sign, and count by size.
+    signed = bool(arrays["signed"]) if "signed" in arrays else "cam" not in name.lower()
+    rows, spent = [], 0
+    for at in order:
+        row = map_row(arrays, at, roles, classes, signed=signed, differs=at in disagreeing)
+        spent += row["bytes"]
+        if rows and spent > budget:
+            break
+        rows.append(row)
+    return {
+        "name": name,
+        "signed": signed,
+        "roles": roles,
+        "count": len(order),
+        "disagreeing": len(disagreeing),
+        "groups": [
+            ("The models disagree", [row for row in rows if row["differs"]]),
+            ("The models agree" if len(roles) > 1 else "Images", [row for row in rows if not row["differs"]]),
+        ],
+        "shown": len(rows),
+        "has_masks": "masks" in arrays,
+    }
+
+
+def disagreement(arrays: Mapping[str, np.ndarray], roles: list[str]) -> tuple[list[int], set[int]]:
+    """The order of the rows, and which of them the models predict differently: those first, else as stored."""
+    count = len(arrays["index"])
+    predictions = [arrays[f"prediction_{role}"] for role in roles if f"prediction_{role}" in arrays]
+    differs = {at for at in range(count) if len({int(prediction[at]) for prediction in predictions}) > 1}
+    return sorted(range(count), key=lambda at: at not in differs), differs
+
+
+def map_row(
+    arrays: Mapping[str, np.ndarray], at: int, roles: list[str], classes: list[str], *, signed: bool, differs: bool
+) -> dict[str, Any]:
+    """One image: what it is, its mask, and what each model made of it."""
+    image = np.ascontiguousarray(arrays["images"][at], dtype=np.uint8)
+    if image.shape[-1] == 1:
+        image = image.repeat(3, axis=-1)
+    label = int(arrays["labels"][at]) if "labels" in arrays else -1
+    target = int(arrays["targets"][at]) if "targets" in arrays else -1
+    index = int(arrays["index"][at])
+    mask = arrays["masks"][at] if "masks" in arrays else None
+    has_mask = mask is not None and bool(np.any(mask))
+    row: dict[str, Any] = {
+        "index": index,
+        "label": class_name(label, classes),
+        "target": class_name(target, classes),
+        "differs": differs,
+        "image": pictures.image_uri(image),
+        "mask": pictures.mask_uri(image, mask) if has_mask and mask is not None else None,
+        "models": [],
+    }
+    for role in roles:
+        values = pictures.normalised(arrays[f"maps_{role}"][at], signed=signed)
+        drawn = not isinstance(values, str)
+        prediction, confidence = arrays.get(f"prediction_{role}"), arrays.get(f"confidence_{role}")
+        predicted = int(prediction[at]) if prediction is not None else -1
+        row["models"].append(
+            {
+                "role": role,
+                "picture": pictures.overlay_uri(image, values, mask) if drawn else None,
+                "place": pictures.strongest_place(values) if drawn else None,
+                "problem": values if not drawn else None,
+                "prediction": class_name(predicted, classes),
+                "confidence": table.percent(float(confidence[at])) if confidence is not None else None,
+                "right": predicted == label if label >= 0 and predicted >= 0 else None,
+            }
+        )
+    uris = [row["image"], row["mask"], *(model["picture"] for model in row["models"])]
+    return row | {"bytes": sum(len(uri) for uri in uris if uri)}
+
+
+def class_name(number: int, classes: list[str]) -> str | None:
+    if number < 0:
+        return None
+    return str(classes[number]) if number < len(classes) else f"class {number}"

@@ -1,0 +1,348 @@
+"""What was distilled, as tables, charts, pictures and sentences: plain data in, text out; torch is not imported.
+
+The scores are those of a comparison (`transfer.json`), the maps its arrays (`transfer/<level>.npz`).
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distilens.report import charts
+from distilens.report.panels import PICTURE_BYTES, panel, panel_of
+from distilens.report.rendering import missing, read_json, rendered
+from distilens.report.table import NOTHING, Cell, bounds, detail
+from distilens.specs import safe
+
+Scores = Mapping[str, Any]
+IN_NOTEBOOK = 4  # images
+RELIABLE = 0.8
+"""The correlation of maps over reference sets below which a single map is said not to be one to believe."""
+
+
+def section(folder: Path) -> dict[str, Any]:
+    """All that the section shows of a run folder; nothing where its models have not been compared."""
+    command = command_for(folder)
+    scores, problem = read_json(folder / "transfer.json")
+    if scores is None:
+        return {"missing": missing(problem, command)} if problem else {}
+    paths = sorted((folder / "transfer").glob("*.npz"))
+    shared = max(1, len(paths) + len(list((folder / "maps").glob("*.npz"))))
+    order = {safe(level["name"]): at for at, level in enumerate(scores["levels"])}
+    panels = [panel(path, scores["classes"], PICTURE_BYTES // shared, command) for path in paths]
+    panels.sort(key=lambda one: -order.get(one["name"], -1))  # the last level first: it is what the answer is made of
+    return {**content(scores), "panels": panels}
+
+
+def command_for(folder: Path) -> str:
+    return f"distilens compare {shlex.quote(str(folder))}"
+
+
+def content(scores: Scores) -> dict[str, Any]:
+    """The section without its pictures."""
+    return {
+        "findings": findings(scores),
+        "remarks": scores["remarks"],
+        "figures": figures(scores),
+        "levels": [level["name"] for level in scores["levels"]],
+        "rows": rows(scores),
+        "tests": tests(scores),
+        "tested_at": tested_at(scores),
+        "growth": growth(scores),
+        "reliable": reliability(scores),
+        "facts": facts(scores),
+        "pairs": pairs(scores),
+    }
+
+
+def page(folder: Path) -> str:
+    """A page of its own, for models that are not those of a run."""
+    scores, _ = read_json(folder / "transfer.json")
+    name = " · ".join((scores or {}).get("models", {})) or folder.resolve().name
+    return rendered("compare.html.j2", name=name, transfer=section(folder))
+
+
+def notebook(scores: Scores, maps: Mapping[str, Mapping[str, np.ndarray]]) -> str:
+    """The findings, the first figures and a few pictures at the last level, as a piece of HTML that needs nothing else."""
+    shown = []
+    for name, arrays in list(maps.items())[-1:]:
+        few = {
+            key: value if value.ndim == 0 or key == "roles" else value[:IN_NOTEBOOK] for key, value in arrays.items()
+        }
+        shown.append(panel_of(name, few, scores["classes"], PICTURE_BYTES))
+    return rendered("compare_notebook.html.j2", transfer={**content(scores), "panels": shown})
+
+
+# ------------------------------------------------------------------------------------------------------ in words
+
+
+def findings(scores: Scores) -> list[str]:
+    """What the numbers come to at the last level that has a grid, and how sure it is."""
+    level, said = judged(scores), []
+    apart = {(one["what"], one["of"]): one for one in level["apart"]}
+    name = level["name"]
+    if one := apart.get(("rs", "student")):
+        said.append(
+            f"At {name} the student's features say {more(one)} of the task than the base's: RS {values(level['rs'], 'student')} "
+            f"against {values(level['rs'], 'base')}, a difference of {interval(one, '+')}{doubt(one)}."
+        )
+    if one := apart.get(("given", "distilled")):
+        said.append(
+            f"What the student knows and the base does not (distilled) says {more(one)} of the task than what the base knows and "
+            f"the student does not (residual): a difference of {interval(one, '+')}{doubt(one)}."
+        )
+    if one := apart.get(("fss", "student")):
+        alike = "more like" if one["value"] > 0 else "less like"
+        said.append(
+            f"The student's features are {alike} the teacher's than the base's are: a difference of FSS of "
+            f"{interval(one, '+')}{doubt(one)}."
+        )
+    if not said:
+        best = max(level["rs"], key=lambda one: one["value"])
+        said.append(f"At {name} the features of {best['of']} say most of the task: RS {interval(best)}.")
+    said += energies(scores, name)
+    if scores["n"] < 64:
+        said.append(f"{scores['n']} images are few: single values say little below 64.")
+    return said
+
+
+def energies(scores: Scores, level: str) -> list[str]:
+    """Whether distilled maps lie on the evidence more than residual ones, where that is known."""
+    entry = (scores["maps"].get("levels") or {}).get(level, {}).get("distilled") or {}
+    one = entry.get("energy_above_residual")
+    if not one or one["low"] is None:
+        return []
+    where = "more" if one["mean"] > 0 else "less"
+    points = f"{100 * one['mean']:+.1f} points [{100 * one['low']:+.1f} to {100 * one['high']:+.1f}]"
+    return [f"Of the distilled maps {where} lies on the evidence than of the residual ones: {points}{doubt(one)}."]
+
+
+def judged(scores: Scores) -> dict[str, Any]:
+    """The level that the findings speak of: the last one before the logits."""
+    grids = [level for level in scores["levels"] if "logits" not in level["taps"].values()]
+    return (grids or scores["levels"])[-1]
+
+
+def more(one: Mapping[str, Any]) -> str:
+    return "more" if one["value"] > 0 else "less"
+
+
+def doubt(one: Mapping[str, Any]) -> str:
+    """What is to be said where the interval of a difference holds 0."""
+    return ", which chance would explain" if one["low"] <= 0 <= one["high"] else ""
+
+
+def values(listed: Sequence[Mapping[str, Any]], of: str) -> str:
+    return f"{next(one['value'] for one in listed if one['of'] == of):.3f}"
+
+
+def interval(one: Mapping[str, Any], sign: str = "") -> str:
+    return f"{one['value']:{sign}.3f} {bounds(dict(one), lambda bound: f'{bound:{sign}.3f}')}".strip()
+
+
+def reliability(scores: Scores) -> str:
+    """How far a single map may be believed: how alike it is against other reference sets."""
+    reference = scores["maps"].get("reference")
+    if not reference:
+        return ""
+    stable = [
+        (level, called, entry["stability"])
+        for level, entries in scores["maps"]["levels"].items()
+        for called, entry in entries.items()
+        if entry["stability"]["mean"] is not None
+    ]
+    if not stable:
+        return "All maps are empty: the models know the same."
+    least, most = (pick(stable, key=lambda one: one[2]["mean"]) for pick in (min, max))
+    firm = [f"{called} at {level}" for level, called, entry in stable if entry["mean"] >= RELIABLE]
+    told = {
+        0: f"None reach {RELIABLE}: read what many of them have in common, not single maps.",
+        len(stable): f"All are above {RELIABLE}, so that single maps can be read.",
+    }.get(
+        len(firm),
+        f"Above {RELIABLE} are {', '.join(firm)}: of the others read what many have in common, not single maps.",
+    )
+    return (
+        f"A map depends on the images that it is explained against, here {reference['n']} of the test split, the same for all. "
+        f"Against {reference['sets']} other such sets the maps of {reference['measured']} images correlate "
+        f"{least[2]['mean']:.2f} ({least[1]} at {least[0]}) to {most[2]['mean']:.2f} ({most[1]} at {most[0]}). {told}"
+    )
+
+
+def facts(scores: Scores) -> list[tuple[str, str]]:
+    """What the numbers rest on."""
+    how = scores["settings"]
+    task = "labels, one-hot" if how["embeddings"] == "one_hot" else f"embeddings of the classes: {how['embeddings']}"
+    seen = "explained images (the stronger half by HiResCAM)" if how["explained"] else "images as they are"
+    removed = (
+        "the other model removed from the task too" if how["full"] else "the other model removed from the features"
+    )
+    return [
+        *((name, f"{about['model']}, weights {about['weights']}") for name, about in scores["models"].items()),
+        ("data", f"{scores['data']}, {scores['n']:,} images of the {scores['split']} split, as many of each class"),
+        ("task", task),
+        ("features", f"{how['features']}, of {seen}; {removed}"),
+        (
+            "statistic",
+            "biased, as the paper's code" if how["biased"] else "unbiased; intervals by jackknife over images",
+        ),
+    ]
+
+
+def pairs(scores: Scores) -> list[tuple[str, str]]:
+    """What each name of a pair means."""
+    found = {
+        one["called"]: f"what the {one['of']} knows and the {one['given']} does not" for one in judged(scores)["given"]
+    }
+    known = ("distilled", "residual", "missed")
+    return [(name, found[name]) for name in known if name in found]
+
+
+# ---------------------------------------------------------------------------------------------- tables and charts
+
+
+def rows(scores: Scores) -> list[tuple[str, list[Cell]]]:
+    """The table: a score a row, a level a column, with interval and n."""
+    found: dict[str, list[Cell]] = {}
+    for at, level in enumerate(scores["levels"]):
+        for title, one in scored(level):
+            found.setdefault(title, [(NOTHING, "")] * len(scores["levels"]))[at] = cell(one)
+    return list(found.items())
+
+
+def scored(level: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The scores of a level with their titles."""
+    given = [one for one in level["given"] if " without " not in one["called"]] or level["given"]
+    return [
+        *((f"RS of {one['of']}", one) for one in level["rs"]),
+        *((f"RS, {one['called']}", one) for one in given),
+        *((f"FSS, {one['of']} and {one['to']}", one) for one in level["fss"]),
+        *((f"CKA, {one['of']} and {one['to']}", {"value": one["cka"]}) for one in level["fss"]),
+        *((f"{title_of(one)}: {one['of']} − {one['than']}", one) for one in level["apart"]),
+    ]
+
+
+def title_of(one: Mapping[str, Any]) -> str:
+    return {"rs": "RS", "given": "RS", "fss": "FSS to teacher"}[one["what"]]
+
+
+def cell(one: Mapping[str, Any]) -> Cell:
+    chance = f"p = {one['p']:.2g}" if one.get("p") is not None and one["p"] >= 0.001 else ""
+    return f"{one['value']:.3f}", detail(bounds(dict(one), lambda bound: f"{bound:.3f}"), chance)
+
+
+def table(scores: Scores) -> tuple[list[str], list[list[str]]]:
+    """Header and rows for a terminal: value ± half of the 95 % interval."""
+    titles = list(dict.fromkeys(title for level in scores["levels"] for title, _ in scored(level)))
+    levels = [dict(scored(level)) for level in scores["levels"]]
+    lines = [[title, *(briefly(level.get(title)) for level in levels)] for title in titles]
+    return ["score", *(level["name"] for level in scores["levels"])], lines
+
+
+def briefly(one: Mapping[str, Any] | None) -> str:
+    if one is None:
+        return NOTHING
+    half = f" ±{(one['high'] - one['low']) / 2:.3f}" if one.get("low") is not None else ""
+    return f"{one['value']:.3f}{half}"
+
+
+def figures(scores: Scores) -> list[dict[str, Any]]:
+    """The charts of intervals, each with a sentence that says what it shows."""
+    names = list(scores["models"])
+    listed = {
+        "rs": ("Relevance: how much of the task is in the features (RS)", "rs", lambda one: one["of"]),
+        "given": ("What one model knows and another does not (RS)", "given", lambda one: one["called"]),
+        "fss": (
+            "Likeness: how much of one model's geometry is in another's (FSS)",
+            "fss",
+            lambda one: f"{one['of']}, {one['to']}",
+        ),
+    }
+    about = {
+        "rs": "0: the features say nothing of the classes; 1: all images of a class in one place, all classes equally far apart.",
+        "given": (
+            "The relevance of the part of one model's features that the other's do not explain; at or below 0 there is "
+            "nothing of the task in it."
+        ),
+        "fss": "0: unrelated; 1: the same geometry, whatever the number of channels.",
+    }
+    found = []
+    for key, (title, source, named) in listed.items():
+        groups, seen = [], {}
+        for level in scores["levels"]:
+            entries = level[source]
+            if key == "given":
+                entries = [one for one in entries if " without " not in one["called"]] or entries
+            for one in entries:
+                seen.setdefault(named(one), names.index(one["of"]) if key == "rs" else len(seen))
+            rows = [
+                charts.Estimate(named(one), one["value"], one["low"], one["high"], seen[named(one)]) for one in entries
+            ]
+            groups.append((level["name"], rows))
+        svg = charts.interval_chart(f"chart-transfer-{key}", title, groups, x_label="score, with 95 % interval")
+        if svg:
+            sure = (
+                f"Lines are 95 % intervals over {scores['n']:,} images of one run: another seed of training moves more."
+            )
+            found.append({"title": title, "svg": svg, "about": about[key], "sure": sure})
+    return found
+
+
+def growth(scores: Scores) -> list[dict[str, Any]]:
+    """How scores grew over training, where the run kept states."""
+    grown = scores["growth"]
+    found = []
+    for key, title in (("rs", "Relevance over training (RS)"), ("fss", "Likeness to the teacher over training (FSS)")):
+        lines = []
+        for colour, (name, states) in enumerate((grown.get("models") or {}).items()):
+            kept = [state for state in states if key in state]
+            if kept:
+                lines.append(
+                    charts.Series(name, [one["epoch"] for one in kept], [one[key]["value"] for one in kept], colour)
+                )
+        svg = charts.line_chart(f"chart-growth-{key}", title, lines, x_label="epoch", y_label="score", linear=True)
+        if svg:
+            halves = [
+                (one[key]["high"] - one[key]["low"]) / 2
+                for states in grown["models"].values()
+                for one in states
+                if key in one and one[key]["low"] is not None
+            ]
+            sure = f" The interval of a point is at most ±{max(halves):.3f}." if halves else ""
+            about = f"At {grown['level']}, on {grown['n']:,} images, after each epoch whose state was kept.{sure}"
+            found.append({"title": title, "svg": svg, "about": about})
+    return found
+
+
+def tested_at(scores: Scores) -> str:
+    return next(reversed(scores["maps"].get("levels") or {"": None}))
+
+
+def tests(scores: Scores) -> list[tuple[str, dict[str, Cell]]]:
+    """Of the maps at the last level with a grid: are they stable, true, and on the evidence?"""
+    entries = (scores["maps"].get("levels") or {}).get(tested_at(scores)) or {}
+
+    def mean(one: Mapping[str, Any] | None, *, share: bool = False) -> Cell:
+        if not one or one.get("mean") is None:
+            return NOTHING, ""
+        scale, digits = (100, 1) if share else (1, 3)
+        unit = " %" if share else ""
+        return f"{scale * one['mean']:.{digits}f}{unit}", bounds(dict(one), lambda bound: f"{scale * bound:.{digits}f}")
+
+    titles = {
+        "stability": ("correlation over reference sets", False),
+        "insertion": ("insertion AUC", False),
+        "floor": ("insertion AUC of noise", False),
+        "above_floor": ("above noise, image by image", False),
+        "energy_in_mask": ("energy on the evidence", True),
+        "mask_share": ("the evidence's share of the image", True),
+    }
+    found = []
+    for called, entry in entries.items():
+        cells = {title: mean(entry.get(key), share=share) for key, (title, share) in titles.items() if entry.get(key)}
+        found.append((called, {**cells, "empty maps": (f"{entry.get('empty', 0)} of {entry.get('n', 0)}", "")}))
+    return found
