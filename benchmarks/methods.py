@@ -337,14 +337,19 @@ class Experiment:
             "agreement": 100 * (ours == theirs).float().mean().item(),
         }
 
+    def student(self, name: str, seed: int) -> Model:
+        """The student that a row has trained."""
+        found = self.result(name, self.methods(name), seed)
+        key = next(key for key, value in self.scores.items() if value is found)
+        student = load_model(self.out / "students" / key)
+        accompany(student, build_methods(found["methods"]).values(), self.live[0])
+        return student
+
     def test(self, name: str, seed: int) -> dict[str, float]:
         """A trained student's scores on the test split."""
         found = self.result(name, self.methods(name), seed)
         if "test" not in found:
-            key = next(key for key, value in self.scores.items() if value is found)
-            student = load_model(self.out / "students" / key)
-            accompany(student, build_methods(found["methods"]).values(), self.live[0])
-            found["test"] = self.scored(student, self.data.test)
+            found["test"] = self.scored(self.student(name, seed), self.data.test)
             write_json(self.out / "scores.json", self.scores)
         return found["test"]
 

@@ -1,8 +1,8 @@
 """What a trained model does, and what its maps are worth, in numbers. Every mean says n and its interval.
 
 Of models: accuracy, agreement, cost. Of maps: `faithfulness` (does the model say so?), `localisation` (is it on the evidence?),
-`sparsity`, `sanity` (does it depend on the model?), `likeness` (of two maps). Of two models: `transfer` (FSS, RS), `unicam` (maps of what one
-knows and the other does not), on `distance_correlation` and `dependence` (how sure it is).
+`sparsity`, `sanity` (does it depend on the model?), `likeness` (of two maps). Of two models: `transfer` (FSS, RS) and `unicam`
+(maps of what one knows and the other does not), on `distance_correlation` and `dependence` (how sure it is).
 """
 
 from distilens.measure.accuracy import Share, accuracy, agreement, predict, share

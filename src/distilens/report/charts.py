@@ -150,6 +150,21 @@ def interval_chart(
     )
 
 
+def standalone(chart: Markup) -> str:
+    """A chart as a file of its own, on a white ground, with the colours of a light page."""
+    colours = ("#0068a8", "#c04f00", "#00735a", "#8a3f78", "#7a5c00", "#4a4f57")
+    rules = [
+        ".chart { background: #fff; font: 13px sans-serif; }",
+        ".grid { stroke: #d5dae0; } .axis { stroke: #57606a; } .line { fill: none; stroke-width: 2; }",
+        *(
+            f".line.series-{at} {{ stroke: {colour}; }} .marker.series-{at} {{ fill: {colour}; }}"
+            for at, colour in enumerate(colours)
+        ),
+    ]
+    opened = chart.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    return opened.replace("<title", f"<style>{' '.join(rules)}</style><title", 1) + "\n"
+
+
 def bounded(one: Estimate) -> bool:
     return one.low is not None and one.high is not None
 

@@ -1,0 +1,221 @@
+"""What the transfer scores cost, when they mean something, and what they say of distilled students.
+
+    python benchmarks/transfer.py speed --data parquet:path=data/cifar10
+    python benchmarks/transfer.py calibration [--picture docs/images/calibration.svg]
+    python benchmarks/transfer.py stability --run runs/teacher --out runs/methods
+    python benchmarks/transfer.py study few --run runs/teacher --out runs/methods --base labels --students kd "kd + class maps"
+
+`speed`: a comparison of three models at four levels; the memory of 4,096 samples of 65,536 features; the distances beside the
+broadcast form. `calibration`: the statistics of independent features. `stability`: how much maps depend on the reference set.
+`study`: RS, FSS and maps of students and base students that `benchmarks/methods.py` has trained, mean ± 95 % interval over seeds.
+"""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import Positional
+from variants import interval
+
+from distilens.comparison import compare
+from distilens.data import load
+from distilens.files import read_json, write_json, write_text
+from distilens.measure.dependence import dependence
+from distilens.measure.distance_correlation import Distances, distance_correlation
+from distilens.measure.levels import Pair, balanced, levels_of
+from distilens.measure.likeness import pearson
+from distilens.measure.pair_maps import pair_maps, pixels_of, reference_set
+from distilens.models import build_model
+from distilens.report import charts
+from methods import Experiment
+
+app = tyro.extras.SubcommandApp()
+console = Console()
+
+
+@app.command
+def speed(data: str, samples: int = 2000, rounds: int = 3) -> None:
+    """Seconds of a comparison, of its forwards, and of distances beside the broadcast form; memory of the largest case."""
+    found = load(data)
+    torch.manual_seed(0)
+    kinds = {"teacher": "resnet20", "base": "resnet8", "student": "resnet8"}
+    models = {name: build_model(kind, found.classes, found.size) for name, kind in kinds.items()}
+    start = time.perf_counter()
+    made = compare(models, found, {"samples": samples}, console=console)
+    whole = time.perf_counter() - start
+    start = time.perf_counter()
+    positions = balanced(found.test.labels, samples)
+    batch = pixels_of(found.test, torch.from_numpy(positions))
+    for model in models.values():
+        for part in batch.images.split(500):
+            with torch.no_grad():
+                model.eval().logits(part)
+    forwards = time.perf_counter() - start
+    console.print(
+        f"compare: {len(models)} models, {len(made.scores['levels'])} levels, {made.scores['n']} images: {whole:.1f} s; "
+        f"their forwards alone {forwards:.1f} s"
+    )
+    x = torch.randn(512, 4096, dtype=torch.float64)
+    ratios = []
+    for _ in range(rounds):
+        seconds = []
+        for make in (lambda: Distances(x).matrix, lambda: (x[:, None] - x[None]).square().sum(-1).sqrt()):
+            start = time.perf_counter()
+            make()
+            seconds.append(time.perf_counter() - start)
+        ratios.append(seconds[1] / seconds[0])
+    console.print(f"distances of 512 × 4,096: {statistics.median(ratios):.0f} times as fast as the broadcast form")
+    alone = subprocess.run([sys.executable, __file__, "memory"], capture_output=True, text=True, check=True)
+    console.print(alone.stdout.strip())
+
+
+@app.command
+def memory(samples: int = 4096, width: int = 65_536) -> None:
+    """The peak memory of the process for one large correlation; the features themselves are float32."""
+    x, y = torch.randn(samples, width), torch.randn(samples, 512)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.perf_counter()
+    found = dependence(x, y)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(
+        f"{samples:,} samples of {width:,} features: {found.value:.4f}, {time.perf_counter() - start:.0f} s, peak "
+        f"{peak / 1024:,.0f} MiB, of which {x.nbytes / 2**20:,.0f} MiB the features and {(before) / 1024:,.0f} before"
+    )
+
+
+@app.command
+def calibration(draws: int = 2000, width: int = 2048, picture: Path | None = None) -> None:
+    """Independent features: mean and deviation of both statistics by n, and how often the p-value is below 5 %."""
+    table = Table("n", "unbiased", "biased, squared", "p < 0.05", "by the formula", box=None, pad_edge=False)
+    counts = (5, 8, 16, 32, 64, 128, 256, 512)
+    lines: dict[str, list[float]] = defaultdict(list)
+    for n in counts:
+        many = draws if n in (64, 256) else max(40, min(draws, 4000 // n))
+        generator = torch.Generator().manual_seed(n)
+        fair, biased, small = [], [], 0
+        for number in range(many):
+            wide = width if number < 40 else 256
+            x, y = (Distances(torch.randn(n, wide, generator=generator)) for _ in range(2))
+            found = dependence(x, y)
+            fair.append(found.value)
+            small += found.p < 0.05
+            if number < 40:
+                biased.append(float(distance_correlation(x, y, biased=True)))
+        share = f"{100 * small / many:.1f} % of {many:,}" if many == draws else ""
+        formula = (2 / (n * (n - 3))) ** 0.5
+        table.add_row(
+            str(n), f"{np.mean(fair):+.4f} ± {np.std(fair):.4f}", f"{np.mean(biased):.3f}", share, f"{formula:.4f}"
+        )
+        lines["unbiased"].append(float(np.mean(fair)))
+        lines["unbiased, 95 of 100 below"].append(float(np.quantile(fair, 0.95)))
+        lines["biased, as released"].append(float(np.mean(biased)))
+    console.print(table)
+    if picture is not None:
+        series = [
+            charts.Series(name, [float(np.log2(n)) for n in counts], values, at)
+            for at, (name, values) in enumerate(lines.items())
+        ]
+        title = f"Distance correlation of independent features ({width:,} wide)"
+        chart = charts.line_chart(
+            "calibration", title, series, x_label="log2 of the number of images", y_label="score", linear=True
+        )
+        write_text(picture, charts.standalone(chart))
+
+
+@app.command
+def stability(run: tuple[Path, ...], out: Path = Path("runs/methods"), seed: int = 0, images: int = 100) -> None:
+    """The correlation of an image's maps over reference sets of several sizes, for a base and a distilled student."""
+    study = Experiment("few", run, out)
+    models = {
+        "teacher": study.models[0],
+        "base": study.student("labels", seed),
+        "student": study.student("kd + class maps", seed),
+    }
+    test = study.data.test
+    (level,) = levels_of(models, ["last"])
+    positions = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:images]
+    batch = pixels_of(test, positions)
+    eye = torch.eye(len(study.data.classes))
+    table = Table("pair", "n", "correlation", "deviation over images", box=None, pad_edge=False)
+    for pair in (Pair("student", "base"), Pair("base", "student"), Pair("teacher", "student")):
+        for n in (10, 30, 130, 500):
+            sets = [reference_set(test, lambda labels: eye[labels], n, number) for number in range(6)]
+            maps = [pair_maps(pair, models, level, each, batch.images, eye[batch.labels], positions) for each in sets]
+            alike = torch.stack([pearson(a, b) for at, a in enumerate(maps) for b in maps[:at]]).nanmean(0)
+            alike = alike[~alike.isnan()]
+            table.add_row(pair.called, str(len(sets[0].positions)), f"{alike.mean():.2f}", f"{alike.std():.2f}")
+    console.print(table)
+
+
+@app.command
+def study(
+    name: Positional[str],
+    /,
+    run: tuple[Path, ...],
+    base: str,
+    students: tuple[str, ...],
+    seeds: int = 5,
+    samples: int = 2000,
+    out: Path = Path("runs/methods"),
+) -> None:
+    """RS and FSS of students and base students, seed by seed; what is done is not done again."""
+    experiment = Experiment(name, run, out)
+    place = experiment.out / "transfer.json"
+    kept = read_json(place) or {}
+    for seed in range(seeds):
+        for row in students:
+            key = f"{base} | {row} | {seed} | {samples}"
+            if key not in kept:
+                models = {
+                    "teacher": experiment.models[0],
+                    "base": experiment.student(base, seed),
+                    "student": experiment.student(row, seed),
+                }
+                kept[key] = dict(compare(models, experiment.data, {"samples": samples, "images": 2}).scores)
+                write_json(place, kept)
+                console.print(f"{row}, seed {seed}", highlight=False)
+    for row in students:
+        values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+        for seed in range(seeds):
+            gathered(kept[f"{base} | {row} | {seed} | {samples}"], values)
+        levels = list(dict.fromkeys(level for each in values.values() for level in each))
+        table = Table(row, *levels, box=None, pad_edge=False, header_style="bold")
+        for title, found in values.items():
+            table.add_row(title, *(interval(found[level]) if found.get(level) else "" for level in levels))
+        console.print(table)
+
+
+def gathered(scores: dict[str, Any], values: dict[str, dict[str, list[float]]]) -> None:
+    """One comparison's numbers, to those of the other seeds; percent."""
+    for level in scores["levels"]:
+        at = level["name"]
+        for one in level["rs"]:
+            values[f"RS of {one['of']}"][at].append(100 * one["value"])
+        for one in level["given"]:
+            if " without " not in one["called"]:
+                values[f"RS, {one['called']}"][at].append(100 * one["value"])
+        for one in level["fss"]:
+            values[f"FSS, {one['of']} and {one['to']}"][at].append(100 * one["value"])
+        for one in level["apart"]:
+            values[f"{one['what']}: {one['of']} − {one['than']}"][at].append(100 * one["value"])
+    for at, entries in scores["maps"]["levels"].items():
+        for called, entry in entries.items():
+            for key in ("stability", "above_floor", "energy_in_mask", "energy_above_residual"):
+                if (entry.get(key) or {}).get("mean") is not None:
+                    values[f"{called}: {key}"][at].append(100 * entry[key]["mean"])
+
+
+if __name__ == "__main__":
+    app.cli()
