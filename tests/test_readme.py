@@ -65,7 +65,7 @@ def recorder(function, called):
 
 def test_the_command_table_names_every_command():
     table = (ROOT / "README.md").read_text()
-    for name in ("run", "demo", "codebook", "train", "measure", "explain", "report", "validate", "list"):
+    for name in ("run", "demo", "codebook", "train", "measure", "explain", "compare", "report", "validate", "list"):
         assert re.search(rf"`(distilens )?{name}\b", table), name
 
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -166,6 +167,19 @@ def test_models_of_other_names(tmp_path: Path):
     assert "<h1>a · b</h1>" in page
 
 
+def test_a_further_model_is_shown_by_what_it_misses():
+    scores = comparison()
+    for each in scores["levels"]:
+        each["given"] += [
+            one(0.2, of="teacher", given="assisted", called="teacher without assisted"),
+            one(0.2, of="assisted", given="base", called="assisted without base"),
+        ]
+    titles = [title for title, _ in transfer_section.rows(scores)]
+    assert "RS, teacher without assisted" in titles
+    assert "RS, missed" in titles
+    assert not {"RS, teacher without base", "RS, assisted without base"} & set(titles)
+
+
 def test_intervals_are_drawn_to_scale_and_said_in_words():
     rows = [charts.Estimate("first", 0.5, 0.4, 0.6, 0), charts.Estimate("second", -0.1, None, None, 1)]
     svg = charts.interval_chart("chart-x", "Title <i>", [("here", rows), ("nothing", [])], x_label="score")
@@ -175,6 +189,14 @@ def test_intervals_are_drawn_to_scale_and_said_in_words():
     assert svg.count('class="line series-0"') == 1
     assert svg.count('class="marker') == 2
     assert charts.interval_chart("x", "t", [("a", [charts.Estimate("b", math.nan)])], x_label="") == ""
+
+
+def test_a_chart_can_stand_alone():
+    chart = charts.line_chart("c", "A & B", [charts.Series("one", [1, 2], [3, 4])], x_label="x", y_label="y")
+    root = ElementTree.fromstring(charts.standalone(chart))
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert root.find("{http://www.w3.org/2000/svg}title").text == "A & B"
+    assert "stroke: #0068a8" in root.find("{http://www.w3.org/2000/svg}style").text
 
 
 def test_no_torch_is_needed(tmp_path: Path):

@@ -161,7 +161,7 @@ def standalone(chart: Markup) -> str:
             for at, colour in enumerate(colours)
         ),
     ]
-    opened = chart.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    opened = str(chart).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
     return opened.replace("<title", f"<style>{' '.join(rules)}</style><title", 1) + "\n"
 
 

@@ -216,14 +216,20 @@ def rows(scores: Scores) -> list[tuple[str, list[Cell]]]:
 
 def scored(level: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     """The scores of a level with their titles."""
-    given = [one for one in level["given"] if " without " not in one["called"]] or level["given"]
     return [
         *((f"RS of {one['of']}", one) for one in level["rs"]),
-        *((f"RS, {one['called']}", one) for one in given),
+        *((f"RS, {one['called']}", one) for one in telling(level)),
         *((f"FSS, {one['of']} and {one['to']}", one) for one in level["fss"]),
         *((f"CKA, {one['of']} and {one['to']}", {"value": one["cka"]}) for one in level["fss"]),
         *((f"{title_of(one)}: {one['of']} − {one['than']}", one) for one in level["apart"]),
     ]
+
+
+def telling(level: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The pairs that are shown: those with a name, and what further models miss of the teacher; all where none has a name."""
+    named = [one for one in level["given"] if " without " not in one["called"]]
+    others = [one for one in level["given"] if one["of"] == "teacher" and one["given"] not in ("base", "student")]
+    return [*named, *others] if named else list(level["given"])
 
 
 def title_of(one: Mapping[str, Any]) -> str:
@@ -274,9 +280,7 @@ def figures(scores: Scores) -> list[dict[str, Any]]:
     for key, (title, source, named) in listed.items():
         groups, seen = [], {}
         for level in scores["levels"]:
-            entries = level[source]
-            if key == "given":
-                entries = [one for one in entries if " without " not in one["called"]] or entries
+            entries = telling(level) if key == "given" else level[source]
             for one in entries:
                 seen.setdefault(named(one), names.index(one["of"]) if key == "rs" else len(seen))
             rows = [
