@@ -36,7 +36,7 @@ from distilens.measure.dependence import dependence
 from distilens.measure.distance_correlation import Distances, distance_correlation
 from distilens.measure.levels import Pair, balanced, levels_of
 from distilens.measure.likeness import pearson
-from distilens.measure.pair_maps import pair_maps, pixels_of, reference_set
+from distilens.measure.pair_maps import pair_maps, pixels_of, reference_positions, reference_set, seen_at
 from distilens.models import build_model
 from distilens.report import charts
 from methods import Experiment
@@ -143,19 +143,26 @@ def stability(run: tuple[Path, ...], out: Path = Path("runs/methods"), seed: int
         "base": study.student("labels", seed),
         "student": study.student("kd + class maps", seed),
     }
-    test = study.data.test
-    (level,) = levels_of(models, ["last"])
+    test, eye = study.data.test, torch.eye(len(study.data.classes))
+    levels = levels_of(models, ["last"])
     positions = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:images]
     batch = pixels_of(test, positions)
-    eye = torch.eye(len(study.data.classes))
-    table = Table("pair", "n", "correlation", "deviation over images", box=None, pad_edge=False)
-    for pair in (Pair("student", "base"), Pair("base", "student"), Pair("teacher", "student")):
-        for n in (10, 30, 130, 500):
-            sets = [reference_set(test, lambda labels: eye[labels], n, number) for number in range(6)]
-            maps = [pair_maps(pair, models, level, each, batch.images, eye[batch.labels], positions) for each in sets]
+    seen, task = seen_at(models, levels[0], batch.images), eye[batch.labels]
+    pairs = (Pair("student", "base"), Pair("base", "student"), Pair("teacher", "student"))
+    table = Table("images", *(pair.called for pair in pairs), box=None, pad_edge=False)
+    for n in (8, 32, 128, 30, 130, 510, 2000):
+        fair = n % 10 == 0
+        sets = []
+        for number in range(6):
+            drawn = torch.randperm(len(test), generator=torch.Generator().manual_seed(1 + number))[:n].sort().values
+            chosen = reference_positions(test, n, number) if fair else drawn.numpy()
+            sets.append(reference_set(models, levels, test, lambda labels: eye[labels], chosen))
+        cells = []
+        for pair in pairs:
+            maps = [pair_maps(pair, levels[0], each, seen, task, each.among(positions)) for each in sets]
             alike = torch.stack([pearson(a, b) for at, a in enumerate(maps) for b in maps[:at]]).nanmean(0)
-            alike = alike[~alike.isnan()]
-            table.add_row(pair.called, str(len(sets[0].positions)), f"{alike.mean():.2f}", f"{alike.std():.2f}")
+            cells.append(f"{alike.nanmean():.2f}")
+        table.add_row(f"{n}{', as many of each class' if fair else ', drawn'}", *cells)
     console.print(table)
 
 

@@ -72,7 +72,7 @@ def test_maps_are_of_all_grids_and_the_last_are_put_to_the_test(world, found):
     assert set(reference["index"]) <= set(data.test.index.tolist())
     levels = found.scores["maps"]["levels"]
     assert set(levels["layer2"]["distilled"]) == {"of", "given", "stability"}
-    assert {"insertion", "floor", "above_floor", "energy_in_mask", "energy_above_residual"} <= set(
+    assert {"insertion", "above_floor", "energy_in_mask", "energy_above_residual", "shuffled_labels"} <= set(
         levels["layer3"]["distilled"]
     )
 

@@ -6,9 +6,10 @@ models, images ──► features at each level ──► FSS, RS, differences �
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -39,7 +40,17 @@ from distilens.measure.levels import (
     pictured,
 )
 from distilens.measure.likeness import mean_interval
-from distilens.measure.pair_maps import Reference, pair_maps, pixels_of, put_to_test, reference_set, stability
+from distilens.measure.pair_maps import (
+    Reference,
+    pair_maps,
+    pixels_of,
+    put_to_test,
+    reference_positions,
+    reference_set,
+    sanity,
+    seen_at,
+    stability,
+)
 from distilens.measure.scores import EVALUATION_BATCH
 from distilens.progress import Work
 from distilens.recipe import ComparePart
@@ -51,6 +62,8 @@ from distilens.subject import built_model, fingerprint_of, found_data, run_folde
 KIND = "distilens transfer 1"
 GROWN = 512
 """Images that each kept state of a model is scored on."""
+TESTS = 40
+"""Forwards of an image that is put to the test: two insertions of 20 steps."""
 FIRST_FORWARD = 16
 """Images that the time of a forward is measured on."""
 
@@ -243,14 +256,13 @@ class Comparing:
     def plan(self, grids: Sequence[Level], states: int) -> None:
         """What there is to be done, by an estimate of the seconds it takes."""
         m, how = len(self.models), self.how
-        images, sets = how.reference + how.measured, 1 + how.sets
         self.each = 2.5e-7 * len(self.some) ** 2  # of a statistic
         costs = {f"features of {name}": pace * len(self.some) for name, pace in self.pace.items()}
         count = 2 * m + len(pairs_of(self.models)) * 3 // 2 + 1
         costs |= {f"scores {level.name}": self.each * count for level in self.levels}
-        both = sum(self.pace[pair.of] + self.pace[pair.given] for pair in self.pairs)
-        costs["maps"] = len(grids) * (sets * images + how.images) * both
-        costs["tests"] = sum(40 * how.measured * self.pace[pair.of] for pair in self.pairs)
+        explained = len(grids) * (how.images + how.measured)
+        costs["maps"] = bool(grids) * ((1 + how.sets) * how.reference + explained) * sum(self.pace.values())
+        costs["tests"] = bool(grids) * sum(TESTS * how.measured * self.pace[pair.of] for pair in self.pairs)
         costs["growth"] = states * min(GROWN, len(self.some)) * max(self.pace.values())
         self.work.plan(costs)
 
@@ -282,49 +294,60 @@ class Comparing:
     def pictures(self, grids: Sequence[Level]) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
         """The maps of all pairs at all levels with a grid: for the page, and measured."""
         test, how = self.data.test, self.how
-        sets = [reference_set(test, self.task_of, how.reference, seed) for seed in range(1 + how.sets)]
-        labelled = torch.from_numpy(np.flatnonzero(test.labels >= 0))
-        drawn = labelled[torch.randperm(len(labelled), generator=draws.generator("compared", 0))[: how.measured]]
-        logits = {
-            name: predict(model, Batches(test, EVALUATION_BATCH, device=model.device))
-            for name, model in self.models.items()
-        }
-        comparable = {name: values for name, values in logits.items() if values.shape[1] == len(self.data.classes)}
-        shown = labelled[
-            choose({name: values[labelled] for name, values in (comparable or logits).items()}, how.images)
+        self.work.begin("reference sets")
+        drawn = [reference_positions(test, how.reference, seed) for seed in range(1 + how.sets)]
+        sets = [
+            reference_set(
+                self.models,
+                grids,
+                test,
+                self.task_of,
+                positions,
+                features=how.features,
+                done=self.heard("reference sets"),
+            )
+            for positions in drawn
         ]
+        labelled = torch.from_numpy(np.flatnonzero(test.labels >= 0))
+        order = torch.randperm(len(labelled), generator=draws.generator("compared", 0))
+        measured = labelled[order[: how.measured]]
+        logits = self.answers(labelled)
+        shown = labelled[choose(logits, how.images)]
         arrays, found = {}, {}
         for level in grids:
-            arrays[level.name] = self.drawn(level, sets[0], shown, logits)
-            found[level.name] = self.measured(level, sets, drawn, last=level is grids[-1])
+            self.work.begin(f"maps at {level.name}")
+            arrays[level.name] = self.drawn(level, sets[0], shown)
+            found[level.name] = self.measured(level, sets, measured, last=level is grids[-1])
         reference = {
-            "n": len(sets[0].positions),
-            "index": test.index[sets[0].positions].tolist(),
+            "n": len(drawn[0]),
+            "index": test.index[drawn[0]].tolist(),
             "sets": how.sets,
-            "measured": len(drawn),
+            "measured": len(measured),
         }
         return {"reference": reference, "levels": found}, arrays
 
-    def maps(self, pair: Any, level: Level, reference: Reference, positions: Tensor) -> Tensor:
-        batch = pixels_of(self.data.test, positions)
-        label = f"maps at {level.name}: {pair.called}"
-        return pair_maps(
-            pair,
-            self.models,
-            level,
-            reference,
-            batch.images,
-            self.task_of(batch.labels),
-            positions,
-            features=self.how.features,
-            done=self.work.heard(label, self.pace[pair.of] + self.pace[pair.given]),
-        )
+    def answers(self, positions: Tensor) -> dict[str, Tensor]:
+        """The logits of the models that answer for the data's classes, of all images; of all models where none does."""
+        test = dataclasses.replace(self.data.test, index=self.data.test.index[positions.numpy()])
+        found = {
+            name: predict(model, Batches(test, EVALUATION_BATCH, device=model.device))
+            for name, model in self.models.items()
+        }
+        return {name: values for name, values in found.items() if self.answers_for_data(name)} or found
 
-    def drawn(
-        self, level: Level, reference: Reference, positions: Tensor, logits: Mapping[str, Tensor]
-    ) -> dict[str, np.ndarray]:
+    def answers_for_data(self, name: str) -> bool:
+        return len(self.models[name].classes) == len(self.data.classes)
+
+    def heard(self, label: str) -> Callable[[str, int], object]:
+        """Counts a forward of so many images by a model."""
+        each = {name: self.work.heard(label, pace) for name, pace in self.pace.items()}
+        return lambda name, count: each[name](count)
+
+    def drawn(self, level: Level, reference: Reference, positions: Tensor) -> dict[str, np.ndarray]:
         """The arrays of the pictures at one level: images, labels, masks, and a map for each pair."""
         batch = pixels_of(self.data.test, positions)
+        seen = seen_at(self.models, level, batch.images, done=self.heard(f"maps at {level.name}"))
+        task, among = self.task_of(batch.labels), reference.among(positions)
         arrays = {
             "index": batch.index.numpy(),
             "images": (batch.images * 255).round().byte().permute(0, 2, 3, 1).numpy(),
@@ -335,26 +358,34 @@ class Comparing:
         if batch.mask is not None:
             arrays["masks"] = (batch.mask * 255).round().byte().numpy()
         for pair in self.pairs:
-            arrays[f"maps_{pair.called}"] = self.maps(pair, level, reference, positions).numpy()
-            if logits[pair.of].shape[1] == len(self.data.classes):
-                confidence, prediction = logits[pair.of][positions].softmax(1).max(1)
-                arrays[f"prediction_{pair.called}"] = prediction.numpy()
-                arrays[f"confidence_{pair.called}"] = confidence.numpy()
+            maps = pair_maps(pair, level, reference, seen, task, among, features=self.how.features)
+            arrays[f"maps_{pair.called}"] = maps.numpy()
+            if self.answers_for_data(pair.of):
+                model = self.models[pair.of]
+                with torch.no_grad():
+                    confidence, prediction = model.logits(batch.images.to(model.device)).float().softmax(1).max(1)
+                arrays[f"prediction_{pair.called}"] = prediction.cpu().numpy()
+                arrays[f"confidence_{pair.called}"] = confidence.cpu().numpy()
         return arrays
 
     def measured(self, level: Level, sets: Sequence[Reference], positions: Tensor, *, last: bool) -> dict[str, Any]:
         """Of the maps of each pair: how stable they are and, at the last level, whether they are true and where they lie."""
-        self.work.begin(f"maps at {level.name}")
+        batch = pixels_of(self.data.test, positions)
+        seen = seen_at(self.models, level, batch.images, done=self.heard(f"maps at {level.name}"))
+        task, features = self.task_of(batch.labels), self.how.features
         found: dict[str, Any] = {}
         energies: dict[str, Tensor] = {}
-        batch = pixels_of(self.data.test, positions)
         for pair in self.pairs:
-            maps, *others = (self.maps(pair, level, reference, positions) for reference in sets)
+            maps, *others = (
+                pair_maps(pair, level, each, seen, task, each.among(positions), features=features) for each in sets
+            )
             entry = {"of": pair.of, "given": pair.given, "stability": stability(maps, others)}
             if last:
-                heard = self.work.heard(f"tests at {level.name}: {pair.called}", 40 * self.pace[pair.of])
-                means, values = put_to_test(self.models[pair.of], batch, maps, done=heard)
-                entry |= means
+                model, among = self.models[pair.of], sets[0].among(positions)
+                heard = self.work.heard(f"tests at {level.name}: {pair.called}", TESTS * self.pace[pair.of])
+                means, values = put_to_test(model, batch, maps, done=heard)
+                nothing = (sets[0], self.data.test, batch.images, seen, task, among, maps)
+                entry |= means | sanity(pair, model, level, *nothing, features=features)
                 if "energy_in_mask" in values:
                     energies[pair.called] = values["energy_in_mask"]
             found[pair.called] = entry

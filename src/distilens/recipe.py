@@ -144,7 +144,7 @@ class ComparePart(Section):
     full: bool = False
     biased: bool = False
     permutations: Annotated[int, Field(ge=0)] = 0
-    reference: Annotated[int, Field(ge=4)] = 128
+    reference: Annotated[int, Field(ge=4)] = 512
     sets: Annotated[int, Field(ge=1)] = 3
     images: Count = 24
     measured: Count = 100

@@ -4,13 +4,24 @@ import numpy as np
 import pytest
 import torch
 
+from distilens.core import Batch
 from distilens.data import load
 from distilens.explain import build_explainer
 from distilens.measure.faithfulness import insertion
-from distilens.measure.levels import Pair, levels_of
+from distilens.measure.levels import Pair, features_at, levels_of
 from distilens.measure.likeness import pearson
 from distilens.measure.localisation import energy_in_mask
-from distilens.measure.pair_maps import FLOOR, pair_maps, pixels_of, put_to_test, reference_set, stability
+from distilens.measure.pair_maps import (
+    FLOOR,
+    pair_maps,
+    pixels_of,
+    put_to_test,
+    reference_positions,
+    reference_set,
+    sanity,
+    seen_at,
+    stability,
+)
 from distilens.measure.unicam import UniCAM
 from distilens.models import build_model
 
@@ -30,40 +41,54 @@ def task_of(labels: torch.Tensor) -> torch.Tensor:
 
 
 def test_the_reference_set_is_balanced_and_drawn_once(world):
-    data, _ = world
-    found = reference_set(data.test, task_of, 60)
-    assert len(found.positions) == 64  # as many of each of 8 classes, 60 at least
-    assert np.bincount(data.test.labels[found.positions]).tolist() == [8] * 8
-    assert np.array_equal(found.positions, reference_set(data.test, task_of, 60).positions)
-    assert not np.array_equal(found.positions, reference_set(data.test, task_of, 60, seed=1).positions)
-    assert torch.equal(found.images, data.test.pixels(found.positions)[0])
-    assert torch.equal(found.task.argmax(1), torch.from_numpy(data.test.labels[found.positions]))
-    inside = int(found.positions[5])
-    outside = next(place for place in range(len(data.test)) if place not in set(found.positions.tolist()))
+    data, networks = world
+    positions = reference_positions(data.test, 60)
+    assert len(positions) == 64  # as many of each of 8 classes, 60 at least
+    assert np.bincount(data.test.labels[positions]).tolist() == [8] * 8
+    assert np.array_equal(positions, reference_positions(data.test, 60))
+    assert not np.array_equal(positions, reference_positions(data.test, 60, seed=1))
+    heard = []
+    levels = levels_of(networks, ["layer2", "last"])
+    found = reference_set(
+        networks, levels, data.test, task_of, positions, done=lambda name, count: heard.append((name, count))
+    )
+    assert torch.equal(found.task.argmax(1), torch.from_numpy(data.test.labels[positions]))
+    assert heard == [("base", 64), ("student", 64)]
+    images, labels = data.test.pixels(positions)[0], found.task.argmax(1)
+    expected = features_at(networks["student"], [Batch(images, labels, labels)], ["layer2", "layer3"])
+    assert all(torch.allclose(found.rows["student"][tap], rows, atol=1e-5) for tap, rows in expected.items())
+    inside = int(positions[5])
+    outside = next(place for place in range(len(data.test)) if place not in set(positions.tolist()))
     assert found.among(torch.tensor([outside, inside])).tolist() == [-1, 5]
 
 
-def test_maps_of_a_pair_are_unicam(world, monkeypatch):
+def ready(world, tap: str, count: int, size: int = 6):
+    """A level, a reference set, and what models see of some images, the fourth of the set among them."""
     data, networks = world
-    level = levels_of(networks, ["layer2"])[0]
-    reference = reference_set(data.test, task_of, 32)
-    positions = torch.tensor([int(reference.positions[3]), 0, 1, 2])
+    level = levels_of(networks, [tap])[0]
+    reference = reference_set(networks, [level], data.test, task_of, reference_positions(data.test, count))
+    positions = torch.tensor([int(reference.positions[3]), *range(size - 1)])
     batch = pixels_of(data.test, positions)
-    heard = []
-    pair = Pair("student", "base")
-    maps = pair_maps(
-        pair, networks, level, reference, batch.images, task_of(batch.labels), positions, done=heard.append
+    seen = seen_at(networks, level, batch.images)
+    return level, reference, positions, batch, seen
+
+
+@pytest.mark.parametrize("features", ["pooled", "flat"])
+def test_maps_of_a_pair_are_unicam(world, features, monkeypatch):
+    data, networks = world
+    monkeypatch.setattr("distilens.measure.pair_maps.CHUNK", 5)
+    level, _, positions, batch, seen = ready(world, "layer2", 32)
+    reference = reference_set(
+        networks, [level], data.test, task_of, reference_positions(data.test, 32), features=features
     )
-    explain = UniCAM(
-        networks["student"], networks["base"], reference.images, reference.task, tap="layer2", other_tap="layer2"
-    )
-    expected = explain(batch.images, task_of(batch.labels), among=reference.among(positions))
-    assert torch.allclose(maps, expected)
+    among = reference.among(positions)
+    maps = pair_maps(Pair("student", "base"), level, reference, seen, task_of(batch.labels), among, features=features)
+    images, _ = data.test.pixels(reference.positions)
+    pair = networks["student"], networks["base"]
+    explain = UniCAM(*pair, images, reference.task, tap="layer2", other_tap="layer2", features=features)
+    expected = explain(batch.images, task_of(batch.labels), among=among)
     assert maps.any()
-    assert heard == [32, 4]
-    monkeypatch.setattr("distilens.measure.pair_maps.CHUNK", 3)
-    again = pair_maps(pair, networks, level, reference, batch.images, task_of(batch.labels), positions)
-    assert torch.allclose(again, maps, rtol=1e-4, atol=1e-7 * float(maps.max()))
+    assert torch.allclose(maps, expected, rtol=1e-3, atol=1e-5 * float(maps.max()))
 
 
 def test_stability_is_the_mean_correlation():
@@ -73,6 +98,22 @@ def test_stability_is_the_mean_correlation():
     assert found["mean"] == pytest.approx(float((1 + pearson(maps, other)).mean() / 2))
     assert (found["sets"], found["n"]) == (2, 5)
     assert stability(torch.zeros(5, 4, 4), [maps])["mean"] is None
+
+
+def test_sanity_is_the_likeness_to_maps_of_nothing(world):
+    data, networks = world
+    level, reference, positions, batch, seen = ready(world, "last", 64, 12)
+    pair, task, among = Pair("student", "base"), task_of(batch.labels), reference.among(positions)
+    maps = pair_maps(pair, level, reference, seen, task, among)
+    before = {key: value.clone() for key, value in networks["student"].state_dict().items()}
+    given = (networks["student"], level, reference, data.test, batch.images, seen, task, among, maps)
+    found = sanity(pair, *given)
+    assert set(found) == {"shuffled_labels", "random_weights"}
+    for one in found.values():
+        assert -1 <= one["mean"] < 0.9
+        assert one["n"] <= 12
+    assert found == sanity(pair, *given)
+    assert all(torch.equal(value, before[key]) for key, value in networks["student"].state_dict().items())
 
 
 def test_maps_are_put_to_the_test_of_their_model(world):

@@ -14,19 +14,16 @@ from distilens.core import Model
 from distilens.errors import UserError
 from distilens.explain.activation import full
 from distilens.explain.explanation import checked, quietly
-from distilens.measure.distance_correlation import (
-    FEWEST,
-    Distances,
-    correlation,
-    remove,
-    u_centred,
-)
+from distilens.measure.distance_correlation import FEWEST, ROUNDING, Distances
 from distilens.taps import LAST, grid
 
 Features = Literal["pooled", "flat"]
 
 AT_ONCE = 1 << 26
-"""Bytes of a batch of matrices of distances, one an image, that are worked on at once."""
+"""Bytes of a batch of distances to the reference set that are worked on at once."""
+
+NOTHING = 1e-10
+"""The share of a model's geometry that is left without the other's, below which nothing is."""
 
 
 def tapped(model: Model, images: Float[Tensor, "b c h w"], tap: str) -> Float[Tensor, "b k i j"]:
@@ -66,13 +63,14 @@ class UniCAM:
     * teacher, other the student: what there was left to learn (*missed*).
 
     A map depends on the other images, and changes with them a good deal where they are few; so every image is explained against
-    the same reference set. Distances are taken at the tap itself, so that no network is run backwards: a map costs the
-    two forwards. Maps are not negative and small; two models with the same features have empty ones.
+    the same reference set. Distances are taken at the tap itself, so that no network is run backwards, and the sums over
+    the set are made once: a map costs the two forwards, however large the set. Maps are not negative and small; two models
+    with the same features have empty ones.
 
     Args:
         model: whose features are shown.
         other: what it knows as well is left out; None leaves out nothing.
-        images: the reference set, `[n c h w]`, best with as many of each class; 128 or more.
+        images: the reference set, `[n c h w]`, best with as many of each class; 512 or more.
         task: of the reference set: labels `[n]`, or embeddings `[n e]`.
         tap, other_tap: where the features are read.
         features: `pooled` over places, or `flat`.
@@ -98,15 +96,10 @@ class UniCAM:
     ):
         if len(images) != len(task):
             raise UserError(f"the task says something of {len(task)} images, and the reference set has {len(images)}")
-        if len(images) < FEWEST - 1:
-            raise UserError(f"a reference set of {len(images)} images: take {FEWEST - 1} at least, and better 128")
-        self.model, self.other = model, other
+        self.model, self.other, self.tap, self.other_tap = model, other, tap, other_tap
         self.features: Features = features
-        self.tap, self.other_tap = tap, other_tap
-        self.within: dict[str, Tensor] = {}
-        self.task = embedded(task)
-        self.rows = as_rows(tapped(model, images, tap), features).double()
-        self.others = None if other is None else as_rows(tapped(other, images, other_tap), features).double()
+        others = None if other is None else as_rows(tapped(other, images, other_tap), features)
+        self.known = Known(as_rows(tapped(model, images, tap), features), embedded(task), others)
 
     @torch.inference_mode(False)
     def __call__(
@@ -123,34 +116,62 @@ class UniCAM:
             UserError: embeddings of another width than the reference set's, no images.
         """
         feature = tapped(self.model, images, self.tap)
-        rows = as_rows(feature, self.features).double()
-        given = (
-            None if self.other is None else as_rows(tapped(self.other, images, self.other_tap), self.features).double()
-        )
-        said = self.alike(embedded(task, self.task.shape[1]), len(images))
-        places = torch.full((len(images),), -1) if among is None else among.cpu()
+        given = None if self.other is None else as_rows(tapped(self.other, images, self.other_tap), self.features)
+        said = embedded(task, self.known.task.rows.shape[1])
+        return self.known.maps(feature, said, given, among=among, features=self.features)
+
+
+class Known:
+    """What a reference set's features know of its task, and of that what others do not: the statistic, and its gradient as maps.
+
+    Args:
+        rows: features of the reference set, a row an image.
+        task: what is known of each image, a row each.
+        others: another model's features of the same images.
+
+    Raises:
+        UserError: too few images, other numbers of them.
+    """
+
+    @torch.inference_mode(False)
+    def __init__(
+        self, rows: Float[Tensor, "n d"], task: Float[Tensor, "n e"], others: Float[Tensor, "n o"] | None = None
+    ):
+        if len(rows) < FEWEST - 1:
+            raise UserError(f"a reference set of {len(rows)} images: take {FEWEST - 1} at least, and better 512")
+        self.rows, self.task = Space(rows.double()), Space(task.to(rows.device).double())
+        self.others = None if others is None else Space(others.to(rows.device).double())
+
+    @torch.inference_mode(False)
+    def maps(
+        self,
+        feature: Float[Tensor, "b k i j"],
+        task: Float[Tensor, "t e"],
+        given: Float[Tensor, "b o"] | None = None,
+        *,
+        among: Tensor | None = None,
+        features: Features = "pooled",
+    ) -> Float[Tensor, "b i j"]:
+        """The maps of some images from their features; `given` are the other model's rows. Otherwise as `UniCAM`'s call."""
+        width = self.task.rows.shape[1]
+        if len(task) != len(feature):
+            raise UserError(f"the task says something of {len(task)} images, and {len(feature)} are to be explained")
+        if task.shape[1] != width:
+            raise UserError(f"embeddings of {task.shape[1]} numbers, and those of the reference set have {width}")
+        device = self.rows.rows.device
+        rows, task = as_rows(feature, features).to(device).double(), task.to(device).double()
+        given = None if given is None else given.to(device).double()
+        places = torch.full((len(rows),), -1) if among is None else among.cpu()
         slope = torch.empty_like(rows)
         for some in self.chunks(places):
-            inside = places[some].to(rows.device) if places[some[0]] >= 0 else None
-            slope[some] = self.slopes(rows[some], None if given is None else given[some], said[some], inside)
-        weights = (
-            slope.view(*feature.shape[:2], -1).mean(2) if self.features == "flat" else slope / feature[0, 0].numel()
-        )
-        return torch.einsum("bk,bkij->bij", weights, feature.double()).relu().float()
-
-    def alike(self, task: Float[Tensor, "b e"], count: int) -> Float[Tensor, "b e"]:
-        """The task of the images, if it can be compared with the reference set's."""
-        if len(task) != count:
-            raise UserError(f"the task says something of {len(task)} images, and {count} are to be explained")
-        if task.shape[1] != self.task.shape[1]:
-            raise UserError(
-                f"embeddings of {task.shape[1]} numbers, and those of the reference set have {self.task.shape[1]}"
-            )
-        return task.to(self.task.device)
+            inside = places[some].to(device) if places[some[0]] >= 0 else None
+            slope[some] = self.slopes(rows[some], None if given is None else given[some], task[some], inside)
+        weights = slope.view(*feature.shape[:2], -1).mean(2) if features == "flat" else slope / feature[0, 0].numel()
+        return torch.einsum("bk,bkij->bij", weights.to(feature.device), feature.double()).relu().float()
 
     def chunks(self, places: Tensor) -> Iterator[Tensor]:
         """Positions of some images at a time, all of them in the reference set, or none."""
-        count = max(1, AT_ONCE // (8 * (len(self.rows) + 1) ** 2))
+        count = max(1, AT_ONCE // (8 * len(self.task.rows)))
         for chosen in (places < 0, places >= 0):
             yield from (some for some in chosen.nonzero().flatten().split(count) if len(some))
 
@@ -158,29 +179,60 @@ class UniCAM:
         """The gradient of the objective at the rows of some images, each together with the reference set."""
         with torch.enable_grad():
             rows = rows.detach().requires_grad_()
-            ours = u_centred(extended(self.rows, self.matrix("rows"), rows, inside))
+            x, g = self.rows.with_image(rows, inside), self.task.with_image(task, inside)
+            value = ratio(x, g)
             if given is not None and self.others is not None:
-                ours = remove(ours, u_centred(extended(self.others, self.matrix("others"), given, inside)))
-            aim = u_centred(extended(self.task, self.matrix("task"), task, inside))
-            return torch.autograd.grad(correlation(ours, aim).sum(), rows)[0]
-
-    def matrix(self, name: str) -> Float[Tensor, "n n"]:
-        """The distances within the reference set, made once."""
-        if name not in self.within:
-            self.within[name] = Distances(getattr(self, name)).matrix
-        return self.within[name]
+                y = self.others.with_image(given, inside)
+                shared = ratio(x, y)
+                left = (1 - shared.square()).clamp_min(0)
+                some = left > NOTHING
+                value = torch.where(some, (value - shared * ratio(g, y)) / left.where(some, 1).sqrt(), 0)
+            return torch.autograd.grad(value.sum(), rows)[0]
 
 
-def extended(
-    reference: Float[Tensor, "n d"], within: Float[Tensor, "n n"], rows: Float[Tensor, "b d"], inside: Tensor | None
-) -> Float[Tensor, "b m m"]:
-    """Distances within the reference set and one more image, for each of some images; those `inside` stand in their own place."""
-    apart = torch.cdist(rows, reference, compute_mode="donot_use_mm_for_euclid_dist")
-    count, n = apart.shape
-    if inside is None:
-        corner = apart.new_zeros(count, 1, 1)
-        above = torch.cat([within.expand(count, n, n), apart[:, :, None]], 2)
-        return torch.cat([above, torch.cat([apart[:, None], corner], 2)], 1)
-    own = torch.arange(n, device=rows.device) == inside[:, None]
-    apart = apart.masked_fill(own, 0)
-    return torch.where(own[:, :, None], apart[:, None], torch.where(own[:, None], apart[:, :, None], within))
+class Space:
+    """The reference set in one representation: its rows, the distances between them, and their sums."""
+
+    def __init__(self, rows: Float[Tensor, "n d"]):
+        self.rows = rows
+        self.matrix = Distances(rows).matrix
+        self.sums = self.matrix.sum(1)
+
+    def with_image(self, rows: Float[Tensor, "b d"], inside: Tensor | None) -> WithImage:
+        return WithImage(self, rows, inside)
+
+
+class WithImage:
+    """The set and one image more, for each of some images: the distances of each image to the set, and the sums of all.
+
+    An image that is `inside` the set stands in its own place there: the set is taken without it.
+    """
+
+    def __init__(self, space: Space, rows: Float[Tensor, "b d"], inside: Tensor | None):
+        self.space, self.inside = space, inside
+        self.far = torch.cdist(rows, space.rows, compute_mode="donot_use_mm_for_euclid_dist")
+        self.own = space.matrix[inside] if inside is not None else None
+        sums = space.sums.expand(self.far.shape)
+        if self.own is not None and inside is not None:
+            place = torch.arange(len(space.rows), device=rows.device) == inside[:, None]
+            self.far, sums = self.far.masked_fill(place, 0), (sums - self.own).masked_fill(place, 0)
+        self.sums, self.last = sums + self.far, self.far.sum(1)
+        self.size = len(space.rows) + (inside is None)
+
+    def inner(self, other: WithImage) -> Float[Tensor, " b"]:
+        """`⟨A, B⟩` of the U-centred distances, from sums alone; at most rounding is 0."""
+        both = (self.space.matrix * other.space.matrix).sum() + 2 * (self.far * other.far).sum(1)
+        if self.own is not None and other.own is not None:
+            both = both - 2 * (self.own * other.own).sum(1)
+        m = self.size
+        rows = (self.sums * other.sums).sum(1) + self.last * other.last
+        totals = (self.sums.sum(1) + self.last) * (other.sums.sum(1) + other.last)
+        found = both - 2 / (m - 2) * rows + totals / ((m - 1) * (m - 2))
+        return found.where(found.abs() > ROUNDING * both.abs(), 0)
+
+
+def ratio(x: WithImage, y: WithImage) -> Float[Tensor, " b"]:
+    """The distance correlation; 0 where one of the two does not vary."""
+    xx, yy = x.inner(x), y.inner(y)
+    known = (xx > 0) & (yy > 0)
+    return torch.where(known, x.inner(y) / (xx * yy).where(known, 1).sqrt(), 0)

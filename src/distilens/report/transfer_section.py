@@ -339,6 +339,8 @@ def tests(scores: Scores) -> list[tuple[str, dict[str, Cell]]]:
 
     titles = {
         "stability": ("correlation over reference sets", False),
+        "shuffled_labels": ("correlation with maps of shuffled labels", False),
+        "random_weights": ("correlation with maps of random weights", False),
         "insertion": ("insertion AUC", False),
         "floor": ("insertion AUC of noise", False),
         "above_floor": ("above noise, image by image", False),
