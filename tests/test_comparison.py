@@ -9,7 +9,8 @@ import torch
 from rich.console import Console
 
 import distilens
-from distilens.comparison import Comparing, compare, compare_part, models_named, settings_of
+from distilens.comparing import Comparing
+from distilens.comparison import compare, compare_part, models_named, settings_of
 from distilens.data import from_arrays, load
 from distilens.errors import UserError
 from distilens.kept import KeptModels
@@ -17,7 +18,7 @@ from distilens.measure.levels import balanced, features_at
 from distilens.measure.transfer import fss, rs
 from distilens.models import build_model
 from distilens.recipe_file import make_recipe
-from distilens.report import transfer_section
+from distilens.report import transfer_words
 from distilens.run import Run, load_run
 from distilens.stages import run_all
 
@@ -96,7 +97,7 @@ def test_identical_models_have_empty_maps_and_nothing_left(world):
     assert {one["value"] for level in found.scores["levels"] for one in level["given"]} == {0}
     assert "which chance would explain" in found.findings()[0]
     assert found.scores["maps"]["levels"]["layer3"]["distilled"]["empty"] == 4
-    assert transfer_section.reliability(found.scores).startswith("All maps are empty")
+    assert transfer_words.reliability(found.scores).startswith("All maps are empty")
 
 
 def test_any_architectures_under_any_names(world, tmp_path):
@@ -126,7 +127,7 @@ def test_findings_say_what_is_sure_and_what_is_not(found):
     level = scores["levels"][1]
     level["apart"][0] |= {"value": 0.2, "low": 0.1, "high": 0.3}
     level["apart"][1] |= {"value": -0.1, "low": -0.3, "high": 0.1}
-    said = transfer_section.findings(scores)
+    said = transfer_words.findings(scores)
     assert "the student's features say more of the task than the base's" in said[0]
     assert "+0.200 [+0.100 to +0.300]." in said[0]
     assert "says less of the task" in said[1]
@@ -161,7 +162,7 @@ def test_explained_images_embeddings_and_the_biased_statistic(world, tmp_path):
         two, data, {**FAST, "taps": ["last"], "explained": True, "embeddings": f"file:{tmp_path}/classes.npy"}
     )
     assert other.scores["levels"][0]["rs"][0]["value"] != plain.scores["levels"][0]["rs"][0]["value"]
-    assert any("explained images" in text for _, text in transfer_section.facts(other.scores))
+    assert any("explained images" in text for _, text in transfer_words.facts(other.scores))
     biased = compare(two, data, {**FAST, "taps": ["last"], "biased": True})
     assert biased.scores["levels"][0]["given"] == []
     assert len(biased.table()[1]) == 4

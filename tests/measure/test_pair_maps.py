@@ -47,6 +47,7 @@ def test_the_reference_set_is_balanced_and_drawn_once(world):
     assert np.bincount(data.test.labels[positions]).tolist() == [8] * 8
     assert np.array_equal(positions, reference_positions(data.test, 60))
     assert not np.array_equal(positions, reference_positions(data.test, 60, seed=1))
+    assert len(reference_positions(data.test, 10_000)) <= len(data.test) / 2
     heard = []
     levels = levels_of(networks, ["layer2", "last"])
     found = reference_set(

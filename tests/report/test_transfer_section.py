@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from distilens.report import charts, transfer_section, write_report
+from distilens.report import charts, transfer_section, transfer_words, write_report
 
 CLASSES = ["cat", "dog", "<b>ship</b>"]
 PAIRS = {"distilled": ("student", "base"), "residual": ("base", "student"), "missed": ("teacher", "student")}
@@ -66,7 +66,7 @@ def comparison() -> dict:
         "remarks": [],
         "levels": [level("layer1", -0.1), level("layer3", 0.0), {**level("logits", 0.1)}],
         "maps": {
-            "reference": {"n": 128, "index": [1, 2], "sets": 3, "measured": 50},
+            "reference": {"n": 128, "index": [1, 2], "sets": 3, "shared": 0.05, "measured": 50},
             "levels": {"layer1": entries, "layer3": last},
         },
         "growth": {"level": "layer3", "n": 100, "models": {"base": states, "student": states}},
@@ -137,12 +137,17 @@ def test_maps_that_change_with_the_set_are_not_to_be_read_one_by_one():
     scores = comparison()
     for entry in scores["maps"]["levels"]["layer1"].values():
         entry["stability"]["mean"] = 0.3
-    said = transfer_section.reliability(scores)
+    said = transfer_words.reliability(scores)
     assert "correlate 0.30 (distilled at layer1) to 0.90 (distilled at layer3)" in said
     assert "Above 0.8 are distilled at layer3, residual at layer3, missed at layer3: of the others" in said
     for entry in scores["maps"]["levels"]["layer3"].values():
         entry["stability"]["mean"] = 0.5
-    assert "None reach 0.8" in transfer_section.reliability(scores)
+    assert "None reach 0.8" in transfer_words.reliability(scores)
+    assert "flatters" not in transfer_words.reliability(scores)
+    scores["maps"]["reference"]["shared"] = 0.5
+    assert "3 other such sets (they have 50 % of their images in common, which flatters) the maps" in (
+        transfer_words.reliability(scores)
+    )
 
 
 def test_models_of_other_names(tmp_path: Path):
@@ -158,7 +163,7 @@ def test_models_of_other_names(tmp_path: Path):
             "apart": [],
         }
     scores["maps"], scores["growth"] = {}, {}
-    assert transfer_section.findings(scores) == [
+    assert transfer_words.findings(scores) == [
         "At logits the features of b say most of the task: RS 0.500 [0.450 to 0.550]."
     ]
     (tmp_path / "transfer.json").write_text(json.dumps(scores))

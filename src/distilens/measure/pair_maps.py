@@ -52,13 +52,16 @@ class Reference:
 
 
 def reference_positions(split: Split, count: int, seed: int = 0) -> np.ndarray:
-    """At least `count` images of a split (where there are so many), as many of each class.
+    """At least `count` images of a split, as many of each class; half of the smallest class at most, so that sets differ.
 
     Raises:
         UserError: see `balanced`.
     """
-    classes = max(1, len(np.unique(split.labels[split.labels >= 0])))
-    return balanced(split.labels, classes * max(2, -(-count // classes)), seed)
+    counts = np.unique(split.labels[split.labels >= 0], return_counts=True)[1]
+    if not len(counts):
+        return balanced(split.labels, count)
+    each = min(-(-count // len(counts)), int(counts.min()) // 2)
+    return balanced(split.labels, len(counts) * max(2, each), seed)
 
 
 def reference_set(

@@ -6,7 +6,7 @@ The scores are those of a comparison (`transfer.json`), the maps its arrays (`tr
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,10 @@ from distilens.report import charts
 from distilens.report.panels import PICTURE_BYTES, panel, panel_of
 from distilens.report.rendering import missing, read_json, rendered
 from distilens.report.table import NOTHING, Cell, bounds, detail
+from distilens.report.transfer_words import Scores, facts, findings, pairs, reliability
 from distilens.specs import safe
 
-Scores = Mapping[str, Any]
 IN_NOTEBOOK = 4  # images
-RELIABLE = 0.8
-"""The correlation of maps over reference sets below which a single map is said not to be one to believe."""
 
 
 def section(folder: Path) -> dict[str, Any]:
@@ -75,131 +73,6 @@ def notebook(scores: Scores, maps: Mapping[str, Mapping[str, np.ndarray]]) -> st
         }
         shown.append(panel_of(name, few, scores["classes"], PICTURE_BYTES))
     return rendered("compare_notebook.html.j2", transfer={**content(scores), "panels": shown})
-
-
-# ------------------------------------------------------------------------------------------------------ in words
-
-
-def findings(scores: Scores) -> list[str]:
-    """What the numbers come to at the last level that has a grid, and how sure it is."""
-    level, said = judged(scores), []
-    apart = {(one["what"], one["of"]): one for one in level["apart"]}
-    name = level["name"]
-    if one := apart.get(("rs", "student")):
-        said.append(
-            f"At {name} the student's features say {more(one)} of the task than the base's: RS {values(level['rs'], 'student')} "
-            f"against {values(level['rs'], 'base')}, a difference of {interval(one, '+')}{doubt(one)}."
-        )
-    if one := apart.get(("given", "distilled")):
-        said.append(
-            f"What the student knows and the base does not (distilled) says {more(one)} of the task than what the base knows and "
-            f"the student does not (residual): a difference of {interval(one, '+')}{doubt(one)}."
-        )
-    if one := apart.get(("fss", "student")):
-        alike = "more like" if one["value"] > 0 else "less like"
-        said.append(
-            f"The student's features are {alike} the teacher's than the base's are: a difference of FSS of "
-            f"{interval(one, '+')}{doubt(one)}."
-        )
-    if not said:
-        best = max(level["rs"], key=lambda one: one["value"])
-        said.append(f"At {name} the features of {best['of']} say most of the task: RS {interval(best)}.")
-    said += energies(scores, name)
-    if scores["n"] < 64:
-        said.append(f"{scores['n']} images are few: single values say little below 64.")
-    return said
-
-
-def energies(scores: Scores, level: str) -> list[str]:
-    """Whether distilled maps lie on the evidence more than residual ones, where that is known."""
-    entry = (scores["maps"].get("levels") or {}).get(level, {}).get("distilled") or {}
-    one = entry.get("energy_above_residual")
-    if not one or one["low"] is None:
-        return []
-    where = "more" if one["mean"] > 0 else "less"
-    points = f"{100 * one['mean']:+.1f} points [{100 * one['low']:+.1f} to {100 * one['high']:+.1f}]"
-    return [f"Of the distilled maps {where} lies on the evidence than of the residual ones: {points}{doubt(one)}."]
-
-
-def judged(scores: Scores) -> dict[str, Any]:
-    """The level that the findings speak of: the last one before the logits."""
-    grids = [level for level in scores["levels"] if "logits" not in level["taps"].values()]
-    return (grids or scores["levels"])[-1]
-
-
-def more(one: Mapping[str, Any]) -> str:
-    return "more" if one["value"] > 0 else "less"
-
-
-def doubt(one: Mapping[str, Any]) -> str:
-    """What is to be said where the interval of a difference holds 0."""
-    return ", which chance would explain" if one["low"] <= 0 <= one["high"] else ""
-
-
-def values(listed: Sequence[Mapping[str, Any]], of: str) -> str:
-    return f"{next(one['value'] for one in listed if one['of'] == of):.3f}"
-
-
-def interval(one: Mapping[str, Any], sign: str = "") -> str:
-    return f"{one['value']:{sign}.3f} {bounds(dict(one), lambda bound: f'{bound:{sign}.3f}')}".strip()
-
-
-def reliability(scores: Scores) -> str:
-    """How far a single map may be believed: how alike it is against other reference sets."""
-    reference = scores["maps"].get("reference")
-    if not reference:
-        return ""
-    stable = [
-        (level, called, entry["stability"])
-        for level, entries in scores["maps"]["levels"].items()
-        for called, entry in entries.items()
-        if entry["stability"]["mean"] is not None
-    ]
-    if not stable:
-        return "All maps are empty: the models know the same."
-    least, most = (pick(stable, key=lambda one: one[2]["mean"]) for pick in (min, max))
-    firm = [f"{called} at {level}" for level, called, entry in stable if entry["mean"] >= RELIABLE]
-    told = {
-        0: f"None reach {RELIABLE}: read what many of them have in common, not single maps.",
-        len(stable): f"All are above {RELIABLE}, so that single maps can be read.",
-    }.get(
-        len(firm),
-        f"Above {RELIABLE} are {', '.join(firm)}: of the others read what many have in common, not single maps.",
-    )
-    return (
-        f"A map depends on the images that it is explained against, here {reference['n']} of the test split, the same for all. "
-        f"Against {reference['sets']} other such sets the maps of {reference['measured']} images correlate "
-        f"{least[2]['mean']:.2f} ({least[1]} at {least[0]}) to {most[2]['mean']:.2f} ({most[1]} at {most[0]}). {told}"
-    )
-
-
-def facts(scores: Scores) -> list[tuple[str, str]]:
-    """What the numbers rest on."""
-    how = scores["settings"]
-    task = "labels, one-hot" if how["embeddings"] == "one_hot" else f"embeddings of the classes: {how['embeddings']}"
-    seen = "explained images (the stronger half by HiResCAM)" if how["explained"] else "images as they are"
-    removed = (
-        "the other model removed from the task too" if how["full"] else "the other model removed from the features"
-    )
-    return [
-        *((name, f"{about['model']}, weights {about['weights']}") for name, about in scores["models"].items()),
-        ("data", f"{scores['data']}, {scores['n']:,} images of the {scores['split']} split, as many of each class"),
-        ("task", task),
-        ("features", f"{how['features']}, of {seen}; {removed}"),
-        (
-            "statistic",
-            "biased, as the paper's code" if how["biased"] else "unbiased; intervals by jackknife over images",
-        ),
-    ]
-
-
-def pairs(scores: Scores) -> list[tuple[str, str]]:
-    """What each name of a pair means."""
-    found = {
-        one["called"]: f"what the {one['of']} knows and the {one['given']} does not" for one in judged(scores)["given"]
-    }
-    known = ("distilled", "residual", "missed")
-    return [(name, found[name]) for name in known if name in found]
 
 
 # ---------------------------------------------------------------------------------------------- tables and charts
