@@ -166,6 +166,8 @@ def test_models_of_other_names(tmp_path: Path):
     assert transfer_words.findings(scores) == [
         "At logits the features of b say most of the task: RS 0.500 [0.450 to 0.550]."
     ]
+    scores["levels"][-1]["rs"][1]["low"] = -0.1
+    assert "no model's features say anything sure of the task: RS 0.500" in transfer_words.findings(scores)[0]
     (tmp_path / "transfer.json").write_text(json.dumps(scores))
     page = transfer_section.page(tmp_path)
     assert "a without b" in page

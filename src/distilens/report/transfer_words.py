@@ -39,7 +39,13 @@ def findings(scores: Scores) -> list[str]:
         )
     if not said:
         best = max(level["rs"], key=lambda one: one["value"])
-        said.append(f"At {name} the features of {best['of']} say most of the task: RS {interval(best)}.")
+        sure = best["low"] is None or best["low"] > 0
+        what = (
+            f"the features of {best['of']} say most of the task"
+            if sure
+            else "no model's features say anything sure of the task"
+        )
+        said.append(f"At {name} {what}: RS {interval(best)}.")
     said += energies(scores, name)
     if scores["n"] < 64:
         said.append(f"{scores['n']} images are few: single values say little below 64.")
