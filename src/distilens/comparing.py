@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from typing import Any, Protocol, runtime_checkable
@@ -21,6 +20,7 @@ from distilens.explain.side_by_side import choose
 from distilens.measure import predict
 from distilens.measure.distance_correlation import FEWEST, Distances
 from distilens.measure.levels import (
+    LOGITS,
     Level,
     chosen,
     features_at,
@@ -101,7 +101,7 @@ class Comparing:
             {"name": level.name, "taps": dict(level.taps), **self.scores(level, rows, self.task)}
             for level in self.levels
         ]
-        pictures, arrays = self.pictures(grids) if grids else ({}, {})
+        pictures, arrays = self.pictures(grids, rows) if grids else ({}, {})
         about = {
             "kind": KIND,
             "distilens": __version__,
@@ -134,9 +134,9 @@ class Comparing:
         self.work.plan(costs)
 
     def features(self, name: str, model: Model, split: Split) -> dict[str, Tensor]:
-        """The features of some images at all levels, by tap."""
+        """The features of some images at all levels, by tap, and the logits."""
         batches = Batches(split, EVALUATION_BATCH if not self.how.explained else 64, device=model.device)
-        taps = list(dict.fromkeys(level.taps[name] for level in self.levels))
+        taps = list(dict.fromkeys([*(level.taps[name] for level in self.levels), LOGITS]))
         return features_at(
             model,
             batches,
@@ -158,7 +158,9 @@ class Comparing:
             done=self.work.heard(f"scores at {level.name}", self.each),
         )
 
-    def pictures(self, grids: Sequence[Level]) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
+    def pictures(
+        self, grids: Sequence[Level], rows: Mapping[str, Mapping[str, Tensor]]
+    ) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
         """The maps of all pairs at all levels with a grid: for the page, and measured."""
         test, how = self.data.test, self.how
         self.work.begin("reference sets")
@@ -175,11 +177,12 @@ class Comparing:
             )
             for positions in drawn
         ]
-        labelled = torch.from_numpy(np.flatnonzero(test.labels >= 0))
-        order = torch.randperm(len(labelled), generator=draws.generator("compared", 0))
-        measured = labelled[order[: how.measured]]
-        logits = self.answers(labelled)
-        shown = labelled[choose(logits, how.images)]
+        positions = torch.from_numpy(np.flatnonzero(np.isin(test.index, self.some.index)))
+        order = torch.randperm(len(positions), generator=draws.generator("compared", 0))
+        measured = positions[order[: how.measured]]
+        logits = {name: each[LOGITS] for name, each in rows.items()}
+        answering = {name: each for name, each in logits.items() if self.answers_for_data(name)}
+        shown = positions[choose(answering or logits, how.images)]
         arrays, found = {}, {}
         for level in grids:
             self.work.begin(f"maps at {level.name}")
@@ -193,15 +196,6 @@ class Comparing:
             "measured": len(measured),
         }
         return {"reference": reference, "levels": found}, arrays
-
-    def answers(self, positions: Tensor) -> dict[str, Tensor]:
-        """The logits of the models that answer for the data's classes, of all images; of all models where none does."""
-        test = dataclasses.replace(self.data.test, index=self.data.test.index[positions.numpy()])
-        found = {
-            name: predict(model, Batches(test, EVALUATION_BATCH, device=model.device))
-            for name, model in self.models.items()
-        }
-        return {name: values for name, values in found.items() if self.answers_for_data(name)} or found
 
     def answers_for_data(self, name: str) -> bool:
         return len(self.models[name].classes) == len(self.data.classes)

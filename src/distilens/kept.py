@@ -27,7 +27,7 @@ class KeptModels:
         return len(self.epochs)
 
     def __iter__(self) -> Iterator[tuple[int, Model]]:
-        model = self.run.model(self.role)
+        model = self.run.models()[self.role] if self.epochs else None  # with its teacher, where it asks one
         for epoch in self.epochs:
             state = read(self.folder / f"epoch-{epoch:04d}.pt")
             weights, prefix = (state["average"], "module.") if state["average"] else (state["objective"], "student.")
@@ -37,6 +37,7 @@ class KeptModels:
                 for key, value in inside.items()
                 if key.startswith(("network.", "parts."))
             }
+            assert model is not None
             try:
                 model.load_bare_state(bare)
             except RuntimeError:
