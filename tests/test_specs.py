@@ -164,3 +164,9 @@ def test_an_unknown_registry_entry_lists_what_there_is():
     registry = Registry("shape", {"circle": "distilens.errors:UserError", "square": "distilens.errors:UserError"})
     with pytest.raises(UserError, match=r"unknown shape 'circl'\. Did you mean 'circle'\? Known: circle, square"):
         registry.build("circl")
+
+
+def test_a_part_may_stand_in_brackets_of_its_own():
+    """As in `--set teacher.model=[run:runs/large,part=teacher]`."""
+    assert Spec.parse("[run:runs/large,part=teacher]") == Spec.parse("run:runs/large,part=teacher")
+    assert Spec.parse(" [kd] ") == Spec("kd")

@@ -56,7 +56,7 @@ class Spec:
                 raise UserError(f'a part as a table needs a name: {{name = "...", ...}}; given {dict(part)}')
             named = cls.parse(options.pop("name"))
             return named.replaced(**options)
-        name, colon, rest = part.strip().partition(":")
+        name, colon, rest = unbracket(part).partition(":")
         if not name:
             raise UserError(f"a part needs a name before its colon; given {part!r}")
         argument, options = None, {}
