@@ -35,6 +35,11 @@ VARIATIONS = {
     "at": ["at", "at:taps=[last]"],
     "ig_overlay": [f"{OVERLAY},mode={mode}" for mode in ("blend", "highlight", "blur_rest", "channel")],
     "cam_fusion": [f"cam_fusion:deploy={deploy}" for deploy in ("null", "self", "teacher")],
+    "dkd": ["dkd:warmup=0"],
+    "dist": ["dist"],
+    "sp": ["sp:weight=100"],
+    "rkd": ["rkd", "rkd:tap=last-1"],
+    "pkt": ["pkt:weight=1000"],
     "kd_layer": [FIRST, "kd_layer:stage=2,subclasses=2,codebook=SECOND", f"{FIRST},release=true"],
 }  # fmt: skip
 

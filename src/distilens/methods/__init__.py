@@ -28,6 +28,11 @@ METHODS = Registry(
         "map_match": "distilens.methods.map_match:MapMatch",
         "at": "distilens.methods.at:AT",
         "kd_layer": "distilens.methods.kd_layer:KDLayer",
+        "dkd": "distilens.methods.dkd:DKD",
+        "dist": "distilens.methods.dist:DIST",
+        "sp": "distilens.methods.sp:SP",
+        "rkd": "distilens.methods.rkd:RKD",
+        "pkt": "distilens.methods.pkt:PKT",
     },
     common=term,
 )

@@ -1,0 +1,54 @@
+"""Distances and angles between images, as the teacher has them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import normalize, smooth_l1_loss
+
+from distilens.methods.embedding import Relational
+
+Factor = Annotated[float, Field(ge=0)]
+
+
+class RKD(Relational):
+    """Match distances between the images of a batch, and angles between three of them: relational distillation.
+
+    `distance mean_j H(d_s_ij - d_t_ij) + angle mean_jk H(a_s_ijk - a_t_ijk)`, `d` Euclidean distances over their mean, `a` the
+    cosine of the angle at image i, `H` the Huber loss; of pooled features. The mean over the batch is the paper's.
+
+    Args:
+        distance, angle: the factors; RepDistiller takes 25 and 50.
+        tap: where the features are read.
+        teacher_tap: the teacher's, where it is called otherwise.
+
+    Source: Park et al. 2019 (arXiv 1904.05068), equations 5 and 8.
+    """
+
+    def __init__(
+        self, *, distance: Factor = 25.0, angle: Factor = 50.0, tap: str = "last", teacher_tap: str | None = None
+    ):
+        super().__init__(tap=tap, teacher_tap=teacher_tap)
+        self.distance, self.angle = distance, angle
+
+    def apart(self, ours: Float[Tensor, "b d"], theirs: Float[Tensor, "b e"]) -> Float[Tensor, " b"]:
+        far = smooth_l1_loss(distances(ours), distances(theirs), reduction="none").mean(1)
+        turned = smooth_l1_loss(angles(ours), angles(theirs), reduction="none").mean((1, 2))
+        return self.distance * far + self.angle * turned
+
+
+def distances(features: Float[Tensor, "b d"]) -> Float[Tensor, "b b"]:
+    """Between all images, over their mean; equal ones have no gradient."""
+    found = torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")
+    others = found[found > 0]
+    return found / others.mean() if len(others) else found
+
+
+def angles(features: Float[Tensor, "b d"]) -> Float[Tensor, "b b b"]:
+    """The cosine at image i between the directions to images j and k."""
+    directions = normalize(features[None] - features[:, None], dim=2)
+    return directions @ directions.transpose(1, 2)
