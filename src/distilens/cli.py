@@ -117,7 +117,7 @@ def run(recipe: RecipeName, /, set_: Changes = (), out: Out = None) -> None:
 
 @app.command
 def demo(set_: Changes = (), out: Path = Path("runs/demo")) -> None:
-    """Distil a student from generated images in under two minutes, and show whether it looks at the object.
+    """Distil a student from generated images in a minute or two, and show whether it looks at the object.
 
     The teacher has seen many images; the student sees few, on backgrounds that give the class away.
     """
