@@ -20,7 +20,7 @@ from distilens.models import build_model
 from distilens.recipe_file import make_recipe
 from distilens.report import transfer_words
 from distilens.run import Run, load_run
-from distilens.stages import run_all
+from distilens.stages import compare_stage, run_all
 
 FAST = {"samples": 40, "reference": 16, "images": 3, "measured": 4, "sets": 1, "taps": ["layer2", "last", "logits"]}
 
@@ -257,6 +257,20 @@ def test_a_run_compares_its_models_where_its_recipe_says_so(run):
         again = load_run(run.folder, console=said)
         run_all(again)
     assert "compare: there already" in told.get()
+    (run.folder / "transfer" / "layer2.npz").unlink()
+    compare_stage(run)
+    assert (run.folder / "transfer" / "layer2.npz").is_file()
+
+
+def test_other_embeddings_in_the_same_file_are_compared_anew(run, tmp_path):
+    np.save(tmp_path / "task.npy", np.eye(8))
+    how, found = compare_part({**RUN["compare"], "embeddings": f"file:{tmp_path}/task.npy"}), []
+    for rows in (np.eye(8), np.arange(8.0)[:, None]):
+        np.save(tmp_path / "task.npy", rows)
+        compare_stage(run, how)
+        found.append(json.loads((run.folder / "transfer.json").read_text())["levels"][0]["rs"][0]["value"])
+    assert found[0] != found[1]
+    compare_stage(run)
 
 
 def test_what_a_run_kept_is_how_it_grew(run):

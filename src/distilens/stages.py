@@ -12,14 +12,15 @@ from distilens.comparison import compare
 from distilens.data.batches import Batches
 from distilens.explain import build_explainer, labels
 from distilens.explain.side_by_side import choose, explained
-from distilens.files import key_of, write_arrays, write_json
+from distilens.files import key_of, read_json, write_arrays, write_json
 from distilens.kept import KeptModels
 from distilens.measure import predict
 from distilens.measure.scores import EVALUATION_BATCH, score_models
 from distilens.recipe import ComparePart, with_options
 from distilens.report import write_report
-from distilens.roles import train_stage
+from distilens.roles import source_key, train_stage
 from distilens.run import ROLES, Run, at_work, stage
+from distilens.specs import safe
 from distilens.train import processes
 
 
@@ -88,9 +89,12 @@ def compare_stage(run: Run, how: ComparePart | None = None) -> None:
         weights,
         run.data.fingerprint,
         with_options(part.model_dump()),
+        source_key(part.embeddings),
         {role: each.epochs for role, each in kept.items()},
     )
-    with stage(run, "compare", key, run.folder / "transfer.json") as due:
+    made = (read_json(run.folder / "transfer.json") or {}).get("maps", {}).get("levels", {})
+    maps = [run.folder / "transfer" / f"{safe(level)}.npz" for level in made]
+    with stage(run, "compare", key, run.folder / "transfer.json", *maps) as due:
         if due:
             compare(run.models(), run.data, part, grown=kept, console=run.console).save(run.folder, page=False)
 

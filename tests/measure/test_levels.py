@@ -76,6 +76,8 @@ def test_levels_are_named_by_taps_of_all_or_of_one(world):
         levels_of(networks, ["pupil=layer1"])
     with pytest.raises(UserError, match="logits are compared with logits; given logits, last, last"):
         levels_of(networks, ["last", "teacher=logits"])
+    with pytest.raises(UserError, match="two levels are called 'layer3': name each once"):
+        levels_of(networks, ["last", "layer3"])
     with pytest.raises(UserError, match="layer9"):
         levels_of(networks, ["layer9"])
 

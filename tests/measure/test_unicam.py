@@ -124,8 +124,9 @@ def test_what_cannot_be_explained_is_said(world):
     student, base, _, images, labels, others, theirs = world
     with pytest.raises(UserError, match="of 23 images, and the reference set has 24"):
         UniCAM(student, base, images, labels[1:])
-    with pytest.raises(UserError, match="a reference set of 2 images"):
-        UniCAM(student, base, images[:2], labels[:2])
+    with pytest.raises(UserError, match="a reference set of 3 images: take 4 at least"):
+        UniCAM(student, base, images[:3], labels[:3])
+    assert UniCAM(student, base, images[:4], labels[:4])(others, theirs).shape == (4, 8, 8)
     with pytest.raises(UserError, match="without a label"):
         UniCAM(student, base, images, labels - 1)
     explain = UniCAM(student, base, images, torch.eye(5)[labels])

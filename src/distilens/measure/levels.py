@@ -101,7 +101,10 @@ def levels_of(models: Mapping[str, Model], wanted: Sequence[str] = ()) -> list[L
             raise UserError(f"logits are compared with logits; given {', '.join(each)}")
         paths = {name: path_in(model, tap) for (name, model), tap in zip(models.items(), each, strict=True)}
         same = len(set(paths.values())) == 1
-        found.append(Level(next(iter(paths.values())) if same else " / ".join(dict.fromkeys(each)), paths))
+        name = next(iter(paths.values())) if same else " / ".join(dict.fromkeys(each))
+        if name in {level.name for level in found}:
+            raise UserError(f"two levels are called {name!r}: name each once")
+        found.append(Level(name, paths))
     return found
 
 

@@ -137,8 +137,8 @@ class Known:
     def __init__(
         self, rows: Float[Tensor, "n d"], task: Float[Tensor, "n e"], others: Float[Tensor, "n o"] | None = None
     ):
-        if len(rows) < FEWEST - 1:
-            raise UserError(f"a reference set of {len(rows)} images: take {FEWEST - 1} at least, and better 512")
+        if len(rows) < FEWEST:
+            raise UserError(f"a reference set of {len(rows)} images: take {FEWEST} at least, and better 512")
         self.rows, self.task = Space(rows.double()), Space(task.to(rows.device).double())
         self.others = None if others is None else Space(others.to(rows.device).double())
 

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from distilens.methods.embedding import Relational
+from distilens.methods.relational import Relational
 
 
 class PKT(Relational):

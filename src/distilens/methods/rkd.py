@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import normalize, smooth_l1_loss
 
-from distilens.methods.embedding import Relational
+from distilens.methods.relational import Relational
 
 Factor = Annotated[float, Field(ge=0)]
 

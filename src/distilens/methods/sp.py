@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from distilens.methods.embedding import Relational
+from distilens.methods.relational import Relational
 
 
 class SP(Relational):
@@ -22,7 +22,7 @@ class SP(Relational):
     Source: Tung and Mori 2019 (arXiv 1907.09682), equation 4.
     """
 
-    pooled = False
+    features = "flat"
 
     def apart(self, ours: Float[Tensor, "b d"], theirs: Float[Tensor, "b e"]) -> Float[Tensor, " b"]:
         ours, theirs = (normalize(features @ features.T, dim=1) for features in (ours, theirs))

@@ -1,4 +1,4 @@
-"""Charts of lines and of intervals as inline SVG that can be read without seeing colours, or without seeing.
+"""Line charts as inline SVG that can be read without seeing colours, or without seeing.
 
 Colours come from the page's style sheet (`--series-0` …), so that dark and light pages both have enough contrast; lines
 differ in dash and marker as well.
@@ -15,7 +15,6 @@ LEFT, RIGHT, TOP = 78, 26, 12
 # Widths are estimated for the larger letters of narrow screens.
 LEGEND_LINE, CHARACTER = 22, 9.2
 COLOURS = 6
-ROW = 22  # of an interval chart
 DASHES = ("", "7 4", "2 3", "9 3 2 3", "12 4", "4 2")
 MOST_POINTS = 300
 LOG_FROM_RATIO = 30
@@ -28,17 +27,6 @@ class Series:
     name: str
     x: Sequence[float]
     y: Sequence[float]
-    colour: int = 0
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value with its interval, a row of `interval_chart`; without bounds it is a point."""
-
-    name: str
-    value: float
-    low: float | None = None
-    high: float | None = None
     colour: int = 0
 
 
@@ -107,49 +95,6 @@ def line_chart(
     )
 
 
-def interval_chart(
-    identifier: str, title: str, groups: Sequence[tuple[str, Sequence[Estimate]]], *, x_label: str
-) -> Markup:
-    """Values with their intervals, one below the other in groups, on an axis that shows 0; empty markup without any value.
-
-    `identifier` must be unique on the page and fit for an id.
-    """
-    groups = [(name, [one for one in rows if math.isfinite(one.value)]) for name, rows in groups]
-    groups = [(name, rows) for name, rows in groups if rows]
-    if not groups:
-        return Markup()
-    every = [one for _, rows in groups for one in rows]
-    ends = [0.0, *(end for one in every for end in (one.value, one.low, one.high) if end is not None)]
-    x_ticks = ticks(min(ends), max(ends))
-    left = min(24 + CHARACTER * max(len(one.name) for one in every), WIDTH / 2)
-    across = Scale(x_ticks[0], x_ticks[-1], left, WIDTH - RIGHT)
-    parts, y = [], float(TOP)
-    for name, rows in groups:
-        if name:
-            parts.append(Markup('<text class="group" x="0" y="{:.1f}">{}</text>').format(y + 14, escape(name)))
-            y += ROW
-        for one in rows:
-            parts += [label(one.name, left - 12, y + 15, "end"), *estimated(one, across, y + 11)]
-            y += ROW
-        y += 6
-    grid = [straight("grid", across.place(x), TOP, across.place(x), y) for x in x_ticks]
-    zero = across.place(0)
-    axis = [straight("axis", zero, TOP, zero, y), straight("axis", left, y, WIDTH - RIGHT, y)]
-    axis += [label(f"{x:g}", across.place(x), y + 20, "middle") for x in x_ticks]
-    axis.append(label(x_label, (left + WIDTH - RIGHT) / 2, y + 40, "middle"))
-    said = "; ".join(
-        f"{name} {one.name} {one.value:.3f}" + (f" [{one.low:.3f} to {one.high:.3f}]" if bounded(one) else "")
-        for name, rows in groups
-        for one in rows
-    )
-    return Markup(
-        '<svg class="chart" role="img" viewBox="0 0 {width} {height:.0f}" aria-labelledby="{id}-title {id}-description">'
-        '<title id="{id}-title">{title}</title><desc id="{id}-description">{said}.</desc>{parts}</svg>'
-    ).format(
-        width=WIDTH, height=y + 48, id=identifier, title=title, said=said, parts=Markup("").join([*grid, *axis, *parts])
-    )
-
-
 def standalone(chart: Markup) -> str:
     """A chart as a file of its own, on a white ground, with the colours of a light page."""
     colours = ("#0068a8", "#c04f00", "#00735a", "#8a3f78", "#7a5c00", "#4a4f57")
@@ -163,21 +108,6 @@ def standalone(chart: Markup) -> str:
     ]
     opened = str(chart).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
     return opened.replace("<title", f"<style>{' '.join(rules)}</style><title", 1) + "\n"
-
-
-def bounded(one: Estimate) -> bool:
-    return one.low is not None and one.high is not None
-
-
-def estimated(one: Estimate, across: Scale, y: float) -> list[Markup]:
-    """The whisker of an interval, and its marker."""
-    colour, parts = one.colour % COLOURS, []
-    if one.low is not None and one.high is not None:
-        low, high = across.place(one.low), across.place(one.high)
-        drawn = "M{low:.1f},{y:.1f}H{high:.1f}M{low:.1f},{up:.1f}v8M{high:.1f},{up:.1f}v8"
-        whisker = Markup('<path class="line series-{colour}" d="' + drawn + '"/>')
-        parts.append(whisker.format(colour=colour, low=low, high=high, y=y, up=y - 4))
-    return [*parts, marker(colour, across.place(one.value), y)]
 
 
 def described(lines: Sequence[Series], x_label: str, y_label: str, as_percent: bool) -> str:

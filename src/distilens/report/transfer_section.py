@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from distilens.report import charts
+from distilens.report.intervals import Estimate, interval_chart
 from distilens.report.panels import PICTURE_BYTES, panel, panel_of
 from distilens.report.rendering import missing, read_json, rendered
 from distilens.report.table import NOTHING, Cell, bounds, detail
-from distilens.report.transfer_words import Scores, facts, findings, pairs, reliability
+from distilens.report.transfer_words import NAMED, Scores, facts, findings, pairs, reliability
 from distilens.specs import safe
 
 IN_NOTEBOOK = 4  # images
@@ -100,7 +101,7 @@ def scored(level: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
 
 def telling(level: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The pairs that are shown: those with a name, and what further models miss of the teacher; all where none has a name."""
-    named = [one for one in level["given"] if " without " not in one["called"]]
+    named = [one for one in level["given"] if one["called"] in NAMED]
     others = [one for one in level["given"] if one["of"] == "teacher" and one["given"] not in ("base", "student")]
     return [*named, *others] if named else list(level["given"])
 
@@ -156,11 +157,9 @@ def figures(scores: Scores) -> list[dict[str, Any]]:
             entries = telling(level) if key == "given" else level[source]
             for one in entries:
                 seen.setdefault(named(one), names.index(one["of"]) if key == "rs" else len(seen))
-            rows = [
-                charts.Estimate(named(one), one["value"], one["low"], one["high"], seen[named(one)]) for one in entries
-            ]
+            rows = [Estimate(named(one), one["value"], one["low"], one["high"], seen[named(one)]) for one in entries]
             groups.append((level["name"], rows))
-        svg = charts.interval_chart(f"chart-transfer-{key}", title, groups, x_label="score, with 95 % interval")
+        svg = interval_chart(f"chart-transfer-{key}", title, groups, x_label="score, with 95 % interval")
         if svg:
             sure = (
                 f"Lines are 95 % intervals over {scores['n']:,} images of one run: another seed of training moves more."

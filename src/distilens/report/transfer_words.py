@@ -9,6 +9,9 @@ from distilens.report.table import bounds
 
 Scores = Mapping[str, Any]
 
+NAMED = ("distilled", "residual", "missed")
+"""The pairs of a run's models that have a name."""
+
 RELIABLE = 0.8
 """The correlation of maps over reference sets below which a single map is said not to be one to believe."""
 
@@ -142,5 +145,4 @@ def pairs(scores: Scores) -> list[tuple[str, str]]:
     found = {
         one["called"]: f"what the {one['of']} knows and the {one['given']} does not" for one in judged(scores)["given"]
     }
-    known = ("distilled", "residual", "missed")
-    return [(name, found[name]) for name in known if name in found]
+    return [(name, found[name]) for name in NAMED if name in found]

@@ -1,4 +1,4 @@
-"""A network's features of a batch as rows, for methods that compare images with each other."""
+"""What methods share that compare the images of a batch with each other."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from torch import Tensor
 
 from distilens.core import Answer, Batch, Method, Model, Output
 from distilens.explain.activation import full, tapped
+from distilens.measure.unicam import Features, as_rows
 from distilens.taps import grid
 
 
@@ -18,7 +19,7 @@ class Relational(Method):
         teacher_tap: the teacher's, where it is called otherwise.
     """
 
-    pooled = True
+    features: Features = "pooled"
 
     def __init__(self, *, tap: str = "last", teacher_tap: str | None = None):
         super().__init__()
@@ -32,13 +33,7 @@ class Relational(Method):
     def loss(self, batch: Batch, output: Output, answer: Answer) -> Float[Tensor, " b"]:
         """Of each image: how far its relations to the others of the batch are from the teacher's."""
         ours, theirs = tapped(output, self.tap), answer.features[self.teacher_tap]
-        return self.apart(*(rows(feature, output.size, pooled=self.pooled) for feature in (ours, theirs)))
+        return self.apart(*(as_rows(full(grid(feature, output.size)), self.features) for feature in (ours, theirs)))
 
     def apart(self, ours: Float[Tensor, "b d"], theirs: Float[Tensor, "b e"]) -> Float[Tensor, " b"]:
         raise NotImplementedError
-
-
-def rows(feature: Tensor, size: tuple[int, int], *, pooled: bool) -> Float[Tensor, "b d"]:
-    """A row an image: the channels' means, or all values; in float32."""
-    found = full(grid(feature, size))
-    return found.flatten(2).mean(2) if pooled else found.flatten(1)
