@@ -34,6 +34,7 @@ model = "python:nets:grouped"
 train = {epochs = 1}
 """
 GUIDED = '"ce", "kd", "map_match", "map_match:classes=all,pool=2,distance=at,every=2,as=all", "at:taps=[last]"'
+BANKS = '"ce", "kd", "crd:width=8", "osakd:neighbours=3", "fitnet"'
 
 RECIPE = """
 name = "two"
@@ -66,11 +67,15 @@ def launch(place, out: str, processes: int) -> None:
     assert done.stdout.count("report.html") == 1
 
 
-@pytest.mark.parametrize(("net", "methods"), [("grouped", '"ce"'), ("frozen", '"ce"'), ("frozen", GUIDED)])
+@pytest.mark.parametrize(
+    ("net", "methods"), [("grouped", '"ce"'), ("frozen", '"ce"'), ("frozen", GUIDED), ("frozen", BANKS)]
+)
 def test_two_processes_train_as_one(tmp_path, net, methods):
     (tmp_path / "nets.py").write_text(NETS)
     recipe = RECIPE.replace("NET", net).replace("METHODS", methods)
-    (tmp_path / "recipe.toml").write_text(recipe + (TEACHER if methods == GUIDED else ""))
+    if methods == BANKS:
+        recipe = recipe.replace('select = "last"', 'select = "last"\nbalance = "ratio:0.3,every=5"')
+    (tmp_path / "recipe.toml").write_text(recipe + (TEACHER if methods in (GUIDED, BANKS) else ""))
     launch(tmp_path, "one", 1)
     launch(tmp_path, "both", 2)
     one, both = (

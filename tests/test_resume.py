@@ -116,6 +116,27 @@ def test_killed_at_random_points_it_ends_with_the_same_weights(place):
             assert whole["models"][role][score] == killed["models"][role][score]
 
 
+def test_banks_and_balance_go_on_where_they_were(place):
+    """Remembered rows, the factors of terms, own modules, factorised weights: all of a checkpoint."""
+    text = (place / "recipe.toml").read_text()
+    text = text.replace(
+        '"kd:temperature=2"', '"kd:warmup=0.5", "crd:width=8", "osakd", "fitnet:decay=0.3", "opdf", "powerprop"'
+    )
+    (place / "recipe.toml").write_text(text.replace("ema = 0.9", 'ema = 0.9\nbalance = "ratio:0.5,every=3"'))
+    process = start(place, "stopped")
+    wait_for_rows(place, "stopped", 45, process)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=120)
+    assert not (place / "runs/stopped/student/model.safetensors").exists()
+    finish(start(place, "stopped"))
+    finish(start(place, "whole"))
+    same_weights(place, "whole", "stopped")
+    assert steps(place, "stopped") == steps(place, "whole")
+    rows = [json.loads(line) for line in (place / "runs/whole/metrics.jsonl").read_text().splitlines()]
+    notes = [row["notes"] for row in rows if row["stage"] == "student" and "notes" in row]
+    assert set(notes[-1]) >= {"balance/kd", "balance/crd", "balance/osakd", "balance/fitnet"}
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_asked_to_stop_it_saves_says_so_and_goes_on(place, number, code):
     process = start(place, "stopped")

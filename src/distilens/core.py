@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from distilens import draws
+from distilens.balance import Balance
 from distilens.model import Model, Output
 
 if TYPE_CHECKING:
@@ -136,6 +137,7 @@ class Answer:
         targets: by the same need, the class that each map explains, `[b]`.
         scores: by judge, `[b]`.
         modules: by path: a part of the teacher that a method reuses.
+        pruned: by share: the logits of a copy of the teacher that lacks that share of its weights.
         trust: `[b]` in [0, 1]; 0 where no teacher is to be believed. Weights every loss that asks something of a teacher.
     """
 
@@ -145,6 +147,7 @@ class Answer:
     targets: Mapping[str, Int[Tensor, " b"]] = field(default_factory=dict)
     scores: Mapping[str, Float[Tensor, " b"]] = field(default_factory=dict)
     modules: Mapping[str, nn.Module] = field(default_factory=dict)
+    pruned: Mapping[str, Float[Tensor, "b classes"]] = field(default_factory=dict)
     trust: Float[Tensor, " b"] | None = None
 
 
@@ -161,6 +164,7 @@ class Method(nn.Module):
         inserts: it puts a part into the student, and so is prepared before those that read the student's features.
         at_use: what it asks of the teacher even when the student is used: such a student is none without its teacher.
         every: its loss is taken at every so many steps, the first among them.
+        warmup, decay: over the first of these shares of the steps its term grows from 0, over the last it falls to 0.
     """
 
     needs: tuple[str, ...] = ()
@@ -169,6 +173,8 @@ class Method(nn.Module):
     inserts: bool = False
     at_use: tuple[str, ...] = ()
     every: int = 1
+    warmup: float = 0.0
+    decay: float = 0.0
 
     def prepare(self, student: Model, batch: Batch, answer: Answer) -> Model:
         """Once, before training: add taps and parts, size own modules from the shapes of a first batch."""
@@ -186,6 +192,12 @@ class Method(nn.Module):
         """Once, after training: turn the training form into the final one."""
         return student
 
+    def ramp(self, progress: float) -> float:
+        """How large its term is by now, in [0, 1]."""
+        grown = progress / self.warmup if self.warmup else 1.0
+        left = (1 - progress) / self.decay if self.decay else 1.0
+        return min(1.0, grown, left)
+
     def notes(self) -> dict[str, float]:
         """What it has counted since it was last asked, by name: goes into the log beside the terms, once an epoch."""
         return {}
@@ -201,10 +213,12 @@ class Objective(nn.Module):
     Args:
         student: the model that is trained.
         methods: name -> method; the names are the terms' names in the log.
+        balance: how the terms are weighed against each other; by default as their weights say.
     """
 
-    def __init__(self, student: Model, methods: Mapping[str, Method]):
+    def __init__(self, student: Model, methods: Mapping[str, Method], balance: Balance | None = None):
         super().__init__()
+        self.balance = balance or Balance()
         self.student = student
         self.methods = nn.ModuleDict(dict(methods))
 
@@ -227,20 +241,20 @@ class Objective(nn.Module):
         for method in self.terms().values():
             batch = method.transform(batch, answer)
         output = self.student(batch.view, batch.inputs)
-        terms = {}
+        terms: dict[str, Tensor] = {}
         for name, method in self.terms().items():
             loss = None if batch.step % method.every else method.loss(batch, output, answer)
             if loss is not None:
                 if loss.ndim and method.needs and answer.trust is not None:
                     loss = loss * answer.trust
                 terms[name] = method.weight * loss.float().mean()
-        return terms
+        balanced = self.balance(terms, self.student, batch.step)
+        return {name: self.terms()[name].ramp(batch.progress) * term for name, term in balanced.items()}
 
     def notes(self) -> dict[str, float]:
         """What the methods have counted since they were last asked, as `term/name`."""
-        return {
-            f"{name}/{key}": value for name, method in self.terms().items() for key, value in method.notes().items()
-        }
+        found = {name: method.notes() for name, method in self.terms().items()} | {"balance": self.balance.notes()}
+        return {f"{name}/{key}": value for name, notes in found.items() for key, value in notes.items()}
 
     def finish(self) -> Model:
         """The student as it will be used: no method, no teacher, no label."""

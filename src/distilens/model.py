@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -208,6 +209,8 @@ class Model(nn.Module):
     def insert(self, tap: str, part: nn.Module, *, name: str) -> None:
         """Put a module behind a tap: `part(feature, inputs)` returns a feature of the same shape, and is part of the model.
 
+        A part that returns another number of channels makes the network fit: it has a method `enter(network)`.
+
         The model's own module names stay; the part's modules can be tapped as `name.module`. `inputs` are the extra inputs
         of the student, by name. A part built by `build_part` is saved with the model and built again when it is loaded.
         """
@@ -217,6 +220,9 @@ class Model(nn.Module):
         module = self.entrance if path == taps.INPUT else taps.find(self.network, path)
         self.parts[name] = part.to(self.device)
         self.inserted[name] = inserted = Inserted(part, path)
+        if isinstance(part, Entering):
+            part.enter(self.network)
+            self.network.to(self.device)
         inserted.handle = module.register_forward_hook(inserted.apply)
         self._overwritten.clear()
 
@@ -266,6 +272,13 @@ class Model(nn.Module):
         parts = {key.removeprefix("parts."): value for key, value in state.items() if key.startswith("parts.")}
         self.network.load_state_dict({key: value for key, value in state.items() if not key.startswith("parts.")})
         self.parts.load_state_dict(parts)
+
+
+@runtime_checkable
+class Entering(Protocol):
+    """A part that changes the network that it is put into."""
+
+    def enter(self, network: nn.Module) -> None: ...
 
 
 class Inserted:

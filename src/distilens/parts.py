@@ -13,6 +13,7 @@ PARTS = Registry(
         "map_channel": "distilens.methods.ig_overlay:MapChannel",
         "map_fusion": "distilens.methods.cam_fusion:MapFusion",
         "folded_fusion": "distilens.methods.cam_fusion:FoldedFusion",
+        "projector": "distilens.methods.simkd:Projector",
     },
 )
 
@@ -21,7 +22,8 @@ def build_part(part: str | Spec) -> nn.Module:
     """A part from its notation, which it keeps: see `Model.insert`.
 
     A part is called with a feature `[b c h w]` and the student's extra inputs by name, and returns a feature of the same
-    shape. Its attribute `requires` names the inputs that it cannot do without.
+    shape. Its attribute `requires` names the inputs that it cannot do without. One that changes the number of channels has a
+    method `enter(network)` that makes the network fit.
 
     Raises:
         UserError: an unknown name or option.

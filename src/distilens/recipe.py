@@ -37,7 +37,8 @@ class Training(Section):
     `precision` and `channels_last` are chosen for the processor when `auto`. `variants` is the number of augmentations of an
     image (0: a new one each epoch; 16 by default where the teacher's answers are stored). They are drawn from `variant_seed`,
     which is not the run's seed: so all seeds of an experiment see the same pictures, and a teacher's stored answers serve them
-    all. `select` says which weights are kept: the `best` epoch on validation, or the `last`. Images are `resident` in the
+    all. `select` says which weights are kept: the `best` epoch on validation, or the `last`. `balance` weighs the
+    terms of the loss: as their weights say (`fixed`), or by what their gradients are (`balance.py`). Images are `resident` in the
     device's memory where they fit, or are read by `workers` processes.
     """
 
@@ -50,6 +51,7 @@ class Training(Section):
     variant_seed: Annotated[int, Field(ge=0)] = 0
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     clip: Annotated[float, Field(gt=0)] | None = None
+    balance: Part = "fixed"
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     channels_last: bool | Literal["auto"] = "auto"
     compile: bool = False
@@ -188,6 +190,7 @@ class Recipe(Section):
 
 def registries() -> dict[str, Registry]:
     """Which kind of part stands under which key of a recipe."""
+    from distilens.balance import BALANCES
     from distilens.data import SOURCES
     from distilens.data.augment import AUGMENTS
     from distilens.embeddings import EMBEDDINGS
@@ -207,6 +210,7 @@ def registries() -> dict[str, Registry]:
         "optimizer": OPTIMIZERS,
         "schedule": SCHEDULES,
         "augment": AUGMENTS,
+        "balance": BALANCES,
         "explainers": EXPLAINERS,
         "answers": ANSWERS,
         "embeddings": EMBEDDINGS,

@@ -146,7 +146,8 @@ class Registry:
     Args:
         kind: what the parts are called in messages, such as `method`.
         entries: `name -> "module:attribute"` or `(target, fixed options)`.
-        common: a function whose keyword-only parameters every part of this kind takes as well.
+        common: a function whose keyword-only parameters every part of this kind takes as well. An attribute of that name of the
+            part's class is its default.
     """
 
     def __init__(
@@ -173,7 +174,11 @@ class Registry:
     def options(self, name: str) -> dict[str, inspect.Parameter]:
         """The options of a part: keyword-only parameters of its constructor, then those common to its kind."""
         entry = self.entry(name)
-        parameters = {**keywords(entry.constructor), **(keywords(self.common) if self.common else {})}
+        common = {
+            key: parameter.replace(default=getattr(entry.constructor, key, parameter.default))
+            for key, parameter in (keywords(self.common) if self.common else {}).items()
+        }
+        parameters = {**keywords(entry.constructor), **common}
         return {key.rstrip("_"): value for key, value in parameters.items() if key not in entry.fixed}
 
     def resolve(self, part: str | Mapping[str, Any] | Spec) -> Spec:

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from distilens.allocation import kept as memory_kept
+from distilens.balance import BALANCES
 from distilens.checkpoints import Checkpoints, Interrupted, interruptible
 from distilens.core import Batch, Method, Model, Objective, Teacher, accompany
 from distilens.data.augment import AUGMENTS
@@ -74,7 +75,8 @@ def train(
             f"batches of {training.size} images cannot be shared evenly by {accelerator.num_processes} processes: "
             f"train.batch_size={max(1, training.size // accelerator.num_processes) * accelerator.num_processes}"
         )
-    objective = Objective(student.to(accelerator.device), methods).to(accelerator.device)
+    balance = BALANCES.build(settings.balance, list(methods))
+    objective = Objective(student.to(accelerator.device), methods, balance).to(accelerator.device)
     first = next(training.epoch(0))
     with accelerator.autocast():
         objective.prepare(first, teacher(first, objective.needs))
@@ -91,7 +93,7 @@ def train(
     wrapped, optimizer = accelerator.prepare(objective, optimizer)
     steps = settings.epochs * len(training)
 
-    weights = {name: method.weight for name, method in methods.items()}
+    weights = {name: (method.weight, method.warmup, method.decay) for name, method in methods.items()}
     plan = key_of(settings.decisive(), weights, data.fingerprint, seed)
     state = Checkpoints(folder, objective, optimizer, average, plan=plan, main=accelerator.is_main_process)
     place = state.resume()
@@ -204,6 +206,10 @@ def compile_student(objective: Objective) -> None:
     second = [name for name, method in objective.methods.items() if method.second_order]
     if second:
         raise UserError(f"compile=true cannot go with {', '.join(second)}: torch.compile has no second derivative")
+    if objective.balance.measures:
+        from torch._functorch import config
+
+        config.donated_buffer = False  # the graph is gone through more than once
     objective.student.network.compile()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
@@ -13,20 +12,19 @@ from rich.table import Table
 from rich.text import Text
 
 from distilens.core import Model, Teacher
+from distilens.costs import TIMED_STEPS, added, time_step
 from distilens.data import load
 from distilens.data.augment import AUGMENTS
 from distilens.data.batches import Batches
+from distilens.data.cached import readable
 from distilens.data.subset import Data
 from distilens.explain import check_taps
 from distilens.measure import macs, parameters
 from distilens.models import build_model, check_classes
 from distilens.recipe import Recipe, Training
-from distilens.rehearsal import rehearsed
 from distilens.specs import Spec
 from distilens.teachers import LiveTeacher, as_one, following, nobody
-from distilens.train import lays_channels_last, make_accelerator, processes, total
-
-TIMED_STEPS = 3
+from distilens.train import processes
 
 
 def inspect_recipe(recipe: Recipe, console: Console, *, timed: bool = True) -> None:
@@ -109,35 +107,27 @@ def show_cost(
     console.print()
     console.print(table)
     console.print(f"about {duration(whole)} of training on this machine, from {TIMED_STEPS} timed steps each")
+    show_added(console, recipe, data, student, answering)
 
 
-def time_step(
-    model: Model, methods: tuple[str, ...], batches: Batches, settings: Training, teacher: Teacher
-) -> tuple[float, int]:
-    """Seconds of a step (the fastest of a few), and bytes that its forward keeps for its backward, with weights and state."""
-    accelerator = make_accelerator(settings)
-    batch = next(batches.epoch(0))
-    with accelerator.autocast():
-        objective = rehearsed(model.to(accelerator.device), methods, batch, teacher)
-    if lays_channels_last(settings, accelerator.device):
-        objective.student.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    kept: dict[int, int] = {}  # by storage: what several operations keep counts once
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    times = []
-    for _ in range(TIMED_STEPS + 1):
-        kept.clear()
-        start = time.perf_counter()
-        with accelerator.autocast(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            loss = total(objective(batch, teacher(batch, objective.needs)))
-        loss.backward()
-        times.append(time.perf_counter() - start)
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in objective.parameters())
-    return min(times[1:]), sum(kept.values()) + 4 * weights  # weights, gradients, two of state
+def show_added(console: Console, recipe: Recipe, data: Data, student: Model, teacher: Teacher) -> None:
+    """What each method of the student adds to its training, and to itself."""
+    settings = recipe.train
+    batches = Batches(data.train, settings.batch_size, augment=AUGMENTS.build(settings.augment), device=student.device)
+    titles = (
+        "each method, beside the labels",
+        "trained with it",
+        "kept of images",
+        "time of a step",
+        "student's parameters",
+        "student's MACs",
+    )
+    table = headed(*titles)
+    for part, what in added(student, recipe.student.methods, batches, settings, teacher).items():
+        cells = (f"{what.trained:+,}", readable(what.kept), f"{1000 * what.seconds:+.0f} ms")
+        add(table, part, *cells, f"{what.parameters:+,}", f"{what.macs:+,}")
+    console.print()
+    console.print(table)
 
 
 def duration(seconds: float) -> str:

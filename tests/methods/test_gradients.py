@@ -55,7 +55,7 @@ WITH_LOSS = [  # of logits alone; what is made ready on a batch, or reads featur
 ]  # fmt: skip
 
 
-OF_THE_BATCH = {"dist": "dist:gamma=0"}
+OF_THE_BATCH = {"dist": "dist:gamma=0", "mlkd": "mlkd:images=0,classes=0"}
 """Methods with a part that is of the whole batch, and says so: without it."""
 
 

@@ -20,6 +20,15 @@ def resized(maps: Float[Tensor, "*b h w"], size: tuple[int, int]) -> Float[Tenso
     return functional.interpolate(flat, size, mode="bilinear", align_corners=False).view(*maps.shape[:-2], *size)
 
 
+def on_one_grid(
+    ours: Float[Tensor, "*b h w"], theirs: Float[Tensor, "*d i j"], pool: int | None = None
+) -> tuple[Float[Tensor, "*b k l"], Float[Tensor, "*d k l"]]:
+    """Maps, or features, averaged to the smaller of their grids, or to `pool` cells along a side."""
+    size = (min(ours.shape[-2], theirs.shape[-2]), min(ours.shape[-1], theirs.shape[-1]))
+    size = size if pool is None else (pool, pool)
+    return resized(ours, size), resized(theirs.to(ours), size)
+
+
 def empty(maps: Float[Tensor, "*b h w"]) -> Bool[Tensor, "*b"]:
     """Maps that say nothing: zero everywhere. Left out of means, and counted."""
     return maps.abs().amax((-2, -1)) == 0

@@ -14,8 +14,17 @@ if TYPE_CHECKING:
     from distilens.core import Method
 
 
-def term(*, weight: Annotated[float, Field(ge=0)] = 1.0, as_: str | None = None) -> None:
-    """What every method takes: the factor of its term in the loss, and the term's name in the log."""
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def term(
+    *, weight: Annotated[float, Field(ge=0)] = 1.0, warmup: Share = 0.0, decay: Share = 0.0, as_: str | None = None
+) -> None:
+    """What every method takes: the factor of its term in the loss, how it comes and goes, and the term's name in the log.
+
+    Over the first share `warmup` of the steps the term grows from 0 to its size, over the last share `decay` it falls to 0, both
+    linearly.
+    """
 
 
 METHODS = Registry(
@@ -28,11 +37,27 @@ METHODS = Registry(
         "map_match": "distilens.methods.map_match:MapMatch",
         "at": "distilens.methods.at:AT",
         "kd_layer": "distilens.methods.kd_layer:KDLayer",
+        # answers
         "dkd": "distilens.methods.dkd:DKD",
         "dist": "distilens.methods.dist:DIST",
+        "mlkd": "distilens.methods.mlkd:MLKD",
+        "r2kd": "distilens.methods.r2kd:R2KD",
+        "osakd": "distilens.methods.osakd:OSAKD",
+        # features
+        "fitnet": "distilens.methods.fitnet:FitNet",
+        "vid": "distilens.methods.vid:VID",
+        "nst": "distilens.methods.nst:NST",
+        "reviewkd": "distilens.methods.reviewkd:ReviewKD",
+        "rtk": "distilens.methods.rtk:RTK",
+        "simkd": "distilens.methods.simkd:SimKD",
+        # relations between images
         "sp": "distilens.methods.sp:SP",
         "rkd": "distilens.methods.rkd:RKD",
         "pkt": "distilens.methods.pkt:PKT",
+        "crd": "distilens.methods.crd:CRD",
+        # the student's own weights
+        "opdf": "distilens.methods.opdf:OPDF",
+        "powerprop": "distilens.methods.powerprop:PowerProp",
     },
     common=term,
 )
@@ -52,7 +77,8 @@ def build_methods(parts: Sequence[str | Mapping[str, Any] | Spec | Method]) -> d
             else:
                 spec = METHODS.resolve(part)
                 method = METHODS.build(spec)
-                method.weight = spec.options["weight"]
+                for option in ("weight", "warmup", "decay"):
+                    setattr(method, option, spec.options[option])
                 name = spec.options["as"] or spec.name
             if name in methods:
                 raise UserError(f"two terms are called {name!r}: give one of them another name with as=")

@@ -14,7 +14,7 @@ from distilens.core import Answer, Batch, Method, Model, Output
 from distilens.errors import UserError
 from distilens.explain import EXPLAINERS, Explainer
 from distilens.explain.activation import FeatureMap
-from distilens.explain.maps import empty, resized
+from distilens.explain.maps import empty, on_one_grid
 from distilens.specs import Spec
 
 Distance = Literal["cosine", "at", "kl", "l2"]
@@ -103,15 +103,6 @@ class MapMatch(Method):
         compared, left_out = self.counts.tolist()
         self.counts.zero_()
         return {"empty maps": left_out / max(compared, 1)}
-
-
-def on_one_grid(
-    ours: Float[Tensor, "*b h w"], theirs: Float[Tensor, "*b i j"], pool: int | None = None
-) -> tuple[Float[Tensor, "*b k l"], Float[Tensor, "*b k l"]]:
-    """Both maps averaged to the smaller of their grids, or to `pool` cells along a side."""
-    size = (min(ours.shape[-2], theirs.shape[-2]), min(ours.shape[-1], theirs.shape[-1]))
-    size = size if pool is None else (pool, pool)
-    return resized(ours, size), resized(theirs.to(ours), size)
 
 
 def distance(

@@ -22,6 +22,8 @@ class PKT(Relational):
     Source: Passalis and Tefas 2018 (arXiv 1803.10837), equations 3 and 7; the code takes the mean over pairs, the paper the sum.
     """
 
+    weight = 30000.0
+
     def apart(self, ours: Float[Tensor, "b d"], theirs: Float[Tensor, "b e"]) -> Float[Tensor, " b"]:
         ours, theirs = (neighbours(features) for features in (ours, theirs))
         return (theirs * ((theirs + 1e-7) / (ours + 1e-7)).log()).mean(1)

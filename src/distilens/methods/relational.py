@@ -5,13 +5,14 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from distilens.core import Answer, Batch, Method, Model, Output
+from distilens.core import Answer, Batch, Output
 from distilens.explain.activation import full, tapped
 from distilens.measure.unicam import Features, as_rows
+from distilens.methods.paired import Paired
 from distilens.taps import grid
 
 
-class Relational(Method):
+class Relational(Paired):
     """Matches relations between the images of a batch, which have no width: student's and teacher's may differ in everything.
 
     Args:
@@ -19,21 +20,15 @@ class Relational(Method):
         teacher_tap: the teacher's, where it is called otherwise.
     """
 
-    features: Features = "pooled"
+    kind: Features = "pooled"
 
     def __init__(self, *, tap: str = "last", teacher_tap: str | None = None):
-        super().__init__()
-        self.tap, self.teacher_tap = tap, teacher_tap or tap
-        self.needs = (f"features:{self.teacher_tap}",)
-
-    def prepare(self, student: Model, batch: Batch, answer: Answer) -> Model:
-        student.tap(self.tap)
-        return student
+        super().__init__([tap], [teacher_tap or tap])
 
     def loss(self, batch: Batch, output: Output, answer: Answer) -> Float[Tensor, " b"]:
         """Of each image: how far its relations to the others of the batch are from the teacher's."""
-        ours, theirs = tapped(output, self.tap), answer.features[self.teacher_tap]
-        return self.apart(*(as_rows(full(grid(feature, output.size)), self.features) for feature in (ours, theirs)))
+        ours, theirs = tapped(output, self.taps[0]), answer.features[self.teacher_taps[0]]
+        return self.apart(*(as_rows(full(grid(feature, output.size)), self.kind) for feature in (ours, theirs)))
 
     def apart(self, ours: Float[Tensor, "b d"], theirs: Float[Tensor, "b e"]) -> Float[Tensor, " b"]:
         raise NotImplementedError

@@ -22,7 +22,8 @@ class SP(Relational):
     Source: Tung and Mori 2019 (arXiv 1907.09682), equation 4.
     """
 
-    features = "flat"
+    kind = "flat"
+    weight = 3000.0
 
     def apart(self, ours: Float[Tensor, "b d"], theirs: Float[Tensor, "b e"]) -> Float[Tensor, " b"]:
         ours, theirs = (normalize(features @ features.T, dim=1) for features in (ours, theirs))

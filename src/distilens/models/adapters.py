@@ -241,6 +241,11 @@ def head_of(network: nn.Module) -> str:
     return layers[-1]
 
 
+def give_head(network: nn.Module, head: nn.Module) -> None:
+    """Put another head into a network."""
+    network.set_submodule(head_of(network), head)
+
+
 def replace_head(network: nn.Module, classes: int) -> None:
     """Give a network a fresh last layer for another number of classes; one for as many is left alone."""
     path = head_of(network)

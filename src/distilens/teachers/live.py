@@ -8,7 +8,7 @@ from functools import cache, cached_property
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distilens.core import Answer, Batch, Model
 from distilens.data.source import digest
@@ -16,11 +16,13 @@ from distilens.errors import UserError
 from distilens.explain import Explainer, build_explainer
 from distilens.explain.activation import ActivationMap
 from distilens.models import MODELS, architecture
+from distilens.models.adapters import head_of
 from distilens.prepare import Precision, prepare
 from distilens.specs import Spec
 from distilens.taps import find
 from distilens.teachers.judges import Judge, build_judge
 from distilens.teachers.needs import Need, levelled, moved, spread, unlevelled
+from distilens.teachers.pruned import pruned
 
 
 class LiveTeacher:
@@ -39,6 +41,7 @@ class LiveTeacher:
         self.kept: set[str] = set()  # taps that must not be folded away
         self.explainers: dict[str, Explainer] = {}  # by need, built once
         self.judges: dict[str, Judge] = {}
+        self.copies: dict[str, LiveTeacher] = {}  # pruned, by share
 
     def __call__(self, batch: Batch, needs: Sequence[str]) -> Answer:
         wanted = [Need.parse(need) for need in needs]
@@ -58,12 +61,25 @@ class LiveTeacher:
             maps={text: maps for text, (maps, _) in explained.items()},
             targets={text: target for text, (_, target) in explained.items()},
             scores={need.what: self.judged(batch, need) for need in by["scores"]},
-            modules={need.what: find(self.model.network, need.what) for need in wanted if need.kind == "module"},
+            modules={need.what: self.part(need.what) for need in wanted if need.kind == "module"},
+            pruned={
+                need.what: self.pruned(need.what).forward(batch.images)[0] for need in wanted if need.kind == "pruned"
+            },
         )
 
     @property
     def classes(self) -> tuple[str, ...]:
         return self.model.classes
+
+    def part(self, path: str) -> nn.Module:
+        """A part of the network: by path, or what gives the logits, by whatever name (`head`)."""
+        return find(self.model.network, head_of(self.model.network) if path == "head" else path)
+
+    def pruned(self, share: str) -> LiveTeacher:
+        """A copy without the smallest weights."""
+        if share not in self.copies:
+            self.copies[share] = LiveTeacher(pruned(self.model, float(share)))
+        return self.copies[share]
 
     @property
     def precision(self) -> Precision:

@@ -11,7 +11,8 @@ maps:ig:steps=32                the explainer's maps; its own options, and furth
     classes=one|all             of that class, or of all: `[b classes h w]`
     pool=2                      averaged to so many cells along a side
 scores:confidence               a judge's score of the untransformed images
-module:fc                       a part of the teacher
+pruned:0.3                      the logits of a copy of the teacher without that share of its weights, the smallest
+module:fc                       a part of the teacher; module:head is what gives the logits, whatever its name
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ from distilens.explain.maps import resized
 from distilens.specs import Spec, convert
 from distilens.teachers.judges import JUDGES
 
-FORMS = "logits, logits:top=K, features:TAP, maps:EXPLAINER, scores:JUDGE or module:PATH"
-KINDS = ("logits", "features", "maps", "scores", "module")
+FORMS = "logits, logits:top=K, features:TAP, maps:EXPLAINER, scores:JUDGE, pruned:SHARE or module:PATH"
+KINDS = ("logits", "features", "maps", "scores", "pruned", "module")
 FURTHER = {
     "of": (Literal["images", "canonical"], "images"),
     "target": (Literal["top1", "label"], "top1"),
@@ -95,6 +96,8 @@ class Need:
             return cls(text, kind, "", top=int(top))
         if kind not in KINDS or bool(what) != (kind != "logits"):
             raise UserError(f"unknown need {text!r}: {FORMS}")
+        if kind == "pruned":
+            check_share(text, what)
         if kind == "scores":
             return cls(text, kind, str(JUDGES.resolve(what)), of="canonical")
         if kind != "maps":
@@ -140,6 +143,16 @@ class Need:
             return np.arange(len(batch))
         index = batch.index.cpu() if batch.variant is None else torch.from_numpy(batch.variant.index)
         return np.flatnonzero(draws.uniform(self.draw, index, batch.seed, batch.epoch)[:, 0].numpy() < self.share)
+
+
+def check_share(text: str, share: str) -> None:
+    """Raise a `UserError` where the share of weights that a pruned copy lacks is none."""
+    try:
+        fits = 0 < float(share) < 1
+    except ValueError:
+        fits = False
+    if not fits:
+        raise UserError(f"{text!r}: the share of the weights that the copy lacks is a number between 0 and 1")
 
 
 def moved(batch: Batch, need: Need, maps: Tensor, rows: Tensor | None = None) -> Tensor:

@@ -207,7 +207,10 @@ def joined(
         for need in of_kind(wanted, "maps")
     }
     scores = {need.what: join([each.scores[need.what] for each in answers]) for need in of_kind(wanted, "scores")}
-    return Answer(logits=logits, features=features, maps=maps, targets=targets, scores=scores, trust=trust)
+    pruned = {need.what: join([each.pruned[need.what] for each in answers]) for need in of_kind(wanted, "pruned")}
+    return Answer(
+        logits=logits, features=features, maps=maps, targets=targets, scores=scores, pruned=pruned, trust=trust
+    )
 
 
 def of_kind(wanted: Sequence[Need], kind: str) -> list[Need]:

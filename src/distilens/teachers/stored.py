@@ -108,7 +108,7 @@ class StoredTeacher:
         wanted = [as_shown(batch, Need.parse(need)) for need in needs]
         logits = [need for need in wanted if need.kind == "logits"]
         most = max(logits, key=lambda need: need.top or sys.maxsize, default=None)  # as exactly as any method asks
-        read = [need for need in wanted if need is most or need.kind in ("features", "maps", "scores")]
+        read = [need for need in wanted if need is most or need.kind in ("features", "maps", "scores", "pruned")]
         shelves: dict[str, list[Need]] = {}
         for need in read:
             shelves.setdefault(need.name, []).append(need)
@@ -122,6 +122,7 @@ class StoredTeacher:
             maps={text: values for text, (values, _) in maps.items()},
             targets={text: targets for text, (_, targets) in maps.items()},
             scores={need.what: found[need.text][0] for need in wanted if need.kind == "scores"},
+            pruned={need.what: found[need.text][0] for need in wanted if need.kind == "pruned"},
             modules=self.modules(batch, [need.text for need in wanted if need.kind == "module"]),
         )
 
@@ -203,7 +204,12 @@ class StoredTeacher:
         answer = self.teacher(seen, [need.question for need in needs])
         found = []
         for need in needs:
-            kind = {"features": answer.features, "maps": answer.maps, "scores": answer.scores}
+            kind = {
+                "features": answer.features,
+                "maps": answer.maps,
+                "scores": answer.scores,
+                "pruned": answer.pruned,
+            }
             key = need.question if need.kind == "maps" else need.what
             made = answer.logits if need.kind == "logits" else kind[need.kind][key]
             assert made is not None, "a teacher gives what it is asked for"

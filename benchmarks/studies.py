@@ -1,0 +1,218 @@
+"""What `benchmarks/methods.py` compares: rows of lists of methods, and the studies that they stand in."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Row:
+    """A list of methods as it is compared.
+
+    Attributes:
+        methods: the candidates of `--tune`; the first where nothing has been tuned.
+        control: a wrapper around the teacher, in the notation of CONTROLS.
+        follow: how several teachers are made one; None asks the first alone.
+        like: the row whose choice of candidate this one takes, as controls do.
+    """
+
+    methods: tuple[tuple[str, ...], ...]
+    control: str | None = None
+    follow: str | None = None
+    like: str | None = None
+
+
+@dataclass(frozen=True)
+class Study:
+    """Rows, and how they are trained.
+
+    Attributes:
+        tuned: the study whose choice of candidates this one takes; None has its own.
+        watch: how many validation images are seen after each epoch, which choose nothing.
+    """
+
+    rows: dict[str, Row]
+    tuned: str | None = None
+    student: str = "resnet8"
+    shots: int = 50
+    settings: dict[str, Any] = field(default_factory=dict)
+    watch: int = 64
+
+
+def each(*options: str, before: tuple[str, ...] = ()) -> tuple[tuple[str, ...], ...]:
+    """Candidates that differ in one method."""
+    return tuple((*before, option) for option in options)
+
+
+CE, KD = "ce:weight=0.1", "kd:temperature=4,weight=3"
+GUIDED = (CE, KD)
+STANDARD = "kd:temperature=2,standardise=true"
+CLASS_MAPS = "map_match:explainer=cam,classes=all,distance=cosine"
+IG = "ig_overlay:explainer=[ig:steps=32,channels=size]"
+MUON = "muon:lr=0.08,momentum=0.6,rest_lr=0.1,weight_decay=5e-4"
+FEW = {"epochs": 100, "batch_size": 32, "optimizer": MUON, "schedule": "one_cycle:warmup=0.15", "select": "last"}
+
+BEST = "kd + class maps"
+CONTROLLED = {
+    "maps permuted": "permuted:only=maps",
+    "maps mirrored": "misregistered",
+    "blobs with the maps' values": "random_maps:kind=blobs",
+    "centred maps": "random_maps:kind=centre",
+    "constant maps": "random_maps:kind=constant",
+    "a random network's maps": "random_maps:kind=network",
+}
+
+
+def controls(row: str, named: str, which: tuple[str, ...] = tuple(CONTROLLED)) -> dict[str, Row]:
+    """The same list with maps that say less: what is left of its gain is not the explanation."""
+    return {f"{named}, {name}": dataclasses.replace(ROWS[row], control=CONTROLLED[name], like=row) for name in which}
+
+
+ROWS = {
+    "labels": Row(each("ce", "ce:smoothing=0.1", "ce:smoothing=0.2")),
+    "kd": Row(each("kd:temperature=4,weight=1", KD, "kd:temperature=4,weight=10", before=(CE,))),
+    "kd standardised": Row(each(*(f"{STANDARD},weight={w}" for w in (3, 9, 27)), before=(CE,))),
+    "kd + gradcam": Row(each(*(f"map_match:weight={w}" for w in (1, 5, 20)), before=GUIDED)),
+    "kd + gradcam++": Row(each(*(f"map_match:explainer=gradcam++,weight={w}" for w in (1, 5, 20)), before=GUIDED)),
+    "kd + attention": Row(each(*(f"at:weight={w}" for w in (300, 1000, 3000)), before=GUIDED)),
+    BEST: Row(each(*(f"{CLASS_MAPS},pool=4,weight={w}" for w in (10, 25, 60)), before=GUIDED)),
+    "kd + class maps + attention": Row(
+        each(*(f"at:weight={w}" for w in (300, 1000, 3000)), before=(*GUIDED, f"{CLASS_MAPS},pool=4,weight=25"))
+    ),
+    "kd + overlay": Row(each(*(f"{IG},p={p}" for p in (0.1, 0.3, 0.6)), before=GUIDED)),
+    "labels + overlay": Row(each(*(f"{IG},p={p}" for p in (0.1, 0.3, 0.6)), before=("ce",))),
+}
+
+
+def beside(*options: str) -> Row:
+    """Candidates beside the labels and `kd`."""
+    return Row(each(*options, before=GUIDED))
+
+
+def instead(*options: str) -> Row:
+    """Candidates beside the labels, in the place of `kd`."""
+    return Row(each(*options, before=(CE,)))
+
+
+FIELD = {
+    "dkd": instead("dkd:beta=2,weight=1", "dkd:beta=8,weight=1", "dkd:beta=2,weight=4"),
+    "dist": instead("dist:weight=1", "dist:weight=3", "dist:weight=10"),
+    "mlkd": instead(*(f"mlkd:weight={w}" for w in (0.2, 0.5, 1.5))),
+    "r2kd": instead(*(f"r2kd:weight={w}" for w in (3, 10, 30))),
+    "osakd": Row(each(*(f"osakd:weight={w}" for w in (0.3, 1, 3)), before=("ce",))),
+    "kd + fitnet": beside(*(f"fitnet:weight={w}" for w in (1, 10, 100))),
+    "kd + vid": beside(*(f"vid:weight={w}" for w in (0.3, 1, 3))),
+    "kd + nst": beside(*(f"nst:weight={w}" for w in (10, 50, 250))),
+    "kd + reviewkd": beside(*(f"reviewkd:weight={w}" for w in (1, 5, 20))),
+    "kd + rtk": beside(*(f"rtk:weight={w}" for w in (300, 1000, 3000))),
+    "simkd": Row((("simkd",), (*GUIDED, "simkd"), (*GUIDED, "simkd:weight=10"))),
+    "kd + sp": beside(*(f"sp:weight={w}" for w in (300, 1000, 3000))),
+    "kd + rkd": beside(*(f"rkd:weight={w}" for w in (0.1, 0.3, 1))),
+    "kd + pkt": beside(*(f"pkt:weight={w}" for w in (3000, 10000, 30000))),
+    "kd + crd": beside(*(f"crd:weight={w}" for w in (0.25, 0.8, 2.5))),
+    "kd + opdf": beside(*(f"opdf:factors={n}" for n in (2, 3, 4))),
+    "kd + powerprop": beside(*(f"powerprop:alpha={a}" for a in (1.5, 2, 3))),
+}
+"""The field's methods, with weights around the published ones."""
+
+EXPLAINED = (*GUIDED, "map_match:weight=20")
+
+STUDIES = {
+    "few": Study(
+        ROWS
+        | controls(BEST, "class maps")
+        | controls("kd + gradcam", "gradcam", ("maps permuted",))
+        | controls("kd + attention", "attention", ("maps permuted",))
+        | controls(
+            "kd + overlay", "overlay", ("maps permuted", "maps mirrored", "blobs with the maps' values", "centred maps")
+        ),
+        settings=FEW,
+    ),
+    "field": Study(FIELD, settings=FEW),
+    # paper 0: the map as an input; what is compared is the area under the curve of validation, and the end
+    "fusion": Study(
+        {
+            "kd": ROWS["kd"],
+            "null": Row(((*GUIDED, "cam_fusion"),)),
+            "null, constant maps": Row(((*GUIDED, "cam_fusion"),), control="random_maps:kind=constant"),
+            "null, maps permuted": Row(((*GUIDED, "cam_fusion"),), control="permuted:only=maps"),
+            "null, a random network's maps": Row(((*GUIDED, "cam_fusion"),), control="random_maps:kind=network"),
+            "null, gate": Row(((*GUIDED, "cam_fusion:fuse=gate"),)),
+            "null, film": Row(((*GUIDED, "cam_fusion:fuse=film"),)),
+            "self": Row(((*GUIDED, "cam_fusion:deploy=self"),)),
+            "teacher, as published": Row(((*GUIDED, "cam_fusion:deploy=teacher"),)),
+        },
+        tuned="few",
+        settings=FEW,
+        watch=1000,
+    ),
+    # paper 1: whom to follow
+    "teachers": Study(
+        {
+            "the first alone": Row((EXPLAINED,)),
+            "mean": Row((EXPLAINED,), follow="mean"),
+            "random": Row((EXPLAINED,), follow="random"),
+            **{
+                judge: Row((EXPLAINED,), follow=f"best_explained:judge={judge}")
+                for judge in ("confidence", "average_drop", "insertion", "focus", "consensus")
+            },
+            "insertion, drawn": Row((EXPLAINED,), follow="best_explained:judge=insertion,tau=0.05"),
+            "insertion, no gate": Row((EXPLAINED,), follow="best_explained:judge=insertion,gate=false"),
+            "insertion, without maps": Row((GUIDED,), follow="best_explained:judge=insertion"),
+            "mean, without maps": Row((GUIDED,), follow="mean"),
+        },
+        settings=FEW,
+    ),
+    # paper 3: a layer of templates; without supervision (weight=0) it has the same parameters
+    "layer": Study(
+        {
+            "ce": Row((("ce",),)),
+            **{f"{k} templates": Row((("ce", f"kd_layer:templates={k}"),)) for k in (64, 256, 1024)},
+            **{f"{k} templates, untaught": Row((("ce", f"kd_layer:templates={k},weight=0"),)) for k in (64, 256, 1024)},
+            "256 templates, released": Row((("ce", "kd_layer:templates=256,release=true"),)),
+            "256 templates and stage 2": Row((("ce", "kd_layer:templates=256", "kd_layer:stage=2,as=second"),)),
+            "kd": ROWS["kd"],
+            "kd and 256 templates": Row(((*GUIDED, "kd_layer:templates=256"),)),
+        },
+        tuned="few",
+        settings=FEW,
+    ),
+    # what the background gives away: the test set's does not; recipes/shapes-shortcut.toml
+    "shortcut": Study(
+        {
+            "labels": Row((("ce",),)),
+            "kd": ROWS["kd"],
+            "kd + gradcam": ROWS["kd + gradcam"],
+            "kd + attention": ROWS["kd + attention"],
+            BEST: ROWS[BEST],
+            **controls(BEST, "class maps", ("maps permuted", "a random network's maps")),
+        },
+        shots=150,
+        settings={**FEW, "epochs": 50},
+    ),
+    # the settings of recipes/shapes-shortcut.toml, with the weights that CIFAR-10's validation chose
+    "shortcut, shorter": Study(
+        {
+            "ce": Row((("ce",),)),
+            **{name: ROWS[name] for name in ("kd", "kd + gradcam", "kd + attention", BEST)},
+            **controls(BEST, "class maps", ("maps permuted", "a random network's maps")),
+        },
+        tuned="few",
+        shots=150,
+        settings={**FEW, "epochs": 30},
+    ),
+    # the settings of recipes/few-shot-class-maps.toml
+    "longer": Study(
+        {name: ROWS[name] for name in ("kd", BEST)} | controls(BEST, "class maps", ("maps permuted",)),
+        tuned="few",
+        settings={**FEW, "epochs": 150},
+    ),
+    "two hundred": Study(
+        {name: ROWS[name] for name in ("labels", "kd", "kd standardised", "kd + gradcam", "kd + attention", BEST)},
+        tuned="few",
+        shots=200,
+        settings={**FEW, "epochs": 30},
+    ),
+}

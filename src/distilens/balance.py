@@ -1,0 +1,204 @@
+"""How the terms of a loss are weighed against each other while a student is trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from distilens.errors import UserError
+from distilens.gathering import mean_of_processes
+from distilens.specs import Registry
+
+Steps = Annotated[int, Field(ge=1)]
+TINY = 1e-12
+
+
+class Balance(nn.Module):
+    """The terms as they were weighted: `fixed`."""
+
+    measures = False
+
+    def forward(self, terms: Mapping[str, Tensor], student: nn.Module, step: int) -> dict[str, Tensor]:
+        """The terms in balance.
+
+        Args:
+            terms: scalars, with their weights, by name; those of this step alone.
+            student: the gradients that count are those of its parameters.
+            step: from the beginning.
+        """
+        return dict(terms)
+
+    def notes(self) -> dict[str, float]:
+        """What each term is multiplied by, by its name."""
+        return {}
+
+
+class Measured(Balance):
+    """Multiplies terms by factors that follow from the norms of their gradients on the student, measured every so many steps.
+
+    A measurement costs a backward pass for each term: with `every=100` and three terms about 2 % of a training. New factors are
+    the geometric mean of the old ones and what was measured. They are kept in checkpoints, and are the same in all processes.
+
+    Args:
+        names: of all terms, in order.
+        every: steps between measurements; a term that comes later is measured when it comes.
+    """
+
+    measures = True
+    factors: Tensor
+    first: Tensor
+
+    def __init__(self, names: Sequence[str], *, every: Steps = 100):
+        super().__init__()
+        self.names, self.every = list(names), every
+        self.known: set[str] = set()
+        self.register_buffer("factors", torch.ones(len(self.names)))
+        self.register_buffer("first", torch.ones(len(self.names)))  # each loss when it was first measured
+
+    def forward(self, terms: Mapping[str, Tensor], student: nn.Module, step: int) -> dict[str, Tensor]:
+        due = self.names[0] in terms and (step % self.every == 0 or not terms.keys() <= self.known)
+        if due and self.training and torch.is_grad_enabled() and len(self.names) > 1:
+            self.measure(terms, [parameter for parameter in student.parameters() if parameter.requires_grad])
+        return {name: self.factors[self.names.index(name)] * term for name, term in terms.items()}
+
+    def measure(self, terms: Mapping[str, Tensor], parameters: Sequence[nn.Parameter]) -> None:
+        """Set the factors by the norms of the gradients of the terms of this step."""
+        some = [name for name, term in terms.items() if term.requires_grad]
+        norms = torch.stack([norm(terms[name], parameters) for name in some])
+        losses = mean_of_processes(torch.stack([terms[name].detach().float() for name in some]))
+        places = torch.tensor([self.names.index(name) for name in some], device=norms.device)
+        seen = torch.tensor([name in self.known for name in some], device=norms.device)
+        self.first[places] = self.first[places].where(seen, losses)
+        wanted = self.wanted(norms, losses / self.first[places])
+        found = (wanted / norms.clamp_min(TINY)).where(norms > TINY, self.factors[places])
+        self.factors[places] = (self.factors[places] * found).sqrt().where(seen, found)
+        self.known.update(some)
+
+    def wanted(self, norms: Tensor, progress: Tensor) -> Tensor:
+        """What the norms are to be.
+
+        Args:
+            norms: of the terms of this step, as they were weighted.
+            progress: each loss as a share of what it was first.
+        """
+        raise NotImplementedError
+
+    def notes(self) -> dict[str, float]:
+        return dict(zip(self.names, self.factors.tolist(), strict=True))
+
+    def get_extra_state(self) -> Any:
+        """Which terms have been measured, as a tensor."""
+        return torch.tensor([name in self.known for name in self.names])
+
+    def set_extra_state(self, state: Any) -> None:
+        self.known = {name for name, known in zip(self.names, state.tolist(), strict=True) if known}
+
+
+class Ratio(Measured):
+    """Holds each term's gradient at a multiple of the first term's: `|d L_i| = ratio |d L_1|`.
+
+    Weights then no longer count (0 stays 0), so published ones need not be known. The first term keeps its own; `warmup` and
+    `decay` still make terms come and go.
+
+    Args:
+        ratio: the multiple, for all other terms.
+        every: steps between measurements.
+
+    Source: the multiple is ours; the norm on the student's own parameters is that of GradNorm, here of all of them.
+    """
+
+    def __init__(self, ratio: str | float | None = None, /, names: Sequence[str] = (), *, every: Steps = 100):
+        super().__init__(names, every=every)
+        self.ratio = multiple(0.3 if ratio is None else ratio)
+
+    def wanted(self, norms: Tensor, progress: Tensor) -> Tensor:
+        aims = (self.ratio * norms[0]).expand_as(norms).where(norms[0] > TINY, norms)
+        return torch.cat([norms[:1], aims[1:]])
+
+
+class GradNorm(Measured):
+    """Lets terms that fall more slowly count more: `|d L_i| = mean |d L_j| (r_i / mean r)^alpha`, `r_i = L_i / L_i(first)`.
+
+    The factors have mean 1.
+
+    Args:
+        alpha: 0 gives all terms gradients of one norm; the paper: 0.12 to 1.5.
+        every: steps between measurements.
+
+    Source: Chen et al. 2018 (arXiv 1711.02257), equations 1 and 2. There the factors take a step of their own optimiser towards
+    this at every step, by the gradients of the last shared layer alone; here they are set to it.
+    """
+
+    def __init__(self, names: Sequence[str], *, alpha: Annotated[float, Field(ge=0)] = 1.5, every: Steps = 100):
+        super().__init__(names, every=every)
+        self.alpha = alpha
+
+    def wanted(self, norms: Tensor, progress: Tensor) -> Tensor:
+        pace = progress.clamp_min(TINY)
+        aims = norms.mean() * (pace / pace.mean()) ** self.alpha
+        factors = aims / norms.clamp_min(TINY)
+        return aims / factors.mean().clamp_min(TINY)
+
+
+class Uncertainty(Balance):
+    """Learns how much each term is to be believed: `exp(-s_i) L_i + s_i / 2`, with `s_i` trained along, from 0.
+
+    Terms that can be negative, as that of `vid`, have no business here: their `s` grows without end.
+
+    Source: Kendall et al. 2018 (arXiv 1705.07115), equation 10, with `s = log sigma^2`.
+    """
+
+    def __init__(self, names: Sequence[str]):
+        super().__init__()
+        self.names = list(names)
+        self.s = nn.Parameter(torch.zeros(len(self.names)))
+
+    def forward(self, terms: Mapping[str, Tensor], student: nn.Module, step: int) -> dict[str, Tensor]:
+        places = {name: self.s[self.names.index(name)] for name in terms}
+        return {name: (-places[name]).exp() * term + places[name] / 2 for name, term in terms.items()}
+
+    def notes(self) -> dict[str, float]:
+        return dict(zip(self.names, (-self.s.detach()).exp().tolist(), strict=True))
+
+
+def multiple(given: str | float) -> float:
+    """A positive number, from notation.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        found = float(given)
+    except ValueError:
+        found = math.nan
+    if not 0 < found < math.inf:
+        raise UserError(f"balance=ratio:R holds gradients at R times the first term's, R above 0; given {given!r}")
+    return found
+
+
+def fixed(names: Sequence[str]) -> Balance:
+    """The weights as they are given."""
+    return Balance()
+
+
+def norm(term: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
+    """The norm of a term's gradient on some parameters, of the images of all processes; the graph stays."""
+    found = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+    each = [gradient.float().flatten() for gradient in found if gradient is not None]
+    return mean_of_processes(torch.cat(each)).norm() if each else term.new_zeros((), dtype=torch.float32)
+
+
+BALANCES = Registry(
+    "balance",
+    {
+        "fixed": "distilens.balance:fixed",
+        "ratio": "distilens.balance:Ratio",
+        "gradnorm": "distilens.balance:GradNorm",
+        "uncertainty": "distilens.balance:Uncertainty",
+    },
+)

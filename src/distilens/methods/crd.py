@@ -1,0 +1,121 @@
+"""Telling an image from all others as the teacher does, with a memory of what was last said of each."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from distilens import draws
+from distilens.core import Answer, Batch, Model, Output
+from distilens.gathering import mean_of_processes
+from distilens.methods.bank import Bank
+from distilens.methods.paired import Paired, Shape
+
+Count = Annotated[int, Field(ge=1)]
+SMALL = 1e-7
+
+
+class CRD(Paired):
+    """Contrast the student's feature of an image with the teacher's of others: contrastive representation distillation.
+
+    Both pooled features are embedded (a linear layer each, trained along and thrown away) as `u_s` and `u_t` of length 1, and
+    remembered by the image's index. With `h = exp(u . m / tau) / Z` of an embedding `u` of the one network and the remembered
+    one `m` of the other, and `k` negatives drawn from `n` images, of other labels:
+    `-log h / (h + k/n) - sum_negatives log (k/n) / (h + k/n)`, summed over both directions. `Z` is `n` times the mean of the
+    first batch. What is remembered moves by `1 - momentum` towards what was just said.
+
+    The negatives are drawn once for a batch, from (seed, epoch, step), which makes of the published gather of `b k` rows a
+    product of two matrices; images without a label have all others as negatives.
+
+    Args:
+        negatives: `k`; all others where there are fewer.
+        width: of the embeddings; the bank takes 8 bytes times `width` for each image.
+        temperature: `tau`.
+        momentum: the share of a row that stays.
+        tap: where the features are read.
+        teacher_tap: the teacher's, where it is called otherwise.
+
+    Source: Tian et al. 2020 (arXiv 1910.10699), equations 17 and 18, and its code's constants; weight 0.8.
+    """
+
+    weight = 0.8
+
+    def __init__(
+        self,
+        *,
+        negatives: Count = 16384,
+        width: Count = 128,
+        temperature: Annotated[float, Field(gt=0)] = 0.07,
+        momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5,
+        tap: str = "last",
+        teacher_tap: str | None = None,
+    ):
+        super().__init__([tap], [teacher_tap or tap])
+        self.negatives, self.width, self.temperature, self.momentum = negatives, width, temperature, momentum
+        self.embed = nn.ModuleList()
+        self.register_buffer("partition", torch.zeros(2))  # Z of each direction; 0 before the first batch
+        self.partition: Tensor
+
+    def fit(self, ours: list[Shape], theirs: list[Shape]) -> None:
+        self.embed.extend(nn.Linear(shapes[0][0], self.width) for shapes in (ours, theirs))
+
+    def prepare(self, student: Model, batch: Batch, answer: Answer) -> Model:
+        student = super().prepare(student, batch, answer)
+        self.bank = Bank(batch, tables=2, width=self.width, name="crd")
+        start = torch.rand(self.bank.rows.shape, generator=draws.generator("crd", batch.seed))
+        self.bank.rows.copy_((2 * start - 1) / (self.width / 3) ** 0.5)
+        return student
+
+    def loss(self, batch: Batch, output: Output, answer: Answer) -> Float[Tensor, " b"]:
+        (pair,) = self.features(output, answer)
+        said = [
+            normalize(embed(each.mean((2, 3))).float(), dim=1) for embed, each in zip(self.embed, pair, strict=True)
+        ]
+        places = self.bank.places(batch)
+        among = self.drawn(batch)
+        own, others = self.bank.labels[places], self.bank.labels[among]
+        negative = ((own[:, None] != others) | (own < 0)[:, None]) & (places[:, None] != among)
+        remembered = self.bank.rows.flip(0)  # the other network's
+        losses = [
+            self.contrast(number, said[number], remembered[number][places], remembered[number][among], negative)
+            for number in range(2)
+        ]
+        before = self.bank.rows[:, places]
+        now = torch.stack([each.detach() for each in said])
+        self.bank.write(places, normalize(self.momentum * before + (1 - self.momentum) * now, dim=2))
+        return losses[0] + losses[1]
+
+    def drawn(self, batch: Batch) -> Int[Tensor, " k"]:
+        """The images that may be negatives in this step: all of them where there are few."""
+        count, n = min(self.negatives, len(self.bank)), len(self.bank)
+        if count == n:
+            return torch.arange(n, device=self.bank.index.device)
+        generator = draws.generator(f"crd {batch.epoch} {batch.step}", batch.seed)
+        return torch.randint(n, (count,), generator=generator).to(self.bank.index.device)
+
+    def contrast(
+        self,
+        number: int,
+        said: Float[Tensor, "b d"],
+        same: Float[Tensor, "b d"],
+        others: Float[Tensor, "k d"],
+        negative: Tensor,
+    ) -> Float[Tensor, " b"]:
+        """One direction: an embedding against what is remembered of the other network."""
+        near = ((said * same).sum(1) / self.temperature).exp()
+        far = (said @ others.T / self.temperature).exp()
+        n, k = len(self.bank), negative.sum(1)
+        with torch.no_grad():
+            total, count = mean_of_processes(torch.stack([near.sum() + (far * negative).sum(), len(near) + k.sum()]))
+            first = n * total / count
+            partition = first.where(self.partition[number] == 0, self.partition[number])
+            self.partition[number] = partition
+        near, far = near / partition, far / partition
+        noise = k / n
+        missed = (noise[:, None] / (far + noise[:, None] + SMALL)).clamp_min(SMALL).log()
+        return -(near / (near + noise + SMALL)).log() - (missed * negative).sum(1)

@@ -1,0 +1,44 @@
+"""Attending to the same places, channel by channel, whatever the channels are."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from distilens.core import Answer, Batch, Output
+from distilens.methods.paired import Paired
+
+
+class NST(Paired):
+    """Match the distributions of where channels are active: neuron selectivity transfer.
+
+    The sum over taps of the squared maximum mean discrepancy between the channels' maps `f_k = A_k / |A_k|` of student and
+    teacher, with the kernel `k(x, y) = (x . y)^2`:
+    `mean_kl k(s_k, s_l) + mean_kl k(t_k, t_l) - 2 mean_kl k(s_k, t_l) = |S / c_s - T / c_t|^2`, where `S` and `T` are the tables
+    `sum_k f_k f_k^T` over places. So the number of channels may differ; of two grids the smaller counts.
+
+    Args:
+        taps: where the features are read; the published code: the ends of all stages.
+        teacher_taps: the teacher's, where they are called otherwise.
+
+    Costs a table of places by places an image, so take coarse taps.
+
+    Source: Huang and Wang 2017 (arXiv 1707.01219), equation 9, with the polynomial kernel of section 4.2, d = 2, c = 0; weight 50
+    in RepDistiller.
+    """
+
+    def __init__(self, *, taps: tuple[str, ...] = ("last",), teacher_taps: tuple[str, ...] = ()):
+        super().__init__(taps, teacher_taps)
+
+    def loss(self, batch: Batch, output: Output, answer: Answer) -> Float[Tensor, " b"]:
+        pairs = self.features(output, answer)
+        return torch.stack([(table(ours) - table(theirs)).square().sum((1, 2)) for ours, theirs in pairs]).sum(0)
+
+
+def table(feature: Float[Tensor, "b c h w"]) -> Float[Tensor, "b p p"]:
+    """`mean_k f_k f_k^T`, `[places places]` of each image: how often places are active together."""
+    with torch.autocast(feature.device.type, enabled=False):
+        maps = normalize(feature.flatten(2), dim=2, eps=1e-6)
+        return maps.transpose(1, 2) @ maps / maps.shape[1]

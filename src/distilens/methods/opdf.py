@@ -1,0 +1,118 @@
+"""A student with more weights while it is trained, and not one more when it is used."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from distilens.core import Answer, Batch, Model
+from distilens.errors import UserError
+from distilens.methods.reparametrised import Reparametrised, weight_of
+
+
+class OPDF(Reparametrised):
+    """Train each weight as a product of tensors, and contract it in the end: over-parameterisation by tensor decomposition.
+
+    A weight `[I, J]` (outputs, and inputs times places) becomes a matrix product operator: `T_1 ... T_n`, with
+    `T_k [r_(k-1), i_k, j_k, r_k]`, `prod i_k = I`, `prod j_k = J`, and `r_k` as large as it can be, so that nothing is cut off:
+    the student begins with the weights that it had. The outer tensors are orthogonal in the beginning, and the central one
+    holds the rest. It adds no term to the loss; `finish` contracts the tensors again.
+
+    Args:
+        factors: `n`.
+        layers: paths of layers; by default all linear layers and convolutions that can be factorised.
+
+    Raises:
+        UserError: in `prepare`, a named layer whose weight has no factors, or no layer that has any.
+
+    Source: Zhan et al. 2024 (arXiv 2411.06448), equations 3 to 5, for language models. The paper also aligns the outer tensors
+    with those of a factorised teacher; that needs weights of one size, and in its code has no gradient or is commented out. It is
+    not done here.
+    """
+
+    inserts = True  # its tensors stand for the weight itself, whatever else is made of it
+
+    def __init__(self, *, factors: Annotated[int, Field(ge=2, le=6)] = 3, layers: tuple[str, ...] = ()):
+        super().__init__(layers)
+        self.factors = factors
+
+    def prepare(self, student: Model, batch: Batch, answer: Answer) -> Model:
+        chosen = {
+            path: (module, Product(weight_of(module).shape, self.factors))
+            for path, module in self.chosen(student).items()
+        }
+        fitting = {path: pair for path, pair in chosen.items() if pair[1].fits}
+        plain = ", ".join(
+            f"{path} {list(weight_of(module).shape)}" for path, (module, _) in chosen.items() if path not in fitting
+        )
+        if plain and (self.layers or not fitting):
+            raise UserError(
+                f"opdf: these weights of {student.name} are no product of {self.factors} tensors: {plain}: take "
+                "other layers="
+            )
+        for module, product in fitting.values():
+            parametrize.register_parametrization(module, "weight", product)
+        return student
+
+
+class Product(nn.Module):
+    """A weight as the contraction of its tensors, `T_k` as `[r_(k-1), i_k j_k, r_k]`.
+
+    Attributes:
+        added: how many numbers more than the weight they are.
+        fits: whether more than one of them is more than a number.
+    """
+
+    def __init__(self, shape: torch.Size, factors: int):
+        super().__init__()
+        self.shape = shape
+        self.rows, self.columns = (balanced(size, factors) for size in (shape[0], shape[1:].numel()))
+        sizes = [i * j for i, j in zip(self.rows, self.columns, strict=True)]
+        bonds = [min(math.prod(sizes[:k]), math.prod(sizes[k:])) for k in range(factors + 1)]
+        self.fits = sum(size > 1 for size in sizes) > 1
+        self.added = sum(bonds[k] * size * bonds[k + 1] for k, size in enumerate(sizes)) - shape.numel()
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        whole = tensors[0].flatten(0, 1)
+        with torch.autocast(whole.device.type, enabled=False):  # a weight is as exact as it would be without
+            for tensor in tensors[1:]:
+                whole = (whole @ tensor.flatten(1)).view(-1, tensor.shape[2])
+        count = len(self.rows)
+        pairs = whole.view([size for pair in zip(self.rows, self.columns, strict=True) for size in pair])
+        return pairs.permute(*range(0, 2 * count, 2), *range(1, 2 * count, 2)).reshape(self.shape)
+
+    def right_inverse(self, weight: Tensor) -> list[Tensor]:
+        """The tensors of a weight: singular vectors from both ends, and what is left in the middle."""
+        count, middle = len(self.rows), len(self.rows) // 2
+        order = [axis for k in range(count) for axis in (k, count + k)]
+        rest = weight.reshape(*self.rows, *self.columns).permute(order).reshape(1, -1, 1)
+        sizes = [i * j for i, j in zip(self.rows, self.columns, strict=True)]
+        before, after = [], []
+        for size in sizes[:middle]:
+            left, values, right = torch.linalg.svd(rest.reshape(rest.shape[0] * size, -1), full_matrices=False)
+            before.append(left.view(rest.shape[0], size, -1))
+            rest = (values[:, None] * right)[..., None]
+        for size in reversed(sizes[middle + 1 :]):
+            kept, bond = rest.shape[0], rest.shape[2]
+            left, values, right = torch.linalg.svd(rest.reshape(-1, size * bond), full_matrices=False)
+            after.insert(0, right.view(-1, size, bond))
+            rest = (left * values).view(kept, -1, len(values))
+        return [*before, rest, *after]
+
+
+def balanced(number: int, count: int) -> list[int]:
+    """A number as the product of so many, as alike as its prime factors allow."""
+    factors, found, prime = [1] * count, [], 2
+    while number > 1:
+        while number % prime:
+            prime += 1
+        number //= prime
+        found.append(prime)
+    for prime in reversed(found):
+        factors[factors.index(min(factors))] *= prime
+    return factors

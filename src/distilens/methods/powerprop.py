@@ -1,0 +1,75 @@
+"""Weights that grow the more the larger they are, so that the small ones can be left out."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from distilens.core import Answer, Batch, Model
+from distilens.methods.reparametrised import Reparametrised, weight_of
+
+
+class PowerProp(Reparametrised):
+    """Train weights as powers, and leave out the smallest in the end: powerpropagation.
+
+    `theta = phi |phi|^(alpha - 1)` for every weight of convolutions and linear layers, from
+    `phi = sign(theta) |theta|^(1/alpha)`: the gradient is scaled by `alpha |phi|^(alpha - 1)`, so large weights change faster and
+    more of them stay near 0. `finish` sets the share `prune` of all these weights to 0, the smallest of all layers together. It
+    adds no term to the loss.
+
+    What is validated while it trains is not pruned yet; the saved student is.
+
+    Args:
+        alpha: from 1 (nothing changes); the paper: 2 to 5.
+        prune: the share that is left out, from 0.
+        layers: paths of layers; by default all linear layers and convolutions.
+
+    Source: Schwarz et al. 2021 (arXiv 2110.00296), equations 1 and 2.
+    """
+
+    def __init__(
+        self,
+        *,
+        alpha: Annotated[float, Field(ge=1)] = 2.0,
+        prune: Annotated[float, Field(ge=0, lt=1)] = 0.5,
+        layers: tuple[str, ...] = (),
+    ):
+        super().__init__(layers)
+        self.alpha, self.prune = alpha, prune
+
+    def prepare(self, student: Model, batch: Batch, answer: Answer) -> Model:
+        for module in self.chosen(student).values():
+            before = weight_of(module).detach().clone()
+            parametrize.register_parametrization(module, "weight", Power(self.alpha))
+            module.weight = before  # where the weight was a function of others already, they are to give the same one
+        return student
+
+    @torch.no_grad()
+    def finish(self, student: Model) -> Model:
+        student = super().finish(student)
+        weights = [weight_of(module) for module in self.chosen(student).values()]
+        left_out = int(self.prune * sum(weight.numel() for weight in weights))
+        if left_out:
+            sizes = torch.cat([weight.abs().flatten() for weight in weights])
+            limit = sizes.kthvalue(left_out).values
+            for weight in weights:
+                weight[weight.abs() <= limit] = 0
+        return student
+
+
+class Power(nn.Module):
+    """`phi |phi|^(alpha - 1)`."""
+
+    def __init__(self, alpha: float):
+        super().__init__()
+        self.alpha = alpha
+
+    def forward(self, phi: Tensor) -> Tensor:
+        return phi * phi.abs() ** (self.alpha - 1)
+
+    def right_inverse(self, theta: Tensor) -> Tensor:
+        return theta.sign() * theta.abs() ** (1 / self.alpha)

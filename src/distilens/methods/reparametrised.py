@@ -1,0 +1,53 @@
+"""What methods share that write a layer's weight in another way while it is trained."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from distilens.core import Method, Model
+from distilens.errors import UserError
+from distilens.taps import find
+
+LAYERS = (nn.Linear, nn.Conv2d)
+
+
+class Reparametrised(Method):
+    """Writes the weights of some layers as a function of others, which are trained; `finish` puts the weights back.
+
+    Args:
+        layers: paths of linear layers and convolutions; by default all that fit.
+    """
+
+    def __init__(self, layers: tuple[str, ...] = ()):
+        super().__init__()
+        self.layers = layers
+
+    def chosen(self, student: Model) -> dict[str, nn.Module]:
+        """The layers by path: those that were named, or all.
+
+        Raises:
+            UserError: a path that is no layer with a weight.
+        """
+        if not self.layers:
+            return {path: module for path, module in student.network.named_modules() if isinstance(module, LAYERS)}
+        found = {path: find(student.network, path) for path in self.layers}
+        for path, module in found.items():
+            if not isinstance(module, LAYERS):
+                raise UserError(
+                    f"{type(self).__name__.lower()} is of linear layers and convolutions, and {path!r} of {student.name} is a "
+                    f"{type(module).__name__}"
+                )
+        return found
+
+    def finish(self, student: Model) -> Model:
+        for module in self.chosen(student).values():
+            if parametrize.is_parametrized(module, "weight"):
+                parametrize.remove_parametrizations(module, "weight")
+        return student
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight
