@@ -41,6 +41,7 @@ from distilens.teachers import LiveTeacher, StoredTeacher, nobody
 from distilens.train import lays_channels_last, make_accelerator, total, train
 
 KD = "kd:temperature=4,weight=0.9"
+FIELD = ("fitnet", "vid", "nst", "reviewkd", "rtk", "simkd", "sp", "rkd", "pkt", "crd", "osakd", "opdf", "powerprop")
 OURS = {
     "student alone": ["ce"],
     "kd live": ["ce:weight=0.1", KD],
@@ -50,7 +51,12 @@ OURS = {
     "kd + class maps": ["ce:weight=0.1", KD, "map_match:explainer=cam,classes=all,pool=4"],
     "kd + attention": ["ce:weight=0.1", KD, "at"],
     "kd + cam_fusion": ["ce:weight=0.1", KD, "cam_fusion"],
+    **{name: ["ce:weight=0.1", name] for name in ("dkd", "dist", "mlkd", "r2kd")},
+    **{f"kd + {name}": ["ce:weight=0.1", KD, name] for name in FIELD},
+    "kd + fitnet, balanced": ["ce:weight=0.1", KD, "fitnet"],
 }
+BALANCE = "ratio:0.3"
+"""Of those that are `balanced`. Measured every 100 steps, so take as many: `--steps 100`."""
 
 
 class Bench:
@@ -145,11 +151,12 @@ class Bench:
         teacher = nobody if name == "student alone" else self.teacher if name == "kd live" else self.stored
         log = Log()
         methods = build_methods(OURS[name])
+        balance = {"balance": BALANCE} if name.endswith("balanced") else {}
         train(
             build_model(self.pair[1], self.data.classes, self.data.size),
             methods,
             self.data,
-            self.settings,
+            self.settings.model_copy(update=balance),
             teacher=teacher,
             log=log,
         )
@@ -199,7 +206,7 @@ def main(
         contenders = {name: run for name, run in contenders.items() if not only or name in only}
         rates: dict[str, list[float]] = {name: [] for name in contenders}
         for name, run in contenders.items():
-            if name.startswith("kd "):
+            if name in OURS:
                 run()  # records what is to be read, and is not counted
         for _ in range(rounds):
             for name, run in contenders.items():

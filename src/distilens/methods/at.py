@@ -19,7 +19,7 @@ class AT(Method):
 
     The sum over taps of `mean_places (q_s - q_t)^2`, with `q = m / |m|` and `m = mean_k |A_k|^p`: `map_match` with the explainer
     `attention` and `distance=at`, at each tap. A different number of channels does not matter; of different grids the smaller
-    is taken. The papers' weight is 1000.
+    is taken. The paper's weight, 1000, is the default.
 
     Args:
         taps: the same notation in both networks: `last-2`, `last-1` and `last` are the last features of the three coarsest grids.
@@ -29,6 +29,8 @@ class AT(Method):
     Source: Zagoruyko and Komodakis 2017 (arXiv 1612.03928), equation 2. The equation has a sum over places, its published code
     the mean, as here; beta = 1000 is for the mean, and for the sum over three groups.
     """
+
+    weight = 1000.0
 
     def __init__(
         self,
