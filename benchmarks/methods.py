@@ -93,12 +93,16 @@ class Experiment:
             markup=False,
         )
 
-    def result(self, name: str, methods: tuple[str, ...], seed: int) -> dict[str, Any]:
-        """Train a student and score it on validation, unless that is done."""
+    def key(self, name: str, methods: tuple[str, ...], seed: int) -> str:
+        """What a result is found by: all that it depends on."""
         row, study = self.study.rows[name], self.study
         weights = [teacher.identity["weights"] for teacher in self.live[: None if row.follow else 1]]
         how = (study.student, study.shots, study.settings)
-        key = key_of(methods, row.control, row.follow, *how, seed, self.data.fingerprint, weights)
+        return key_of(methods, row.control, row.follow, *how, seed, self.data.fingerprint, weights)
+
+    def result(self, name: str, methods: tuple[str, ...], seed: int) -> dict[str, Any]:
+        """Train a student and score it on validation, unless that is done."""
+        row, study, key = self.study.rows[name], self.study, self.key(name, methods, seed)
         if key in self.scores:
             return self.scores[key]
         positions = stratified(self.data.train.labels, study.shots, seed)

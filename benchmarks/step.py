@@ -47,7 +47,7 @@ OURS = {
     "kd live": ["ce:weight=0.1", KD],
     "kd stored": ["ce:weight=0.1", KD],
     "kd + overlay": ["ce:weight=0.1", KD, "ig_overlay:explainer=[ig:steps=2,channels=size]"],
-    "kd + map_match": ["ce:weight=0.1", KD, "map_match"],
+    "kd + gradcam": ["ce:weight=0.1", KD, "map_match"],
     "kd + class maps": ["ce:weight=0.1", KD, "map_match:explainer=cam,classes=all,pool=4"],
     "kd + attention": ["ce:weight=0.1", KD, "at"],
     "kd + cam_fusion": ["ce:weight=0.1", KD, "cam_fusion"],

@@ -117,6 +117,36 @@ FIELD = {
 }
 """The field's methods, with weights around the published ones."""
 
+BLOCKS = {
+    name: f"{name}:teacher_taps=[blocks.1,blocks.3,blocks.5.norm1]" for name in ("at", "reviewkd", "rtk")
+}  # of timm:test_vit, whose grids are of one size
+DEFAULTS = (
+    "dkd",
+    "dist",
+    "mlkd",
+    "r2kd",
+    "osakd",
+    "fitnet",
+    "vid",
+    "nst",
+    "reviewkd",
+    "rtk",
+    "simkd",
+    "sp",
+    "rkd",
+    "pkt",
+    "crd",
+)
+DEFAULTS += ("opdf", "powerprop", "map_match", "at", "ig_overlay", "cam_fusion", "kd_layer")
+"""All methods, as they are without any number."""
+
+
+def plain(named: dict[str, str] | None = None, without: tuple[str, ...] = ()) -> dict[str, Row]:
+    """`kd`, and every method beside it, without numbers."""
+    parts = {name: (named or {}).get(name, name) for name in DEFAULTS if name not in without}
+    return {"kd": Row((("kd",),)), **{name: Row((("kd", part),)) for name, part in parts.items()}}
+
+
 EXPLAINED = (*GUIDED, "map_match:weight=20")
 
 STUDIES = {
@@ -131,6 +161,10 @@ STUDIES = {
         settings=FEW,
     ),
     "field": Study(FIELD, settings=FEW),
+    # a method named beside kd without any number: does it do harm? One folder (--out) for each pair
+    "defaults": Study(plain(), settings={**FEW, "epochs": 30}),
+    "defaults, mobile": Study(plain(), student="mobilenetv2:width=0.25", settings={**FEW, "epochs": 30}),
+    "defaults, vit": Study(plain(BLOCKS, without=("simkd",)), settings={**FEW, "epochs": 30}),
     # paper 0: the map as an input; what is compared is the area under the curve of validation, and the end
     "fusion": Study(
         {

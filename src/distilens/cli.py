@@ -92,6 +92,14 @@ NamedModels = Annotated[
         help_behavior_hint="(default: the run's)",
     ),
 ]
+MostOfAStep = Annotated[
+    float | None,
+    arg(
+        metavar="X",
+        help="The most that a step may cost, as a multiple of the student's own.",
+        help_behavior_hint="(default: any)",
+    ),
+]
 RunOrNone = Annotated[Positional[Path | None], arg(metavar="RUN", help="A run folder.", help_behavior_hint="")]
 PageOut = Annotated[
     Path | None,
@@ -368,6 +376,38 @@ def validate(recipe: RecipeName, /, set_: Changes = (), time: bool = True) -> No
     inspect_recipe(read(recipe, set_), Console(), timed=time)
 
 
+@app.command(name="recommend")
+def recommend_(recipe: RecipeName, /, set_: Changes = (), step: MostOfAStep = None, localise: bool = False) -> None:
+    """Say which methods suit a recipe's data, models and budget, by what was measured, and why.
+
+    Args:
+        localise: It matters that the student looks at the object: backgrounds may give classes away.
+    """
+    from distilens.recommend import recommend
+
+    advice = recommend(read(recipe, set_), step=step, localise=localise)
+    console = Console()
+    rows = [
+        (
+            each.name,
+            f"{each.accuracy[0]:.1f} ± {each.accuracy[1]:.1f}",
+            "" if each.gain is None else f"{each.gain[0]:+.1f} ± {each.gain[1]:.1f}",
+            "" if each.step is None else f"{each.step:.2f}",
+            each.refused or "",
+        )
+        for each in advice.candidates
+    ]
+    console.print(as_table(("measured there", "accuracy, %", "beside kd", "step", "not for this recipe"), rows))
+    console.print()
+    for line in advice.reasons:
+        console.print(line, highlight=False, markup=False)
+    console.print()
+    quoted = ", ".join(f'"{part}"' for part in advice.chosen.methods)
+    console.print(f"[student]\nmethods = [{quoted}]", highlight=False, markup=False, soft_wrap=True)
+    trained = ", ".join(f"{key} = {value}" for key, value in advice.settings.items())
+    console.print(f"\nStudents were trained there with {trained}", highlight=False, markup=False, soft_wrap=True)
+
+
 @app.command(name="list")
 def list_(
     kind: Positional[
@@ -395,7 +435,15 @@ def list_(
 
     kinds = {"methods": METHODS, "models": MODELS, "data": SOURCES, "explainers": EXPLAINERS}
     registry = {**kinds, "judges": JUDGES, "follow": FOLLOW, "controls": CONTROLS, "embeddings": EMBEDDINGS}[kind]
-    console.print(as_table((registry.kind, "options", "what it does", "source"), registry.table()))
+    rows = registry.table()
+    if kind == "methods":
+        from distilens.recommend import warnings
+
+        harm = warnings()
+        rows = [
+            (name, how, f"{what} WARNING: {harm[name]}" if name in harm else what, by) for name, how, what, by in rows
+        ]
+    console.print(as_table((registry.kind, "options", "what it does", "source"), rows))
 
 
 def read(name: str, changes: tuple[tuple[str, ...], ...]):

@@ -273,6 +273,21 @@ def test_osakd_learns_from_the_nearest(data, teacher):
         assert float(found[i]) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    "part", ["sp", "rkd", "pkt", "crd", "rtk:taps=[last]", "nst", "osakd", "mlkd", "r2kd", "dkd", "dist"]
+)
+def test_losses_are_computed_in_full_whatever_the_precision_of_the_step(part, data, batch, teacher):
+    objective, output, answer = prepared(part, model("resnet8", data), batch, teacher)
+    method = method_of(objective)
+    state = {key: value.clone() for key, value in method.state_dict().items()}
+    exact = method.loss(batch, output, answer)
+    method.load_state_dict(state)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = method.loss(batch, output, answer)
+    assert found.dtype == torch.float32
+    assert torch.allclose(found, exact, rtol=1e-5, atol=1e-7)
+
+
 # --- parts of the student
 
 

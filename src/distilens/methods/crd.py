@@ -73,9 +73,12 @@ class CRD(Paired):
 
     def loss(self, batch: Batch, output: Output, answer: Answer) -> Float[Tensor, " b"]:
         (pair,) = self.features(output, answer)
-        said = [
-            normalize(embed(each.mean((2, 3))).float(), dim=1) for embed, each in zip(self.embed, pair, strict=True)
-        ]
+        with torch.autocast(output.logits.device.type, enabled=False):  # exponentials of products
+            return self.contrasted(batch, pair)
+
+    def contrasted(self, batch: Batch, pair: tuple[Tensor, Tensor]) -> Float[Tensor, " b"]:
+        """The loss, and what is remembered from now on."""
+        said = [normalize(embed(each.mean((2, 3))), dim=1) for embed, each in zip(self.embed, pair, strict=True)]
         places = self.bank.places(batch)
         among = self.drawn(batch)
         own, others = self.bank.labels[places], self.bank.labels[among]

@@ -47,7 +47,9 @@ class MLKD(Method):
 
     def loss(self, batch: Batch, output: Output, answer: Answer) -> Float[Tensor, " b"]:
         assert answer.logits is not None, "a teacher gives what is in `needs`"
-        return torch.stack([self.at(t, output.logits.float(), answer.logits.float()) for t in self.temperatures]).sum(0)
+        ours, theirs = output.logits.float(), answer.logits.float()
+        with torch.autocast(ours.device.type, enabled=False):
+            return torch.stack([self.at(t, ours, theirs) for t in self.temperatures]).sum(0)
 
     def at(self, temperature: float, ours: Float[Tensor, "b c"], theirs: Float[Tensor, "b c"]) -> Float[Tensor, " b"]:
         """All three levels at one temperature."""

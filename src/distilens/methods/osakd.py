@@ -52,7 +52,8 @@ class OSAKD(Method):
     def loss(self, batch: Batch, output: Output, answer: Answer) -> Float[Tensor, " b"]:
         feature = full(grid(tapped(output, self.tap), output.size)).mean((2, 3))
         places = self.bank.places(batch)
-        wanted, known = self.neighbourhood(feature.detach(), places)
+        with torch.autocast(feature.device.type, enabled=False):
+            wanted, known = self.neighbourhood(feature.detach(), places)
         self.bank.write(places, feature.detach()[None])
         logits = log_softmax(output.logits.float(), 1)
         return (torch.xlogy(wanted, wanted) - wanted * logits).sum(1).where(known, 0)
@@ -61,7 +62,7 @@ class OSAKD(Method):
     def neighbourhood(self, feature: Tensor, places: Tensor) -> tuple[Float[Tensor, "b c"], Tensor]:
         """The shares of the classes among the nearest images, and whether there are any."""
         rows, labels = self.bank.rows[0], self.bank.labels
-        apart = torch.cdist(feature, rows.to(feature)).masked_fill((labels < 0)[None], torch.inf)
+        apart = torch.cdist(feature, rows.to(feature.dtype)).masked_fill((labels < 0)[None], torch.inf)
         apart[torch.arange(len(places)), places] = torch.inf
         apart = apart.nan_to_num(torch.inf, posinf=torch.inf)
         nearest, which = apart.topk(min(self.neighbours, len(rows)), dim=1, largest=False)

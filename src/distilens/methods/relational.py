@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -27,8 +28,9 @@ class Relational(Paired):
 
     def loss(self, batch: Batch, output: Output, answer: Answer) -> Float[Tensor, " b"]:
         """Of each image: how far its relations to the others of the batch are from the teacher's."""
-        ours, theirs = tapped(output, self.taps[0]), answer.features[self.teacher_taps[0]]
-        return self.apart(*(as_rows(full(grid(feature, output.size)), self.kind) for feature in (ours, theirs)))
+        both = tapped(output, self.taps[0]), answer.features[self.teacher_taps[0]]
+        with torch.autocast(output.logits.device.type, enabled=False):  # products of rows, in full
+            return self.apart(*(as_rows(full(grid(feature, output.size)), self.kind) for feature in both))
 
     def apart(self, ours: Float[Tensor, "b d"], theirs: Float[Tensor, "b e"]) -> Float[Tensor, " b"]:
         raise NotImplementedError

@@ -49,15 +49,18 @@ class RTK(Paired):
 
     def loss(self, batch: Batch, output: Output, answer: Answer) -> Float[Tensor, " b"]:
         ours, theirs = self.each(output, answer)
-        apart = torch.stack([torch.stack([matched(own, their) for their in theirs], 1) for own in ours], 1)
+        with torch.autocast(output.logits.device.type, enabled=False):
+            return self.matched(ours, theirs)
+
+    def matched(self, ours: list[Tensor], theirs: list[Tensor]) -> Float[Tensor, " b"]:
+        """The distances of all levels, weighed."""
+        apart = torch.stack([torch.stack([apart_of(own, their) for their in theirs], 1) for own in ours], 1)
         return (self.shares(ours, theirs) * apart).sum((1, 2))
 
     def shares(self, ours: list[Tensor], theirs: list[Tensor]) -> Float[Tensor, "b s t"]:
         """How much each level of the student attends to each of the teacher."""
         queries, keys = (
-            torch.stack(
-                [layer(feature.mean((2, 3))).float() for layer, feature in zip(layers, features, strict=True)], 1
-            )
+            torch.stack([layer(feature.mean((2, 3))) for layer, feature in zip(layers, features, strict=True)], 1)
             for layers, features in ((self.query, ours), (self.key, theirs))
         )
         fit = queries @ keys.transpose(1, 2) / self.width**0.5
@@ -69,6 +72,6 @@ def attention(feature: Float[Tensor, "b c h w"]) -> Float[Tensor, "b h w"]:
     return feature.square().mean(1)
 
 
-def matched(ours: Float[Tensor, "b c h w"], theirs: Float[Tensor, "b d i j"]) -> Float[Tensor, " b"]:
+def apart_of(ours: Float[Tensor, "b c h w"], theirs: Float[Tensor, "b d i j"]) -> Float[Tensor, " b"]:
     """How far two levels' attention is apart, on the smaller grid."""
     return distance(*on_one_grid(attention(ours), attention(theirs)), "at")

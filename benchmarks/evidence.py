@@ -1,0 +1,109 @@
+"""Write what finished studies found to `src/distilens/evidence.json`, which `distilens recommend` and `list methods` read.
+
+Each study is a folder that `benchmarks/methods.py` filled, with the runs of its teachers; scores are of the test split where all
+seeds of a row have one, else of validation. Steps are read from the printed table of `benchmarks/step.py`.
+
+    python benchmarks/evidence.py --study few:runs/methods:runs/teacher --steps steps.txt
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from scipy import stats
+from step import OURS
+from studies import STUDIES
+
+from distilens.files import write_json
+from distilens.models import build_model
+from distilens.recommend import EVIDENCE, kind_of
+from methods import Experiment
+
+SEEDS = 20
+"""The most that are looked for."""
+
+
+def main(study: tuple[str, ...], steps: Path | None = None, out: Path = EVIDENCE) -> None:
+    """Gather studies.
+
+    Args:
+        study: NAME:OUT:RUN, as in `benchmarks/methods.py NAME --run RUN --out OUT`.
+        steps: what `benchmarks/step.py` printed.
+    """
+    found = [read(*each.split(":")) for each in study]
+    write_json(out, {"studies": found, "steps": costs(steps) if steps else {}})
+    for each in found:
+        print(f"{each['about']}: {len(each['rows'])} rows, {each['split']}")
+
+
+def read(name: str, out: str, run: str) -> dict[str, Any]:
+    """A study as plain data: conditions, and a row for each list that was trained."""
+    experiment = Experiment(name, (Path(run),), Path(out))
+    made, how = STUDIES[name], experiment.study
+    data, teacher = experiment.data, experiment.models[0]
+    scores = {row: by_seed(experiment, row) for row in made.rows if made.rows[row].control is None}
+    scores = {row: values for row, values in scores.items() if values}
+    tested = all("test" in value for values in scores.values() for value in values.values())
+    accuracy = {
+        row: {seed: value["test"]["accuracy"] if tested else value["validation"] for seed, value in values.items()}
+        for row, values in scores.items()
+    }
+    student = build_model(how.student, data.classes, data.size)
+    shortcut = data.name.startswith("shapes")
+    pictures = "shapes on backgrounds that give the class away" if shortcut else "CIFAR-10 (JPEG)"
+    epochs = how.settings["epochs"]
+    return {
+        "study": name,
+        "about": f"{pictures}, {how.shots} images a class, {teacher.name} teaches {how.student}, {epochs} epochs",
+        "teacher": teacher.name,
+        "student": how.student,
+        "kind": kind_of(teacher, student),
+        "shots": how.shots,
+        "shortcut": shortcut,
+        "defaults": name.startswith("defaults"),
+        "ranks": not name.startswith("defaults"),
+        "split": "test" if tested else "validation",
+        "settings": how.settings,
+        "rows": [
+            {
+                "row": row,
+                "methods": list(experiment.methods(row)),
+                "seeds": len(values),
+                "accuracy": interval(list(values.values())),
+                "gain": gain(values, accuracy["kd"]) if row != "kd" else None,
+            }
+            for row, values in accuracy.items()
+        ],
+    }
+
+
+def by_seed(experiment: Experiment, row: str) -> dict[int, dict[str, Any]]:
+    """What is there of a row with the candidate that was chosen."""
+    keys = {seed: experiment.key(row, experiment.methods(row), seed) for seed in range(SEEDS)}
+    return {seed: experiment.scores[key] for seed, key in keys.items() if key in experiment.scores}
+
+
+def interval(values: list[float]) -> list[float]:
+    """Mean and half of the 95 % interval by t."""
+    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return [round(float(np.mean(values)), 3), round(float(half), 3)]
+
+
+def gain(values: dict[int, float], against: dict[int, float]) -> list[float]:
+    """Paired: the same seed is the same images and the same first weights."""
+    return interval([value - against[seed] for seed, value in values.items() if seed in against])
+
+
+def costs(printed: Path) -> dict[str, float]:
+    """A step's time to the floor's, by the row's name."""
+    lines = re.findall(r"^\s*(.+?)\s+[\d,]+ images/s\s+([\d.]+) of the floor's time", printed.read_text(), re.M)
+    called = {"student alone": "labels", "kd stored": "kd"}
+    return {called.get(name, name): float(ratio) for name, ratio in lines if name in OURS}
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

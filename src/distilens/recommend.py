@@ -1,0 +1,226 @@
+"""Which methods should I use? The lists that were measured, read for a recipe's data, models and budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from distilens.core import Model
+from distilens.data import Data, load
+from distilens.data.batches import Batches
+from distilens.errors import UserError
+from distilens.files import read_json
+from distilens.methods import build_methods
+from distilens.models import build_model
+from distilens.recipe import Recipe
+from distilens.rehearsal import rehearsed
+from distilens.specs import Spec
+from distilens.teachers import LiveTeacher, nobody
+
+EVIDENCE = Path(__file__).parent / "evidence.json"
+"""What was measured: written by `benchmarks/evidence.py`, described in docs/which.md."""
+FAR = 2.0
+"""How many doublings of the images a class another kind of pair is worth, when the nearest study is looked for."""
+KINDS = {
+    "vit": "a ViT teaches a network of convolutions",
+    "depthwise": "the student is of depthwise convolutions, as MobileNets are",
+    "same": "both networks are of one family",
+    "other": "the networks are of different families",
+}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A list that was measured.
+
+    Attributes:
+        name: as the study calls it.
+        methods: in notation.
+        accuracy, gain: mean and half of the 95 % interval, in percent and points beside `kd` alone; None for `kd` itself.
+        seeds: how many.
+        step: a step's time to that of the student alone, with stored answers; None where it was not measured.
+        refused: why it is not for this recipe; None where it may be.
+    """
+
+    name: str
+    methods: tuple[str, ...]
+    accuracy: tuple[float, float]
+    gain: tuple[float, float] | None
+    seeds: int
+    step: float | None
+    refused: str | None = None
+
+    @property
+    def surely(self) -> float:
+        """The lower end of the gain's interval: above 0 where it was clearly better than `kd`."""
+        return self.gain[0] - self.gain[1] if self.gain else 0.0
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What the evidence says for a recipe.
+
+    Attributes:
+        chosen: the list that it suggests: of those that fit, the one whose gain beside `kd` is largest at the lower end of its
+            interval; `kd` where none is above 0.
+        candidates: all lists of the study, the best first.
+        reasons: why, a sentence each.
+        settings: how students were trained in that study, in the notation of `[train]`.
+    """
+
+    chosen: Candidate
+    candidates: tuple[Candidate, ...]
+    reasons: tuple[str, ...]
+    settings: Mapping[str, Any]
+
+
+def recommend(
+    recipe: Recipe, *, step: float | None = None, localise: bool = False, cache: Path | None = None
+) -> Advice:
+    """The list of methods that was best under the conditions nearest to a recipe's.
+
+    Args:
+        recipe: its data, teacher and student count; its methods do not.
+        step: the most that a step may cost, as a multiple of the student's own; None for any.
+        localise: whether it matters that the student looks at the object, as where backgrounds give classes away.
+        cache: where generated and downloaded data are kept.
+
+    Raises:
+        UserError: no study was measured, or nothing that was is left.
+    """
+    found = read_json(EVIDENCE)
+    if not found or not found["studies"]:
+        raise UserError(f"no evidence at {EVIDENCE}: benchmarks/evidence.py writes it from finished studies")
+    data = load(recipe.data, cache or Path("runs/data"))
+    student = build_model(recipe.student.model, data.classes, data.size)
+    teacher = build_model(recipe.teacher.model, data.classes, data.size) if recipe.teacher else None
+    shots, kind = images_a_class(data), kind_of(teacher, student)
+    study = nearest_study(found["studies"], shots, kind, localise)
+    harms = harmful(found["studies"], kind)
+    every = [candidate(row, found["steps"]) for row in study["rows"]]
+    judged = [refused(each, data, student, teacher, step, harms) for each in every]
+    fit = [each for each in judged if each.refused is None]
+    if not fit:
+        raise UserError(
+            "nothing that was measured is left:\n" + "\n".join(f"{each.name}: {each.refused}" for each in judged)
+        )
+    best = max((each for each in fit if each.surely > 0), key=lambda each: each.surely, default=None)
+    plain = next((each for each in fit if each.gain is None), None)
+    chosen = best or plain or max(fit, key=lambda each: each.accuracy[0])
+    ordered = sorted(judged, key=lambda each: (each.refused is not None, -each.accuracy[0]))
+    reasons = why(chosen, study, shots, kind, localise)
+    return Advice(chosen, tuple(ordered), tuple(reasons), study["settings"])
+
+
+def images_a_class(data: Data) -> float:
+    """The mean number of training images of a class that has any."""
+    known = data.train.labels[data.train.labels >= 0]
+    return len(known) / max(1, len(np.unique(known)))
+
+
+def kind_of(teacher: Model | None, student: Model) -> str:
+    """Which of `KINDS` a pair is; without a teacher as if it were of the student's family."""
+    if teacher is None:
+        return "same"
+    if any("attention" in type(module).__name__.lower() for module in teacher.network.modules()):
+        return "vit"
+    if any(isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1 for m in student.network.modules()):
+        return "depthwise"
+    return "same" if type(teacher.network) is type(student.network) else "other"
+
+
+def nearest_study(studies: Sequence[Mapping[str, Any]], shots: float, kind: str, localise: bool) -> Mapping[str, Any]:
+    """The study whose conditions are nearest: first what the data are like, then the kind of pair and the images a class."""
+
+    def far(study: Mapping[str, Any]) -> tuple[bool, float]:
+        return study["shortcut"] != localise, abs(math.log2(shots / study["shots"])) + FAR * (study["kind"] != kind)
+
+    return min((study for study in studies if study["ranks"]), key=far)
+
+
+def harmful(studies: Sequence[Mapping[str, Any]], kind: str | None = None) -> dict[str, str]:
+    """By name, the methods that by their defaults lost accuracy beside `kd` on a kind of pair (by default any), and how much."""
+    found: dict[str, list[str]] = {}
+    for study in studies:
+        for row in study["rows"] if study["defaults"] and kind in (None, study["kind"]) else ():
+            if row["gain"] and row["gain"][0] + row["gain"][1] < 0:
+                lost = f"{-row['gain'][0]:.1f} ± {row['gain'][1]:.1f} points where {KINDS[study['kind']]}"
+                found.setdefault(row["row"], []).append(lost)
+    return {name: f"by its defaults it lost beside kd: {'; '.join(each)}" for name, each in found.items()}
+
+
+def warnings() -> dict[str, str]:
+    """By name, the methods whose defaults did harm somewhere."""
+    return harmful((read_json(EVIDENCE) or {"studies": []})["studies"])
+
+
+def candidate(row: Mapping[str, Any], steps: Mapping[str, float]) -> Candidate:
+    """A row of a study."""
+    gain = (row["gain"][0], row["gain"][1]) if row["gain"] else None
+    accuracy = (row["accuracy"][0], row["accuracy"][1])
+    return Candidate(row["row"], tuple(row["methods"]), accuracy, gain, row["seeds"], steps.get(row["row"]))
+
+
+def refused(
+    each: Candidate, data: Data, student: Model, teacher: Model | None, step: float | None, harms: Mapping[str, str]
+) -> Candidate:
+    """The candidate with the reason why it is not for this recipe, if there is one."""
+    reason = None
+    needs = {need for method in build_methods(each.methods).values() for need in method.needs}
+    if step is not None and each.step is None:
+        reason = "its step was not measured"
+    elif step is not None and each.step is not None and each.step > step:
+        reason = f"a step costs {each.step:.2f} times the student's own, and {step:g} is the most"
+    elif needs and teacher is None:
+        reason = "it needs a teacher, and the recipe names none"
+    else:
+        own = next((harms[name] for name in (Spec.parse(part).name for part in each.methods) if name in harms), None)
+        reason = own or unfit(each.methods, data, student, teacher)
+    return Candidate(**{**vars(each), "refused": reason})
+
+
+def unfit(methods: Sequence[str], data: Data, student: Model, teacher: Model | None) -> str | None:
+    """What stops a list with these models, found by preparing it; None where nothing does."""
+    batch = Batches(data.train, 4, resident=False).batch(torch.arange(min(4, len(data.train))), None, 0, 0.0)
+    answering = LiveTeacher(teacher) if teacher is not None else nobody
+    try:
+        objective = rehearsed(student, methods, batch, answering)
+        objective(batch, answering(batch, objective.needs))
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def why(chosen: Candidate, study: Mapping[str, Any], shots: float, kind: str, localise: bool) -> list[str]:
+    """The reasons, a sentence each."""
+    said = [
+        f"Your training set has {shots:,.0f} images a class, and {KINDS[kind]}. The nearest conditions that were measured: "
+        f"{study['about']}."
+    ]
+    mean, half = chosen.accuracy
+    if chosen.gain is None:
+        said.append(f"No list that fits was better than {chosen.name} beyond its interval: {mean:.1f} ± {half:.1f} %.")
+    else:
+        gain, spread = chosen.gain
+        said.append(
+            f"{chosen.name} had {mean:.1f} ± {half:.1f} % there, {gain:+.1f} ± {spread:.1f} points beside kd alone "
+            f"({chosen.seeds} seeds, paired): the most at the lower end of its interval."
+        )
+    if chosen.step is not None:
+        said.append(f"A step costs {chosen.step:.2f} times the student's own, with stored answers.")
+    if study["kind"] != kind:
+        said.append(f"That study's pair was another kind ({KINDS[study['kind']]}): no more than a first guess.")
+    if shots > 4 * study["shots"]:
+        said.append("You have far more images a class than it had, and gains shrink with data: measure on yours.")
+    elif shots < study["shots"] / 4:
+        said.append("You have far fewer images a class than it had: measure on yours.")
+    if localise and not study["shortcut"]:
+        said.append("No study of backgrounds that give classes away was measured.")
+    return said
