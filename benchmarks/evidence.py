@@ -23,8 +23,9 @@ from distilens.models import build_model
 from distilens.recommend import EVIDENCE, kind_of
 from methods import Experiment
 
-SEEDS = 20
-"""The most that are looked for."""
+SEEDS = range(20)
+FEWEST = 3
+"""Rows with fewer seeds are no evidence."""
 
 
 def main(study: tuple[str, ...], steps: Path | None = None, out: Path = EVIDENCE) -> None:
@@ -37,7 +38,7 @@ def main(study: tuple[str, ...], steps: Path | None = None, out: Path = EVIDENCE
     found = [read(*each.split(":")) for each in study]
     write_json(out, {"studies": found, "steps": costs(steps) if steps else {}})
     for each in found:
-        print(f"{each['about']}: {len(each['rows'])} rows, {each['split']}")
+        print(f"\n{each['about']}, {each['split']}:\n\n{markdown(each)}")
 
 
 def read(name: str, out: str, run: str) -> dict[str, Any]:
@@ -46,7 +47,7 @@ def read(name: str, out: str, run: str) -> dict[str, Any]:
     made, how = STUDIES[name], experiment.study
     data, teacher = experiment.data, experiment.models[0]
     scores = {row: by_seed(experiment, row) for row in made.rows if made.rows[row].control is None}
-    scores = {row: values for row, values in scores.items() if values}
+    scores = {row: values for row, values in scores.items() if len(values) >= FEWEST}
     tested = all("test" in value for values in scores.values() for value in values.values())
     accuracy = {
         row: {seed: value["test"]["accuracy"] if tested else value["validation"] for seed, value in values.items()}
@@ -81,9 +82,26 @@ def read(name: str, out: str, run: str) -> dict[str, Any]:
     }
 
 
+def markdown(study: dict[str, Any]) -> str:
+    """A study's table, the best gain first."""
+    lines = [f"| methods | {study['split']} % | beside `kd` | seeds | list |", "|---|---|---|---|---|"]
+    for row in sorted(study["rows"], key=lambda row: -(row["gain"] or [0])[0]):
+        mean, half = row["accuracy"]
+        more = signed(*row["gain"]) if row["gain"] else ""
+        parts = ", ".join(f"`{part}`" for part in row["methods"])
+        lines.append(f"| {row['row']} | {mean:.1f} ± {half:.1f} | {more} | {row['seeds']} | {parts} |")
+    return "\n".join(lines)
+
+
+def signed(mean: float, half: float) -> str:
+    """A difference, bold where its interval leaves 0 out."""
+    text = f"{'+' if mean >= 0 else '−'}{abs(mean):.1f} ± {half:.1f}"
+    return f"**{text}**" if abs(mean) > half else text
+
+
 def by_seed(experiment: Experiment, row: str) -> dict[int, dict[str, Any]]:
     """What is there of a row with the candidate that was chosen."""
-    keys = {seed: experiment.key(row, experiment.methods(row), seed) for seed in range(SEEDS)}
+    keys = {seed: experiment.key(row, experiment.methods(row), seed) for seed in SEEDS}
     return {seed: experiment.scores[key] for seed, key in keys.items() if key in experiment.scores}
 
 

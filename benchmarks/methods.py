@@ -23,6 +23,7 @@ import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
+from scipy import stats
 from studies import STUDIES, Row
 from tyro.conf import Positional
 from variants import interval, stratified
@@ -185,28 +186,49 @@ class Experiment:
             self.keep(next(key for key, value in self.scores.items() if value is found), found)
         return found["test"]
 
-    def table(self, names: list[str], seeds: int, *, test: bool, against: str) -> None:
-        """A row each: mean ± half of the 95 % interval over seeds, and the paired difference to one of them."""
+    def table(self, names: list[str], seeds: range, *, test: bool, against: str) -> None:
+        """A row each: mean ± half of the 95 % interval over seeds, the paired difference to one of them, and its p by Holm."""
         split = "test" if test else "validation"
-        columns = (split, f"against {against}", "agreement", "area under the curve", "s a training", "on the evidence")
+        columns = (
+            split,
+            f"against {against}",
+            "p",
+            "agreement",
+            "area under the curve",
+            "s a training",
+            "on the evidence",
+        )
         table = Table("methods", *columns, box=None, pad_edge=False, header_style="bold")
-        found = {name: [self.result(name, self.methods(name), seed) for seed in range(seeds)] for name in names}
-        scores = {
-            name: [self.test(name, seed)["accuracy"] if test else one["validation"] for seed, one in enumerate(results)]
-            for name, results in found.items()
-        }
+        found = {name: [self.result(name, self.methods(name), seed) for seed in seeds] for name in names}
+        read = {name: [self.test(name, seed) for seed in seeds] if test else found[name] for name in names}
+        scores = {name: np.array([one["accuracy" if test else "validation"] for one in read[name]]) for name in names}
+        chances = holm({name: chance(values, scores.get(against)) for name, values in scores.items()})
         for name, results in found.items():
-            alike = [
-                self.test(name, seed)["agreement"] if test else one["agreement"] for seed, one in enumerate(results)
-            ]
-            apart = np.subtract(scores[name], scores.get(against, scores[name]))
-            area = [float(np.mean(one["curve"])) for one in results]
+            apart = scores[name] - scores.get(against, scores[name])
+            alike, area = [one["agreement"] for one in read[name]], [float(np.mean(one["curve"])) for one in results]
             seconds = f"{np.median([one['seconds'] for one in results]):.0f}"
-            inside = [self.test(name, seed) if test else one for seed, one in enumerate(results)]
-            energy = interval([one["energy"] for one in inside]) if "energy" in inside[0] else ""
-            cells = [interval(values) for values in (scores[name], apart, alike, area)]
-            table.add_row(name, *cells, seconds, energy)
+            energy = interval([one["energy"] for one in read[name]]) if "energy" in read[name][0] else ""
+            mean, difference, *others = (interval(values) for values in (scores[name], apart, alike, area))
+            known = "" if np.isnan(chances[name]) else f"{chances[name]:.4f}"
+            table.add_row(name, mean, difference, known, *others, seconds, energy)
         self.console.print(table)
+
+
+def chance(values: np.ndarray, against: np.ndarray | None) -> float:
+    """The p-value of a paired t test, two-sided; NaN where there is nothing to compare."""
+    if against is None or len(values) < 2 or np.array_equal(values, against):
+        return np.nan
+    return float(stats.ttest_rel(values, against).pvalue)
+
+
+def holm(chances: dict[str, float]) -> dict[str, float]:
+    """p-values corrected for how many there are, by Holm's method."""
+    known = sorted((p, name) for name, p in chances.items() if not np.isnan(p))
+    corrected, largest = dict(chances), 0.0
+    for rank, (p, name) in enumerate(known):
+        largest = max(largest, min(1.0, p * (len(known) - rank)))
+        corrected[name] = largest
+    return corrected
 
 
 def main(
@@ -215,6 +237,7 @@ def main(
     only: tuple[str, ...] = (),
     tune: bool = False,
     seeds: int = 3,
+    first: int = 0,
     test: bool = False,
     against: str = "kd",
     out: Path = Path("runs/methods"),
@@ -226,6 +249,7 @@ def main(
         run: runs with a trained teacher; the first is the teacher where one is asked.
         only: rows; by default all.
         tune: choose each row's candidate first, and stop there.
+        first: the first seed: fresh ones confirm what others chose.
         test: read the test split, of the chosen candidates.
         against: the row that others are compared with.
     """
@@ -235,10 +259,11 @@ def main(
         for name in names:
             experiment.tune(name)
         return
-    for seed in range(seeds):
+    counted = range(first, first + seeds)
+    for seed in counted:
         for name in names:
             experiment.result(name, experiment.methods(name), seed)
-    experiment.table(names, seeds, test=test, against=against)
+    experiment.table(names, counted, test=test, against=against)
 
 
 if __name__ == "__main__":

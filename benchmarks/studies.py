@@ -152,6 +152,7 @@ EXPLAINED = (*GUIDED, "map_match:weight=20")
 STUDIES = {
     "few": Study(
         ROWS
+        | FIELD
         | controls(BEST, "class maps")
         | controls("kd + gradcam", "gradcam", ("maps permuted",))
         | controls("kd + attention", "attention", ("maps permuted",))
@@ -160,7 +161,6 @@ STUDIES = {
         ),
         settings=FEW,
     ),
-    "field": Study(FIELD, settings=FEW),
     # a method named beside kd without any number: does it do harm? One folder (--out) for each pair
     "defaults": Study(plain(), settings={**FEW, "epochs": 30}),
     "defaults, mobile": Study(plain(), student="mobilenetv2:width=0.25", settings={**FEW, "epochs": 30}),

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from distilens import cli
+from distilens.balance import BALANCES
 from distilens.checkpoints import Interrupted
 from distilens.data import SOURCES
 from distilens.embeddings import EMBEDDINGS
@@ -311,6 +312,7 @@ def test_the_codes_that_it_ends_with(command, monkeypatch, raised, code, text):
         ("follow", FOLLOW),
         ("controls", CONTROLS),
         ("embeddings", EMBEDDINGS),
+        ("balances", BALANCES),
         ("recipes", [path.stem for path in shipped()]),
     ],
 )
@@ -324,7 +326,20 @@ def test_list_names_every_part_with_what_it_does(command, kind, names):
 
 @pytest.mark.parametrize(
     "name",
-    ["run", "demo", "record", "codebook", "train", "measure", "explain", "compare", "report", "validate", "list"],
+    [
+        "run",
+        "demo",
+        "record",
+        "codebook",
+        "train",
+        "measure",
+        "explain",
+        "compare",
+        "report",
+        "validate",
+        "recommend",
+        "list",
+    ],
 )
 def test_every_command_has_a_help(command, name):
     code, output, error = command(name, "--help")

@@ -51,6 +51,12 @@ class Overwriting(nn.Module):
         return self.head(self.relu(out).mean((2, 3)))
 
 
+def test_another_number_of_classes_is_said_before_the_first_step():
+    objective = Objective(model(), build_methods(["kd"]))
+    with pytest.raises(UserError, match="answers for 7 classes, and the student resnet8 has 4"):
+        objective.prepare(batch(), Answer(torch.zeros(6, 7)))
+
+
 @pytest.mark.parametrize("path", ["norm", "second", "first"])
 def test_a_tap_keeps_what_the_model_overwrites(path):
     outputs = []

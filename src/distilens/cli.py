@@ -3,109 +3,37 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import tyro
 from rich.console import Console
-from rich.table import Table
-from tyro.conf import Positional, UseAppendAction, arg
+from tyro.conf import Positional
 
 from distilens.errors import UserError
+from distilens.options import (
+    Changes,
+    CompareSettings,
+    DataName,
+    Explainers,
+    Images,
+    MapsOut,
+    ModelOrRun,
+    MostOfAStep,
+    NamedModels,
+    Out,
+    PageOut,
+    RecipeName,
+    RunFolder,
+    RunOrNone,
+    Share,
+    Target,
+    Variants,
+    Verify,
+)
+from distilens.terminal import conclude, show_advice, show_comparison, show_gallery, show_parts, show_scores
 
 app = tyro.extras.SubcommandApp()
-
-Changes = Annotated[
-    UseAppendAction[tuple[tuple[str, ...], ...]],
-    arg(name="set", metavar="KEY=VALUE ...", help="Change the recipe, for example train.epochs=3 or data.limit=500."),
-]
-RecipeName = Annotated[Positional[str], arg(metavar="RECIPE", help="A TOML file, or the name of a shipped recipe.")]
-Out = Annotated[
-    Path | None,
-    arg(metavar="PATH", help="The run folder.", help_behavior_hint="(default: runs/NAME, after the recipe)"),
-]
-ModelOrRun = Annotated[
-    Positional[str],
-    arg(
-        metavar="MODEL_OR_RUN", help="A model, for example timm:resnet18,pretrained=true or file:..., or a run folder."
-    ),
-]
-DataName = Annotated[
-    str | None,
-    arg(
-        metavar="DATA",
-        help="The data set, for example folder:path=pictures.",
-        help_behavior_hint="(default: the run's)",
-    ),
-]
-Explainers = Annotated[
-    UseAppendAction[tuple[tuple[str, ...], ...]],
-    arg(metavar="EXPLAINER ...", help="By name, for example ig:steps=64.", help_behavior_hint="(default: gradcam ig)"),
-]
-Images = Annotated[
-    int | None,
-    arg(metavar="N", help="How many are drawn from the test split.", help_behavior_hint="(default: 32)"),
-]
-Target = Annotated[
-    Literal["top1", "label"] | None,
-    arg(
-        metavar="top1|label",
-        help="The class that is explained: the model's first one, or the label.",
-        help_behavior_hint="(default: top1)",
-    ),
-]
-MapsOut = Annotated[
-    Path | None,
-    arg(metavar="PATH", help="The folder to write.", help_behavior_hint="(default: maps/MODEL)"),
-]
-Variants = Annotated[
-    int | None,
-    arg(metavar="K", help="Of each image.", help_behavior_hint="(default: as many as the run shows)"),
-]
-Share = Annotated[
-    str,
-    arg(
-        metavar="I/N",
-        help="This machine's share, where N machines record that are not one launch.",
-        help_behavior_hint="",
-    ),
-]
-Verify = Annotated[
-    int,
-    arg(metavar="N", help="Make N recorded answers of each kind again and compare.", help_behavior_hint=""),
-]
-CompareSettings = Annotated[
-    UseAppendAction[tuple[tuple[str, ...], ...]],
-    arg(
-        name="set",
-        metavar="KEY=VALUE ...",
-        help="Change how, as a recipe's [compare] says it, for example samples=500 or taps=[layer1,last].",
-        help_behavior_hint="(default: the recipe's)",
-    ),
-]
-NamedModels = Annotated[
-    UseAppendAction[tuple[tuple[str, ...], ...]],
-    arg(
-        metavar="NAME=MODEL ...",
-        help="Models that are not one run's; those called teacher, base and student have what they do not share named.",
-        help_behavior_hint="(default: the run's)",
-    ),
-]
-MostOfAStep = Annotated[
-    float | None,
-    arg(
-        metavar="X",
-        help="The most that a step may cost, as a multiple of the student's own.",
-        help_behavior_hint="(default: any)",
-    ),
-]
-RunOrNone = Annotated[Positional[Path | None], arg(metavar="RUN", help="A run folder.", help_behavior_hint="")]
-PageOut = Annotated[
-    Path | None,
-    arg(metavar="PATH", help="The folder to write.", help_behavior_hint="(default: the run's, or compare)"),
-]
-RunFolder = Annotated[Positional[Path], arg(metavar="RUN", help="A run folder.")]
 
 
 @app.command
@@ -337,18 +265,6 @@ def compare_models(named: list[str], data: str | None, changes: list[str], out: 
     print(f"\n{page}")
 
 
-def show_comparison(folder: Path) -> None:
-    """The table and the findings of what was compared."""
-    from distilens.files import read_json
-    from distilens.report import transfer_section
-
-    scores = read_json(folder / "transfer.json")
-    console = Console()
-    console.print(as_table(*transfer_section.table(scores)))
-    for line in (*scores["remarks"], *transfer_section.findings(scores)):
-        console.print(line, highlight=False, markup=False)
-
-
 @app.command
 def report(run: RunFolder, /) -> None:
     """Write a run's page from what is there."""
@@ -385,121 +301,35 @@ def recommend_(recipe: RecipeName, /, set_: Changes = (), step: MostOfAStep = No
     """
     from distilens.recommend import recommend
 
-    advice = recommend(read(recipe, set_), step=step, localise=localise)
-    console = Console()
-    rows = [
-        (
-            each.name,
-            f"{each.accuracy[0]:.1f} ± {each.accuracy[1]:.1f}",
-            "" if each.gain is None else f"{each.gain[0]:+.1f} ± {each.gain[1]:.1f}",
-            "" if each.step is None else f"{each.step:.2f}",
-            each.refused or "",
-        )
-        for each in advice.candidates
-    ]
-    console.print(as_table(("measured there", "accuracy, %", "beside kd", "step", "not for this recipe"), rows))
-    console.print()
-    for line in advice.reasons:
-        console.print(line, highlight=False, markup=False)
-    console.print()
-    quoted = ", ".join(f'"{part}"' for part in advice.chosen.methods)
-    console.print(f"[student]\nmethods = [{quoted}]", highlight=False, markup=False, soft_wrap=True)
-    trained = ", ".join(f"{key} = {value}" for key, value in advice.settings.items())
-    console.print(f"\nStudents were trained there with {trained}", highlight=False, markup=False, soft_wrap=True)
+    show_advice(recommend(read(recipe, set_), step=step, localise=localise))
 
 
 @app.command(name="list")
 def list_(
     kind: Positional[
-        Literal["methods", "models", "data", "explainers", "judges", "follow", "controls", "embeddings", "recipes"]
+        Literal[
+            "methods",
+            "models",
+            "data",
+            "explainers",
+            "judges",
+            "follow",
+            "controls",
+            "balances",
+            "embeddings",
+            "recipes",
+        ]
     ],
     /,
 ) -> None:
     """List what there is of a kind, a line each, with options and source."""
-    console = Console()
-    if kind == "recipes":
-        import tomllib
-
-        from distilens.recipe_file import shipped
-
-        rows = [(path.stem, tomllib.loads(path.read_text()).get("note", "")) for path in shipped()]
-        console.print(as_table(("recipe", "what it does"), rows))
-        return
-    from distilens.data import SOURCES
-    from distilens.embeddings import EMBEDDINGS
-    from distilens.explain import EXPLAINERS
-    from distilens.methods import METHODS
-    from distilens.models import MODELS
-    from distilens.teachers import CONTROLS, FOLLOW
-    from distilens.teachers.judges import JUDGES
-
-    kinds = {"methods": METHODS, "models": MODELS, "data": SOURCES, "explainers": EXPLAINERS}
-    registry = {**kinds, "judges": JUDGES, "follow": FOLLOW, "controls": CONTROLS, "embeddings": EMBEDDINGS}[kind]
-    rows = registry.table()
-    if kind == "methods":
-        from distilens.recommend import warnings
-
-        harm = warnings()
-        rows = [
-            (name, how, f"{what} WARNING: {harm[name]}" if name in harm else what, by) for name, how, what, by in rows
-        ]
-    console.print(as_table((registry.kind, "options", "what it does", "source"), rows))
+    show_parts(kind)
 
 
 def read(name: str, changes: tuple[tuple[str, ...], ...]):
     from distilens.recipe_file import read_recipe
 
     return read_recipe(name, [change for group in changes for change in group])
-
-
-def as_table(header: Sequence[str], rows: list) -> Table:
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in header:
-        table.add_column(title, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
-    return table
-
-
-def show_scores(run) -> None:
-    from distilens.report.table import rows
-
-    header, cells = rows(run.scores)
-    across = list(zip(*[header, *cells], strict=True))  # a model a column: it fits a terminal
-    Console().print(as_table(across[0], across[1:]))
-
-
-def show_gallery(made) -> None:
-    """The scores, as many explainers side by side as the terminal is wide, and what they come to."""
-    header, rows = made.table()
-    console = Console()
-    wide = [max(len(line[at]) for line in [header, *rows]) + 2 for at in range(len(header))]
-    start = 1
-    while start < len(header):
-        stop = start + 1
-        while stop < len(header) and wide[0] + sum(wide[start : stop + 1]) <= console.width:
-            stop += 1
-        console.print(as_table((header[0], *header[start:stop]), [[row[0], *row[start:stop]] for row in rows]))
-        console.print()
-        start = stop
-    floors = ", ".join(label for label in header[1:] if made.floor(label))
-    said = f"Mean ± half of the 95 % interval over {len(made)} images; {floors} know nothing of the model."
-    for line in (said, *made.remarks, *made.findings()):
-        console.print(line, highlight=False, markup=False)
-
-
-def conclude(run) -> None:
-    """The table and the page, printed by one process."""
-    from distilens.train import processes
-
-    if not processes().is_main_process:
-        return
-    from distilens.report.table import headline
-
-    show_scores(run)
-    print(f"\n{headline(run.scores)}\n{run.folder / 'report.html'}")
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from distilens import draws
 from distilens.balance import Balance
+from distilens.errors import UserError
 from distilens.model import Model, Output
 
 if TYPE_CHECKING:
@@ -232,7 +233,16 @@ class Objective(nn.Module):
         return needs_of(self.terms().values())
 
     def prepare(self, batch: Batch, answer: Answer) -> None:
-        """Let each method prepare the student on a first batch: first those that put parts into it."""
+        """Let each method prepare the student on a first batch: first those that put parts into it.
+
+        Raises:
+            UserError: a teacher that answers for another number of classes than the student has.
+        """
+        if answer.logits is not None and answer.logits.shape[1] != len(self.student.classes):
+            raise UserError(
+                f"the teacher answers for {answer.logits.shape[1]} classes, and the student {self.student.name} has "
+                f"{len(self.student.classes)}"
+            )
         for method in sorted(self.terms().values(), key=lambda method: not method.inserts):
             self.student = method.prepare(self.student, batch, answer)
 
