@@ -1,6 +1,7 @@
 """Advice from evidence: the nearest study, what does not fit, what costs too much, what did harm, and why."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from distilens import recommend as module
 from distilens.cli import app
 from distilens.errors import UserError
-from distilens.recipe_file import make_recipe
+from distilens.recipe_file import make_recipe, read_recipe
 from distilens.recommend import EVIDENCE, recommend, warnings
 
 
@@ -159,6 +160,9 @@ def test_the_command_prints_the_list_and_why(evidence, tmp_path, monkeypatch, ca
     said = printed("recommend", "mine.toml")
     assert 'methods = ["ce:weight=0.1", "kd", "map_match:explainer=cam,classes=all"]' in said
     assert "images a class" in said
+    changed = re.search(r"--set '(.*)'", said)[1]
+    taken = read_recipe("mine.toml", [changed]).student.methods
+    assert taken == ("ce:weight=0.1", "kd", "map_match:explainer=cam,classes=all")
     assert "WARNING" in printed("list", "methods")
 
 

@@ -89,7 +89,8 @@ class Measured(Balance):
         raise NotImplementedError
 
     def notes(self) -> dict[str, float]:
-        return dict(zip(self.names, self.factors.tolist(), strict=True))
+        found = zip(self.names, self.factors.tolist(), strict=True)
+        return {name: factor for name, factor in found if name in self.known}
 
     def get_extra_state(self) -> Any:
         """Which terms have been measured, as a tensor."""

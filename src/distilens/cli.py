@@ -301,7 +301,7 @@ def recommend_(recipe: RecipeName, /, set_: Changes = (), step: MostOfAStep = No
     """
     from distilens.recommend import recommend
 
-    show_advice(recommend(read(recipe, set_), step=step, localise=localise))
+    show_advice(recommend(read(recipe, set_), step=step, localise=localise), recipe)
 
 
 @app.command(name="list")

@@ -8,6 +8,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from distilens.specs import bracket
+
 
 def as_table(header: Sequence[str], rows: list) -> Table:
     from rich.text import Text
@@ -71,7 +73,7 @@ def conclude(run) -> None:
     print(f"\n{headline(run.scores)}\n{run.folder / 'report.html'}")
 
 
-def show_advice(advice) -> None:
+def show_advice(advice, recipe: str) -> None:
     """What was measured under the nearest conditions, why one list is suggested, and how a recipe says it."""
     console = Console()
     rows = [
@@ -89,8 +91,12 @@ def show_advice(advice) -> None:
     for line in advice.reasons:
         console.print(line, highlight=False, markup=False)
     console.print()
+    listed = ",".join(bracket(part) for part in advice.chosen.methods)
     quoted = ", ".join(f'"{part}"' for part in advice.chosen.methods)
     console.print(f"[student]\nmethods = [{quoted}]", highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        f"\nor: distilens run {recipe} --set 'student.methods={listed}'", highlight=False, markup=False, soft_wrap=True
+    )
     trained = ", ".join(f"{key} = {value}" for key, value in advice.settings.items())
     console.print(f"\nStudents were trained there with {trained}", highlight=False, markup=False, soft_wrap=True)
 

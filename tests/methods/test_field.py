@@ -17,7 +17,7 @@ from distilens.errors import UserError
 from distilens.methods import METHODS, build_methods
 from distilens.methods.bank import Bank
 from distilens.models import build_model, load_model, save_model
-from distilens.teachers import LiveTeacher
+from distilens.teachers import LiveTeacher, MeanTeacher, PermutedTeacher, StoredTeacher
 
 SIZE = (16, 16)
 FEATURED = ("fitnet", "vid", "nst", "reviewkd", "rtk", "crd", "sp", "rkd", "pkt")
@@ -438,6 +438,18 @@ def test_a_pruned_teacher_lacks_its_smallest_weights(data, batch, teacher):
     for share in ("0", "1", "all"):
         with pytest.raises(UserError, match="between 0 and 1"):
             teacher(batch, [f"pruned:{share}"])
+
+
+def test_a_pruned_teacher_is_stored_and_joined(data, batch, teacher, tmp_path):
+    stored = StoredTeacher(tmp_path, teacher)
+    live = teacher(batch, ["pruned:0.4"]).pruned["0.4"]
+    for who in (stored, StoredTeacher(tmp_path)):
+        assert torch.allclose(who(batch, ["pruned:0.4"]).pruned["0.4"], live, atol=1e-3)
+    other = LiveTeacher(model("resnet14", data, seed=3))
+    mean = MeanTeacher([teacher, other])(batch, ["pruned:0.4"]).pruned["0.4"]
+    assert torch.allclose(mean, (live + other(batch, ["pruned:0.4"]).pruned["0.4"]) / 2, atol=1e-6)
+    turned = PermutedTeacher(teacher)(batch, ["pruned:0.4"]).pruned["0.4"]
+    assert not torch.allclose(turned, live)
 
 
 def test_r2kd_refuses_a_teacher_that_says_one_class_when_pruned():
