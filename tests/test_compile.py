@@ -52,3 +52,45 @@ def test_a_tapped_student_with_a_part_compiles_without_a_graph_break():
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("one graph") == 5
+
+
+BALANCED = """
+import sys
+from pathlib import Path
+
+import torch
+
+from distilens.data import load
+from distilens.methods import build_methods
+from distilens.models import build_model
+from distilens.progress import Log
+from distilens.recipe import Training
+from distilens.teachers import LiveTeacher
+from distilens.train import train
+
+data = load("shapes:train=64,test=40,size=16", Path(sys.argv[1]))
+parts = ["ce", "kd", "fitnet", "opdf", "powerprop"]
+losses = []
+for compiled in (False, True):
+    torch.manual_seed(0)
+    teacher = LiveTeacher(build_model("resnet14", data.classes, data.size))
+    student, log = build_model("resnet8", data.classes, data.size), Log()
+    settings = Training(
+        epochs=1, batch_size=16, compile=compiled, precision="float32", balance="ratio:0.3,every=2", log_every=1,
+        optimizer="sgd:lr=0.01",
+    )
+    train(student, build_methods(parts), data, settings, teacher=teacher, log=log)
+    losses.append(torch.tensor([row["loss"] for row in log.rows if "terms" in row]))
+assert torch.allclose(*losses, rtol=1e-3), losses
+print("as if it were not compiled")
+"""
+
+
+@pytest.mark.slow
+def test_a_compiled_student_is_trained_in_balance_and_with_weights_in_another_form(tmp_path):
+    """Measuring gradients goes through the graph more than once, which compiled graphs do not allow by default."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", BALANCED, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "as if it were not compiled" in done.stdout

@@ -496,6 +496,16 @@ def test_own_modules_are_not_shipped(part, data, batch, teacher):
     assert objective.finish().bare_state().keys() == keys
 
 
+@pytest.mark.parametrize("part", FEATURED)
+def test_a_method_may_be_prepared_again_for_another_student(part, data, batch, teacher):
+    methods = build_methods([part])
+    for student in (model("resnet8", data), model("resnet8x4", data)):
+        objective = Objective(student.train(), methods)
+        answer = teacher(batch, objective.needs)
+        objective.prepare(batch, answer)
+        assert all(term.isfinite() for term in objective(batch.replaced(progress=0.5), answer).values())
+
+
 def test_as_many_taps_of_the_one_as_of_the_other():
     with pytest.raises(UserError, match="given 1 and 3"):
         METHODS.build("reviewkd:teacher_taps=[last]")

@@ -62,7 +62,8 @@ class CRD(Paired):
         self.partition: Tensor
 
     def fit(self, ours: list[Shape], theirs: list[Shape]) -> None:
-        self.embed.extend(nn.Linear(shapes[0][0], self.width) for shapes in (ours, theirs))
+        self.embed = nn.ModuleList(nn.Linear(shapes[0][0], self.width) for shapes in (ours, theirs))
+        self.partition.zero_()
 
     def prepare(self, student: Model, batch: Batch, answer: Answer) -> Model:
         student = super().prepare(student, batch, answer)

@@ -42,9 +42,11 @@ class ReviewKD(Paired):
 
     def fit(self, ours: list[Shape], theirs: list[Shape]) -> None:
         width = self.width or min(512, max(channels for channels, *_ in ours))
+        sizes = [(channels, wanted) for (channels, *_), (wanted, *_) in zip(ours, theirs, strict=True)]
         deepest = len(ours) - 1
-        for level, ((channels, *_), (wanted, *_)) in enumerate(zip(ours, theirs, strict=True)):
-            self.fusions.append(Fusion(channels, width, wanted, fused=level < deepest))
+        self.fusions = nn.ModuleList(
+            Fusion(channels, width, wanted, fused=level < deepest) for level, (channels, wanted) in enumerate(sizes)
+        )
 
     def loss(self, batch: Batch, output: Output, answer: Answer) -> Float[Tensor, " b"]:
         deeper, losses = None, []

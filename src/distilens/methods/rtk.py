@@ -44,8 +44,8 @@ class RTK(Paired):
         self.query, self.key = nn.ModuleList(), nn.ModuleList()
 
     def fit(self, ours: list[Shape], theirs: list[Shape]) -> None:
-        self.query.extend(nn.Linear(channels, self.width) for channels, *_ in ours)
-        self.key.extend(nn.Linear(channels, self.width) for channels, *_ in theirs)
+        self.query = nn.ModuleList(nn.Linear(channels, self.width) for channels, *_ in ours)
+        self.key = nn.ModuleList(nn.Linear(channels, self.width) for channels, *_ in theirs)
 
     def loss(self, batch: Batch, output: Output, answer: Answer) -> Float[Tensor, " b"]:
         ours, theirs = self.each(output, answer)

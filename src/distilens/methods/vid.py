@@ -40,9 +40,10 @@ class VID(Paired):
         self.variances = nn.ParameterList()
 
     def fit(self, ours: list[Shape], theirs: list[Shape]) -> None:
-        for (channels, *_), (wanted, *_) in zip(ours, theirs, strict=True):
-            self.predictors.append(convolutions(channels, wanted, wanted, wanted))
-            self.variances.append(torch.full((wanted,), math.log(math.expm1(FIRST - SMALLEST))))
+        sizes = [(channels, wanted) for (channels, *_), (wanted, *_) in zip(ours, theirs, strict=True)]
+        start = math.log(math.expm1(FIRST - SMALLEST))
+        self.predictors = nn.ModuleList(convolutions(channels, wanted, wanted, wanted) for channels, wanted in sizes)
+        self.variances = nn.ParameterList(torch.full((wanted,), start) for _, wanted in sizes)
 
     def loss(self, batch: Batch, output: Output, answer: Answer) -> Float[Tensor, " b"]:
         losses = []
