@@ -98,8 +98,12 @@ class Experiment:
         """What a result is found by: all that it depends on."""
         row, study = self.study.rows[name], self.study
         weights = [teacher.identity["weights"] for teacher in self.live[: None if row.follow else 1]]
-        how = (study.student, study.shots, study.settings)
+        how = (study.student, study.shots, self.settings(row))
         return key_of(methods, row.control, row.follow, *how, seed, self.data.fingerprint, weights)
+
+    def settings(self, row: Row) -> dict[str, Any]:
+        """How a row is trained."""
+        return self.study.settings | ({"balance": row.balance} if row.balance else {})
 
     def result(self, name: str, methods: tuple[str, ...], seed: int) -> dict[str, Any]:
         """Train a student and score it on validation, unless that is done."""
@@ -110,7 +114,7 @@ class Experiment:
         few = dataclasses.replace(self.data.train, index=self.data.train.index[positions])
         watched = dataclasses.replace(self.data.validation, index=self.data.validation.index[: study.watch])
         seen = dataclasses.replace(self.data, train=few, validation=watched)
-        settings = Training(**study.settings)
+        settings = Training(**self.settings(row))
         torch.manual_seed(seed)
         student = build_model(study.student, self.data.classes, self.data.size)
         start = time.perf_counter()

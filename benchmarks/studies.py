@@ -16,12 +16,14 @@ class Row:
         control: a wrapper around the teacher, in the notation of CONTROLS.
         follow: how several teachers are made one; None asks the first alone.
         like: the row whose choice of candidate this one takes, as controls do.
+        balance: of the training; None as the study says.
     """
 
     methods: tuple[tuple[str, ...], ...]
     control: str | None = None
     follow: str | None = None
     like: str | None = None
+    balance: str | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,14 @@ FIELD = {
 }
 """The field's methods, with weights around the published ones."""
 
+UNWEIGHTED = {
+    "kd, balanced": (KD, "ce"),
+    "kd + class maps, balanced": (KD, "ce", f"{CLASS_MAPS},pool=4"),
+    **{f"kd + {name}, balanced": (KD, "ce", name) for name in ("at", "fitnet", "vid", "nst", "sp", "crd")},
+}
+BALANCED = {name: Row((methods,), balance="ratio:0.3") for name, methods in UNWEIGHTED.items()}
+"""Weights that nobody chose."""
+
 BLOCKS = {
     name: f"{name}:teacher_taps=[blocks.1,blocks.3,blocks.5.norm1]" for name in ("at", "reviewkd", "rtk")
 }  # of timm:test_vit, whose grids are of one size
@@ -153,6 +163,7 @@ STUDIES = {
     "few": Study(
         ROWS
         | FIELD
+        | BALANCED
         | controls(BEST, "class maps")
         | controls("kd + gradcam", "gradcam", ("maps permuted",))
         | controls("kd + attention", "attention", ("maps permuted",))

@@ -51,6 +51,17 @@ class Overwriting(nn.Module):
         return self.head(self.relu(out).mean((2, 3)))
 
 
+def test_taps_of_finer_grids_are_looked_for_once(monkeypatch):
+    """A live teacher is asked at every step, and finding one takes a forward."""
+    teacher = LiveTeacher(model())
+    needs = ("features:last-2", "features:last-1", "maps:attention:tap=last-1")
+    teacher(batch(), needs)
+    seen = []
+    monkeypatch.setattr(Model, "observe", lambda self: seen.append(self))
+    teacher(batch(), needs)
+    assert not seen
+
+
 def test_another_number_of_classes_is_said_before_the_first_step():
     objective = Objective(model(), build_methods(["kd"]))
     with pytest.raises(UserError, match="answers for 7 classes, and the student resnet8 has 4"):

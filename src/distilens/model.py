@@ -70,6 +70,7 @@ class Model(nn.Module):
         self.folded: frozenset[str] = frozenset()  # modules whose own output is no longer there: see `prepare.py`
         self.companion: Callable[[Tensor], Mapping[str, Tensor]] | None = None  # see `core.accompany`
         self._last: str | None = None
+        self._finer: dict[int, str] = {}  # by how many grids finer, as found
         self._overwritten: dict[str, bool] = {}  # by path, as found
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
@@ -165,9 +166,12 @@ class Model(nn.Module):
         start, dash, steps = tap.partition("-")
         if start != taps.LAST or (dash and not steps.isdecimal()):
             return tap
-        if not int(steps or 0):
+        finer = int(steps or 0)
+        if not finer:
             return self.last_tap
-        return taps.finer_spatial(self.observe(), self.last_tap, int(steps), self.size)
+        if finer not in self._finer:
+            self._finer[finer] = taps.finer_spatial(self.observe(), self.last_tap, finer, self.size)
+        return self._finer[finer]
 
     @property
     def last_tap(self) -> str:

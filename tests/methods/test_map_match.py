@@ -302,7 +302,7 @@ def test_a_student_without_feature_maps_says_so_before_training():
 def test_at_is_the_sum_over_taps_of_the_formula():
     given, large, small = batch(), model("resnet14", 1).eval(), model().eval()
     teacher = LiveTeacher(copy.deepcopy(large))
-    made = objective("at", teacher, small, given).eval()
+    made = objective("at:weight=1", teacher, small, given).eval()
     (loss,) = made(given, teacher(given, made.needs)).values()
     total = 0
     for tap in ("layer1", "layer2", "layer3"):
