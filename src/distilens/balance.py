@@ -14,8 +14,10 @@ from distilens.errors import UserError
 from distilens.gathering import mean_of_processes
 from distilens.specs import Registry
 
-Steps = Annotated[int, Field(ge=1)]
+Steps = Annotated[int, Field(ge=1)] | None
 TINY = 1e-12
+A_TERM = 40
+"""Steps between measurements for each term: a measurement of a term costs about two thirds of a step, so all take 2 %."""
 
 
 class Balance(nn.Module):
@@ -41,21 +43,22 @@ class Balance(nn.Module):
 class Measured(Balance):
     """Multiplies terms by factors that follow from the norms of their gradients on the student, measured every so many steps.
 
-    A measurement costs a backward pass for each term: with `every=100` and three terms about 2 % of a training. New factors are
-    the geometric mean of the old ones and what was measured. They are kept in checkpoints, and are the same in all processes.
+    A measurement costs a backward pass for each term, about 2 % of a training by default. New factors are the geometric mean of
+    the old ones and what was measured. They are kept in checkpoints, and are the same in all processes.
 
     Args:
         names: of all terms, in order.
-        every: steps between measurements; a term that comes later is measured when it comes.
+        every: steps between measurements, by default 40 for each term; a term that comes later is measured when it comes.
     """
 
     measures = True
     factors: Tensor
     first: Tensor
 
-    def __init__(self, names: Sequence[str], *, every: Steps = 100):
+    def __init__(self, names: Sequence[str], *, every: Steps = None):
         super().__init__()
-        self.names, self.every = list(names), every
+        self.names = list(names)
+        self.every = every or A_TERM * max(1, len(self.names))
         self.known: set[str] = set()
         self.register_buffer("factors", torch.ones(len(self.names)))
         self.register_buffer("first", torch.ones(len(self.names)))  # each loss when it was first measured
@@ -113,7 +116,7 @@ class Ratio(Measured):
     Source: the multiple is ours; the norm on the student's own parameters is that of GradNorm, here of all of them.
     """
 
-    def __init__(self, ratio: str | float | None = None, /, names: Sequence[str] = (), *, every: Steps = 100):
+    def __init__(self, ratio: str | float | None = None, /, names: Sequence[str] = (), *, every: Steps = None):
         super().__init__(names, every=every)
         self.ratio = multiple(0.3 if ratio is None else ratio)
 
@@ -135,7 +138,7 @@ class GradNorm(Measured):
     this at every step, by the gradients of the last shared layer alone; here they are set to it.
     """
 
-    def __init__(self, names: Sequence[str], *, alpha: Annotated[float, Field(ge=0)] = 1.5, every: Steps = 100):
+    def __init__(self, names: Sequence[str], *, alpha: Annotated[float, Field(ge=0)] = 1.5, every: Steps = None):
         super().__init__(names, every=every)
         self.alpha = alpha
 
