@@ -182,7 +182,7 @@ def test_cam_of_all_classes_is_cat_kd():
     """An independent reference: pooled, normalised class maps of a 1×1 convolution with the classifier's weights."""
     given, large, small = batch(), model("resnet14", 1).eval(), model().eval()
     teacher = LiveTeacher(copy.deepcopy(large))
-    made = objective(CAT, teacher, small, given).eval()
+    made = objective(f"{CAT},weight=1", teacher, small, given).eval()
     (loss,) = made(given, teacher(given, made.needs)).values()
 
     def maps(network):

@@ -50,6 +50,8 @@ class MapMatch(Method):
     `explainer=cam,classes=all,pool=2,distance=at`; its code's maps are of a 1×1 convolution without bias, which is the same.
     """
 
+    weight = 5.0
+
     def __init__(
         self,
         *,

@@ -29,6 +29,8 @@ class NST(Paired):
     in RepDistiller.
     """
 
+    weight = 50.0
+
     def __init__(self, *, taps: tuple[str, ...] = ("last",), teacher_taps: tuple[str, ...] = ()):
         super().__init__(taps, teacher_taps)
 
