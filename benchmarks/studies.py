@@ -110,6 +110,10 @@ FIELD = {
     "kd + reviewkd": beside(*(f"reviewkd:weight={w}" for w in (1, 5, 20))),
     "kd + rtk": beside(*(f"rtk:weight={w}" for w in (300, 1000, 3000))),
     "simkd": Row((("simkd",), (*GUIDED, "simkd"), (*GUIDED, "simkd:weight=10"))),
+    "kd, simkd's student": Row(
+        ((*GUIDED, "simkd:weight=0"),)
+    ),  # as large, with the teacher's classifier, not taught its features
+    "simkd + class maps": Row((("simkd", f"{CLASS_MAPS},pool=4,weight=60"),)),
     "kd + sp": beside(*(f"sp:weight={w}" for w in (300, 1000, 3000))),
     "kd + rkd": beside(*(f"rkd:weight={w}" for w in (0.1, 0.3, 1))),
     "kd + pkt": beside(*(f"pkt:weight={w}" for w in (3000, 10000, 30000))),

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from distilens.core import Model
+from distilens.core import Batch, Model, Objective, Teacher
 from distilens.data import Data, load
 from distilens.data.batches import Batches
 from distilens.errors import UserError
 from distilens.files import read_json
+from distilens.measure import parameters
 from distilens.methods import build_methods
 from distilens.models import build_model
 from distilens.recipe import Recipe
@@ -115,7 +116,7 @@ def recommend(
     plain = next((each for each in fit if each.gain is None), None)
     chosen = best or plain or max(fit, key=lambda each: each.accuracy[0])
     ordered = sorted(judged, key=lambda each: (each.refused is not None, -each.accuracy[0]))
-    reasons = why(chosen, study, shots, kind, localise)
+    reasons = [*why(chosen, study, shots, kind, localise), *larger(chosen, data, student, teacher)]
     return Advice(chosen, tuple(ordered), tuple(reasons), study["settings"])
 
 
@@ -186,12 +187,26 @@ def refused(
     return Candidate(**{**vars(each), "refused": reason})
 
 
-def unfit(methods: Sequence[str], data: Data, student: Model, teacher: Model | None) -> str | None:
-    """What stops a list with these models, found by preparing it; None where nothing does."""
+def larger(chosen: Candidate, data: Data, student: Model, teacher: Model | None) -> list[str]:
+    """What the list adds to the student that is shipped, where it adds anything."""
+    made = prepared(chosen.methods, data, student, teacher)[0].finish()
+    more = parameters(made) - parameters(student)
+    return [f"It adds {more:,} parameters to the student's {parameters(student):,}."] if more else []
+
+
+def prepared(
+    methods: Sequence[str], data: Data, student: Model, teacher: Model | None
+) -> tuple[Objective, Batch, Teacher]:
+    """A copy of the student with its methods, the few images that it was prepared on, and who answers."""
     batch = Batches(data.train, 4, resident=False).batch(torch.arange(min(4, len(data.train))), None, 0, 0.0)
     answering = LiveTeacher(teacher) if teacher is not None else nobody
+    return rehearsed(student, methods, batch, answering), batch, answering
+
+
+def unfit(methods: Sequence[str], data: Data, student: Model, teacher: Model | None) -> str | None:
+    """What stops a list with these models, found by preparing it; None where nothing does."""
     try:
-        objective = rehearsed(student, methods, batch, answering)
+        objective, batch, answering = prepared(methods, data, student, teacher)
         objective(batch, answering(batch, objective.needs))
     except UserError as error:
         return str(error)
