@@ -33,7 +33,10 @@ TEACHER = """
 model = "python:nets:grouped"
 train = {epochs = 1}
 """
-GUIDED = '"ce", "kd", "map_match", "map_match:classes=all,pool=2,distance=at,every=2,as=all", "at:taps=[last]"'
+GUIDED = (  # small weights: where a training is about to diverge, rounding decides
+    '"ce", "kd", "map_match:weight=1", "map_match:classes=all,pool=2,distance=at,every=2,as=all,weight=1", '
+    '"at:taps=[last],weight=1"'
+)
 BANKS = '"ce", "kd", "crd:width=8", "osakd:neighbours=3", "fitnet"'
 
 RECIPE = """
