@@ -55,6 +55,7 @@ OURS = {
     **{
         f"kd + {name}": ["ce:weight=0.1", KD, f"{name}:weight=1e-6"] for name in FIELD
     },  # of a teacher that was not trained
+    "simkd": ["simkd:weight=1e-6"],
     "kd + fitnet, balanced": ["ce:weight=0.1", KD, "fitnet"],
 }
 BALANCE = "ratio:0.3"
