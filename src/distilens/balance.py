@@ -80,7 +80,7 @@ class Measured(Balance):
         wanted = self.wanted(norms, losses / self.first[places])
         found = (wanted / norms.clamp_min(TINY)).where(norms > TINY, self.factors[places])
         self.factors[places] = (self.factors[places] * found).sqrt().where(seen, found)
-        self.known.update(some)
+        self.known.update(terms)  # one without a gradient is not measured at every step either
 
     def wanted(self, norms: Tensor, progress: Tensor) -> Tensor:
         """What the norms are to be.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from distilens.core import Answer, Batch, Model
 from distilens.methods.reparametrised import Reparametrised, weight_of
+from distilens.pruning import leave_out
 
 
 class PowerProp(Reparametrised):
@@ -48,16 +48,9 @@ class PowerProp(Reparametrised):
             module.weight = before  # where the weight was a function of others already, they are to give the same one
         return student
 
-    @torch.no_grad()
     def finish(self, student: Model) -> Model:
         student = super().finish(student)
-        weights = [weight_of(module) for module in self.chosen(student).values()]
-        left_out = int(self.prune * sum(weight.numel() for weight in weights))
-        if left_out:
-            sizes = torch.cat([weight.abs().flatten() for weight in weights])
-            limit = sizes.kthvalue(left_out).values
-            for weight in weights:
-                weight[weight.abs() <= limit] = 0
+        leave_out([weight_of(module) for module in self.chosen(student).values()], self.prune)
         return student
 
 

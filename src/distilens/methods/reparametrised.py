@@ -7,9 +7,8 @@ from torch.nn.utils import parametrize
 
 from distilens.core import Method, Model
 from distilens.errors import UserError
+from distilens.pruning import LAYERS
 from distilens.taps import find
-
-LAYERS = (nn.Linear, nn.Conv2d)
 
 
 class Reparametrised(Method):
