@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from distilens.measure.scores import compare_maps
 from distilens.methods import build_methods
 from distilens.methods.kd_layer import KDLayer
 from distilens.models import build_model, load_model, save_model
-from distilens.progress import Log
+from distilens.progress import Log, NotFinite
 from distilens.recipe import Training
 from distilens.run import load_run
 from distilens.teachers import CONTROLS, FOLLOW, LiveTeacher, StoredTeacher
@@ -65,6 +66,7 @@ class Experiment:
         self.teachers = [StoredTeacher(out / "answers" / str(n), teacher) for n, teacher in enumerate(self.live)]
         self.scores: dict[str, dict[str, Any]] = read_json(self.out / "scores.json") or {}
         self.chosen: dict[str, int] = read_json(out / (self.study.tuned or name) / "chosen.json") or {}
+        self.said = cache(self.asked)
         self.console = Console()
 
     def methods(self, name: str) -> tuple[str, ...]:
@@ -74,7 +76,8 @@ class Experiment:
 
     def teacher(self, row: Row):
         several = row.follow is not None
-        teacher = FOLLOW.build(row.follow, self.teachers) if several else self.teachers[0]
+        alone = self.live[0] if row.live else self.teachers[0]
+        teacher = FOLLOW.build(row.follow, self.teachers) if several else alone
         return CONTROLS.build(row.control, teacher) if row.control else teacher
 
     def tune(self, name: str) -> None:
@@ -103,7 +106,7 @@ class Experiment:
 
     def settings(self, row: Row) -> dict[str, Any]:
         """How a row is trained."""
-        return self.study.settings | ({"balance": row.balance} if row.balance else {})
+        return self.study.settings | row.settings
 
     def result(self, name: str, methods: tuple[str, ...], seed: int) -> dict[str, Any]:
         """Train a student and score it on validation, unless that is done."""
@@ -115,15 +118,17 @@ class Experiment:
         watched = dataclasses.replace(self.data.validation, index=self.data.validation.index[: study.watch])
         seen = dataclasses.replace(self.data, train=few, validation=watched)
         settings = Training(**self.settings(row))
-        torch.manual_seed(seed)
-        student = build_model(study.student, self.data.classes, self.data.size)
         start = time.perf_counter()
         log = Log()
         listed = build_methods(methods)
         for method in listed.values():
             if isinstance(method, KDLayer):
                 method.codebook = str(self.codebook(method, seen, seed))
-        student = train(student, listed, seen, settings, teacher=self.teacher(row), log=log, seed=seed)
+        try:
+            student = train(self.begun(seed), listed, seen, settings, teacher=self.teacher(row), log=log, seed=seed)
+        except NotFinite as error:  # which counts, as what it leaves
+            self.console.print(f"{name}: {error}", style="yellow", highlight=False, markup=False)
+            student, listed = self.begun(seed), {}
         seconds = time.perf_counter() - start
         save_model(student, self.out / "students" / key)
         accompany(student, listed.values(), self.live[0])
@@ -144,6 +149,11 @@ class Experiment:
         self.console.print(said, highlight=False)
         return found
 
+    def begun(self, seed: int) -> Model:
+        """A student before it is trained."""
+        torch.manual_seed(seed)
+        return build_model(self.study.student, self.data.classes, self.data.size)
+
     def keep(self, key: str, found: dict[str, Any]) -> None:
         """Write a result beside those that another process may have found meanwhile."""
         self.scores[key] = found
@@ -159,7 +169,7 @@ class Experiment:
 
     def scored(self, student: Model, split: Split) -> dict[str, float]:
         """Accuracy, agreement with the first teacher and, where the evidence is known, Grad-CAM's share on it, in percent."""
-        ours, theirs = (predict(model, Batches(split, 500)).argmax(1) for model in (student, self.models[0]))
+        ours, theirs = predict(student, Batches(split, 500)).argmax(1), self.said(split is self.data.test)
         labels = torch.from_numpy(split.labels)
         if split.rows.masks is not None:
             some = dataclasses.replace(split, index=split.index[:500])
@@ -173,6 +183,10 @@ class Experiment:
             "accuracy": 100 * (ours == labels).float().mean().item(),
             "agreement": 100 * (ours == theirs).float().mean().item(),
         }
+
+    def asked(self, test: bool) -> torch.Tensor:
+        """The first teacher's classes for validation or test."""
+        return predict(self.models[0], Batches(self.data.test if test else self.data.validation, 500)).argmax(1)
 
     def student(self, name: str, seed: int) -> Model:
         """The student that a row has trained."""

@@ -16,14 +16,16 @@ class Row:
         control: a wrapper around the teacher, in the notation of CONTROLS.
         follow: how several teachers are made one; None asks the first alone.
         like: the row whose choice of candidate this one takes, as controls do.
-        balance: of the training; None as the study says.
+        settings: of the training, where they are not the study's.
+        live: ask the teacher at each step: features of fine grids are slower read from the disk than made.
     """
 
     methods: tuple[tuple[str, ...], ...]
     control: str | None = None
     follow: str | None = None
     like: str | None = None
-    balance: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    live: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,9 @@ ROWS = {
 }
 
 
-def beside(*options: str) -> Row:
+def beside(*options: str, live: bool = False) -> Row:
     """Candidates beside the labels and `kd`."""
-    return Row(each(*options, before=GUIDED))
+    return Row(each(*options, before=GUIDED), live=live)
 
 
 def instead(*options: str) -> Row:
@@ -100,40 +102,46 @@ def instead(*options: str) -> Row:
 
 FIELD = {
     "dkd": instead("dkd:beta=2,weight=1", "dkd:beta=8,weight=1", "dkd:beta=2,weight=4"),
-    "dist": instead("dist:weight=1", "dist:weight=3", "dist:weight=10"),
-    "mlkd": instead(*(f"mlkd:weight={w}" for w in (0.2, 0.5, 1.5))),
+    "dist": instead(*(f"dist:weight={w}" for w in (1, 3, 10, 0.3))),
+    "mlkd": instead(*(f"mlkd:weight={w}" for w in (0.2, 0.5, 1.5, 0.05))),
     "r2kd": instead(*(f"r2kd:weight={w}" for w in (3, 10, 30))),
     "osakd": Row(each(*(f"osakd:weight={w}" for w in (0.3, 1, 3)), before=("ce",))),
-    "kd + fitnet": beside(*(f"fitnet:weight={w}" for w in (1, 10, 100))),
-    "kd + vid": beside(*(f"vid:weight={w}" for w in (0.3, 1, 3))),
-    "kd + nst": beside(*(f"nst:weight={w}" for w in (10, 50, 250))),
-    "kd + reviewkd": beside(*(f"reviewkd:weight={w}" for w in (1, 5, 20))),
-    "kd + rtk": beside(*(f"rtk:weight={w}" for w in (300, 1000, 3000))),
+    "kd + fitnet": beside(*(f"fitnet:weight={w}" for w in (1, 10, 100, 300, 1000))),
+    "kd + vid": beside(*(f"vid:weight={w}" for w in (0.3, 1, 3, 10, 30, 100))),
+    "kd + nst": beside(*(f"nst:weight={w}" for w in (10, 50, 250, 1000))),
+    "kd + reviewkd": beside(*(f"reviewkd:weight={w}" for w in (1, 5, 20, 80, 300)), live=True),
+    "kd + rtk": beside(*(f"rtk:weight={w}" for w in (300, 1000, 3000)), live=True),
     "simkd": Row((("simkd",), (*GUIDED, "simkd"), (*GUIDED, "simkd:weight=10"))),
     "kd, simkd's student": Row(
         ((*GUIDED, "simkd:weight=0"),)
     ),  # as large, with the teacher's classifier, not taught its features
     "simkd + class maps": Row((("simkd", f"{CLASS_MAPS},pool=4,weight=60"),)),
-    "kd + sp": beside(*(f"sp:weight={w}" for w in (300, 1000, 3000))),
+    "kd + sp": beside(*(f"sp:weight={w}" for w in (300, 1000, 3000, 10000))),
     "kd + rkd": beside(*(f"rkd:weight={w}" for w in (0.1, 0.3, 1))),
     "kd + pkt": beside(*(f"pkt:weight={w}" for w in (3000, 10000, 30000))),
     "kd + crd": beside(*(f"crd:weight={w}" for w in (0.25, 0.8, 2.5))),
     "kd + opdf": beside(*(f"opdf:factors={n}" for n in (2, 3, 4))),
     "kd + powerprop": beside(*(f"powerprop:alpha={a}" for a in (1.5, 2, 3))),
 }
-"""The field's methods, with weights around the published ones."""
+"""The field's methods, with weights around the published ones; further ones where the best was at an end."""
 
 UNWEIGHTED = {
     "kd, balanced": (KD, "ce"),
     "kd + class maps, balanced": (KD, "ce", f"{CLASS_MAPS},pool=4"),
     **{f"kd + {name}, balanced": (KD, "ce", name) for name in ("at", "fitnet", "vid", "nst", "sp", "crd")},
 }
-BALANCED = {name: Row((methods,), balance="ratio:0.3") for name, methods in UNWEIGHTED.items()}
+BALANCED = {name: Row((methods,), settings={"balance": "ratio:0.3"}) for name, methods in UNWEIGHTED.items()}
 """Weights that nobody chose."""
+SGD = {"optimizer": "sgd:lr=0.05,momentum=0.9,weight_decay=5e-4"}
+BY_SGD = {
+    "kd, SGD": Row((GUIDED,), settings=SGD),
+    "kd + opdf, SGD": Row(((*GUIDED, "opdf:factors=2"),), settings=SGD),
+}
+"""Muon orthogonalises what it moves of a convolution, and not the tensors that `opdf` makes of it."""
 
-BLOCKS = {
-    name: f"{name}:teacher_taps=[blocks.1,blocks.3,blocks.5.norm1]" for name in ("at", "reviewkd", "rtk")
-}  # of timm:test_vit, whose grids are of one size
+BLOCKS = "teacher_taps=[blocks.1,blocks.3,blocks.5.norm1]"
+"""Of timm:test_vit, whose grids are of one size, for methods of several depths."""
+DEEP = ("at", "reviewkd", "rtk")
 DEFAULTS = (
     "dkd",
     "dist",
@@ -153,21 +161,43 @@ DEFAULTS = (
 )
 DEFAULTS += ("opdf", "powerprop", "map_match", "at", "ig_overlay", "cam_fusion", "kd_layer")
 """All methods, as they are without any number."""
+FINE = ("reviewkd", "rtk")
+"""Those that compare whole features of fine grids."""
 
 
 def plain(named: dict[str, str] | None = None, without: tuple[str, ...] = ()) -> dict[str, Row]:
     """`kd`, and every method beside it, without numbers."""
     parts = {name: (named or {}).get(name, name) for name in DEFAULTS if name not in without}
-    return {"kd": Row((("kd",),)), **{name: Row((("kd", part),)) for name, part in parts.items()}}
+    return {"kd": Row((("kd",),)), **{name: Row((("kd", part),), live=name in FINE) for name, part in parts.items()}}
+
+
+def with_taps(row: Row) -> Row:
+    """The same list under the ViT."""
+    return dataclasses.replace(row, methods=tuple((*before, f"{last},{BLOCKS}") for *before, last in row.methods))
 
 
 EXPLAINED = (*GUIDED, "map_match:weight=20")
+LEADING = (
+    "simkd",
+    "kd + reviewkd",
+    "kd + class maps + attention",
+    BEST,
+    "kd + attention",
+    "kd + nst",
+    "kd + sp",
+    "kd + gradcam",
+)
+"""The lists that did best at 50 images a class."""
+UNDER_A_VIT = ("kd + nst", "kd + sp", "kd + gradcam", "kd + fitnet")
+"""Those of them that a ViT can teach as they are."""
+LED = {name: (ROWS | FIELD)[name] for name in ("kd", "kd standardised", *LEADING)}
 
 STUDIES = {
     "few": Study(
         ROWS
         | FIELD
         | BALANCED
+        | BY_SGD
         | controls(BEST, "class maps")
         | controls("kd + gradcam", "gradcam", ("maps permuted",))
         | controls("kd + attention", "attention", ("maps permuted",))
@@ -179,7 +209,9 @@ STUDIES = {
     # a method named beside kd without any number: does it do harm? One folder (--out) for each pair
     "defaults": Study(plain(), settings={**FEW, "epochs": 30}),
     "defaults, mobile": Study(plain(), student="mobilenetv2:width=0.25", settings={**FEW, "epochs": 30}),
-    "defaults, vit": Study(plain(BLOCKS, without=("simkd",)), settings={**FEW, "epochs": 30}),
+    "defaults, vit": Study(
+        plain({name: f"{name}:{BLOCKS}" for name in DEEP}, without=("simkd",)), settings={**FEW, "epochs": 30}
+    ),
     # paper 0: the map as an input; what is compared is the area under the curve of validation, and the end
     "fusion": Study(
         {
@@ -245,7 +277,7 @@ STUDIES = {
     "shortcut, shorter": Study(
         {
             "ce": Row((("ce",),)),
-            **{name: ROWS[name] for name in ("kd", "kd + gradcam", "kd + attention", BEST)},
+            **LED,
             **controls(BEST, "class maps", ("maps permuted", "a random network's maps")),
         },
         tuned="few",
@@ -258,8 +290,15 @@ STUDIES = {
         tuned="few",
         settings={**FEW, "epochs": 150},
     ),
+    # another family, with the weights that ResNet-20 -> ResNet-8 chose
+    "few, vit": Study(
+        {name: (ROWS | FIELD)[name] for name in ("kd", "kd standardised", *UNDER_A_VIT)}
+        | {name: with_taps((ROWS | FIELD)[name]) for name in ("kd + attention", "kd + reviewkd")},
+        tuned="few",
+        settings=FEW,
+    ),
     "two hundred": Study(
-        {name: ROWS[name] for name in ("labels", "kd", "kd standardised", "kd + gradcam", "kd + attention", BEST)},
+        {"labels": ROWS["labels"], **LED},
         tuned="few",
         shots=200,
         settings={**FEW, "epochs": 30},

@@ -109,6 +109,9 @@ def test_harm_counts_where_it_was_done(evidence, tmp_path):
         "lost beside kd: 10.0 ± 1.0 points where the networks are of different families"
         in {each.name: each.refused for each in other.candidates}["kd + fitnet"]
     )
+    evidence(study(), study(kind="other"), HARM)  # the list itself was measured on this kind of pair, and gained
+    own = recommend(recipe(teacher="wrn-16-1"), cache=tmp_path)
+    assert "kd + fitnet" in {each.name for each in own.candidates if each.refused is None}
     assert warnings() == {
         "fitnet": "by its defaults it lost beside kd: 10.0 ± 1.0 points where the networks are of different families"
     }

@@ -104,7 +104,7 @@ def recommend(
     teacher = build_model(recipe.teacher.model, data.classes, data.size) if recipe.teacher else None
     shots, kind = images_a_class(data), kind_of(teacher, student)
     study = nearest_study(found["studies"], shots, kind, localise)
-    harms = harmful(found["studies"], kind)
+    harms = harmful(found["studies"], kind) if study["kind"] != kind else {}  # what was measured here speaks for itself
     every = [candidate(row, found["steps"]) for row in study["rows"]]
     judged = [refused(each, data, student, teacher, step, harms) for each in every]
     fit = [each for each in judged if each.refused is None]

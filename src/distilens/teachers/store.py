@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import json
+import mmap
 import os
 import shutil
 import zlib
@@ -26,6 +27,8 @@ FORMAT = 1
 BLOCK = 4096
 AT_ONCE = 64 * 2**20
 """Bytes of records that are read and checked together."""
+ADVISED = hasattr(mmap, "MADV_WILLNEED")
+"""Whether the system takes advice on what of a file will be read."""
 SPARE = 16 * 2**20
 """Bytes that are left free on the disk."""
 
@@ -72,7 +75,8 @@ class Shelf:
         check_same(there, json.loads(json.dumps(about)), folder)
         # records of another shelf are no records of this one, even where its JSON was lost
         self.seal = int(key_of(about), 16) & 0xFFFFFFFF
-        self.map = np.empty(0, self.dtype)
+        self.mapped: mmap.mmap | None = None
+        self.map = np.empty(0, self.dtype)  # all records, as they are in `mapped`
         self.damaged: dict[int, None] = {}  # records whose sum was wrong, in the order in which they were found
         self.told = 0  # how many of them have been named
 
@@ -105,6 +109,7 @@ class Shelf:
             self.refresh()
         there = rows < len(self.map)
         records = np.zeros(len(rows), self.dtype)
+        self.fetch(rows[there])
         records[there] = self.map[rows[there]]
         valid = records["sum"] == sums(records, rows, self.seal)
         if not valid.all():
@@ -113,10 +118,24 @@ class Shelf:
             self.damaged |= dict.fromkeys(rows[broken[written]].tolist())
         return records, valid
 
+    def fetch(self, rows: np.ndarray) -> None:
+        """Have the disk bring all pages of some large records at once; else each page is waited for on its own."""
+        size = self.dtype.itemsize
+        if self.mapped is not None and size >= BLOCK and ADVISED:
+            for first in (rows * size).tolist():
+                start = first - first % mmap.PAGESIZE
+                self.mapped.madvise(mmap.MADV_WILLNEED, start, first + size - start)
+
     def refresh(self) -> None:
         """Map the file as long as it is now."""
         count = self.path.stat().st_size // self.dtype.itemsize if self.path.exists() else 0
-        self.map = np.memmap(self.path, self.dtype, "r", shape=(count,)) if count else np.empty(0, self.dtype)
+        self.mapped, self.map = None, np.empty(0, self.dtype)
+        if count:
+            with self.path.open("rb") as file:
+                self.mapped = mmap.mmap(file.fileno(), count * self.dtype.itemsize, access=mmap.ACCESS_READ)
+            if ADVISED:  # what is beside a record, most of it holes, is not needed next
+                self.mapped.madvise(mmap.MADV_RANDOM)
+            self.map = np.frombuffer(self.mapped, self.dtype)
 
     def write(self, rows: np.ndarray, records: np.ndarray) -> None:
         """Write records, each run of neighbours in one piece.
