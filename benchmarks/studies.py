@@ -182,13 +182,13 @@ LEADING = (
     "kd + reviewkd",
     "kd + class maps + attention",
     BEST,
+    "kd + vid",
     "kd + attention",
     "kd + nst",
-    "kd + sp",
     "kd + gradcam",
 )
 """The lists that did best at 50 images a class."""
-UNDER_A_VIT = ("kd + nst", "kd + sp", "kd + gradcam", "kd + fitnet")
+UNDER_A_VIT = ("kd + vid", "kd + nst", "kd + gradcam")
 """Those of them that a ViT can teach as they are."""
 LED = {name: (ROWS | FIELD)[name] for name in ("kd", "kd standardised", *LEADING)}
 
