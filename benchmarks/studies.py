@@ -121,6 +121,7 @@ FIELD = {
     "kd + pkt": beside(*(f"pkt:weight={w}" for w in (3000, 10000, 30000))),
     "kd + crd": beside(*(f"crd:weight={w}" for w in (0.25, 0.8, 2.5))),
     "kd + opdf": beside(*(f"opdf:factors={n}" for n in (2, 3, 4))),
+    "kd, half of its weights": beside("powerprop:alpha=1"),  # left out at the end, as powerprop's are
     "kd + powerprop": beside(*(f"powerprop:alpha={a}" for a in (1.5, 2, 3))),
 }
 """The field's methods, with weights around the published ones; further ones where the best was at an end."""

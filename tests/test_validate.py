@@ -46,7 +46,7 @@ def test_it_estimates_time_and_memory(tmp_path, monkeypatch):
 
 def test_it_says_what_each_method_adds(tmp_path, monkeypatch):
     """Counted by hand: CRD's embeddings and bank, SimKD's projector, FitNet's regressor; ResNet-8 at 32×32 ends in 64×8×8."""
-    methods = ["ce", "crd:width=4", "simkd", "fitnet:tap=last-1", "opdf", "powerprop"]
+    methods = ["ce", "crd:width=4", "simkd", "fitnet:tap=last-1", "opdf:factors=3", "powerprop"]
     text = inspected({**SMALL, "student": {"model": "resnet8", "methods": methods}}, tmp_path, monkeypatch, timed=True)
     table = text.partition("beside the labels")[2].splitlines()
     rows = {re.match(r"\w*", line)[0]: line for line in table}

@@ -24,7 +24,7 @@ class OPDF(Reparametrised):
     holds the rest. It adds no term to the loss; `finish` contracts the tensors again.
 
     Args:
-        factors: `n`.
+        factors: `n`; the steps of the product grow with it, and 3 and 4 with those of plain training may diverge.
         layers: paths of layers; by default all linear layers and convolutions that can be factorised.
 
     Raises:
@@ -37,7 +37,7 @@ class OPDF(Reparametrised):
 
     inserts = True  # its tensors stand for the weight itself, whatever else is made of it
 
-    def __init__(self, *, factors: Annotated[int, Field(ge=2, le=6)] = 3, layers: tuple[str, ...] = ()):
+    def __init__(self, *, factors: Annotated[int, Field(ge=2, le=6)] = 2, layers: tuple[str, ...] = ()):
         super().__init__(layers)
         self.factors = factors
 

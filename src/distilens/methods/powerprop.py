@@ -24,7 +24,7 @@ class PowerProp(Reparametrised):
     What is validated while it trains is not pruned yet; the saved student is.
 
     Args:
-        alpha: from 1 (nothing changes); the paper: 2 to 5.
+        alpha: from 1 (the smallest are left out, and nothing else changes); the paper: 2 to 5.
         prune: the share that is left out, from 0.
         layers: paths of layers; by default all linear layers and convolutions.
 
@@ -34,7 +34,7 @@ class PowerProp(Reparametrised):
     def __init__(
         self,
         *,
-        alpha: Annotated[float, Field(ge=1)] = 2.0,
+        alpha: Annotated[float, Field(ge=1)] = 1.5,
         prune: Annotated[float, Field(ge=0, lt=1)] = 0.5,
         layers: tuple[str, ...] = (),
     ):

@@ -33,7 +33,7 @@ class ReviewKD(Paired):
     """
 
     warmup = 0.08
-    weight = 5.0
+    weight = 20.0
 
     def __init__(self, *, taps: tuple[str, ...] = LEVELS, teacher_taps: tuple[str, ...] = (), width: int | None = None):
         super().__init__(taps, teacher_taps)

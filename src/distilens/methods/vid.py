@@ -31,8 +31,10 @@ class VID(Paired):
         taps: where the features are read; the published code: the ends of all stages.
         teacher_taps: the teacher's, where they are called otherwise.
 
-    Source: Ahn et al. 2019 (arXiv 1904.05835), equations 4 to 6; weight 1 in RepDistiller.
+    Source: Ahn et al. 2019 (arXiv 1904.05835), equations 4 to 6; weight 1 in RepDistiller, which reads all stages.
     """
+
+    weight = 10.0
 
     def __init__(self, *, taps: tuple[str, ...] = ("last",), teacher_taps: tuple[str, ...] = ()):
         super().__init__(taps, teacher_taps)
