@@ -76,6 +76,15 @@ def test_what_is_switched_off_stays_off_and_a_first_term_without_gradient_change
     assert found == pytest.approx([0, 100, 6e-3], rel=1e-4)
 
 
+def test_a_first_term_that_is_a_constant_now_is_waited_for():
+    student = Student()
+    balance = BALANCES.build("ratio:0.3,every=10", NAMES)
+    terms = student.terms()
+    still = {**terms, "first": terms["first"].detach()}
+    assert norms({"second": balance(still, student, 0)["second"]}, student) == pytest.approx([100])
+    assert norms(balance(terms, student, 1), student) == pytest.approx([5, 1.5, 1.5], rel=1e-4)
+
+
 def test_gradnorm_lets_slow_terms_count_more():
     student = Student()
     balance = BALANCES.build("gradnorm:alpha=1,every=1", NAMES)

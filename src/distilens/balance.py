@@ -64,7 +64,9 @@ class Measured(Balance):
         self.register_buffer("first", torch.ones(len(self.names)))  # each loss when it was first measured
 
     def forward(self, terms: Mapping[str, Tensor], student: nn.Module, step: int) -> dict[str, Tensor]:
-        due = self.names[0] in terms and (step % self.every == 0 or not terms.keys() <= self.known)
+        first = terms.get(self.names[0])  # what the others are measured by
+        there = first is not None and first.requires_grad
+        due = there and (step % self.every == 0 or not terms.keys() <= self.known)
         if due and self.training and torch.is_grad_enabled() and len(self.names) > 1:
             self.measure(terms, [parameter for parameter in student.parameters() if parameter.requires_grad])
         return {name: self.factors[self.names.index(name)] * term for name, term in terms.items()}
