@@ -165,7 +165,7 @@ def test_terms_come_and_go(warmup, decay, expected):
 def test_every_method_takes_them_and_has_defaults_of_its_own():
     methods = build_methods(["kd:warmup=0.1,decay=0.2", "reviewkd", "sp", "pkt:weight=5"])
     assert (methods["kd"].warmup, methods["kd"].decay) == (0.1, 0.2)
-    assert (methods["reviewkd"].weight, methods["reviewkd"].warmup) == (5.0, 0.08)
+    assert (methods["reviewkd"].weight, methods["reviewkd"].warmup) == (20.0, 0.08)
     assert (methods["sp"].weight, methods["pkt"].weight) == (3000.0, 5.0)
     with pytest.raises(UserError, match="warmup"):
         build_methods(["kd:warmup=2"])
