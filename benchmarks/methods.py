@@ -33,6 +33,7 @@ from distilens.codebook import make_codebook
 from distilens.core import Model, accompany
 from distilens.data.batches import Batches
 from distilens.data.subset import Data, Split
+from distilens.errors import UserError
 from distilens.explain import build_explainer
 from distilens.files import key_of, read_json, write_json
 from distilens.measure import predict
@@ -279,8 +280,12 @@ def main(
         return
     counted = range(first, first + seeds)
     for seed in counted:
-        for name in names:
-            experiment.result(name, experiment.methods(name), seed)
+        for name in list(names):
+            try:
+                experiment.result(name, experiment.methods(name), seed)
+            except UserError as error:  # this pair of models cannot do it
+                experiment.console.print(f"{name}: left out: {error}", style="yellow", highlight=False, markup=False)
+                names.remove(name)
     experiment.table(names, counted, test=test, against=against)
 
 
