@@ -24,7 +24,7 @@ class OPDF(Reparametrised):
     holds the rest. It adds no term to the loss; `finish` contracts the tensors again.
 
     Args:
-        factors: `n`; the steps of the product grow with it, and 3 and 4 with those of plain training may diverge.
+        factors: `n`; the more, the larger a step of the product: with learning rates of plain training 3 and 4 may diverge.
         layers: paths of layers; by default all linear layers and convolutions that can be factorised.
 
     Raises:
