@@ -2,8 +2,8 @@
 
 The teacher is a trained run's: its data's validation split chooses, and its test split is read by `--test` alone. Seed k draws
 subset k of the training images and the student's initialisation k, so that lists are compared in pairs. A list is trained as it
-stands in `STUDIES`, with the weights that `--tune` chose: each of its candidates is trained on subset 1000, as many for `kd` as
-for any other, and the one that is best on validation is taken. What is done is not done again. Teachers' answers are recorded
+stands in `STUDIES`, with the weights that `--tune` chose: each of its candidates is trained on subset 1000, at least as many
+for any other as for `kd`, and the one that is best on validation is taken. What is done is not done again. Teachers' answers are recorded
 once and serve all lists of a seed.
 
     python benchmarks/methods.py few --run runs/teacher --tune
@@ -24,8 +24,9 @@ import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
+from rows import Row
 from scipy import stats
-from studies import STUDIES, Row
+from studies import STUDIES
 from tyro.conf import Positional
 from variants import interval, stratified
 
