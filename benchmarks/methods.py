@@ -3,8 +3,8 @@
 The teacher is a trained run's: its data's validation split chooses, and its test split is read by `--test` alone. Seed k draws
 subset k of the training images and the student's initialisation k, so that lists are compared in pairs. A list is trained as it
 stands in `STUDIES`, with the weights that `--tune` chose: each of its candidates is trained on subset 1000, at least as many
-for any other as for `kd`, and the one that is best on validation is taken. What is done is not done again. Teachers' answers are recorded
-once and serve all lists of a seed.
+for any other as for `kd`, and the one that is best on validation is taken. What is done is not done again. Teachers' answers
+are recorded once and serve all lists of a seed.
 
     python benchmarks/methods.py few --run runs/teacher --tune
     python benchmarks/methods.py few --run runs/teacher --seeds 3
