@@ -22,7 +22,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import accumulate
 from typing import Any
 
@@ -253,7 +253,8 @@ class Registry:
         return rows
 
 
-def keywords(constructor: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+@cache
+def keywords(constructor: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     """The keyword-only parameters of a callable, with their annotations evaluated."""
     function = constructor.__init__ if inspect.isclass(constructor) else constructor
     hints = typing.get_type_hints(function, include_extras=True)
@@ -264,12 +265,14 @@ def keywords(constructor: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     }
 
 
+@cache
 def takes_others(constructor: Callable[..., Any]) -> bool:
     """Whether a constructor takes options that its signature does not name."""
     parameters = inspect.signature(constructor).parameters.values()
     return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
 
 
+@cache
 def argument_of(constructor: Callable[..., Any]) -> inspect.Parameter | None:
     """The positional-only parameter of an adapter, if it has one."""
     parameters = inspect.signature(constructor).parameters.values()

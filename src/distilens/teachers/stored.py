@@ -25,8 +25,9 @@ from distilens.teachers.needs import Need, moved, spread
 from distilens.teachers.store import Different, Shelf, check_room, file_name
 
 TOGETHER = 16
-"""Answers are made for a multiple of so many images, some of them repeated: then their bytes do not depend on which other
-images they were made with. (On a CPU a batch of 1, 7 or 127 takes other kernels, and differs in the last bit of float32.)"""
+"""Answers are made for a multiple of so many images: then their bytes do not depend on which other images they were made with.
+(On a CPU a batch of 1, 7 or 127 takes other kernels, and differs in the last bit of float32.) The places beyond the images that
+are asked for go to others of the batch that have no record yet, and where there are none, to repeats."""
 
 
 @runtime_checkable
@@ -50,6 +51,11 @@ class OpenShelf:
     codec: Codec
     variant: Variant
 
+    def rows(self, batch: Batch, need: Need, positions: np.ndarray) -> np.ndarray:
+        """The numbers of the records of some images of a batch."""
+        variant = variant_of(batch, need)
+        return self.shelf.rows(variant.index[positions], None if need.of == "canonical" else variant.number)
+
 
 @dataclass
 class Request:
@@ -58,14 +64,12 @@ class Request:
     Attributes:
         need: whose answers they are; others that read the same shelf differ in which images they want.
         chosen: the positions in the batch of the images that are asked for, sorted.
-        rows: their records' numbers.
-        records: those records; the ones at `missing` are to be made.
+        records: theirs; the ones at `missing` are to be made.
     """
 
     need: Need
     place: OpenShelf
     chosen: np.ndarray
-    rows: np.ndarray
     records: np.ndarray
     missing: np.ndarray
 
@@ -168,10 +172,9 @@ class StoredTeacher:
         need, variant = needs[0], variant_of(batch, needs[0])
         place = self.place(batch, need, variant)
         chosen = np.unique(np.concatenate([need.rows(batch) for need in needs]))
-        rows = place.shelf.rows(variant.index[chosen], None if need.of == "canonical" else variant.number)
-        records, valid = place.shelf.read(rows)
+        records, valid = place.shelf.read(place.rows(batch, need, chosen))
         self.report_damage(place.shelf)
-        return Request(need, place, chosen, rows, records, np.flatnonzero(~valid))
+        return Request(need, place, chosen, records, np.flatnonzero(~valid))
 
     def fill(self, batch: Batch, requests: list[Request]) -> None:
         """Make the missing records; those of the same images are asked for together."""
@@ -181,12 +184,12 @@ class StoredTeacher:
                 positions = request.chosen[request.missing]
                 due.setdefault((request.need.of, positions.tobytes()), []).append(request)
         for together in due.values():
-            positions = together[0].chosen[together[0].missing]
+            positions = filled_up(batch, together[0])
             made = self.ask(batch, [request.need for request in together], positions)
             for request, (found, targets) in zip(together, made, strict=True):
                 records = encoded(request.place, request.need, found, targets)
-                request.place.shelf.write(request.rows[request.missing], records)
-                request.records[request.missing] = records
+                request.place.shelf.write(request.place.rows(batch, request.need, positions), records)
+                request.records[request.missing] = records[: len(request.missing)]
                 self.recorded += len(records)
 
     def ask(self, batch: Batch, needs: list[Need], positions: np.ndarray) -> list[tuple[Tensor, Tensor]]:
@@ -325,6 +328,13 @@ def pictures(variant: Variant, need: Need) -> dict[str, Any]:
     reference = Spec.parse(explainer).options.get("data") if explainer else None
     compared = {"reference": load(reference).fingerprint} if reference and reference != "none" else {}
     return {**variant.set(), **drawing, **labels, **masks, **compared}
+
+
+def filled_up(batch: Batch, request: Request) -> np.ndarray:
+    """The positions of the images to ask about: those whose records are missing, then others of the batch without one."""
+    missing, others = request.chosen[request.missing], np.setdiff1d(np.arange(len(batch)), request.chosen)
+    there = request.place.shelf.read(request.place.rows(batch, request.need, others))[1]
+    return np.concatenate([missing, others[~there][: -len(missing) % TOGETHER]])
 
 
 def encoded(place: OpenShelf, need: Need, found: Tensor, targets: Tensor) -> np.ndarray:
