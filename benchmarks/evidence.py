@@ -38,7 +38,9 @@ def main(study: tuple[str, ...], steps: Path | None = None, out: Path = EVIDENCE
     found = [read(*each.split(":")) for each in study]
     write_json(out, {"studies": found, "steps": costs(steps) if steps else {}})
     for each in found:
-        print(f"\n{each['about']}, {each['split']}:\n\n{markdown(each)}")
+        if not each["defaults"]:
+            print(f"\n{each['about']}, {each['split']}:\n\n{markdown(each)}")
+    print(f"\nEach method by its defaults:\n\n{side_by_side([each for each in found if each['defaults']])}")
 
 
 def read(name: str, out: str, run: str) -> dict[str, Any]:
@@ -90,6 +92,22 @@ def markdown(study: dict[str, Any]) -> str:
         more = signed(*row["gain"]) if row["gain"] else ""
         parts = ", ".join(f"`{part}`" for part in row["methods"])
         lines.append(f"| {row['row']} | {mean:.1f} ± {half:.1f} | {more} | {row['seeds']} | {parts} |")
+    return "\n".join(lines)
+
+
+def side_by_side(studies: list[dict[str, Any]]) -> str:
+    """The gains of several studies of the same rows, a column each, and first what `kd` has by itself."""
+    columns = [{row["row"]: row for row in study["rows"]} for study in studies]
+    alone = [f"{column['kd']['accuracy'][0]:.1f} ± {column['kd']['accuracy'][1]:.1f}" for column in columns]
+    names = [name for name in dict.fromkeys(name for column in columns for name in column) if name != "kd"]
+    lines = [
+        f"| | {' | '.join(study['teacher'] + ' → ' + study['student'] for study in studies)} |",
+        f"|---|{'---|' * len(studies)}",
+        f"| `kd` % | {' | '.join(alone)} |",
+    ]
+    gains = {name: [signed(*c[name]["gain"]) if name in c else "" for c in columns] for name in names}
+    first = {name: columns[0][name]["gain"][0] if columns and name in columns[0] else 0.0 for name in names}
+    lines += [f"| `{name}` | {' | '.join(gains[name])} |" for name in sorted(names, key=lambda name: -first[name])]
     return "\n".join(lines)
 
 

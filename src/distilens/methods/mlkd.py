@@ -27,12 +27,15 @@ class MLKD(Method):
         temperatures: of the paper's code.
         instance, images, classes: the factors of the three levels.
 
+    Its default weight is 0.2, not 1: five temperatures add up, and beside `kd` 1 did harm (docs/which.md).
+
     Source: Jin et al. 2023 (CVPR, "Multi-Level Logit Distillation"), equations 4 to 8. Its code also shows a second, strongly
     augmented picture and leaves out images of which the teacher is not sure; here every picture is one step's. Its published
     numbers are of twice the epochs.
     """
 
     needs = ("logits",)
+    weight = 0.2
 
     def __init__(
         self,
