@@ -18,9 +18,11 @@ from scipy import stats
 from step import OURS
 from studies import STUDIES
 
-from distilens.files import write_json
+from distilens.files import write_json, write_text
 from distilens.models import build_model
 from distilens.recommend import EVIDENCE, kind_of
+from distilens.report.charts import standalone
+from distilens.report.intervals import Estimate, interval_chart
 from methods import Experiment
 
 SEEDS = range(20)
@@ -28,18 +30,21 @@ FEWEST = 3
 """Rows with fewer seeds are no evidence."""
 
 
-def main(study: tuple[str, ...], steps: Path | None = None, out: Path = EVIDENCE) -> None:
+def main(study: tuple[str, ...], steps: Path | None = None, out: Path = EVIDENCE, picture: Path | None = None) -> None:
     """Gather studies.
 
     Args:
         study: NAME:OUT:RUN, as in `benchmarks/methods.py NAME --run RUN --out OUT`.
         steps: what `benchmarks/step.py` printed.
+        picture: where the gains of the first study are drawn.
     """
     found = [read(*each.split(":")) for each in study]
     write_json(out, {"studies": found, "steps": costs(steps) if steps else {}})
     for each in found:
         if not each["defaults"]:
             print(f"\n{each['about']}, {each['split']}:\n\n{markdown(each)}")
+    if picture:
+        write_text(picture, drawn(found[0]))
     print(f"\nEach method by its defaults:\n\n{side_by_side([each for each in found if each['defaults']])}")
 
 
@@ -93,6 +98,15 @@ def markdown(study: dict[str, Any]) -> str:
         parts = ", ".join(f"`{part}`" for part in row["methods"])
         lines.append(f"| {row['row']} | {mean:.1f} ± {half:.1f} | {more} | {row['seeds']} | {parts} |")
     return "\n".join(lines)
+
+
+def drawn(study: dict[str, Any]) -> str:
+    """The gains of a study beside `kd`, the best first, as a file of SVG."""
+    rows = sorted((row for row in study["rows"] if row["gain"]), key=lambda row: -row["gain"][0])
+    bounds = [(row["row"], mean, mean - half, mean + half) for row in rows for mean, half in [row["gain"]]]
+    shown = [Estimate(*one, colour=0 if one[2] > 0 else 1 if one[3] < 0 else 5) for one in bounds]
+    title = f"Points beside kd alone: {study['about']}"
+    return standalone(interval_chart("gains", title, [("", shown)], x_label="points beside kd, with 95 % intervals"))
 
 
 def side_by_side(studies: list[dict[str, Any]]) -> str:
