@@ -50,6 +50,7 @@ OURS = {
     "kd + gradcam": ["ce:weight=0.1", KD, "map_match"],
     "kd + class maps": ["ce:weight=0.1", KD, "map_match:explainer=cam,classes=all,pool=4"],
     "kd + attention": ["ce:weight=0.1", KD, "at"],
+    "kd + class maps + attention": ["ce:weight=0.1", KD, "map_match:explainer=cam,classes=all,pool=4", "at"],
     "kd + cam_fusion": ["ce:weight=0.1", KD, "cam_fusion"],
     **{name: ["ce:weight=0.1", name] for name in ("dkd", "dist", "mlkd", "r2kd")},
     **{
