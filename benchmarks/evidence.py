@@ -80,6 +80,7 @@ def read(name: str, out: str, run: str) -> dict[str, Any]:
             {
                 "row": row,
                 "methods": list(experiment.methods(row)),
+                **({"settings": made.rows[row].settings} if made.rows[row].settings else {}),
                 "seeds": len(values),
                 "accuracy": interval(list(values.values())),
                 "gain": gain(values, accuracy["kd"]) if row != "kd" else None,

@@ -9,6 +9,7 @@ import pytest
 from distilens import recommend as module
 from distilens.cli import app
 from distilens.errors import UserError
+from distilens.recipe import Training
 from distilens.recipe_file import make_recipe, read_recipe
 from distilens.recommend import EVIDENCE, recommend, warnings
 
@@ -71,6 +72,11 @@ def test_the_clearly_best_list_is_chosen(evidence, tmp_path):
     assert advice.candidates[0].name == "kd + sp"
     assert "70.0 ± 0.5 % there, +10.0 ± 1.0 points beside kd" in " ".join(advice.reasons)
     assert advice.settings == {"epochs": 9}
+
+
+def test_a_list_comes_with_the_settings_that_it_was_trained_with(evidence, tmp_path):
+    evidence(study(rows=[*ROWS, {**row("balanced", [*GUIDED, "at"], 80, 20), "settings": {"balance": "ratio:0.3"}}]))
+    assert recommend(recipe(), cache=tmp_path).settings == {"epochs": 9, "balance": "ratio:0.3"}
 
 
 def test_where_nothing_is_clearly_better_it_is_kd(evidence, tmp_path):
@@ -167,6 +173,12 @@ def test_the_command_prints_the_list_and_why(evidence, tmp_path, monkeypatch, ca
     taken = read_recipe("mine.toml", [changed]).student.methods
     assert taken == ("ce:weight=0.1", "kd", "map_match:explainer=cam,classes=all")
     assert "WARNING" in printed("list", "methods")
+    own = {"balance": "ratio:0.3", "optimizer": "sgd:lr=0.05,momentum=0.9"}
+    evidence(study(rows=[ROWS[1], {**row("balanced", [*GUIDED, "at"], 80, 20), "settings": own}]))
+    changes = re.findall(r"'(.*?)'", printed("recommend", "mine.toml").split("distilens run")[1].split("\n")[0])
+    made = read_recipe("mine.toml", changes)
+    assert (made.student.methods, made.train.balance) == ((*GUIDED, "at"), "ratio:0.3")
+    assert made.train.optimizer == "sgd:lr=0.05,momentum=0.9"
 
 
 def test_what_is_shipped_is_read():
@@ -179,3 +191,4 @@ def test_what_is_shipped_is_read():
         assert each["rows"]
         for line in each["rows"]:
             assert build_methods(line["methods"])
+            assert Training(**{**each["settings"], **line.get("settings", {})})

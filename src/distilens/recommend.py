@@ -46,6 +46,7 @@ class Candidate:
         methods: in notation.
         accuracy, gain: mean and half of the 95 % interval, in percent and points beside `kd` alone; None for `kd` itself.
         seeds: how many.
+        settings: of its training, where they were not the study's.
         step: a step's time to that of the student alone, with stored answers; None where it was not measured.
         refused: why it is not for this recipe; None where it may be.
     """
@@ -55,6 +56,7 @@ class Candidate:
     accuracy: tuple[float, float]
     gain: tuple[float, float] | None
     seeds: int
+    settings: Mapping[str, Any]
     step: float | None
     refused: str | None = None
 
@@ -73,7 +75,7 @@ class Advice:
             interval; `kd` where none is above 0.
         candidates: all lists of the study, the best first.
         reasons: why, a sentence each.
-        settings: how students were trained in that study, in the notation of `[train]`.
+        settings: how the student was trained in that study, in the notation of `[train]`.
     """
 
     chosen: Candidate
@@ -117,7 +119,7 @@ def recommend(
     chosen = best or plain or max(fit, key=lambda each: each.accuracy[0])
     ordered = sorted(judged, key=lambda each: (each.refused is not None, -each.accuracy[0]))
     reasons = [*why(chosen, study, shots, kind, localise), *larger(chosen, data, student, teacher)]
-    return Advice(chosen, tuple(ordered), tuple(reasons), study["settings"])
+    return Advice(chosen, tuple(ordered), tuple(reasons), {**study["settings"], **chosen.settings})
 
 
 def images_a_class(data: Data) -> float:
@@ -166,7 +168,8 @@ def candidate(row: Mapping[str, Any], steps: Mapping[str, float]) -> Candidate:
     """A row of a study."""
     gain = (row["gain"][0], row["gain"][1]) if row["gain"] else None
     accuracy = (row["accuracy"][0], row["accuracy"][1])
-    return Candidate(row["row"], tuple(row["methods"]), accuracy, gain, row["seeds"], steps.get(row["row"]))
+    own = row.get("settings", {})
+    return Candidate(row["row"], tuple(row["methods"]), accuracy, gain, row["seeds"], own, steps.get(row["row"]))
 
 
 def refused(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -93,10 +94,11 @@ def show_advice(advice, recipe: str) -> None:
     console.print()
     listed = ",".join(bracket(part) for part in advice.chosen.methods)
     quoted = ", ".join(f'"{part}"' for part in advice.chosen.methods)
-    console.print(f"[student]\nmethods = [{quoted}]", highlight=False, markup=False, soft_wrap=True)
-    console.print(
-        f"\nor: distilens run {recipe} --set 'student.methods={listed}'", highlight=False, markup=False, soft_wrap=True
-    )
+    own = advice.chosen.settings
+    section = "\n\n[train]\n" + "\n".join(f"{key} = {json.dumps(value)}" for key, value in own.items()) if own else ""
+    console.print(f"[student]\nmethods = [{quoted}]{section}", highlight=False, markup=False, soft_wrap=True)
+    sets = " ".join(f"'{each}'" for each in (f"student.methods={listed}", *(f"train.{k}={v}" for k, v in own.items())))
+    console.print(f"\nor: distilens run {recipe} --set {sets}", highlight=False, markup=False, soft_wrap=True)
     trained = ", ".join(f"{key} = {value}" for key, value in advice.settings.items())
     console.print(f"\nStudents were trained there with {trained}", highlight=False, markup=False, soft_wrap=True)
 

@@ -40,7 +40,8 @@ class IGOverlay(Method):
       zero for the other images. The kernel is taken out at the end: the student is the plain network. `blend` is not used.
 
     Images are drawn anew in each epoch, and only the maps of those are asked for; they are of the untransformed images, stored
-    once and moved with them. An image whose map is empty or the same everywhere stays as it is (the paper's code divides by zero).
+    once and moved with them. An image whose map is empty or the same everywhere stays as it is (the paper's code divides by
+    zero).
 
     Args:
         explainer: whose map; any.

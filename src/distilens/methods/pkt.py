@@ -13,8 +13,8 @@ class PKT(Relational):
     """Match each image's probabilities of neighbours in the batch: probabilistic knowledge transfer.
 
     `mean_j p_t_ij log(p_t_ij / p_s_ij)`, `p_ij = k_ij / sum_j k_ij` with the cosine kernel `k = (cos(f_i, f_j) + 1) / 2`; of
-    pooled features. The mean over the batch is the published code's, and RepDistiller's weight of 30,000 is for it; the default is
-    10,000, which was no worse where that gained and did less harm under a ViT (docs/which.md).
+    pooled features. The mean over the batch is the published code's, and RepDistiller's weight of 30,000 is for it; the default
+    is 10,000, which was no worse where that gained and did less harm under a ViT (docs/which.md).
 
     Args:
         tap: where the features are read.
