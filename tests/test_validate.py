@@ -65,7 +65,7 @@ PARTS = [
     "cam_fusion:deploy=self",
     "map_match",
     "at:taps=[last]",
-    "ig_overlay:p=1,mode=channel,anneal=true",
+    "ig_overlay:p=1,mode=channel,anneal=true,explainer=[ig:steps=2]",
     "kd_layer",
     "kd_layer:stage=2",
 ]
