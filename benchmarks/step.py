@@ -2,8 +2,8 @@
 
 The floor is the student's forward, backward and update on one batch that is there: no data, no log. `student alone`, `kd live`,
 `kd stored` and `kd + ...` are `distilens.train` with data, augmentation and logging; all but `live` read what was recorded
-before. Peers load and augment as they come (benchmarks/peers.py). All take turns in one process, round by round; a rate is the
-median of the rounds, and a ratio the median of the rounds' ratios. `--memory` runs each alone for its peak.
+before. Peers load and augment as they come (benchmarks/peers.py). All take turns in one process, round by round, the floor before
+each; a rate is the median of the rounds, and a ratio the median of the rounds' ratios. `--memory` runs each alone for its peak.
 
     pip install 'distilens[benchmarks]'
     python benchmarks/step.py --data parquet:path=data/cifar10 [--pair resnet56 resnet20] [--steps 20] [--rounds 5]
@@ -212,9 +212,13 @@ def main(
         for name, run in contenders.items():
             if name in OURS:
                 run()  # records what is to be read, and is not counted
+        floors: dict[str, list[float]] = {name: [] for name in contenders}
         for _ in range(rounds):
             for name, run in contenders.items():
+                if name != "floor" and "floor" in contenders:  # machines change their speed within a round
+                    floors[name].append(contenders["floor"]())
                 rates[name].append(run())
+        floors["floor"] = rates.get("floor", [])
         print(
             f"{' → '.join(pair)}, batch {batch_size}, {bench.device}, {torch.get_num_threads()} threads, precision "
             f"{bench.accelerator.mixed_precision}, {rounds} rounds of {steps} steps{', compiled' if compile else ''}"
@@ -224,7 +228,8 @@ def main(
         parts = [f"{name:>22}  {statistics.median(values):>8,.0f} images/s"]
         for base in ("floor", "torchdistill", "torchdistill bfloat16"):
             if base in rates:
-                ratio = statistics.median(a / b for a, b in zip(values, rates[base], strict=True))
+                theirs = floors[name] if base == "floor" else rates[base]
+                ratio = statistics.median(a / b for a, b in zip(values, theirs, strict=True))
                 parts.append(
                     f"{1 / ratio:.3f} of the floor's time" if base == "floor" else f"{ratio:.2f} × {base}'s rate"
                 )
