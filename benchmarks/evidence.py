@@ -45,7 +45,9 @@ def main(study: tuple[str, ...], steps: Path | None = None, out: Path = EVIDENCE
             print(f"\n{each['about']}, {each['split']}:\n\n{markdown(each)}")
     if picture:
         write_text(picture, drawn(found[0]))
-    print(f"\nEach method by its defaults:\n\n{side_by_side([each for each in found if each['defaults']])}")
+    defaults = [each for each in found if each["defaults"]]
+    if defaults:
+        print(f"\nEach method by its defaults:\n\n{side_by_side(defaults)}")
 
 
 def read(name: str, out: str, run: str) -> dict[str, Any]:
@@ -121,7 +123,7 @@ def side_by_side(studies: list[dict[str, Any]]) -> str:
         f"| `kd` % | {' | '.join(alone)} |",
     ]
     gains = {name: [signed(*c[name]["gain"]) if name in c else "" for c in columns] for name in names}
-    first = {name: columns[0][name]["gain"][0] if columns and name in columns[0] else 0.0 for name in names}
+    first = {name: columns[0][name]["gain"][0] if name in columns[0] else 0.0 for name in names}
     lines += [f"| `{name}` | {' | '.join(gains[name])} |" for name in sorted(names, key=lambda name: -first[name])]
     return "\n".join(lines)
 

@@ -93,9 +93,8 @@ FIELD = {
     "kd + reviewkd": beside(*(f"reviewkd:weight={w}" for w in (1, 5, 20, 80, 300)), live=True),
     "kd + rtk": beside(*(f"rtk:weight={w}" for w in (300, 1000, 3000)), live=True),
     "simkd": Row((("simkd",), (*GUIDED, "simkd"), (*GUIDED, "simkd:weight=10"))),
-    "kd, simkd's student": Row(
-        ((*GUIDED, "simkd:weight=0"),)
-    ),  # as large, with the teacher's classifier, not taught its features
+    # as large as simkd's, with the teacher's classifier, not taught its features
+    "kd, simkd's student": Row(((*GUIDED, "simkd:weight=0"),)),
     "simkd + class maps": Row((("simkd", f"{CLASS_MAPS},pool=4,weight=60"),)),
     "kd + sp": beside(*(f"sp:weight={w}" for w in (300, 1000, 3000, 10000))),
     "kd + rkd": beside(*(f"rkd:weight={w}" for w in (0.1, 0.3, 1))),

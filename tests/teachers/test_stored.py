@@ -292,9 +292,8 @@ def test_what_is_drawn_little_by_little_is_made_at_the_cost_of_all_at_once(tmp_p
             taught(batch, [need])
     places = sum(len(images) for _, images in teacher.asked)
     assert taught.recorded == len(data.train)
-    assert places <= 3 * len(
-        data.train
-    )  # where repeats fill up, each image costs sixteen divided by how many are drawn
+    # where repeats fill up, each image costs sixteen divided by how many are drawn
+    assert places <= 3 * len(data.train)
 
 
 def test_an_empty_selection_has_maps_of_the_same_shape_live_and_stored(tmp_path, data, live):
