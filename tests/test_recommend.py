@@ -70,7 +70,7 @@ def test_the_clearly_best_list_is_chosen(evidence, tmp_path):
     advice = recommend(recipe(), cache=tmp_path)
     assert advice.chosen.name == "kd + class maps"  # kd + sp is higher, within its interval of nothing
     assert advice.candidates[0].name == "kd + sp"
-    assert "70.0 ± 0.5 % there, +10.0 ± 1.0 points beside kd" in " ".join(advice.reasons)
+    assert "70.0 ± 0.5 % on that study's test images, +10.0 ± 1.0 points beside kd" in " ".join(advice.reasons)
     assert advice.settings == {"epochs": 9}
 
 

@@ -223,12 +223,15 @@ def why(chosen: Candidate, study: Mapping[str, Any], shots: float, kind: str, lo
         f"{study['about']}."
     ]
     mean, half = chosen.accuracy
+    split = f"on that study's {study['split']} images"
     if chosen.gain is None:
-        said.append(f"No list that fits was better than {chosen.name} beyond its interval: {mean:.1f} ± {half:.1f} %.")
+        said.append(
+            f"No list that fits was better than {chosen.name} beyond its interval: {mean:.1f} ± {half:.1f} % {split}."
+        )
     else:
         gain, spread = chosen.gain
         said.append(
-            f"{chosen.name} had {mean:.1f} ± {half:.1f} % there, {gain:+.1f} ± {spread:.1f} points beside kd alone "
+            f"{chosen.name} had {mean:.1f} ± {half:.1f} % {split}, {gain:+.1f} ± {spread:.1f} points beside kd alone "
             f"({chosen.seeds} seeds, paired): the most at the lower end of its interval."
         )
     if chosen.step is not None:
