@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from distilens.balance import BALANCES
+from distilens.balance import BALANCES, norm
 from distilens.core import Answer, Batch, Method, Objective, Output
 from distilens.data import load
 from distilens.errors import UserError
@@ -96,6 +96,55 @@ def test_gradnorm_lets_slow_terms_count_more():
     found = norms(balance({**student.terms(), "first": student.terms()["first"] / 10}, student, 40), student)
     assert found[1] / found[0] == pytest.approx(10, rel=1e-2)
     assert found[2] == pytest.approx(found[1], rel=1e-2)
+
+
+@pytest.mark.parametrize("way", ["gradnorm:every=1", "ratio:0.3,every=1"])
+def test_a_term_that_is_0_does_not_touch_the_others(way):
+    student, plain = Student(), Student()
+    balance, other = (BALANCES.build(way, NAMES) for _ in range(2))
+    for step in range(3):
+        found = balance(student.terms((1.0, 1.0, 0.0)), student, step)
+        two = {name: term for name, term in plain.terms().items() if name != "third"}
+        expected = other(two, plain, step)
+        assert norms(found, student)[:2] == pytest.approx(norms(expected, plain), rel=1e-5)
+        assert balance.factors[2] == 1
+    awake = norms(balance(student.terms(), student, 3), student)
+    assert all(0 < norm < 1000 for norm in awake)
+    if way.startswith("ratio"):
+        assert awake[2] == pytest.approx(1.5, rel=1e-4)
+
+
+def test_methods_without_a_term_lead_nothing():
+    """`opdf` may be the first of a list: the first term is what the others are measured by."""
+    student = Student()
+    found = BALANCES.build("ratio:0.3", ["opdf", *NAMES])(student.terms(), student, 0)
+    assert norms(found, student) == pytest.approx([5, 1.5, 1.5], rel=1e-4)
+
+
+def test_small_terms_are_felt_in_half_precision():
+    weight = nn.Parameter(torch.tensor([2.0]))
+    inside = (weight * 1.0).half().float()  # its gradient goes through half precision, where 1e-9 is 0
+    assert norm(1e-9 * inside.sum(), [weight]).item() == pytest.approx(1e-9, rel=1e-3)
+    assert norm(1e9 * (weight * 1.0).half().float().sum(), [weight]).item() == pytest.approx(1e9, rel=1e-3)
+
+
+@pytest.mark.parametrize("way", ["gradnorm", "uncertainty"])
+def test_a_loss_that_can_be_negative_is_refused_where_losses_are_judged(way):
+    methods = build_methods(["ce", "vid"])
+    student = build_model("resnet8", tuple("abc"), (16, 16))
+    with pytest.raises(UserError, match=f"balance={way} judges losses by their size, and that of vid can be negative"):
+        Objective(student, methods, BALANCES.build(way, list(methods)))
+    Objective(student, methods, BALANCES.build("ratio:0.3", list(methods)))
+
+
+def test_uncertainty_of_a_term_that_stays_0_goes_on():
+    student = Student()
+    balance = BALANCES.build("uncertainty", NAMES)
+    with torch.no_grad():
+        balance.s.copy_(torch.tensor([0.0, 300.0, -300.0]))
+    found = balance(student.terms((1.0, 1.0, 0.0)), student, 0)
+    assert all(term.isfinite() for term in found.values())
+    assert all(0 < factor < 1e5 for factor in balance.notes().values())
 
 
 def test_uncertainty_is_its_formula_and_is_trained():

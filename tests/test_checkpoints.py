@@ -213,6 +213,20 @@ def test_the_random_states_come_back():
     assert drawn[2] == again[2]
 
 
+def test_the_state_of_a_method_with_other_options_is_refused(data, tmp_path):
+    """Weights that were trained as one power are none as another."""
+    given = {"epochs": 2, "batch_size": 16, "precision": "float32"}
+
+    def powered(alpha: float) -> Model:
+        methods = build_methods(["ce", f"powerprop:alpha={alpha}"])
+        return train(student(data), methods, data, Training(**given), folder=tmp_path)
+
+    first = powered(1.5)
+    same(first, powered(1.5))
+    with pytest.raises(UserError, match="other data, settings, methods or seed"):
+        powered(3)
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"optimizer": "sgd:lr=0.06"}, {"epochs": 4}, {"batch_size": 8}, {"augment": "crop:padding=2"}, {"ema": 0.9}],

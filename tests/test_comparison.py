@@ -12,6 +12,7 @@ import distilens
 from distilens.comparing import Comparing
 from distilens.comparison import compare, compare_part, models_named, settings_of
 from distilens.data import from_arrays, load
+from distilens.data.batches import Batches
 from distilens.errors import UserError
 from distilens.kept import KeptModels
 from distilens.measure.levels import balanced, features_at
@@ -294,6 +295,20 @@ def test_what_a_run_kept_is_how_it_grew(run):
     ours, theirs = (features_at(one, batch, ["last"])["last"] for one in (model, run.model("teacher")))
     assert grown["models"]["student"][0]["rs"]["value"] == pytest.approx(rs(ours, labels).value, abs=1e-6)
     assert grown["models"]["student"][0]["fss"]["value"] == pytest.approx(fss(theirs, ours).value, abs=1e-6)
+
+
+def test_what_was_written_in_another_way_grew_too(tmp_path):
+    """Checkpoints of opdf and powerprop hold tensors and powers; the kept models compute with them as they did."""
+    student = {"model": "resnet8", "methods": ["ce", "powerprop:prune=0", "opdf"]}
+    changes = {"student": student, "teacher": None, "compare": None, "train": {**RUN["train"], "select": "last"}}
+    made = Run(tmp_path / "written", make_recipe({**RUN, **changes}))
+    run_all(made)
+    images = next(Batches(made.data.test, 8).epoch(0)).view
+    kept = {epoch: model.logits(images) for epoch, model in KeptModels(made, "student")}
+    assert list(kept) == [2, 4]
+    final = made.model("student").eval().logits(images)
+    assert any(torch.allclose(logits, final, atol=1e-4) for logits in kept.values())
+    assert not torch.allclose(kept[2], kept[4], atol=1e-3)
 
 
 def test_mean_weights_are_what_is_kept(tmp_path):

@@ -14,7 +14,12 @@ from distilens.optimizers import OPTIMIZERS
 def network() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.Flatten(), nn.Linear(16 * 16, 4)
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 16, 3, bias=False),
+        nn.Flatten(),
+        nn.Linear(16 * 16, 4),
     )
 
 
@@ -53,6 +58,28 @@ def test_convolutions_keep_their_norm_and_the_rest_is_plain_sgd():
     moved = module[3].weight.detach()
     assert not torch.allclose(moved, twin[3].weight)
     assert abs(moved.norm().item() - 16**0.5) < 0.1 * 16**0.5 + 0.1 * 4
+
+
+def test_a_convolution_with_a_bias_has_a_norm_of_its_own():
+    """Nothing normalises what comes out of it: held to a norm, it could not make what is larger."""
+    torch.manual_seed(0)
+    wanted = nn.Conv2d(16, 16, 1).requires_grad_(False)
+    wanted.weight.mul_(12 / wanted.weight.norm())
+    images = torch.randn(64, 16, 2, 2)
+    left = {}
+    for bias in (True, False):
+        learning = nn.Conv2d(16, 16, 1, bias=bias)
+        optimizer = OPTIMIZERS.build("muon:lr=0.1,rest_lr=0.1", learning)
+        norms = []
+        for step in range(150):
+            optimizer.param_groups[0]["lr"] = 0.1 * (1 - step / 150)
+            optimizer.zero_grad()
+            (learning(images) - wanted(images)).square().mean().backward()
+            optimizer.step()
+            norms.append(learning.weight.norm().item())
+        left[bias] = (learning(images) - wanted(images)).square().mean().item()
+        assert (max(norms) < 5) is not bias  # sqrt(16) and a step
+    assert left[True] < 0.05 * left[False]
 
 
 def test_it_learns_and_its_state_resumes_exactly():

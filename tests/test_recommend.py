@@ -4,14 +4,16 @@ import json
 import re
 import sys
 
+import numpy as np
 import pytest
 
+import distilens
 from distilens import recommend as module
 from distilens.cli import app
 from distilens.errors import UserError
 from distilens.recipe import Training
 from distilens.recipe_file import make_recipe, read_recipe
-from distilens.recommend import EVIDENCE, recommend, warnings
+from distilens.recommend import EVIDENCE, images_a_class, recommend, warnings
 
 
 def row(name: str, methods: list[str], accuracy: float, gain: float | None, half: float = 1.0) -> dict:
@@ -87,7 +89,7 @@ def test_where_nothing_is_clearly_better_it_is_kd(evidence, tmp_path):
 
 
 def test_what_cannot_be_done_with_the_models_is_left_out_with_the_reason(evidence, tmp_path):
-    """A VGG ends in no mean over places: no closed-form class maps."""
+    """A ViT ends in no mean over places: no closed-form class maps."""
     evidence(study())
     odd = recipe(teacher="timm:vit_tiny_patch16_224", data="shapes:train=400,test=40,size=32")
     advice = recommend(odd, cache=tmp_path)
@@ -130,11 +132,13 @@ def test_harm_counts_where_it_was_done(evidence, tmp_path):
         ("wrn-16-1", "resnet8", "other"),
         ("resnet14", "mobilenetv2:width=0.25", "depthwise"),
         ("timm:vit_tiny_patch16_224", "resnet8", "vit"),
-        (None, "resnet8", "same"),
+        ("timm:vit_tiny_patch16_224", "timm:vit_tiny_patch16_224", "vit student"),
+        (None, "resnet8", "alone"),
     ],
 )
 def test_the_nearest_conditions_are_taken(teacher, student, kind, evidence, tmp_path):
-    studies = [study(kind=each, about=each, rows=[ROWS[0], ROWS[1]]) for each in ("same", "other", "depthwise", "vit")]
+    kinds = ("same", "other", "depthwise", "vit", "vit student", "alone")
+    studies = [study(kind=each, about=each, rows=[ROWS[0], ROWS[1]]) for each in kinds]
     evidence(*studies, study(kind=kind, about="too many", shots=100_000), study(kind=kind, about="bias", shortcut=True))
     given = recipe(teacher, student, "shapes:train=400,test=40,size=32")
     assert f"measured: {kind}." in recommend(given, cache=tmp_path).reasons[0]
@@ -146,6 +150,18 @@ def test_without_a_teacher_only_what_needs_none_is_left(evidence, tmp_path):
     advice = recommend(recipe(teacher=None), cache=tmp_path)
     assert advice.chosen.name == "labels"
     assert {each.name for each in advice.candidates if each.refused is None} == {"labels"}
+    said = " ".join(advice.reasons)
+    assert "and there is no teacher." in said
+    assert "kd does not fit, and of what does labels had most" in said
+    assert "another kind" not in said
+
+
+def test_a_training_set_without_labels_is_refused():
+    data = distilens.from_arrays(np.zeros((40, 16, 16, 3), dtype=np.uint8), np.arange(40) % 4, classes=tuple("abcd"))
+    assert images_a_class(data) == len(data.train) / 4
+    data.train.rows.labels[:] = -1
+    with pytest.raises(UserError, match="no training image has a label"):
+        images_a_class(data)
 
 
 def test_no_evidence_is_said(evidence, tmp_path):

@@ -16,6 +16,9 @@ from distilens.specs import Registry
 
 Steps = Annotated[int, Field(ge=1)] | None
 TINY = 1e-12
+FARTHEST = 10.0
+LIFTED = 2.0**10
+"""What a term is brought to, by a power of two, before its gradient is taken: half precision has little room."""
 A_TERM = 40
 """Steps between measurements for each term: a measurement of a term costs about two thirds of a step, so all take 2 %."""
 
@@ -24,6 +27,8 @@ class Balance(nn.Module):
     """The terms as they were weighted: `fixed`."""
 
     measures = False
+    of_losses = False
+    """It judges losses by their size, so none of them may be negative."""
 
     def forward(self, terms: Mapping[str, Tensor], student: nn.Module, step: int) -> dict[str, Tensor]:
         """The terms in balance.
@@ -44,10 +49,11 @@ class Measured(Balance):
     """Multiplies terms by factors that follow from the norms of their gradients on the student, measured every so many steps.
 
     A measurement costs a backward pass for each term, about 2 % of a training by default. New factors are the geometric mean of
-    the old ones and what was measured. They are kept in checkpoints, and are the same in all processes.
+    the old ones and what was measured. They are kept in checkpoints, and are the same in all processes. A term that is 0, or
+    has no gradient, keeps its factor and does not touch the others'.
 
     Args:
-        names: of all terms, in order.
+        names: of the methods, in order: the terms are those of them that have a loss.
         every: steps between measurements, by default 40 for each term; a term that comes later is measured when it comes.
     """
 
@@ -61,10 +67,11 @@ class Measured(Balance):
         self.every = every or A_TERM * max(1, len(self.names))
         self.known: set[str] = set()
         self.register_buffer("factors", torch.ones(len(self.names)))
-        self.register_buffer("first", torch.ones(len(self.names)))  # each loss when it was first measured
+        self.register_buffer("first", torch.full((len(self.names),), torch.nan))  # each loss when it was first measured
 
     def forward(self, terms: Mapping[str, Tensor], student: nn.Module, step: int) -> dict[str, Tensor]:
-        first = terms.get(self.names[0])  # what the others are measured by
+        leader = next((name for name in self.names if name in terms or name in self.known), "")
+        first = terms.get(leader)  # what the others are measured by
         there = first is not None and first.requires_grad
         due = there and (step % self.every == 0 or not terms.keys() <= self.known)
         if due and self.training and torch.is_grad_enabled() and len(self.names) > 1:
@@ -76,19 +83,22 @@ class Measured(Balance):
         some = [name for name, term in terms.items() if term.requires_grad]
         norms = torch.stack([norm(terms[name], parameters) for name in some])
         losses = mean_of_processes(torch.stack([terms[name].detach().float() for name in some]))
-        places = torch.tensor([self.names.index(name) for name in some], device=norms.device)
-        seen = torch.tensor([name in self.known for name in some], device=norms.device)
-        self.first[places] = self.first[places].where(seen, losses)
-        wanted = self.wanted(norms, losses / self.first[places])
-        found = (wanted / norms.clamp_min(TINY)).where(norms > TINY, self.factors[places])
-        self.factors[places] = (self.factors[places] * found).sqrt().where(seen, found)
         self.known.update(terms)  # one without a gradient is not measured at every step either
+        felt = (norms > TINY) & (losses != 0) & norms.isfinite()
+        if not felt[0]:
+            return  # nothing to measure the others by
+        norms, losses = norms[felt], losses[felt]
+        places = torch.tensor([self.names.index(name) for name in some], device=norms.device)[felt]
+        seen = ~self.first[places].isnan()
+        self.first[places] = self.first[places].where(seen, losses)
+        found = self.wanted(norms, losses / self.first[places]) / norms
+        self.factors[places] = (self.factors[places] * found).sqrt().where(seen, found)
 
     def wanted(self, norms: Tensor, progress: Tensor) -> Tensor:
         """What the norms are to be.
 
         Args:
-            norms: of the terms of this step, as they were weighted.
+            norms: of the terms of this step, as they were weighted; none is 0.
             progress: each loss as a share of what it was first.
         """
         raise NotImplementedError
@@ -123,14 +133,13 @@ class Ratio(Measured):
         self.ratio = multiple(0.3 if ratio is None else ratio)
 
     def wanted(self, norms: Tensor, progress: Tensor) -> Tensor:
-        aims = (self.ratio * norms[0]).expand_as(norms).where(norms[0] > TINY, norms)
-        return torch.cat([norms[:1], aims[1:]])
+        return torch.cat([norms[:1], (self.ratio * norms[0]).expand_as(norms[1:])])
 
 
 class GradNorm(Measured):
     """Lets terms that fall more slowly count more: `|d L_i| = mean |d L_j| (r_i / mean r)^alpha`, `r_i = L_i / L_i(first)`.
 
-    The factors have mean 1.
+    The factors have mean 1. Terms that can be negative, as that of `vid`, cannot be a share of what they were.
 
     Args:
         alpha: 0 gives all terms gradients of one norm; the paper: 0.12 to 1.5.
@@ -140,6 +149,8 @@ class GradNorm(Measured):
     this at every step, by the gradients of the last shared layer alone; here they are set to it.
     """
 
+    of_losses = True
+
     def __init__(self, names: Sequence[str], *, alpha: Annotated[float, Field(ge=0)] = 1.5, every: Steps = None):
         super().__init__(names, every=every)
         self.alpha = alpha
@@ -147,17 +158,19 @@ class GradNorm(Measured):
     def wanted(self, norms: Tensor, progress: Tensor) -> Tensor:
         pace = progress.clamp_min(TINY)
         aims = norms.mean() * (pace / pace.mean()) ** self.alpha
-        factors = aims / norms.clamp_min(TINY)
-        return aims / factors.mean().clamp_min(TINY)
+        return aims / (aims / norms).mean()
 
 
 class Uncertainty(Balance):
     """Learns how much each term is to be believed: `exp(-s_i) L_i + s_i / 2`, with `s_i` trained along, from 0.
 
-    Terms that can be negative, as that of `vid`, have no business here: their `s` grows without end.
+    `s` stays within 10 of 0, where factors are 4.5e-5 and 22,000: that of a term that falls to 0 would go down for ever, as would
+    that of one that can be negative, as that of `vid`.
 
     Source: Kendall et al. 2018 (arXiv 1705.07115), equation 10, with `s = log sigma^2`.
     """
+
+    of_losses = True
 
     def __init__(self, names: Sequence[str]):
         super().__init__()
@@ -165,11 +178,12 @@ class Uncertainty(Balance):
         self.s = nn.Parameter(torch.zeros(len(self.names)))
 
     def forward(self, terms: Mapping[str, Tensor], student: nn.Module, step: int) -> dict[str, Tensor]:
-        places = {name: self.s[self.names.index(name)] for name in terms}
+        within = self.s.clamp(-FARTHEST, FARTHEST)
+        places = {name: within[self.names.index(name)] for name in terms}
         return {name: (-places[name]).exp() * term + places[name] / 2 for name, term in terms.items()}
 
     def notes(self) -> dict[str, float]:
-        return dict(zip(self.names, (-self.s.detach()).exp().tolist(), strict=True))
+        return dict(zip(self.names, (-self.s.detach().clamp(-FARTHEST, FARTHEST)).exp().tolist(), strict=True))
 
 
 def multiple(given: str | float) -> float:
@@ -194,9 +208,11 @@ def fixed(names: Sequence[str]) -> Balance:
 
 def norm(term: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
     """The norm of a term's gradient on some parameters, of the images of all processes; the graph stays."""
-    found = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+    size = term.detach().float().abs().clamp_min(TINY)
+    factor = torch.exp2(torch.log2(LIFTED / size).round())
+    found = torch.autograd.grad(factor * term, parameters, retain_graph=True, allow_unused=True)
     each = [gradient.float().flatten() for gradient in found if gradient is not None]
-    return mean_of_processes(torch.cat(each)).norm() if each else term.new_zeros((), dtype=torch.float32)
+    return mean_of_processes(torch.cat(each) / factor).norm() if each else term.new_zeros((), dtype=torch.float32)
 
 
 BALANCES = Registry(

@@ -165,6 +165,8 @@ class Method(nn.Module):
         inserts: it puts a part into the student, and so is prepared before those that read the student's features.
         at_use: what it asks of the teacher even when the student is used: such a student is none without its teacher.
         every: its loss is taken at every so many steps, the first among them.
+        negative: its loss can be below 0.
+        notation: what it was built from, with all options: what a checkpoint of another list is told by.
         warmup, decay: over the first of these shares of the steps its term grows from 0, over the last it falls to 0.
     """
 
@@ -174,6 +176,8 @@ class Method(nn.Module):
     inserts: bool = False
     at_use: tuple[str, ...] = ()
     every: int = 1
+    negative: bool = False
+    notation: str = ""
     warmup: float = 0.0
     decay: float = 0.0
 
@@ -220,6 +224,12 @@ class Objective(nn.Module):
     def __init__(self, student: Model, methods: Mapping[str, Method], balance: Balance | None = None):
         super().__init__()
         self.balance = balance or Balance()
+        signed = [name for name, method in methods.items() if method.negative]
+        if self.balance.of_losses and signed:
+            raise UserError(
+                f"balance={type(self.balance).__name__.lower()} judges losses by their size, and that of {', '.join(signed)} "
+                "can be negative: take ratio, which goes by gradients alone, or leave it out"
+            )
         self.student = student
         self.methods = nn.ModuleDict(dict(methods))
 

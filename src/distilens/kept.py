@@ -7,14 +7,17 @@ from collections.abc import Iterator
 
 from distilens.checkpoints import read
 from distilens.core import Model
+from distilens.methods import build_methods
+from distilens.methods.reparametrised import Reparametrised
 from distilens.run import Run
 
 
 class KeptModels:
     """Each kept epoch with the model of a role as it was then: the mean weights, where the run keeps a mean.
 
-    One model is given again and again with other weights. Epochs in which the model had parts that it was rid of in the end (a
-    released KD layer) are left out.
+    One model is given again and again with other weights. Where methods wrote them in another way while it was trained (opdf,
+    powerprop), it is as it was then. Epochs in which the model had parts that it was rid of in the end (a released KD layer)
+    are left out.
     """
 
     def __init__(self, run: Run, role: str):
@@ -23,11 +26,20 @@ class KeptModels:
         names = (path.name for path in self.folder.glob("epoch-*.pt"))
         self.epochs = sorted(int(found[1]) for name in names if (found := re.fullmatch(r"epoch-(\d+)\.pt", name)))
 
+    def rewriting(self) -> list[Reparametrised]:
+        """The methods of the role that write weights in another way, in the order in which they do."""
+        parts = {"base": self.run.recipe.base, "student": self.run.recipe.student}
+        methods = build_methods(parts[self.role].methods).values() if self.role in parts else ()
+        found = [method for method in methods if isinstance(method, Reparametrised)]
+        return sorted(found, key=lambda method: not method.inserts)
+
     def __len__(self) -> int:
         return len(self.epochs)
 
     def __iter__(self) -> Iterator[tuple[int, Model]]:
         model = self.run.models()[self.role] if self.epochs else None  # with its teacher, where it asks one
+        for method in self.rewriting() if model is not None else ():
+            method.rewrite(model)
         for epoch in self.epochs:
             state = read(self.folder / f"epoch-{epoch:04d}.pt")
             weights, prefix = (state["average"], "module.") if state["average"] else (state["objective"], "student.")

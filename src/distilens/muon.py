@@ -18,10 +18,11 @@ class Muon(optim.Optimizer):
         M <- momentum M + G;   W <- W sqrt(out) / |W|;   W <- W - lr · NS(G + momentum M)
 
     where `NS` brings all singular values near 1 by three steps of a fifth-order Newton-Schulz iteration. Holding the norm of
-    `W` takes the place of weight decay; batch normalisation makes the network indifferent to it. The stem, which sees the
-    pixels, linear layers, norms and biases are trained by SGD.
+    `W` takes the place of weight decay; the normalisation behind it makes the network indifferent to it. A convolution with a
+    bias has none behind it (as in VGG, or where a method translates features), so its norm is its own. The stem, which sees
+    the pixels, linear layers, norms and biases are trained by SGD.
 
-    torch.optim.Muon takes matrices only and does not hold the norm.
+    torch.optim.Muon takes matrices only and never holds the norm.
 
     Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; the coefficients and the norm are those of
     airbench94_muon.
@@ -31,9 +32,17 @@ class Muon(optim.Optimizer):
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         convolutions = [p for p in parameters if p.ndim == 4 and p.shape[1] > STEM_CHANNELS]
         chosen = {id(parameter) for parameter in convolutions}
+        free = {
+            id(p)
+            for each in module.modules()
+            if isinstance(each, nn.Conv2d) and each.bias is not None
+            for p in each.parameters()
+        }
+        turned = {"lr": lr, "momentum": momentum, "weight_decay": 0.0, "orthogonal": True}
         groups = [
-            {"params": convolutions, "lr": lr, "momentum": momentum, "weight_decay": 0.0, "orthogonal": True},
-            {"params": [p for p in parameters if id(p) not in chosen], "orthogonal": False, **rest},
+            {"params": [p for p in convolutions if id(p) not in free], "held": True, **turned},
+            {"params": [p for p in convolutions if id(p) in free], "held": False, **turned},
+            {"params": [p for p in parameters if id(p) not in chosen], "held": False, "orthogonal": False, **rest},
         ]
         super().__init__([group for group in groups if group["params"]], {})
 
@@ -53,8 +62,9 @@ class Muon(optim.Optimizer):
             state["momentum"] = torch.zeros_like(parameter)
         state["momentum"].mul_(group["momentum"]).add_(gradient)
         direction = gradient.add(state["momentum"], alpha=group["momentum"])
-        if group["orthogonal"]:
+        if group["held"]:
             parameter.mul_(len(parameter) ** 0.5 / parameter.norm().clamp_min(1e-12))
+        if group["orthogonal"]:
             direction = orthogonalised(direction.reshape(len(parameter), -1)).reshape(parameter.shape)
         parameter.add_(direction, alpha=-group["lr"])
 

@@ -34,6 +34,8 @@ KINDS = {
     "depthwise": "the student is of depthwise convolutions, as MobileNets are",
     "same": "both networks are of one family",
     "other": "the networks are of different families",
+    "vit student": "the student is a ViT",
+    "alone": "there is no teacher",
 }
 
 
@@ -123,20 +125,33 @@ def recommend(
 
 
 def images_a_class(data: Data) -> float:
-    """The mean number of training images of a class that has any."""
+    """The mean number of training images of a class that has any.
+
+    Raises:
+        UserError: no image has a label.
+    """
     known = data.train.labels[data.train.labels >= 0]
-    return len(known) / max(1, len(np.unique(known)))
+    if not len(known):
+        raise UserError("no training image has a label, and what was measured is told apart by images a class")
+    return len(known) / len(np.unique(known))
 
 
 def kind_of(teacher: Model | None, student: Model) -> str:
-    """Which of `KINDS` a pair is; without a teacher as if it were of the student's family."""
+    """Which of `KINDS` a pair is."""
     if teacher is None:
-        return "same"
-    if any("attention" in type(module).__name__.lower() for module in teacher.network.modules()):
+        return "alone"
+    if attends(student):
+        return "vit student"
+    if attends(teacher):
         return "vit"
     if any(isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1 for m in student.network.modules()):
         return "depthwise"
     return "same" if type(teacher.network) is type(student.network) else "other"
+
+
+def attends(model: Model) -> bool:
+    """Whether a model has layers of attention."""
+    return any("attention" in type(module).__name__.lower() for module in model.network.modules())
 
 
 def nearest_study(studies: Sequence[Mapping[str, Any]], shots: float, kind: str, localise: bool) -> Mapping[str, Any]:
@@ -224,7 +239,9 @@ def why(chosen: Candidate, study: Mapping[str, Any], shots: float, kind: str, lo
     ]
     mean, half = chosen.accuracy
     split = f"on that study's {study['split']} images"
-    if chosen.gain is None:
+    if chosen.gain is not None and chosen.surely <= 0:
+        said.append(f"kd does not fit, and of what does {chosen.name} had most: {mean:.1f} ± {half:.1f} % {split}.")
+    elif chosen.gain is None:
         said.append(
             f"No list that fits was better than {chosen.name} beyond its interval: {mean:.1f} ± {half:.1f} % {split}."
         )
@@ -236,7 +253,7 @@ def why(chosen: Candidate, study: Mapping[str, Any], shots: float, kind: str, lo
         )
     if chosen.step is not None:
         said.append(f"A step costs {chosen.step:.2f} times the student's own, with stored answers.")
-    if study["kind"] != kind:
+    if study["kind"] != kind and kind != "alone":
         said.append(f"That study's pair was another kind ({KINDS[study['kind']]}): no more than a first guess.")
     if shots > 4 * study["shots"]:
         said.append("You have far more images a class than it had, and gains shrink with data: measure on yours.")

@@ -93,8 +93,8 @@ def train(
     wrapped, optimizer = accelerator.prepare(objective, optimizer)
     steps = settings.epochs * len(training)
 
-    weights = {name: (method.weight, method.warmup, method.decay) for name, method in methods.items()}
-    plan = key_of(settings.decisive(), weights, data.fingerprint, seed)
+    listed = {name: (each.notation, each.weight, each.warmup, each.decay) for name, each in methods.items()}
+    plan = key_of(settings.decisive(), listed, data.fingerprint, seed)
     state = Checkpoints(folder, objective, optimizer, average, plan=plan, main=accelerator.is_main_process)
     place = state.resume()
     log.start(epochs=settings.epochs, steps=len(training), images=training.size, at=place.step, epoch=place.epoch)

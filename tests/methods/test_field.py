@@ -198,6 +198,11 @@ def test_r2kd_is_pearsons_and_spearmans_correlation():
     assert np.allclose(found, expected(theirs) + 0.5 * expected(pruned), atol=1e-4)
     (soft_,) = build_methods(["r2kd:temperature=2,rank=3,pruned=0.5"]).values()
     assert np.allclose(numbers(soft_.loss(given, Output(ours), answer)), found, atol=1.0)
+    from distilens.methods.r2kd import soft_ranks
+
+    z = numbers(ours) / numbers(ours).std(1, keepdims=True)
+    smooth = (1 / (1 + np.exp(-(z[:, :, None] - z[:, None]) / 0.1))).sum(2)
+    assert np.allclose(numbers(soft_ranks(ours, 0.1)), smooth, rtol=1e-5)
     assert build_methods(["r2kd:pruned=0"])["r2kd"].needs == ("logits",)
 
 
@@ -245,8 +250,15 @@ def test_crds_negatives_are_drawn(data, batch, teacher):
         method = method_of(objective)
         losses.append(method.loss(batch.replaced(step=number), output, answer).mean().item())
     assert len(set(losses)) > 20
-    unlabelled = batch.replaced(labels=torch.full_like(batch.labels, -1))
-    assert method.loss(unlabelled, output, answer).isfinite().all()
+    for labels, negatives in ((data.train.labels, 0), (np.full(len(data.train), -1), 1)):
+        objective, output, answer = prepared("crd", student, batch, teacher)
+        method = method_of(objective)
+        method.bank.labels.copy_(torch.from_numpy(labels))
+        seen = []
+        method.contrast = lambda *given, seen=seen: seen.append(given[-1]) or torch.zeros(len(batch))
+        method.loss(batch, output, answer)
+        each = seen[0].sum(1)
+        assert (each == len(data.train) - 1).all() == bool(negatives)  # all but itself
 
 
 def test_osakd_learns_from_the_nearest(data, teacher):
@@ -337,6 +349,17 @@ def test_simkd_refuses_a_classifier_that_does_not_fit(data, batch, teacher):
     with pytest.raises(UserError, match="cannot take 64 channels"):
         prepared("simkd", Model(Narrow(), data.classes, size=data.size), batch, LiveTeacher(model("resnet20", data)))
 
+    class Largest(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.features, self.fc = nn.Conv2d(3, 6, 3, stride=4), nn.Linear(6, len(data.classes))
+
+        def forward(self, images):
+            return self.fc(self.features(images).amax((2, 3)))
+
+    with pytest.raises(UserError, match="does something else between the two"):
+        prepared("simkd", Model(Largest(), data.classes, size=data.size), batch, LiveTeacher(model("resnet20", data)))
+
 
 def test_opdf_begins_with_the_same_weights_and_ends_plain(data, batch, teacher, tmp_path):
     student = model("resnet8", data)
@@ -388,6 +411,91 @@ def test_opdf_refuses_a_layer_without_factors(data, batch, teacher):
         prepared("opdf:layers=[bn1]", model("resnet8", data), batch, teacher)
     with pytest.raises(UserError, match="nosuch"):
         prepared("opdf:layers=[nosuch]", model("resnet8", data), batch, teacher)
+
+
+@pytest.mark.parametrize("factors", [2, 3])
+def test_opdfs_product_is_the_contraction_of_its_tensors(factors):
+    """Written out with one letter an index."""
+    from distilens.methods.opdf import Product
+
+    product = Product(torch.Size((12, 18)), factors)
+    generator = torch.Generator().manual_seed(0)
+    shapes = [t.shape for t in product.right_inverse(torch.randn(12, 18))]
+    tensors = [torch.randn(shape, generator=generator) for shape in shapes]
+    split = [
+        t.view(t.shape[0], i, j, t.shape[2]) for t, i, j in zip(tensors, product.rows, product.columns, strict=True)
+    ]
+    letters = ["aijb", "bklc", "cmnd"][:factors]
+    expected = np.einsum(
+        f"{','.join(letters)}->{''.join(x[1] for x in letters)}{''.join(x[2] for x in letters)}", *split
+    )
+    assert np.allclose(numbers(product(*tensors)), expected.reshape(12, 18), rtol=1e-4, atol=1e-4)
+
+
+def test_powerprop_of_weights_that_are_0(data, batch, teacher):
+    """A pruned student may be trained on, and pruned again: what is 0 stays 0. A layer of zeros could never learn."""
+    student = model("resnet8", data)
+    for share in (0.3, 0.6):
+        objective, *_ = prepared(f"powerprop:prune={share}", student, batch, teacher)
+        objective.student.train()(batch.view).logits.square().sum().backward()
+        assert all(p.grad.isfinite().all() for p in objective.parameters() if p.grad is not None)
+        student = objective.finish()
+        weights = torch.cat(
+            [m.weight.detach().flatten() for m in student.network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+        )
+        assert float((weights == 0).float().mean()) == pytest.approx(share, abs=0.001)
+    nn.init.zeros_(student.network.fc.weight)
+    with pytest.raises(UserError, match=r"all weights of fc of .* are 0"):
+        prepared("powerprop", student, batch, teacher)
+    prepared("powerprop:alpha=1", student, batch, teacher)
+
+
+@pytest.mark.parametrize("parts", [["powerprop:prune=0.5", "simkd"], ["simkd", "powerprop:prune=0.5"]])
+def test_powerprop_prunes_the_projector_and_not_the_teachers_classifier(parts, data, batch):
+    teacher = LiveTeacher(model("resnet20", data, seed=1))
+    objective = Objective(model("resnet8", data), build_methods(parts))
+    objective.prepare(batch, teacher(batch, objective.needs))
+    made = objective.finish()
+    assert torch.equal(made.network.fc.weight, teacher.model.network.fc.weight)
+    both = [*made.network.named_modules(), *made.parts.named_modules()]
+    layers = [
+        each.weight.detach().flatten()
+        for path, each in both
+        if isinstance(each, nn.Conv2d | nn.Linear) and path != "fc"
+    ]
+    assert float((torch.cat(layers) == 0).float().mean()) == pytest.approx(0.5, abs=0.001)
+    assert any((each.weight == 0).any() for each in made.parts.modules() if isinstance(each, nn.Conv2d))
+
+
+@pytest.mark.parametrize("part", ["dist", "r2kd:pruned=0", "kd:standardise=true", "mlkd", "dkd"])
+def test_a_head_that_starts_at_0_is_trained(part, data, batch, teacher):
+    """Logits that are all alike have no order and no scale; what correlates them must not throw the student away."""
+    student = model("resnet8", data).train()
+    nn.init.zeros_(student.network.fc.weight)
+    nn.init.zeros_(student.network.fc.bias)
+    objective = Objective(student, build_methods(["ce", part]))
+    answer = teacher(batch, objective.needs)
+    objective.prepare(batch, answer)
+    optimizer, losses = torch.optim.SGD(student.parameters(), lr=0.02), []
+    for _ in range(12):
+        terms = objective(batch, answer)
+        losses.append(terms["ce"].item())
+        optimizer.zero_grad()
+        torch.stack(list(terms.values())).sum().backward()
+        optimizer.step()
+    assert max(losses) < 3 * losses[0]
+    assert losses[-1] < 2 * losses[0]
+
+
+def test_rkd_of_images_that_are_alike(data, batch, teacher):
+    """Two features in one place have no direction from one to the other, and no gradient by it."""
+    from distilens.methods.rkd import angles
+
+    features = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    features[1] = features[0]
+    features.requires_grad_(True)
+    (angles(features) - torch.eye(4)).square().sum().backward()
+    assert features.grad.abs().max() < 100
 
 
 def test_powerprop_scales_gradients_and_prunes(data, batch, teacher):
@@ -461,8 +569,17 @@ def test_r2kd_refuses_a_teacher_that_says_one_class_when_pruned():
     with pytest.raises(UserError, match="without the smallest 30 % of its weights says one class of all 20 images"):
         method.prepare(student, given, Answer(logits, pruned={"0.3": flat}))
     method.prepare(student, given, Answer(logits, pruned={"0.3": logits}))
-    with pytest.raises(UserError, match="answers are of one class"):
-        method.prepare(student, given, Answer(logits[:, :1], pruned={"0.3": flat[:, :1]}))
+    for classes in (1, 2):
+        with pytest.raises(UserError, match=f"answers are of {classes}: two are correlated"):
+            method.prepare(student, given, Answer(logits[:, :classes], pruned={"0.3": flat[:, :classes]}))
+
+
+def test_dist_of_two_classes_needs_its_second_part():
+    student = Model(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), "ab", size=(4, 4))
+    given = Batch(torch.rand(4, 3, 4, 4), torch.arange(4) % 2, torch.arange(4))
+    build_methods(["dist"])["dist"].prepare(student, given, Answer())
+    with pytest.raises(UserError, match=r"over classes alone where gamma=0, and .* has 2"):
+        build_methods(["dist:gamma=0"])["dist"].prepare(student, given, Answer())
 
 
 # --- what is sized, and what is refused

@@ -77,6 +77,7 @@ def build_methods(parts: Sequence[str | Mapping[str, Any] | Spec | Method]) -> d
             else:
                 spec = METHODS.resolve(part)
                 method = METHODS.build(spec)
+                method.notation = str(spec)
                 for option in ("weight", "warmup", "decay"):
                     setattr(method, option, spec.options[option])
                 name = spec.options["as"] or spec.name

@@ -50,6 +50,9 @@ class KD(Method):
 
 
 def standardised(logits: Float[Tensor, "b classes"]) -> Float[Tensor, "b classes"]:
-    """Each image's logits with mean 0 and deviation 1 over the classes (dividing by `classes - 1`, as the code)."""
+    """Each image's logits with mean 0 and deviation 1 over the classes (dividing by `classes - 1`, as the code).
+
+    A deviation below 0.01 counts as 0.01, where the code adds 1e-7 to it: a head that starts at 0 would be thrown far off.
+    """
     logits = logits.float()
-    return (logits - logits.mean(1, keepdim=True)) / (logits.std(1, keepdim=True) + 1e-7)
+    return (logits - logits.mean(1, keepdim=True)) / logits.std(1, keepdim=True).clamp_min(0.01)

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from distilens.core import Answer, Batch, Model
+from distilens.core import Model
 from distilens.errors import UserError
 from distilens.methods.reparametrised import Reparametrised, weight_of
 
@@ -41,7 +41,7 @@ class OPDF(Reparametrised):
         super().__init__(layers)
         self.factors = factors
 
-    def prepare(self, student: Model, batch: Batch, answer: Answer) -> Model:
+    def rewrite(self, student: Model) -> None:
         chosen = {
             path: (module, Product(weight_of(module).shape, self.factors))
             for path, module in self.chosen(student).items()
@@ -57,7 +57,6 @@ class OPDF(Reparametrised):
             )
         for module, product in fitting.values():
             parametrize.register_parametrization(module, "weight", product)
-        return student
 
 
 class Product(nn.Module):

@@ -30,7 +30,8 @@ class OSAKD(Method):
         neighbours: `k`.
         tap: where the student's features are read.
 
-    Source: Tzelepi et al. 2021 (arXiv 2108.11798); its text gives the estimate, not the loss, which is the usual one.
+    Source: Tzelepi et al. 2021 (arXiv 2108.11798), of which the abstract
+    alone was at hand: it gives the estimate, and the loss is the usual one.
     """
 
     def __init__(self, *, neighbours: Annotated[int, Field(ge=1)] = 8, tap: str = "last"):

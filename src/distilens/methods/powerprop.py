@@ -8,7 +8,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from distilens.core import Answer, Batch, Model
+from distilens.core import Model
+from distilens.errors import UserError
 from distilens.methods.reparametrised import Reparametrised, weight_of
 from distilens.pruning import leave_out
 
@@ -21,12 +22,15 @@ class PowerProp(Reparametrised):
     more of them stay near 0. `finish` sets the share `prune` of all these weights to 0, the smallest of all layers together. It
     adds no term to the loss.
 
-    What is validated while it trains is not pruned yet; the saved student is.
+    What is validated while it trains is not pruned yet; the saved student is. A weight that is 0 has no gradient and stays 0.
 
     Args:
         alpha: from 1 (the smallest are left out, and nothing else changes); the paper: 2 to 5.
         prune: the share that is left out, from 0.
-        layers: paths of layers; by default all linear layers and convolutions.
+        layers: paths of layers; by default all linear layers and convolutions that are trained.
+
+    Raises:
+        UserError: in `prepare`, a layer whose weights are all 0.
 
     Source: Schwarz et al. 2021 (arXiv 2110.00296), equations 1 and 2.
     """
@@ -41,12 +45,16 @@ class PowerProp(Reparametrised):
         super().__init__(layers)
         self.alpha, self.prune = alpha, prune
 
-    def prepare(self, student: Model, batch: Batch, answer: Answer) -> Model:
-        for module in self.chosen(student).values():
+    def rewrite(self, student: Model) -> None:
+        for path, module in self.chosen(student).items():
             before = weight_of(module).detach().clone()
+            if self.alpha > 1 and not before.any():
+                raise UserError(
+                    f"powerprop: all weights of {path} of {student.name} are 0, and a weight that is 0 has no gradient as a "
+                    "power: initialise it, or name the other layers with layers="
+                )
             parametrize.register_parametrization(module, "weight", Power(self.alpha))
             module.weight = before  # where the weight was a function of others already, they are to give the same one
-        return student
 
     def finish(self, student: Model) -> Model:
         student = super().finish(student)
@@ -62,7 +70,8 @@ class Power(nn.Module):
         self.alpha = alpha
 
     def forward(self, phi: Tensor) -> Tensor:
-        return phi * phi.abs() ** (self.alpha - 1)
+        # as phi |phi|^(alpha - 1), whose derivative at 0 would be 0 times infinity
+        return phi if self.alpha == 1 else phi.sign() * phi.abs() ** self.alpha
 
     def right_inverse(self, theta: Tensor) -> Tensor:
         return theta.sign() * theta.abs() ** (1 / self.alpha)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from distilens.core import Answer, Batch, Method, Model, Output
 from distilens.errors import UserError
-from distilens.methods.dist import pearson
+from distilens.methods.dist import CLASSES, FLAT, pearson
 
 Factor = Annotated[float, Field(ge=0)]
 ENOUGH = 16
@@ -33,7 +33,7 @@ class R2KD(Method):
         share: of the teacher's weights in convolutions and linear layers, the smallest, which the copy lacks.
 
     Raises:
-        UserError: in `prepare`, answers of one class, which have no ranks; a pruned copy that says one class of all images.
+        UserError: in `prepare`, answers of fewer than three classes; a pruned copy that says one class of all images.
 
     Source: Kim et al. 2024 (arXiv 2311.13934), of which the abstract alone was at hand: the form is the usual one (as in CMKD,
     arXiv 2410.06561), the softened ranks and the factors are ours.
@@ -55,8 +55,11 @@ class R2KD(Method):
 
     def prepare(self, student: Model, batch: Batch, answer: Answer) -> Model:
         assert answer.logits is not None, "a teacher gives what is in `needs`"
-        if answer.logits.shape[1] < 2:
-            raise UserError("r2kd compares the ranks of classes, and these answers are of one class")
+        if answer.logits.shape[1] < CLASSES:
+            raise UserError(
+                f"r2kd correlates the values and ranks of classes, and these answers are of {answer.logits.shape[1]}: two are "
+                "correlated by 1 or -1 whatever they are. kd learns from answers of two classes"
+            )
         if self.pruned and len(batch) >= ENOUGH:
             said, plainly = (len(logits.argmax(1).unique()) for logits in (answer.pruned[self.share], answer.logits))
             if said == 1 < plainly:
@@ -89,6 +92,7 @@ def ranks(values: Float[Tensor, "b c"]) -> Float[Tensor, "b c"]:
 
 
 def soft_ranks(values: Float[Tensor, "b c"], softness: float) -> Float[Tensor, "b c"]:
-    """Of each row: how many values are clearly smaller, in units of the row's deviation."""
-    values = values / values.std(1, keepdim=True, correction=0).clamp_min(1e-6)
+    """Of each row: how many values are clearly smaller, in units of the row's deviation; half of all, if that is below 0.03."""
+    spread = values.std(1, keepdim=True, correction=0)
+    values = (values / spread.clamp_min(FLAT)).where(spread > FLAT, 0)
     return torch.sigmoid((values[:, :, None] - values[:, None, :]) / softness).sum(2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from distilens.core import Method, Model
+from distilens.core import Answer, Batch, Method, Model
 from distilens.errors import UserError
 from distilens.pruning import LAYERS
 from distilens.taps import find
@@ -15,7 +15,8 @@ class Reparametrised(Method):
     """Writes the weights of some layers as a function of others, which are trained; `finish` puts the weights back.
 
     Args:
-        layers: paths of linear layers and convolutions; by default all that fit.
+        layers: paths of linear layers and convolutions; by default all that fit and are trained, also those of parts that other
+            methods put into the student.
     """
 
     def __init__(self, layers: tuple[str, ...] = ()):
@@ -29,7 +30,8 @@ class Reparametrised(Method):
             UserError: a path that is no layer with a weight.
         """
         if not self.layers:
-            return {path: module for path, module in student.network.named_modules() if isinstance(module, LAYERS)}
+            every = [*student.network.named_modules(), *student.parts.named_modules()]
+            return {path: each for path, each in every if isinstance(each, LAYERS) and weight_of(each).requires_grad}
         found = {path: find(student.network, path) for path in self.layers}
         for path, module in found.items():
             if not isinstance(module, LAYERS):
@@ -38,6 +40,14 @@ class Reparametrised(Method):
                     f"{type(module).__name__}"
                 )
         return found
+
+    def prepare(self, student: Model, batch: Batch, answer: Answer) -> Model:
+        self.rewrite(student)
+        return student
+
+    def rewrite(self, student: Model) -> None:
+        """Write the weights in the other way, in place; they are worth the same."""
+        raise NotImplementedError
 
     def finish(self, student: Model) -> Model:
         for module in self.chosen(student).values():

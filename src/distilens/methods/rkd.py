@@ -13,6 +13,8 @@ from torch.nn.functional import normalize, smooth_l1_loss
 from distilens.methods.relational import Relational
 
 Factor = Annotated[float, Field(ge=0)]
+CLOSE = 1e-6
+"""Features that are nearer than this have no direction from one to the other."""
 
 
 class RKD(Relational):
@@ -49,6 +51,8 @@ def distances(features: Float[Tensor, "b d"]) -> Float[Tensor, "b b"]:
 
 
 def angles(features: Float[Tensor, "b d"]) -> Float[Tensor, "b b b"]:
-    """The cosine at image i between the directions to images j and k."""
-    directions = normalize(features[None] - features[:, None], dim=2)
+    """The cosine at image i between the directions to images j and k; 0, without a gradient, where one of them is where i is."""
+    apart = features[None] - features[:, None]
+    there = (apart.detach().norm(dim=2, keepdim=True) > CLOSE).to(apart.dtype)
+    directions = normalize(apart * there, dim=2, eps=CLOSE)
     return directions @ directions.transpose(1, 2)

@@ -71,8 +71,8 @@ class SimKD(Paired):
         factor: how much narrower than the teacher's feature the projector is in the middle.
 
     Raises:
-        UserError: in `prepare`, a teacher whose logits are not one linear layer of the mean of its last feature, or a student
-            that cannot take another number of channels there.
+        UserError: in `prepare`, a teacher or a student whose logits are not one linear layer of the mean of its last feature,
+            or a student that cannot take another number of channels there.
 
     Source: Chen et al. 2022 (arXiv 2203.14001), equation 3; factor 2 in most of its tables.
     """
@@ -102,12 +102,19 @@ class SimKD(Paired):
         head.load_state_dict(classifier.state_dict())
         head.requires_grad_(False)
         try:
-            student.probe()
+            with student.reading(NAME) as read:
+                logits = student.probe()
+                feature = full(grid(read.take(), student.size))
         except RuntimeError as error:
             raise UserError(
                 f"simkd: {student.name} cannot take {theirs.shape[1]} channels behind {before!r}, as the teacher's classifier "
                 f"does: {error}"
             ) from None
+        if not ends_in(classifier, feature, logits):
+            raise UserError(
+                f"simkd answers with the teacher's classifier of the mean of the last feature, and {student.name} does something "
+                "else between the two (such as a maximum, or another layer): take a student that ends so, or crd, fitnet or vid"
+            )
         return student
 
     def loss(self, batch: Batch, output: Output, answer: Answer) -> Float[Tensor, " b"]:
@@ -126,14 +133,20 @@ def fitting(head: nn.Module, feature: Float[Tensor, "b t h w"], logits: Tensor |
     if isinstance(head, nn.Linear) and head.in_features == feature.shape[1] and logits is not None:
         copied = copy.deepcopy(head).float().to(feature.device)
         copied = copied if copied.bias is not None else with_bias(copied)
-        expected = copied(feature.float().mean((2, 3)))
-        if bool(((expected - logits.float()).abs() <= CLOSE * logits.float().abs().max()).all()):
+        if ends_in(copied, feature, logits):
             return copied
     raise UserError(
         "simkd answers with the teacher's classifier, and this teacher's logits are not one linear layer of the mean of its "
         f"last feature ({feature.shape[1]} channels; its head is {type(head).__name__}): take a teacher that ends so, or crd, "
         "fitnet or vid, which need no classifier"
     )
+
+
+@torch.no_grad()
+def ends_in(classifier: nn.Linear, feature: Float[Tensor, "b t h w"], logits: Float[Tensor, "b classes"]) -> bool:
+    """Whether logits are a classifier's of the mean of a feature, within what bfloat16 rounds."""
+    expected = classifier(feature.float().mean((2, 3)))
+    return bool(((expected - logits.float()).abs() <= CLOSE * logits.float().abs().max()).all())
 
 
 def with_bias(linear: nn.Linear) -> nn.Linear:

@@ -35,6 +35,7 @@ class VID(Paired):
     """
 
     weight = 10.0
+    negative = True
 
     def __init__(self, *, taps: tuple[str, ...] = ("last",), teacher_taps: tuple[str, ...] = ()):
         super().__init__(taps, teacher_taps)
