@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from distilens.errors import UserError
-from distilens.muon import orthogonalised
+from distilens.muon import LARGE, orthogonalised
 from distilens.optimizers import OPTIMIZERS
 
 
@@ -34,7 +34,7 @@ def step(module: nn.Module, optimizer: torch.optim.Optimizer, times: int = 1) ->
     return loss.item()
 
 
-@pytest.mark.parametrize("shape", [(8, 40), (40, 8), (16, 16)])
+@pytest.mark.parametrize("shape", [(8, 40), (40, 8), (16, 16), (256, 300)])
 def test_singular_values_come_near_one_and_vectors_stay(shape):
     torch.manual_seed(0)
     u, _, v = torch.linalg.svd(torch.randn(shape), full_matrices=False)
@@ -43,8 +43,9 @@ def test_singular_values_come_near_one_and_vectors_stay(shape):
     values = torch.linalg.svdvals(found)
     assert values.min() > 0.6
     assert values.max() < 1.3
+    assert found.dtype == matrix.dtype
     rotated = u.T @ found @ v.T
-    assert (rotated - torch.diag(rotated.diagonal())).abs().max() < 1e-4
+    assert (rotated - torch.diag(rotated.diagonal())).abs().max() < (1e-4 if min(shape) < LARGE else 0.02)  # bfloat16
 
 
 def test_convolutions_keep_their_norm_and_the_rest_is_plain_sgd():

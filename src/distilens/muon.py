@@ -6,8 +6,11 @@ import torch
 from torch import Tensor, nn, optim
 
 from distilens.optimizers import Fraction, NotNegative, Positive
+from distilens.processor import profits_from_bfloat16
 
 STEM_CHANNELS = 3
+LARGE = 256
+"""The smaller side from which a matrix is large: measured on a processor with AVX-512."""
 
 
 class Muon(optim.Optimizer):
@@ -70,14 +73,18 @@ class Muon(optim.Optimizer):
 
 
 def orthogonalised(matrix: Tensor, steps: int = 3) -> Tensor:
-    """A matrix with the same singular vectors and all singular values near 1 (0.7 to 1.2), by Newton-Schulz iteration."""
+    """A matrix with the same singular vectors and all singular values near 1 (0.7 to 1.2), by Newton-Schulz iteration.
+
+    Large ones in bfloat16, as published, where the processor has it: two to three times as fast.
+    """
     x = matrix / matrix.norm().clamp_min(1e-7)
+    x = x.bfloat16() if min(x.shape) >= LARGE and profits_from_bfloat16() else x
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x
     for _ in range(steps):
         gram = x @ x.T
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return x.T if tall else x
+    return (x.T if tall else x).to(matrix.dtype)
 
 
 def muon(

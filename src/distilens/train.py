@@ -24,6 +24,7 @@ from distilens.data.subset import Data
 from distilens.errors import UserError
 from distilens.files import key_of
 from distilens.optimizers import OPTIMIZERS, SCHEDULES
+from distilens.processor import profits_from_bfloat16
 from distilens.progress import Log
 from distilens.recipe import Training
 from distilens.taps import evaluating
@@ -184,14 +185,6 @@ def make_accelerator(settings: Training) -> Accelerator:
 def processes() -> PartialState:
     """This process among those of one launch, and its device. Processors count as well, which accelerate must be told."""
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
-
-
-def profits_from_bfloat16() -> bool:
-    """Whether the processor computes bfloat16 itself rather than through float32."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
 def lays_channels_last(settings: Training, device: torch.device) -> bool:
