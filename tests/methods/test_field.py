@@ -135,6 +135,26 @@ def test_reviewkd_fuses_what_comes_from_below(data, batch, teacher):
     _, found = fine(output.features["last-1"], deep(output.features["last"], None)[1])
     assert np.allclose(numbers(found), fused, atol=1e-5)
     whole = method.loss(batch, output, answer)
+
+    def left(fusion, values):  # 3 x 3, by hand; a fresh norm only divides
+        weight, (h, w) = numbers(fusion.leave[0].weight), values.shape[2:]
+        padded = np.pad(values, ((0, 0), (0, 0), (1, 1), (1, 1)))
+        around = np.stack([padded[:, :, i : i + h, j : j + w] for i in range(3) for j in range(3)], 2)
+        return np.einsum("bcnhw,ocn->bohw", around, weight.reshape(*weight.shape[:2], 9)) / np.sqrt(1 + 1e-5)
+
+    def distance(made, theirs):  # grids of 8 or 4, then 4, 2 and 1 cells along a side
+        apart, weights = [], []
+        while True:
+            apart.append(((made - theirs) ** 2).mean((1, 2, 3)))
+            weights.append(0.5 ** len(weights))
+            if made.shape[-1] == 1:
+                return np.average(apart, axis=0, weights=weights)
+            made, theirs = halved(made), halved(theirs)
+
+    deepest = numbers(deep.enter(output.features["last"]))
+    expected = distance(left(fine, fused), numbers(answer.features["last-1"]))
+    expected += distance(left(deep, deepest), numbers(answer.features["last"]))
+    assert np.allclose(numbers(whole), expected, rtol=1e-4)
     (output.features["last"]).zero_()  # the fine level knows the deep one: it changes too
     assert not torch.equal(method.loss(batch, output, answer), whole)
 
