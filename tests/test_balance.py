@@ -114,6 +114,28 @@ def test_a_term_that_is_0_does_not_touch_the_others(way):
         assert awake[2] == pytest.approx(1.5, rel=1e-4)
 
 
+def test_a_term_that_was_0_at_first_is_felt_soon():
+    """As `osakd`, which has seen no other image at its first step: not every 120 steps alone, and not at every one of them."""
+    student = Student()
+    balance, asked = BALANCES.build("ratio:0.3", NAMES), []
+    measure = balance.measure
+    balance.measure = lambda terms, parameters: (asked.append(step), measure(terms, parameters))
+    for step in range(20):
+        balance(student.terms((1.0, 1.0, 0.0)), student, step)
+    assert asked == [0, 1, 2, 4, 8, 16]
+    for step in range(20, 40):
+        found = balance(student.terms(), student, step)
+    assert asked == [0, 1, 2, 4, 8, 16, 32]
+    assert norms(found, student) == pytest.approx([5, 1.5, 1.5], rel=1e-4)
+
+
+def test_gradnorm_goes_on_without_the_first():
+    student = Student()
+    balance = BALANCES.build("gradnorm", NAMES)
+    found = norms(balance(student.terms((0.0, 1.0, 1.0)), student, 0), student)
+    assert found[1] == pytest.approx(found[2], rel=1e-4)
+
+
 def test_methods_without_a_term_lead_nothing():
     """`opdf` may be the first of a list: the first term is what the others are measured by."""
     student = Student()
@@ -145,6 +167,29 @@ def test_uncertainty_of_a_term_that_stays_0_goes_on():
     found = balance(student.terms((1.0, 1.0, 0.0)), student, 0)
     assert all(term.isfinite() for term in found.values())
     assert all(0 < factor < 1e5 for factor in balance.notes().values())
+
+
+def test_uncertainty_forgets_what_was_large():
+    """A learning rate that suits the student may carry `s` far: it comes back when the loss does."""
+    student = Student()
+    balance = BALANCES.build("uncertainty", NAMES)
+    optimizer = torch.optim.SGD(balance.parameters(), lr=0.2, momentum=0.9)
+    for step in range(400):
+        size = 60.0 if step < 50 else 0.5
+        loss = sum(balance({"first": torch.tensor(1.0), "second": torch.tensor(size)}, student, step).values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert balance.notes()["second"] == pytest.approx(1, rel=0.1)  # 1 / 2L
+    assert balance.notes()["first"] == pytest.approx(0.5, rel=0.1)
+
+
+@pytest.mark.parametrize("way", ["ratio:0.3", "gradnorm", "uncertainty"])
+def test_one_term_is_as_it_is(way):
+    """The base student learns the labels alone, under the same settings."""
+    balance = BALANCES.build(way, ["ce"])
+    term = torch.tensor(3.0, requires_grad=True)
+    assert balance({"ce": term}, Student(), 0)["ce"].item() == 3.0
 
 
 def test_uncertainty_is_its_formula_and_is_trained():

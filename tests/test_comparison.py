@@ -297,10 +297,12 @@ def test_what_a_run_kept_is_how_it_grew(run):
     assert grown["models"]["student"][0]["fss"]["value"] == pytest.approx(fss(theirs, ours).value, abs=1e-6)
 
 
-def test_what_was_written_in_another_way_grew_too(tmp_path):
+@pytest.mark.parametrize("methods", [["ce", "powerprop:prune=0", "opdf"], ["simkd", "powerprop:prune=0", "opdf"]])
+def test_what_was_written_in_another_way_grew_too(methods, tmp_path):
     """Checkpoints of opdf and powerprop hold tensors and powers; the kept models compute with them as they did."""
-    student = {"model": "resnet8", "methods": ["ce", "powerprop:prune=0", "opdf"]}
-    changes = {"student": student, "teacher": None, "compare": None, "train": {**RUN["train"], "select": "last"}}
+    student = {"model": "resnet8", "methods": methods}
+    teacher = RUN["teacher"] if "simkd" in methods else None
+    changes = {"student": student, "teacher": teacher, "compare": None, "train": {**RUN["train"], "select": "last"}}
     made = Run(tmp_path / "written", make_recipe({**RUN, **changes}))
     run_all(made)
     images = next(Batches(made.data.test, 8).epoch(0)).view
@@ -309,6 +311,15 @@ def test_what_was_written_in_another_way_grew_too(tmp_path):
     final = made.model("student").eval().logits(images)
     assert any(torch.allclose(logits, final, atol=1e-4) for logits in kept.values())
     assert not torch.allclose(kept[2], kept[4], atol=1e-3)
+
+
+def test_a_pruned_layer_does_not_stop_the_comparison(tmp_path):
+    """Of a small network nearly all weights may be left out, a whole layer among them."""
+    student = {"model": "resnet8", "methods": ["ce", "powerprop:prune=0.97"]}
+    made = Run(tmp_path / "pruned", make_recipe({**RUN, "student": student, "teacher": None, "compare": None}))
+    run_all(made)
+    assert not made.model("student").network.fc.weight.any()
+    assert [epoch for epoch, _ in KeptModels(made, "student")] == [2, 4]
 
 
 def test_mean_weights_are_what_is_kept(tmp_path):

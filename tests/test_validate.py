@@ -61,6 +61,44 @@ def test_it_says_what_each_method_adds(tmp_path, monkeypatch):
     assert re.search(r"\+8,580 ", rows["opdf"])
 
 
+def test_what_reads_another_methods_part_is_not_timed_alone(tmp_path, monkeypatch):
+    methods = ["kd:as=ce", "simkd", "sp:tap=projector,teacher_tap=last"]
+    text = inspected({**SMALL, "student": {"model": "resnet8", "methods": methods}}, tmp_path, monkeypatch, timed=True)
+    rows = {re.match(r"\w*", line)[0]: line for line in text.partition("beside the labels")[2].splitlines()}
+    assert "reads what another one puts into the student" in rows["sp"]
+    assert " ms" in rows["kd"]
+    assert " ms" in rows["simkd"]
+
+
+def test_a_loaded_teacher_is_planned_as_it_will_be_trained(tmp_path, monkeypatch):
+    """One of other classes with a new head; one that is only loaded, not at all."""
+    from distilens.run import Run
+    from distilens.stages import train_stage
+
+    monkeypatch.chdir(tmp_path)
+    other = {
+        "data": "shapes:train=64,test=40,size=16,classes=[circle,cross]",
+        "student": {"model": "resnet8", "methods": ["ce"]},
+        "train": {"epochs": 1},
+    }
+    train_stage(Run(tmp_path / "other", make_recipe(other)))
+    loaded = {"model": f"run:{tmp_path}/other,part=student", "finetune": "head"}
+    whole = {**SMALL, "data": "shapes:train=128,test=40,size=16"}
+    text = inspected({**whole, "teacher": loaded}, tmp_path, monkeypatch, timed=True)
+    assert re.search(r"^teacher +\d", text.partition("memory of a step")[2], re.MULTILINE)
+    with pytest.raises(UserError, match="knows 2 classes, the data has 8"):
+        inspected({**whole, "teacher": {**loaded, "finetune": "none"}}, tmp_path, monkeypatch, timed=True)
+
+
+def test_terms_that_cannot_be_balanced_so_are_said_before(tmp_path, monkeypatch):
+    changes = {
+        "student": {"model": "resnet8", "methods": ["ce", "vid"]},
+        "train": {**SMALL["train"], "balance": "gradnorm"},
+    }
+    with pytest.raises(UserError, match="balance=gradnorm judges losses by their size"):
+        inspected({**SMALL, **changes}, tmp_path, monkeypatch, timed=True)
+
+
 PARTS = [
     "cam_fusion:deploy=self",
     "map_match",

@@ -58,6 +58,8 @@ class Measured(Balance):
     """
 
     measures = True
+    led = False
+    """The first term is what the others are measured by."""
     factors: Tensor
     first: Tensor
 
@@ -65,34 +67,40 @@ class Measured(Balance):
         super().__init__()
         self.names = list(names)
         self.every = every or A_TERM * max(1, len(self.names))
-        self.known: set[str] = set()
+        self.known: set[str] = set()  # the terms that have come
+        self.felt: set[str] = set()  # those of them that have been more than 0
         self.register_buffer("factors", torch.ones(len(self.names)))
-        self.register_buffer("first", torch.full((len(self.names),), torch.nan))  # each loss when it was first measured
+        self.register_buffer("first", torch.ones(len(self.names)))  # each loss when it was first measured
 
     def forward(self, terms: Mapping[str, Tensor], student: nn.Module, step: int) -> dict[str, Tensor]:
-        leader = next((name for name in self.names if name in terms or name in self.known), "")
-        first = terms.get(leader)  # what the others are measured by
-        there = first is not None and first.requires_grad
-        due = there and (step % self.every == 0 or not terms.keys() <= self.known)
-        if due and self.training and torch.is_grad_enabled() and len(self.names) > 1:
+        if self.training and torch.is_grad_enabled() and len(self.names) > 1 and self.due(terms, step):
             self.measure(terms, [parameter for parameter in student.parameters() if parameter.requires_grad])
         return {name: self.factors[self.names.index(name)] * term for name, term in terms.items()}
 
+    def due(self, terms: Mapping[str, Tensor], step: int) -> bool:
+        """Every so many steps, when a term comes, and at steps 1, 2, 4, 8 and so on while one of them has been 0 so far."""
+        leader = next((name for name in self.names if name in terms or name in self.known), "")
+        if self.led and (leader not in terms or not terms[leader].requires_grad):
+            return False
+        waited = step & (step - 1) == 0 and not terms.keys() <= self.felt
+        return step % self.every == 0 or not terms.keys() <= self.known or waited
+
     def measure(self, terms: Mapping[str, Tensor], parameters: Sequence[nn.Parameter]) -> None:
         """Set the factors by the norms of the gradients of the terms of this step."""
+        self.known.update(terms)
         some = [name for name, term in terms.items() if term.requires_grad]
         norms = torch.stack([norm(terms[name], parameters) for name in some])
         losses = mean_of_processes(torch.stack([terms[name].detach().float() for name in some]))
-        self.known.update(terms)  # one without a gradient is not measured at every step either
-        felt = (norms > TINY) & (losses != 0) & norms.isfinite()
-        if not felt[0]:
+        felt = ((norms > TINY) & (losses != 0) & norms.isfinite()).tolist()
+        if self.led and not felt[0]:
             return  # nothing to measure the others by
-        norms, losses = norms[felt], losses[felt]
-        places = torch.tensor([self.names.index(name) for name in some], device=norms.device)[felt]
-        seen = ~self.first[places].isnan()
+        some, norms, losses = [name for name, it in zip(some, felt, strict=True) if it], norms[felt], losses[felt]
+        places = torch.tensor([self.names.index(name) for name in some], device=norms.device, dtype=torch.long)
+        seen = torch.tensor([name in self.felt for name in some], device=norms.device, dtype=torch.bool)
         self.first[places] = self.first[places].where(seen, losses)
         found = self.wanted(norms, losses / self.first[places]) / norms
         self.factors[places] = (self.factors[places] * found).sqrt().where(seen, found)
+        self.felt.update(some)
 
     def wanted(self, norms: Tensor, progress: Tensor) -> Tensor:
         """What the norms are to be.
@@ -108,11 +116,13 @@ class Measured(Balance):
         return {name: factor for name, factor in found if name in self.known}
 
     def get_extra_state(self) -> Any:
-        """Which terms have been measured, as a tensor."""
-        return torch.tensor([name in self.known for name in self.names])
+        """Which terms have come, and which have been felt, as a tensor."""
+        return torch.tensor([[name in names for name in self.names] for names in (self.known, self.felt)])
 
     def set_extra_state(self, state: Any) -> None:
-        self.known = {name for name, known in zip(self.names, state.tolist(), strict=True) if known}
+        self.known, self.felt = (
+            {name for name, there in zip(self.names, row, strict=True) if there} for row in state.tolist()
+        )
 
 
 class Ratio(Measured):
@@ -127,6 +137,8 @@ class Ratio(Measured):
 
     Source: the multiple is ours; the norm on the student's own parameters is that of GradNorm, here of all of them.
     """
+
+    led = True
 
     def __init__(self, ratio: str | float | None = None, /, names: Sequence[str] = (), *, every: Steps = None):
         super().__init__(names, every=every)
@@ -178,12 +190,16 @@ class Uncertainty(Balance):
         self.s = nn.Parameter(torch.zeros(len(self.names)))
 
     def forward(self, terms: Mapping[str, Tensor], student: nn.Module, step: int) -> dict[str, Tensor]:
-        within = self.s.clamp(-FARTHEST, FARTHEST)
-        places = {name: within[self.names.index(name)] for name in terms}
+        if len(self.names) < 2:  # nothing to weigh it against: the base student's labels
+            return dict(terms)
+        with torch.no_grad():
+            self.s.clamp_(-FARTHEST, FARTHEST)  # itself: a clamped copy has no gradient that leads back
+        places = {name: self.s[self.names.index(name)] for name in terms}
         return {name: (-places[name]).exp() * term + places[name] / 2 for name, term in terms.items()}
 
     def notes(self) -> dict[str, float]:
-        return dict(zip(self.names, (-self.s.detach().clamp(-FARTHEST, FARTHEST)).exp().tolist(), strict=True))
+        factors = (-self.s.detach().clamp(-FARTHEST, FARTHEST)).exp().tolist()
+        return dict(zip(self.names, factors, strict=True)) if len(self.names) > 1 else {}
 
 
 def multiple(given: str | float) -> float:

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
+from distilens.balance import Balance
 from distilens.core import Model, Objective, Teacher, accompany
 from distilens.data.batches import Batches
+from distilens.errors import UserError
 from distilens.measure import macs, parameters
 from distilens.methods import METHODS
 from distilens.methods.bank import Bank
@@ -18,7 +20,8 @@ from distilens.rehearsal import rehearsed
 from distilens.train import lays_channels_last, make_accelerator, total
 
 TIMED_STEPS = 3
-ALONE = "ce"
+LABELS = "ce"
+ALONE = f"{LABELS}:as=the labels alone"
 """The loss beside which a method is timed, for some have none."""
 
 
@@ -42,13 +45,20 @@ class Added:
 
 def added(
     model: Model, methods: Sequence[str], batches: Batches, settings: Training, teacher: Teacher
-) -> dict[str, Added]:
-    """What each of some methods adds by itself, in order; the time is of this machine."""
+) -> dict[str, Added | None]:
+    """What each of some methods adds by itself, in order; the time is of this machine.
+
+    None for one that cannot be by itself, for it reads what another one puts into the student.
+    """
     floor, _ = time_step(model, (ALONE,), batches, settings, teacher)
-    found = {}
+    found: dict[str, Added | None] = {}
     for part in methods:
-        with_it = (part,) if METHODS.resolve(part).name == ALONE else (ALONE, part)
-        seconds = time_step(model, with_it, batches, settings, teacher)[0] - floor
+        with_it = (part,) if METHODS.resolve(part).name == LABELS else (ALONE, part)
+        try:
+            seconds = time_step(model, with_it, batches, settings, teacher)[0] - floor
+        except UserError:
+            found[part] = None
+            continue
         batch = next(batches.epoch(0))
         objective = rehearsed(model.to(batch.images.device), with_it, batch, teacher)
         trained, kept = trained_numbers(objective), remembered(objective)
@@ -57,6 +67,12 @@ def added(
         more = (parameters(student) - parameters(model), macs(student) - macs(model))
         found[part] = Added(trained - parameters(student), kept, *more, seconds)
     return found
+
+
+def done(device: torch.device) -> None:
+    """Wait until a device has done what it was told to."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def trained_numbers(objective: Objective) -> int:
@@ -76,7 +92,8 @@ def time_step(
     accelerator = make_accelerator(settings)
     batch = next(batches.epoch(0))
     with accelerator.autocast():
-        objective = rehearsed(model.to(accelerator.device), methods, batch, teacher)
+        objective = rehearsed(model.to(accelerator.device), methods, batch, teacher, balance=settings.balance)
+    objective.balance = Balance()  # which is measured now and then, and would be at each of these steps
     if lays_channels_last(settings, accelerator.device):
         objective.student.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     kept: dict[int, int] = {}  # by storage: what several operations keep counts once
@@ -89,10 +106,12 @@ def time_step(
     times = []
     for _ in range(TIMED_STEPS + 1):
         kept.clear()
+        done(accelerator.device)
         start = time.perf_counter()
         with accelerator.autocast(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             loss = total(objective(batch, teacher(batch, objective.needs)))
         loss.backward()
+        done(accelerator.device)
         times.append(time.perf_counter() - start)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in objective.parameters())
     return min(times[1:]), sum(kept.values()) + 4 * weights  # weights, gradients, two of state

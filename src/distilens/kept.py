@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor
 
 from distilens.checkpoints import read
 from distilens.core import Model
@@ -26,21 +28,22 @@ class KeptModels:
         names = (path.name for path in self.folder.glob("epoch-*.pt"))
         self.epochs = sorted(int(found[1]) for name in names if (found := re.fullmatch(r"epoch-(\d+)\.pt", name)))
 
-    def rewriting(self) -> list[Reparametrised]:
-        """The methods of the role that write weights in another way, in the order in which they do."""
+    def rewrite(self, model: Model, state: Mapping[str, Tensor]) -> None:
+        """Write a model's weights in the way in which a state has them."""
+        written = {key.partition(".parametrizations.weight.")[0] for key in state if ".parametrizations.weight." in key}
         parts = {"base": self.run.recipe.base, "student": self.run.recipe.student}
-        methods = build_methods(parts[self.role].methods).values() if self.role in parts else ()
-        found = [method for method in methods if isinstance(method, Reparametrised)]
-        return sorted(found, key=lambda method: not method.inserts)
+        methods = build_methods(parts[self.role].methods).values() if written and self.role in parts else ()
+        some = [method for method in methods if isinstance(method, Reparametrised)]
+        for method in sorted(some, key=lambda method: not method.inserts):  # as they were prepared
+            chosen = method.chosen(model).items()
+            method.rewrite(model, {path: layer for path, layer in chosen if path in written})
 
     def __len__(self) -> int:
         return len(self.epochs)
 
     def __iter__(self) -> Iterator[tuple[int, Model]]:
         model = self.run.models()[self.role] if self.epochs else None  # with its teacher, where it asks one
-        for method in self.rewriting() if model is not None else ():
-            method.rewrite(model)
-        for epoch in self.epochs:
+        for number, epoch in enumerate(self.epochs):
             state = read(self.folder / f"epoch-{epoch:04d}.pt")
             weights, prefix = (state["average"], "module.") if state["average"] else (state["objective"], "student.")
             inside = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
@@ -50,6 +53,8 @@ class KeptModels:
                 if key.startswith(("network.", "parts."))
             }
             assert model is not None
+            if not number:
+                self.rewrite(model, bare)
             try:
                 model.load_bare_state(bare)
             except RuntimeError:

@@ -13,6 +13,7 @@ from distilens.codebook import Codebook, check, make_codebook
 from distilens.core import Method, Model, Teacher
 from distilens.data.augment import AUGMENTS
 from distilens.data.batches import Batches
+from distilens.data.subset import Data
 from distilens.errors import UserError
 from distilens.explain import check_taps
 from distilens.files import file_key, key_of, read_json, write_json
@@ -21,7 +22,7 @@ from distilens.methods.kd_layer import KDLayer
 from distilens.models import build_model, check_classes, save_model
 from distilens.models.adapters import head_of, replace_head
 from distilens.progress import Log
-from distilens.recipe import TeacherPart, Training, with_options
+from distilens.recipe import Recipe, TeacherPart, Training, with_options
 from distilens.rehearsal import rehearsed
 from distilens.run import Run, at_work, stage
 from distilens.specs import Spec
@@ -74,11 +75,15 @@ def rehearse(run: Run, part: TeacherPart, student: Model) -> None:
     """
     if all(run.weights_key(role) for role in part.models):
         return
-    each = [LiveTeacher(make_teacher(run, notation, how_trained(part, notation))) for notation in part.models.values()]
+    made = [
+        make_teacher(run.recipe, run.data, notation, how_trained(part, notation)) for notation in part.models.values()
+    ]
+    each = [LiveTeacher(model) for model in made]
     settings = run.recipe.train
     batches = Batches(run.data.train, settings.batch_size, augment=AUGMENTS.build(settings.augment), resident=False)
     few = batches.batch(torch.arange(min(4, len(run.data.train))), None, 0, 0.0)
-    rehearsed(student, run.recipe.student.methods, few, as_one(each, part.joined, part.control))
+    answering = as_one(each, part.joined, part.control)
+    rehearsed(student, run.recipe.student.methods, few, answering, balance=settings.balance)
 
 
 def how_trained(part: TeacherPart, notation: str) -> str:
@@ -86,14 +91,16 @@ def how_trained(part: TeacherPart, notation: str) -> str:
     return part.finetune or ("none" if Spec.parse(notation).name in ("run", "file") else "all")
 
 
-def make_teacher(run: Run, notation: str, how: str) -> Model:
+def make_teacher(recipe: Recipe, data: Data, notation: str, how: str) -> Model:
     """A teacher's model before it is trained, with a head for the data's classes."""
-    model = build_model(notation, run.data.classes, run.data.size)
-    if how != "none" and len(model.classes) != len(run.data.classes):
-        replace_head(model.network, len(run.data.classes))
-        model.classes = run.data.classes
-    check_classes(model, run.data.classes, "teacher")
-    check_taps(run.recipe.explain.explainers, model)
+    model = build_model(notation, data.classes, data.size)
+    if how != "none" and len(model.classes) != len(data.classes):
+        replace_head(model.network, len(data.classes))
+        model.classes = data.classes
+    check_classes(model, data.classes, "teacher")
+    check_taps(recipe.explain.explainers, model)
+    if how == "head":
+        model.freeze(but=head_of(model.network))
     return model
 
 
@@ -103,10 +110,7 @@ def train_one_teacher(run: Run, part: TeacherPart, role: str, seed: int) -> None
     plan = {"model": notation, "methods": part.methods, "finetune": how}
 
     def make() -> Model:
-        model = make_teacher(run, notation, how)
-        if how == "head":
-            model.freeze(but=head_of(model.network))
-        return model
+        return make_teacher(run.recipe, run.data, notation, how)
 
     settings = run.recipe.teacher_training
     train_role(run, role, plan, settings, no_teacher, make=make, trained=how != "none", seed=seed)

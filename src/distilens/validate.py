@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
@@ -20,9 +21,9 @@ from distilens.data.cached import readable
 from distilens.data.subset import Data
 from distilens.explain import check_taps
 from distilens.measure import macs, parameters
-from distilens.models import build_model, check_classes
+from distilens.models import build_model
 from distilens.recipe import Recipe, Training
-from distilens.specs import Spec
+from distilens.roles import how_trained, make_teacher
 from distilens.teachers import LiveTeacher, as_one, following, nobody
 from distilens.train import processes
 
@@ -36,14 +37,14 @@ def inspect_recipe(recipe: Recipe, console: Console, *, timed: bool = True) -> N
     show_data(console, {"data": data} | ({"teacher.data": teacher_data} if teacher_data is not data else {}))
     student = build_model(recipe.student.model, data.classes, data.size)
     part = recipe.teacher
-    notations = part.models if part else {}
-    teachers = {role: build_model(model, data.classes, data.size) for role, model in notations.items()}
+    teachers = {
+        role: make_teacher(recipe, data, notation, how_trained(part, notation))
+        for role, notation in (part.models if part else {}).items()
+        if part
+    }
     several = following(part.joined, len(part.models)) if part else None
     if several is not None:
         several.check(data)
-    if part and (part.finetune or "none") == "none":
-        for model in teachers.values():
-            check_classes(model, data.classes, "teacher")
     for role, model in (*teachers.items(), ("student", student)):
         show_model(console, role, model)
         check_taps(recipe.explain.explainers, model)
@@ -90,7 +91,8 @@ def show_cost(
     plans: list[tuple[str, Model, Data, tuple[str, ...], Training, Teacher]] = []
     part = recipe.teacher
     for role, model in teachers.items():
-        if part and Spec.parse(part.models[role]).name not in ("run", "file"):
+        if part and how_trained(part, part.models[role]) != "none":
+            model = copy.deepcopy(model)  # who answers is frozen
             plans.append((role, model, teacher_data, part.methods, recipe.teacher_training, nobody))
     plans.append(("base", student, data, recipe.base.methods, recipe.train, nobody))
     device = cast(torch.device, processes().device)
@@ -124,6 +126,9 @@ def show_added(console: Console, recipe: Recipe, data: Data, student: Model, tea
     )
     table = headed(*titles)
     for part, what in added(student, recipe.student.methods, batches, settings, teacher).items():
+        if what is None:
+            add(table, part, "reads what another one puts into the student")
+            continue
         cells = (f"{what.trained:+,}", readable(what.kept), f"{1000 * what.seconds:+.0f} ms")
         add(table, part, *cells, f"{what.parameters:+,}", f"{what.macs:+,}")
     console.print()

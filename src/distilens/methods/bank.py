@@ -19,7 +19,7 @@ from distilens.gathering import gathered
 class Bank(nn.Module):
     """Rows of numbers by the index of images, saved with the method, the same in all processes.
 
-    Its rows are no buffer, which launchers would send around at every step; they are gathered as they are written.
+    Nothing of it is a buffer, which launchers would send around at every step; rows are gathered as they are written.
 
     Args:
         batch: any batch of the training set, which says which images there are.
@@ -31,9 +31,6 @@ class Bank(nn.Module):
         UserError: a batch that does not say of which set it is; or more rows than there is memory.
     """
 
-    index: Tensor
-    labels: Tensor
-
     def __init__(self, batch: Batch, *, tables: int, width: int, name: str):
         super().__init__()
         if batch.variant is None:
@@ -44,8 +41,8 @@ class Bank(nn.Module):
         split = batch.variant.split
         device = batch.images.device
         check_memory(name, len(split), tables, width, device)
-        self.register_buffer("index", torch.from_numpy(split.index).to(device), persistent=False)
-        self.register_buffer("labels", torch.from_numpy(split.labels).long().to(device), persistent=False)
+        self.index = torch.from_numpy(split.index).to(device)
+        self.labels = torch.from_numpy(split.labels).long().to(device)
         self.rows = torch.zeros(tables, len(split), width, device=device)
 
     def __len__(self) -> int:
@@ -68,7 +65,7 @@ class Bank(nn.Module):
         self.rows.copy_(state)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        self.rows = fn(self.rows)
+        self.rows, self.index, self.labels = fn(self.rows), fn(self.index), fn(self.labels)
         return super()._apply(fn, recurse)
 
 

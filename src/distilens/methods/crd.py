@@ -18,6 +18,8 @@ from distilens.methods.paired import Paired, Shape
 
 Count = Annotated[int, Field(ge=1)]
 SMALL = 1e-7
+SLICE = 2**16
+"""Rows that are filled at once."""
 
 
 class CRD(Paired):
@@ -68,8 +70,9 @@ class CRD(Paired):
     def prepare(self, student: Model, batch: Batch, answer: Answer) -> Model:
         student = super().prepare(student, batch, answer)
         self.bank = Bank(batch, tables=2, width=self.width, name="crd")
-        start = torch.rand(self.bank.rows.shape, generator=draws.generator("crd", batch.seed))
-        self.bank.rows.copy_((2 * start - 1) / (self.width / 3) ** 0.5)
+        generator = draws.generator("crd", batch.seed)
+        for some in self.bank.rows.flatten(0, 1).split(SLICE):
+            some.copy_(torch.rand(some.shape, generator=generator)).mul_(2).sub_(1).div_((self.width / 3) ** 0.5)
         return student
 
     def loss(self, batch: Batch, output: Output, answer: Answer) -> Float[Tensor, " b"]:
@@ -84,9 +87,9 @@ class CRD(Paired):
         among = self.drawn(batch)
         own, others = self.bank.labels[places], self.bank.labels[among]
         negative = ((own[:, None] != others) | (own < 0)[:, None]) & (places[:, None] != among)
-        remembered = self.bank.rows.flip(0)  # the other network's
-        losses = [
-            self.contrast(number, said[number], remembered[number][places], remembered[number][among], negative)
+        rows = self.bank.rows
+        losses = [  # against what is remembered of the other network
+            self.contrast(number, said[number], rows[1 - number, places], rows[1 - number, among], negative)
             for number in range(2)
         ]
         before = self.bank.rows[:, places]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated
 
 import torch
@@ -41,11 +42,8 @@ class OPDF(Reparametrised):
         super().__init__(layers)
         self.factors = factors
 
-    def rewrite(self, student: Model) -> None:
-        chosen = {
-            path: (module, Product(weight_of(module).shape, self.factors))
-            for path, module in self.chosen(student).items()
-        }
+    def rewrite(self, student: Model, layers: Mapping[str, nn.Module]) -> None:
+        chosen = {path: (module, Product(weight_of(module).shape, self.factors)) for path, module in layers.items()}
         fitting = {path: pair for path, pair in chosen.items() if pair[1].fits}
         plain = ", ".join(
             f"{path} {list(weight_of(module).shape)}" for path, (module, _) in chosen.items() if path not in fitting

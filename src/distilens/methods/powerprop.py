@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from distilens.core import Model
+from distilens.core import Answer, Batch, Model
 from distilens.errors import UserError
 from distilens.methods.reparametrised import Reparametrised, weight_of
 from distilens.pruning import leave_out
@@ -45,14 +46,18 @@ class PowerProp(Reparametrised):
         super().__init__(layers)
         self.alpha, self.prune = alpha, prune
 
-    def rewrite(self, student: Model) -> None:
+    def prepare(self, student: Model, batch: Batch, answer: Answer) -> Model:
         for path, module in self.chosen(student).items():
-            before = weight_of(module).detach().clone()
-            if self.alpha > 1 and not before.any():
+            if self.alpha > 1 and not weight_of(module).any():
                 raise UserError(
                     f"powerprop: all weights of {path} of {student.name} are 0, and a weight that is 0 has no gradient as a "
                     "power: initialise it, or name the other layers with layers="
                 )
+        return super().prepare(student, batch, answer)
+
+    def rewrite(self, student: Model, layers: Mapping[str, nn.Module]) -> None:
+        for module in layers.values():
+            before = weight_of(module).detach().clone()
             parametrize.register_parametrization(module, "weight", Power(self.alpha))
             module.weight = before  # where the weight was a function of others already, they are to give the same one
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -30,7 +32,7 @@ class Reparametrised(Method):
             UserError: a path that is no layer with a weight.
         """
         if not self.layers:
-            every = [*student.network.named_modules(), *student.parts.named_modules()]
+            every = [*student.network.named_modules(), *student.parts.named_modules(prefix="parts")]
             return {path: each for path, each in every if isinstance(each, LAYERS) and weight_of(each).requires_grad}
         found = {path: find(student.network, path) for path in self.layers}
         for path, module in found.items():
@@ -42,11 +44,11 @@ class Reparametrised(Method):
         return found
 
     def prepare(self, student: Model, batch: Batch, answer: Answer) -> Model:
-        self.rewrite(student)
+        self.rewrite(student, self.chosen(student))
         return student
 
-    def rewrite(self, student: Model) -> None:
-        """Write the weights in the other way, in place; they are worth the same."""
+    def rewrite(self, student: Model, layers: Mapping[str, nn.Module]) -> None:
+        """Write the weights of layers in the other way, in place; they are worth the same."""
         raise NotImplementedError
 
     def finish(self, student: Model) -> Model:
