@@ -1,5 +1,6 @@
 """The field's methods: their published formulas written out in NumPy, what they size by themselves, and what they refuse."""
 
+import copy
 import math
 from itertools import pairwise
 
@@ -466,8 +467,11 @@ def test_powerprop_of_weights_that_are_0(data, batch, teacher):
         assert float((weights == 0).float().mean()) == pytest.approx(share, abs=0.001)
     nn.init.zeros_(student.network.fc.weight)
     with pytest.raises(UserError, match=r"all weights of fc of .* are 0"):
-        prepared("powerprop", student, batch, teacher)
-    prepared("powerprop:alpha=1", student, batch, teacher)
+        prepared("powerprop:layers=[fc]", student, batch, teacher)
+    prepared("powerprop:alpha=1,layers=[fc]", copy.deepcopy(student), batch, teacher)
+    objective, *_ = prepared("powerprop", student, batch, teacher)
+    nn.functional.cross_entropy(objective.student.train()(batch.view).logits, batch.labels).backward()
+    assert student.network.fc.weight.grad.any()
 
 
 @pytest.mark.parametrize("parts", [["powerprop:prune=0.5", "simkd"], ["simkd", "powerprop:prune=0.5"]])

@@ -23,7 +23,8 @@ class PowerProp(Reparametrised):
     more of them stay near 0. `finish` sets the share `prune` of all these weights to 0, the smallest of all layers together. It
     adds no term to the loss.
 
-    What is validated while it trains is not pruned yet; the saved student is. A weight that is 0 has no gradient and stays 0.
+    What is validated while it trains is not pruned yet; the saved student is. A weight that is 0 has no gradient and stays 0; a
+    layer of zeros alone, as heads may start, is trained as it is.
 
     Args:
         alpha: from 1 (the smallest are left out, and nothing else changes); the paper: 2 to 5.
@@ -31,7 +32,7 @@ class PowerProp(Reparametrised):
         layers: paths of layers; by default all linear layers and convolutions that are trained.
 
     Raises:
-        UserError: in `prepare`, a layer whose weights are all 0.
+        UserError: in `prepare`, a layer that was named and whose weights are all 0.
 
     Source: Schwarz et al. 2021 (arXiv 2110.00296), equations 1 and 2.
     """
@@ -47,13 +48,15 @@ class PowerProp(Reparametrised):
         self.alpha, self.prune = alpha, prune
 
     def prepare(self, student: Model, batch: Batch, answer: Answer) -> Model:
-        for path, module in self.chosen(student).items():
-            if self.alpha > 1 and not weight_of(module).any():
-                raise UserError(
-                    f"powerprop: all weights of {path} of {student.name} are 0, and a weight that is 0 has no gradient as a "
-                    "power: initialise it, or name the other layers with layers="
-                )
-        return super().prepare(student, batch, answer)
+        chosen = self.chosen(student)
+        still = [path for path, module in chosen.items() if self.alpha > 1 and not weight_of(module).any()]
+        if still and self.layers:
+            raise UserError(
+                f"powerprop: all weights of {', '.join(still)} of {student.name} are 0, and a weight that is 0 has no gradient "
+                "as a power: initialise them, or name other layers with layers="
+            )
+        self.rewrite(student, {path: module for path, module in chosen.items() if path not in still})
+        return student
 
     def rewrite(self, student: Model, layers: Mapping[str, nn.Module]) -> None:
         for module in layers.values():
