@@ -1,7 +1,7 @@
 """Write what finished studies found to `src/distilens/evidence.json`, which `distilens recommend` and `list methods` read.
 
-Each study is a folder that `benchmarks/methods.py` filled, with the runs of its teachers; scores are of the test split where all
-seeds of a row have one, else of validation. Steps are read from the printed table of `benchmarks/step.py`.
+Each study is a folder that `benchmarks/methods.py` filled, with the runs of its teachers; scores are of the test split where the
+study has been read there, else of validation. Steps are read from the printed table of `benchmarks/step.py`.
 
     python benchmarks/evidence.py --study few:runs/methods:runs/teacher --steps steps.txt
 """
@@ -23,9 +23,17 @@ from distilens.models import build_model
 from distilens.recommend import EVIDENCE, kind_of
 from distilens.report.charts import standalone
 from distilens.report.intervals import Estimate, interval_chart
-from methods import Experiment
+from methods import Experiment, holm
 
 SEEDS = range(20)
+ALIKE = {
+    "kd standardised": "kd",
+    "osakd": "kd + osakd",
+    "labels + overlay": "kd + overlay",
+    "kd + gradcam++": "kd + gradcam",
+    "kd, half of its weights": "kd + powerprop",
+}
+"""Lists whose step is that of another one, as far as it was measured."""
 FEWEST = 3
 """Rows with fewer seeds are no evidence."""
 
@@ -55,9 +63,13 @@ def read(name: str, out: str, run: str) -> dict[str, Any]:
     experiment = Experiment(name, (Path(run),), Path(out))
     made, how = STUDIES[name], experiment.study
     data, teacher = experiment.data, experiment.models[0]
-    scores = {row: by_seed(experiment, row) for row in made.rows if made.rows[row].control is None}
+    listed = [row for row, it in made.rows.items() if it.control is None and not it.aside]
+    scores = {row: by_seed(experiment, row) for row in listed}
     scores = {row: values for row, values in scores.items() if len(values) >= FEWEST}
-    tested = all("test" in value for values in scores.values() for value in values.values())
+    read = {row: all("test" in value for value in values.values()) for row, values in scores.items()}
+    tested = any(read.values())
+    if tested and not all(read.values()):
+        raise SystemExit(f"{name} in {out}: read on test, but for {', '.join(row for row in read if not read[row])}")
     accuracy = {
         row: {seed: value["test"]["accuracy"] if tested else value["validation"] for seed, value in values.items()}
         for row, values in scores.items()
@@ -94,13 +106,22 @@ def read(name: str, out: str, run: str) -> dict[str, Any]:
 
 def markdown(study: dict[str, Any]) -> str:
     """A study's table, the best gain first."""
-    lines = [f"| methods | {study['split']} % | beside `kd` | seeds | list |", "|---|---|---|---|---|"]
+    lines = [f"| methods | {study['split']} % | beside `kd` | p by Holm | seeds | list |", "|---|---|---|---|---|---|"]
+    chances = holm({row["row"]: chance(*row["gain"], row["seeds"]) for row in study["rows"] if row["gain"]})
     for row in sorted(study["rows"], key=lambda row: -(row["gain"] or [0])[0]):
         mean, half = row["accuracy"]
         more = signed(*row["gain"]) if row["gain"] else ""
+        sure = f"{chances[row['row']]:.2g}" if row["gain"] else ""
         parts = ", ".join(f"`{part}`" for part in row["methods"])
-        lines.append(f"| {row['row']} | {mean:.1f} ± {half:.1f} | {more} | {row['seeds']} | {parts} |")
+        lines.append(f"| {row['row']} | {mean:.1f} ± {half:.1f} | {more} | {sure} | {row['seeds']} | {parts} |")
     return "\n".join(lines)
+
+
+def chance(mean: float, half: float, seeds: int) -> float:
+    """The two-sided p of a paired t test, from the mean of its differences and half of their 95 % interval."""
+    if not half:
+        return float("nan")
+    return float(2 * stats.t.sf(abs(mean) / half * stats.t.ppf(0.975, seeds - 1), seeds - 1))
 
 
 def drawn(study: dict[str, Any]) -> str:
@@ -155,7 +176,8 @@ def costs(printed: Path) -> dict[str, float]:
     """A step's time to the floor's, by the row's name."""
     lines = re.findall(r"^\s*(.+?)\s+[\d,]+ images/s\s+([\d.]+) of the floor's time", printed.read_text(), re.M)
     called = {"student alone": "labels", "kd stored": "kd"}
-    return {called.get(name, name): float(ratio) for name, ratio in lines if name in OURS}
+    found = {called.get(name, name): float(ratio) for name, ratio in lines if name in OURS}
+    return found | {name: found[like] for name, like in ALIKE.items() if like in found}
 
 
 if __name__ == "__main__":

@@ -74,7 +74,13 @@ class Experiment:
     def methods(self, name: str) -> tuple[str, ...]:
         """The list of a row, with the weights that were chosen for it."""
         row = self.study.rows[name]
-        return row.methods[self.chosen.get(row.like or name, 0)]
+        chosen = self.chosen.get(row.like or name)
+        if chosen is None and len(row.methods) > 1:
+            where = self.out.parent / (self.study.tuned or self.out.name) / "chosen.json"
+            raise SystemExit(
+                f"{name} has {len(row.methods)} candidates, and none of them was chosen: --tune first, or copy {where}"
+            )
+        return row.methods[chosen or 0]
 
     def teacher(self, row: Row):
         several = row.follow is not None
@@ -164,7 +170,8 @@ class Experiment:
 
     def codebook(self, layer: KDLayer, data: Data, seed: int) -> Path:
         """The codebook of a KD layer, made from the images that the student sees."""
-        path = self.out / "codebooks" / f"{key_of(layer.asked, seed)}.safetensors"
+        made_of = (self.live[0].identity["weights"], data.train.index.tolist())
+        path = self.out / "codebooks" / f"{key_of(layer.asked, seed, *made_of)}.safetensors"
         if not path.is_file():
             make_codebook(self.live[0], data, **layer.asked).save(path)
         return path
@@ -229,6 +236,7 @@ class Experiment:
             seconds = f"{np.median([one['seconds'] for one in results]):.0f}"
             energy = interval([one["energy"] for one in read[name]]) if "energy" in read[name][0] else ""
             mean, difference, *others = (interval(values) for values in (scores[name], apart, alike, area))
+            difference = difference if against in scores else ""
             known = "" if np.isnan(chances[name]) else f"{chances[name]:.4f}"
             table.add_row(name, mean, difference, known, *others, seconds, energy)
         self.console.print(table)

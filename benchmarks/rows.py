@@ -12,11 +12,12 @@ class Row:
     """A list of methods as it is compared.
 
     Attributes:
-        methods: the candidates of `--tune`; the first where nothing has been tuned.
+        methods: the candidates, among which `--tune` chooses.
         control: a wrapper around the teacher, in the notation of CONTROLS.
         follow: how several teachers are made one; None asks the first alone.
         like: the row whose choice of candidate this one takes, as controls do.
         settings: of the training, where they are not the study's.
+        aside: answers a question of its own, and is no list to be recommended.
         live: ask the teacher at each step: features of fine grids are slower read from the disk than made.
     """
 
@@ -25,6 +26,7 @@ class Row:
     follow: str | None = None
     like: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    aside: bool = False
     live: bool = False
 
 
@@ -82,14 +84,14 @@ def instead(*options: str) -> Row:
 
 
 FIELD = {
-    "dkd": instead("dkd:beta=2,weight=1", "dkd:beta=8,weight=1", "dkd:beta=2,weight=4"),
+    "dkd": instead("dkd:beta=2,weight=1", "dkd:beta=8,weight=1", "dkd:beta=2,weight=4", "dkd:beta=2,weight=12"),
     "dist": instead(*(f"dist:weight={w}" for w in (1, 3, 10, 0.3))),
-    "mlkd": instead(*(f"mlkd:weight={w}" for w in (0.2, 0.5, 1.5, 0.05))),
+    "mlkd": instead(*(f"mlkd:weight={w}" for w in (0.2, 0.5, 1.5, 0.05, 0.02))),
     "r2kd": instead(*(f"r2kd:weight={w}" for w in (3, 10, 30))),
-    "osakd": Row(each(*(f"osakd:weight={w}" for w in (0.3, 1, 3)), before=("ce",))),
+    "osakd": Row(each(*(f"osakd:weight={w}" for w in (0.3, 1, 3, 0.1, 0.03)), before=("ce",))),
     "kd + fitnet": beside(*(f"fitnet:weight={w}" for w in (1, 10, 100, 300, 1000))),
     "kd + vid": beside(*(f"vid:weight={w}" for w in (0.3, 1, 3, 10, 30, 100))),
-    "kd + nst": beside(*(f"nst:weight={w}" for w in (10, 50, 250, 1000))),
+    "kd + nst": beside(*(f"nst:weight={w}" for w in (10, 50, 250, 1000, 4000))),
     "kd + reviewkd": beside(*(f"reviewkd:weight={w}" for w in (1, 5, 20, 80, 300)), live=True),
     "kd + rtk": beside(*(f"rtk:weight={w}" for w in (300, 1000, 3000)), live=True),
     "simkd": Row((("simkd",), (*GUIDED, "simkd"), (*GUIDED, "simkd:weight=10"))),
@@ -115,10 +117,17 @@ BALANCED = {name: Row((methods,), settings={"balance": "ratio:0.3"}) for name, m
 """Weights that nobody chose."""
 SGD = {"optimizer": "sgd:lr=0.05,momentum=0.9,weight_decay=5e-4"}
 BY_SGD = {
-    "kd, SGD": Row((GUIDED,), settings=SGD),
-    "kd + opdf, SGD": Row(((*GUIDED, "opdf:factors=2"),), settings=SGD),
+    f"{name}, SGD": Row(((*GUIDED, *parts),), settings=SGD, aside=True)
+    for name, parts in {
+        "kd": (),
+        "kd + opdf": ("opdf:factors=2",),
+        "kd, half of its weights": ("powerprop:alpha=1",),
+        "kd + powerprop": ("powerprop:alpha=1.5",),
+        "kd + powerprop, alpha 2": ("powerprop:alpha=2",),
+    }.items()
 }
-"""Muon orthogonalises what it moves of a convolution, and not the tensors that `opdf` makes of it."""
+"""Muon orthogonalises what it moves of a convolution: a power too, whose gradient is to be large where it is large itself; and
+the tensors that `opdf` makes of it are none."""
 
 BLOCKS = "teacher_taps=[blocks.1,blocks.3,blocks.5.norm1]"
 """Of timm:test_vit, whose grids are of one size, for methods of several depths."""

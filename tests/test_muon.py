@@ -83,6 +83,19 @@ def test_a_convolution_with_a_bias_has_a_norm_of_its_own():
     assert left[True] < 0.05 * left[False]
 
 
+def test_transposed_convolutions_are_plain_sgd():
+    """Their first dimension is what comes in: what turns a convolution would turn them the wrong way."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.ConvTranspose2d(8, 6, 2, 2))
+    twin = copy.deepcopy(module)
+    optimizer = OPTIMIZERS.build("muon:rest_lr=0.05,weight_decay=0", module)
+    plain = torch.optim.SGD(twin.parameters(), lr=0.05, momentum=0.9, nesterov=True)
+    for each, its in ((module, optimizer), (twin, plain)):
+        each(torch.ones(2, 8, 3, 3)).square().sum().backward()
+        its.step()
+    assert torch.allclose(module[0].weight, twin[0].weight, atol=1e-6)
+
+
 def test_it_learns_and_its_state_resumes_exactly():
     module = network()
     optimizer = OPTIMIZERS.build("muon:lr=0.05,rest_lr=0.02", module)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn, optim
 
@@ -23,7 +25,7 @@ class Muon(optim.Optimizer):
     where `NS` brings all singular values near 1 by three steps of a fifth-order Newton-Schulz iteration. Holding the norm of
     `W` takes the place of weight decay; the normalisation behind it makes the network indifferent to it. A convolution with a
     bias has none behind it (as in VGG, or where a method translates features), so its norm is its own. The stem, which sees
-    the pixels, linear layers, norms and biases are trained by SGD.
+    the pixels, transposed convolutions, linear layers, norms and biases are trained by SGD.
 
     torch.optim.Muon takes matrices only and never holds the norm.
 
@@ -33,14 +35,11 @@ class Muon(optim.Optimizer):
 
     def __init__(self, module: nn.Module, *, lr: float, momentum: float, rest: dict[str, float]):
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        convolutions = [p for p in parameters if p.ndim == 4 and p.shape[1] > STEM_CHANNELS]
+        transposed = parameters_of(module, lambda each: isinstance(each, nn.ConvTranspose2d))
+        free = parameters_of(module, lambda each: isinstance(each, nn.Conv2d) and each.bias is not None)
+        seen = (p for p in parameters if p.ndim == 4 and p.shape[1] > STEM_CHANNELS)
+        convolutions = [p for p in seen if id(p) not in transposed]
         chosen = {id(parameter) for parameter in convolutions}
-        free = {
-            id(p)
-            for each in module.modules()
-            if isinstance(each, nn.Conv2d) and each.bias is not None
-            for p in each.parameters()
-        }
         turned = {"lr": lr, "momentum": momentum, "weight_decay": 0.0, "orthogonal": True}
         groups = [
             {"params": [p for p in convolutions if id(p) not in free], "held": True, **turned},
@@ -70,6 +69,11 @@ class Muon(optim.Optimizer):
         if group["orthogonal"]:
             direction = orthogonalised(direction.reshape(len(parameter), -1)).reshape(parameter.shape)
         parameter.add_(direction, alpha=-group["lr"])
+
+
+def parameters_of(module: nn.Module, chosen: Callable[[nn.Module], bool]) -> set[int]:
+    """The identities of the parameters of some modules inside a module."""
+    return {id(parameter) for each in module.modules() if chosen(each) for parameter in each.parameters()}
 
 
 def orthogonalised(matrix: Tensor, steps: int = 3) -> Tensor:

@@ -27,6 +27,8 @@ from distilens.teachers import LiveTeacher, nobody
 
 EVIDENCE = Path(__file__).parent / "evidence.json"
 """What was measured: written by `benchmarks/evidence.py`, described in docs/which.md."""
+NOISE = 0.1
+"""How exactly steps were measured, in multiples of the student's own: what is above the most by less is let through."""
 FAR = 2.0
 """How many doublings of the images a class another kind of pair is worth, when the nearest study is looked for."""
 KINDS = {
@@ -195,8 +197,8 @@ def refused(
     needs = {need for method in build_methods(each.methods).values() for need in method.needs}
     if step is not None and each.step is None:
         reason = "its step was not measured"
-    elif step is not None and each.step is not None and each.step > step:
-        reason = f"a step costs {each.step:.2f} times the student's own, and {step:g} is the most"
+    elif step is not None and each.step is not None and each.step > step + NOISE:
+        reason = f"a step costs about {each.step:.1f} times the student's own, and {step:g} is the most"
     elif needs and teacher is None:
         reason = "it needs a teacher, and the recipe names none"
     else:
@@ -252,7 +254,7 @@ def why(chosen: Candidate, study: Mapping[str, Any], shots: float, kind: str, lo
             f"({chosen.seeds} seeds, paired): the most at the lower end of its interval."
         )
     if chosen.step is not None:
-        said.append(f"A step costs {chosen.step:.2f} times the student's own, with stored answers.")
+        said.append(f"A step costs about {chosen.step:.1f} times the student's own, with stored answers.")
     if study["kind"] != kind and kind != "alone":
         said.append(f"That study's pair was another kind ({KINDS[study['kind']]}): no more than a first guess.")
     if shots > 4 * study["shots"]:
