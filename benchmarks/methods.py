@@ -164,8 +164,7 @@ class Experiment:
 
     def keep(self, key: str, found: dict[str, Any]) -> None:
         """Write a result beside those that another process may have found meanwhile."""
-        self.scores[key] = found
-        self.scores = (read_json(self.out / "scores.json") or {}) | self.scores
+        self.scores = (read_json(self.out / "scores.json") or {}) | {key: found}
         write_json(self.out / "scores.json", self.scores)
 
     def codebook(self, layer: KDLayer, data: Data, seed: int) -> Path:
