@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from distilens.balance import BALANCES, norm
-from distilens.core import Answer, Batch, Method, Objective, Output
+from distilens.core import Answer, Batch, Method, Objective, Output, with_terms
 from distilens.data import load
 from distilens.errors import UserError
 from distilens.methods import build_methods
@@ -182,6 +182,10 @@ def test_uncertainty_forgets_what_was_large():
         optimizer.step()
     assert balance.notes()["second"] == pytest.approx(1, rel=0.1)  # 1 / 2L
     assert balance.notes()["first"] == pytest.approx(0.5, rel=0.1)
+
+
+def test_only_what_has_a_loss_is_a_term():
+    assert with_terms(build_methods(["opdf", "ce", "powerprop", "kd"])) == ["ce", "kd"]
 
 
 @pytest.mark.parametrize("way", ["ratio:0.3", "gradnorm", "uncertainty"])

@@ -53,7 +53,7 @@ class Measured(Balance):
     has no gradient, keeps its factor and does not touch the others'.
 
     Args:
-        names: of the methods, in order: the terms are those of them that have a loss.
+        names: of all terms, in order; some may never come.
         every: steps between measurements, by default 40 for each term; a term that comes later is measured when it comes.
     """
 
@@ -89,6 +89,8 @@ class Measured(Balance):
         """Set the factors by the norms of the gradients of the terms of this step."""
         self.known.update(terms)
         some = [name for name, term in terms.items() if term.requires_grad]
+        if not some:
+            return
         norms = torch.stack([norm(terms[name], parameters) for name in some])
         losses = mean_of_processes(torch.stack([terms[name].detach().float() for name in some]))
         felt = ((norms > TINY) & (losses != 0) & norms.isfinite()).tolist()

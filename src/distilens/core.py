@@ -283,6 +283,11 @@ class Objective(nn.Module):
         return self.student
 
 
+def with_terms(methods: Mapping[str, Method]) -> list[str]:
+    """The names of those methods that have a loss; others change the student or the batch alone."""
+    return [name for name, method in methods.items() if type(method).loss is not Method.loss]
+
+
 def accompany(student: Model, methods: Iterable[Method], teacher: Teacher) -> None:
     """Give a student the inputs that it cannot do without, wherever it is used, from its teacher; most students need none."""
     asking = [method for method in methods if method.at_use]

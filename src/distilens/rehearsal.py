@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 
 from distilens.balance import BALANCES
-from distilens.core import Batch, Model, Objective, Teacher
+from distilens.core import Batch, Model, Objective, Teacher, with_terms
 from distilens.methods import build_methods
 from distilens.methods.kd_layer import KDLayer
 
@@ -26,7 +26,7 @@ def rehearsed(
             balanced so.
     """
     listed = build_methods(methods)
-    balanced = BALANCES.build(balance, list(listed))
+    balanced = BALANCES.build(balance, with_terms(listed))
     learner = copy.deepcopy(student)
     if not any(parameter.requires_grad for parameter in learner.parameters()):
         learner.requires_grad_(True)

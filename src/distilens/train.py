@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from distilens.allocation import kept as memory_kept
 from distilens.balance import BALANCES
 from distilens.checkpoints import Checkpoints, Interrupted, interruptible
-from distilens.core import Batch, Method, Model, Objective, Teacher, accompany
+from distilens.core import Batch, Method, Model, Objective, Teacher, accompany, with_terms
 from distilens.data.augment import AUGMENTS
 from distilens.data.batches import Batches
 from distilens.data.subset import Data
@@ -76,7 +76,7 @@ def train(
             f"batches of {training.size} images cannot be shared evenly by {accelerator.num_processes} processes: "
             f"train.batch_size={max(1, training.size // accelerator.num_processes) * accelerator.num_processes}"
         )
-    balance = BALANCES.build(settings.balance, list(methods))
+    balance = BALANCES.build(settings.balance, with_terms(methods))
     objective = Objective(student.to(accelerator.device), methods, balance).to(accelerator.device)
     first = next(training.epoch(0))
     with accelerator.autocast():
