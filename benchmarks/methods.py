@@ -76,10 +76,7 @@ class Experiment:
         row = self.study.rows[name]
         chosen = self.chosen.get(row.like or name)
         if chosen is None and len(row.methods) > 1:
-            where = self.out.parent / (self.study.tuned or self.out.name) / "chosen.json"
-            raise SystemExit(
-                f"{name} has {len(row.methods)} candidates, and none of them was chosen: --tune first, or copy {where}"
-            )
+            raise SystemExit(f"{name}: none of its {len(row.methods)} candidates was chosen: --tune first")
         return row.methods[chosen or 0]
 
     def teacher(self, row: Row):

@@ -194,6 +194,7 @@ def test_one_term_is_as_it_is(way):
     balance = BALANCES.build(way, ["ce"])
     term = torch.tensor(3.0, requires_grad=True)
     assert balance({"ce": term}, Student(), 0)["ce"].item() == 3.0
+    assert not any(parameter.requires_grad for parameter in balance.parameters())  # unused ones stop several processes
 
 
 def test_uncertainty_is_its_formula_and_is_trained():

@@ -189,7 +189,9 @@ class Uncertainty(Balance):
     def __init__(self, names: Sequence[str]):
         super().__init__()
         self.names = list(names)
-        self.s = nn.Parameter(torch.zeros(len(self.names)))
+        self.s = nn.Parameter(
+            torch.zeros(len(self.names)), requires_grad=len(self.names) > 1
+        )  # launchers want all used
 
     def forward(self, terms: Mapping[str, Tensor], student: nn.Module, step: int) -> dict[str, Tensor]:
         if len(self.names) < 2:  # nothing to weigh it against: the base student's labels

@@ -24,8 +24,8 @@ class Muon(optim.Optimizer):
 
     where `NS` brings all singular values near 1 by three steps of a fifth-order Newton-Schulz iteration. Holding the norm of
     `W` takes the place of weight decay; the normalisation behind it makes the network indifferent to it. A convolution with a
-    bias has none behind it (as in VGG, or where a method translates features), so its norm is its own. The stem, which sees
-    the pixels, transposed convolutions, linear layers, norms and biases are trained by SGD.
+    bias is taken to have none behind it (as in a plain VGG, or where a method translates features), so its norm is its own.
+    The stem, which sees the pixels, transposed convolutions, linear layers, norms and biases are trained by SGD.
 
     torch.optim.Muon takes matrices only and never holds the norm.
 
