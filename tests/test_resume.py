@@ -53,9 +53,21 @@ ROLES = ("teacher", "base", "student")
 
 @pytest.fixture
 def place(tmp_path):
-    (tmp_path / "nets.py").write_text(NETS)
-    (tmp_path / "recipe.toml").write_text(RECIPE.replace("EXTRA", "ema = 0.9"))
-    return tmp_path
+    return furnished(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of the same recipe that nothing stopped."""
+    place = furnished(tmp_path_factory.mktemp("whole"))
+    finish(start(place, "whole"))
+    return place / "runs/whole"
+
+
+def furnished(place: Path) -> Path:
+    (place / "nets.py").write_text(NETS)
+    (place / "recipe.toml").write_text(RECIPE.replace("EXTRA", "ema = 0.9"))
+    return place
 
 
 def start(place: Path, out: str) -> subprocess.Popen:
@@ -72,18 +84,16 @@ def finish(process: subprocess.Popen) -> str:
     return output
 
 
-def same_weights(place: Path, first: str, second: str) -> None:
+def same_weights(first: Path, second: Path) -> None:
     for role in ROLES:
-        ours, theirs = (
-            load((place / "runs" / run / role / "model.safetensors").read_bytes()) for run in (first, second)
-        )
+        ours, theirs = (load((run / role / "model.safetensors").read_bytes()) for run in (first, second))
         assert ours.keys() == theirs.keys()
         for key in ours:
             assert torch.equal(ours[key], theirs[key]), (role, key)
 
 
-def steps(place: Path, run: str) -> list[tuple[str, int]]:
-    rows = [json.loads(line) for line in (place / "runs" / run / "metrics.jsonl").read_text().splitlines()]
+def steps(run: Path) -> list[tuple[str, int]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [(row["stage"], row["step"]) for row in rows if "terms" in row]
 
 
@@ -93,8 +103,7 @@ def wait_for_rows(place: Path, run: str, count: int, process: subprocess.Popen) 
         time.sleep(0.002)
 
 
-def test_killed_at_random_points_it_ends_with_the_same_weights(place):
-    finish(start(place, "whole"))
+def test_killed_at_random_points_it_ends_with_the_same_weights(place, whole):
     generator = random.Random(7)
     rows = 0
     for _ in range(3):
@@ -107,13 +116,14 @@ def test_killed_at_random_points_it_ends_with_the_same_weights(place):
         log = place / "runs" / "killed" / "metrics.jsonl"
         rows = len(log.read_text().splitlines()) if log.exists() else 0
     assert "report.html" in finish(start(place, "killed"))
-    same_weights(place, "whole", "killed")
-    assert steps(place, "killed") == steps(place, "whole")
-    assert len(set(steps(place, "whole"))) == len(steps(place, "whole"))
-    whole, killed = (json.loads((place / "runs" / run / "scores.json").read_text()) for run in ("whole", "killed"))
+    killed = place / "runs/killed"
+    same_weights(whole, killed)
+    assert steps(killed) == steps(whole)
+    assert len(set(steps(whole))) == len(steps(whole))
+    expected, scores = (json.loads((run / "scores.json").read_text()) for run in (whole, killed))
     for role in ROLES:
         for score in ("validation", "test", "agreement"):
-            assert whole["models"][role][score] == killed["models"][role][score]
+            assert expected["models"][role][score] == scores["models"][role][score]
 
 
 def test_banks_and_balance_go_on_where_they_were(place):
@@ -130,15 +140,16 @@ def test_banks_and_balance_go_on_where_they_were(place):
     assert not (place / "runs/stopped/student/model.safetensors").exists()
     finish(start(place, "stopped"))
     finish(start(place, "whole"))
-    same_weights(place, "whole", "stopped")
-    assert steps(place, "stopped") == steps(place, "whole")
-    rows = [json.loads(line) for line in (place / "runs/whole/metrics.jsonl").read_text().splitlines()]
+    whole, stopped = place / "runs/whole", place / "runs/stopped"
+    same_weights(whole, stopped)
+    assert steps(stopped) == steps(whole)
+    rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     notes = [row["notes"] for row in rows if row["stage"] == "student" and "notes" in row]
     assert set(notes[-1]) >= {"balance/kd", "balance/crd", "balance/osakd", "balance/fitnet"}
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_asked_to_stop_it_saves_says_so_and_goes_on(place, number, code):
+def test_asked_to_stop_it_saves_says_so_and_goes_on(place, whole, number, code):
     process = start(place, "stopped")
     wait_for_rows(place, "stopped", 7, process)
     process.send_signal(number)
@@ -147,9 +158,8 @@ def test_asked_to_stop_it_saves_says_so_and_goes_on(place, number, code):
     assert "the same command goes on from here" in error
     assert "Traceback" not in error
     finish(start(place, "stopped"))
-    finish(start(place, "whole"))
-    same_weights(place, "whole", "stopped")
-    assert steps(place, "stopped") == steps(place, "whole")
+    same_weights(whole, place / "runs/stopped")
+    assert steps(place / "runs/stopped") == steps(whole)
 
 
 def test_what_is_there_is_not_done_again_and_a_change_redoes_what_it_touches(place):
