@@ -11,19 +11,19 @@ import contextlib, resource, sys
 import psutil, torch
 from distilens.allocation import kept
 
-def rounds():
-    for _ in range(10):
+def rounds(count):
+    for _ in range(count):
         parts = [torch.ones(12_000_000) for _ in range(2)]  # 48 MB: more than glibc ever keeps by itself
         del parts
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    rounds()
+    rounds(5)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-rounds()
+rounds(2)
 with kept() if sys.argv[1] == "kept" else contextlib.nullcontext():
-    rounds()
+    rounds(20 if sys.argv[1] == "kept" else 1)  # until the blocks have found their places
     print(faults())
 print(psutil.Process().memory_info().rss // 2**20)
 """
