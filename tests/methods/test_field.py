@@ -666,6 +666,11 @@ def test_a_bank_larger_than_memory_is_refused_before_training(part, data, batch,
         prepared(part, model("resnet8", data), batch.replaced(variant=None), teacher)
 
 
+def test_a_width_that_no_machine_has_is_said_of_the_bank(data, batch, teacher):
+    with pytest.raises(UserError, match=r"crd keeps 2 × 2000000000 numbers .* take a smaller width"):
+        prepared("crd:width=2000000000", model("resnet8", data), batch, teacher)
+
+
 def test_a_bank_is_kept_by_index_and_saved(data):
     some = list(Batches(data.train, 7))
     bank = Bank(some[0], tables=2, width=3, name="bank")

@@ -68,8 +68,8 @@ class CRD(Paired):
         self.partition.zero_()
 
     def prepare(self, student: Model, batch: Batch, answer: Answer) -> Model:
+        self.bank = Bank(batch, tables=2, width=self.width, name="crd")  # first: it may not fit
         student = super().prepare(student, batch, answer)
-        self.bank = Bank(batch, tables=2, width=self.width, name="crd")
         generator = draws.generator("crd", batch.seed)
         for some in self.bank.rows.flatten(0, 1).split(SLICE):
             some.copy_(torch.rand(some.shape, generator=generator)).mul_(2).sub_(1).div_((self.width / 3) ** 0.5)
