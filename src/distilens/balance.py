@@ -189,9 +189,8 @@ class Uncertainty(Balance):
     def __init__(self, names: Sequence[str]):
         super().__init__()
         self.names = list(names)
-        self.s = nn.Parameter(
-            torch.zeros(len(self.names)), requires_grad=len(self.names) > 1
-        )  # launchers want all used
+        weighs = len(self.names) > 1  # a parameter that no loss uses stops several processes
+        self.s = nn.Parameter(torch.zeros(len(self.names)), requires_grad=weighs)
 
     def forward(self, terms: Mapping[str, Tensor], student: nn.Module, step: int) -> dict[str, Tensor]:
         if len(self.names) < 2:  # nothing to weigh it against: the base student's labels
