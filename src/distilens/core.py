@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from distilens import draws
 from distilens.balance import Balance
 from distilens.errors import UserError
 from distilens.model import Model, Output
+from distilens.processor import to_device
 
 if TYPE_CHECKING:
     from distilens.data.geometry import Geometry
@@ -106,15 +108,16 @@ class Batch:
             epoch=self.epoch, step=self.step, progress=self.progress, seed=self.seed,
         )  # fmt: skip
 
-    def select(self, rows: Int[Tensor, " n"]) -> Batch:
-        """Some of the images, by position in the batch."""
+    def select(self, positions: Int[Tensor, " n"] | np.ndarray) -> Batch:
+        """Some of the images, by position in the batch. Positions on the host cost no waiting for a GPU."""
+        rows = to_device(positions, self.images.device) if isinstance(positions, np.ndarray) else positions
         changes: dict[str, object] = {
             name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor)
         }
         changes["inputs"] = {name: value[rows] for name, value in self.inputs.items()}
         changes["mixed"] = self.mixed and Mixed(self.mixed.labels[rows], self.mixed.share[rows])
         changes["geometry"] = self.geometry and self.geometry.select(rows)
-        changes["variant"] = self.variant and self.variant.select(rows)
+        changes["variant"] = self.variant and self.variant.select(positions)
         changes["source"] = None if self.source is None else lambda: self.canonical[rows]
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
 

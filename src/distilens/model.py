@@ -69,6 +69,9 @@ class Model(nn.Module):
         self.precision: torch.dtype | None = None  # of the network's weights, where it is not that of the pixels
         self.folded: frozenset[str] = frozenset()  # modules whose own output is no longer there: see `prepare.py`
         self.companion: Callable[[Tensor], Mapping[str, Tensor]] | None = None  # see `core.accompany`
+        self.pooled_head: str | None = (
+            None  # the linear layer behind a mean over places, once seen: see `explain/cam.py`
+        )
         self._last: str | None = None
         self._finer: dict[int, str] = {}  # by how many grids finer, as found
         self._overwritten: dict[str, bool] = {}  # by path, as found
@@ -229,6 +232,7 @@ class Model(nn.Module):
             self.network.to(self.device)
         inserted.handle = module.register_forward_hook(inserted.apply)
         self._overwritten.clear()
+        self.pooled_head = None
 
     def behind(self, path: str) -> str:
         """The tap of what is handed on from a module: its own path, or the name of the last part that stands behind it."""
@@ -241,6 +245,7 @@ class Model(nn.Module):
         for path in [path for path in self.taps if path.partition(".")[0] == name]:
             del self.taps[path]
         self._overwritten.clear()
+        self.pooled_head = None
 
     def freeze(self, *, but: str | None = None) -> None:
         """Keep the network as it is, in eval mode too, except the module at a path (a new head)."""

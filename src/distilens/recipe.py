@@ -38,7 +38,9 @@ class Training(Section):
     image (0: a new one each epoch; 16 by default where the teacher's answers are stored). They are drawn from `variant_seed`,
     which is not the run's seed: so all seeds of an experiment see the same pictures, and a teacher's stored answers serve them
     all. `select` says which weights are kept: the `best` epoch on validation, or the `last`. `balance` weighs the
-    terms of the loss: as their weights say (`fixed`), or by what their gradients are (`balance.py`). Images are `resident` in the
+    terms of the loss: as their weights say (`fixed`), or by what their gradients are (`balance.py`). `compile` compiles the student's
+    network for training; `graphs` also replays its kernels as CUDA graphs, where there is a GPU: for small networks, whose
+    kernels take less time than their launches. Images are `resident` in the
     device's memory where they fit, or are read by `workers` processes.
     """
 
@@ -54,7 +56,7 @@ class Training(Section):
     balance: Part = "fixed"
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     channels_last: bool | Literal["auto"] = "auto"
-    compile: bool = False
+    compile: bool | Literal["graphs"] = False
     select: Literal["best", "last"] = "best"
     log_every: Count = 20
     keep_every: Annotated[int, Field(ge=0)] = 0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -24,7 +25,7 @@ from distilens.data.subset import Data
 from distilens.errors import UserError
 from distilens.files import key_of
 from distilens.optimizers import OPTIMIZERS, SCHEDULES
-from distilens.processor import profits_from_bfloat16
+from distilens.processor import fastest_convolutions, profits_from_bfloat16
 from distilens.progress import Log
 from distilens.recipe import Training
 from distilens.taps import evaluating
@@ -86,7 +87,7 @@ def train(
     if lays_channels_last(settings, accelerator.device):
         student.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if settings.compile:
-        compile_student(objective)
+        compile_student(objective, graphs=settings.compile == "graphs")
     average = ema_of(objective.student, settings.ema)
     optimizer = OPTIMIZERS.build(settings.optimizer, objective)
     schedule = SCHEDULES.build(settings.schedule)
@@ -99,7 +100,7 @@ def train(
     state = Checkpoints(folder, objective, optimizer, average, plan=plan, main=accelerator.is_main_process)
     place = state.resume()
     log.start(epochs=settings.epochs, steps=len(training), images=training.size, at=place.step, epoch=place.epoch)
-    with log, memory_kept(), interruptible() as stop:
+    with log, memory_kept(), fastest_convolutions(), interruptible() as stop:
         for epoch in range(place.epoch, settings.epochs):
             objective.train()
             for batch in training.epoch(epoch, start=place.within, epochs=settings.epochs):
@@ -158,7 +159,7 @@ def set_learning_rate(optimizer: Optimizer, peaks: list[float], factor: float) -
 def validate(student: Model, batches: Batches, accelerator: Accelerator) -> dict[str, float]:
     """Accuracy and cross-entropy on a split, in the precision of training, over all processes."""
     sums = torch.zeros(3, device=accelerator.device)
-    with evaluating(student), torch.inference_mode(), accelerator.autocast():
+    with evaluating(student), as_written(student), torch.inference_mode(), accelerator.autocast():
         for batch in batches:
             sums += counted(student, batch)
     right, loss, n = cast(Tensor, accelerator.reduce(sums)).tolist()
@@ -194,8 +195,8 @@ def lays_channels_last(settings: Training, device: torch.device) -> bool:
     return device.type == "cuda" or profits_from_bfloat16()
 
 
-def compile_student(objective: Objective) -> None:
-    """Compile the student's network in place: its state keeps its names."""
+def compile_student(objective: Objective, *, graphs: bool = False) -> None:
+    """Compile the student's network in place: its state keeps its names. With `graphs`, its kernels become CUDA graphs."""
     second = [name for name, method in objective.methods.items() if method.second_order]
     if second:
         raise UserError(f"compile=true cannot go with {', '.join(second)}: torch.compile has no second derivative")
@@ -203,7 +204,18 @@ def compile_student(objective: Objective) -> None:
         from torch._functorch import config
 
         config.donated_buffer = False  # the graph is gone through more than once
-    objective.student.network.compile()
+    objective.student.network.compile(mode="reduce-overhead" if graphs else None)
+
+
+@contextlib.contextmanager
+def as_written(student: Model) -> Iterator[None]:
+    """Run a compiled network as it was written: compiling it once more for evaluation takes longer than the evaluation."""
+    network = student.network
+    compiled, network._compiled_call_impl = network._compiled_call_impl, None
+    try:
+        yield
+    finally:
+        network._compiled_call_impl = compiled
 
 
 def ema_of(student: Model, decay: float) -> AveragedModel | None:

@@ -6,6 +6,7 @@ the batches, so variant k of an image is the same picture in every run.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
@@ -52,13 +53,14 @@ class Augment:
         height, width = source
         if self.area is None:
             corner = (u[:, 1:3] * (2 * self.padding + 1)).floor() - self.padding
-            box = torch.cat([corner, torch.tensor([height, width], device=u.device).expand(len(u), 2)], 1)
+            sides = [corner.new_full((len(u), 1), side) for side in source]  # made there: no copy to wait for
+            box = torch.cat([corner, *sides], 1)
             return Geometry(box, flip, source, source, whole=True)
         area = (self.area[0] + u[:, 1] * (self.area[1] - self.area[0])) * height * width
-        low, high = (torch.tensor(side).log() for side in self.ratio)
+        low, high = (math.log(side) for side in self.ratio)
         ratio = (low + draw("ratio", 1)[:, 0] * (high - low)).exp()
         size = torch.stack([(area / ratio).sqrt().clamp(max=height), (area * ratio).sqrt().clamp(max=width)], 1)
-        corner = u[:, 2:4] * (torch.tensor([height, width], device=u.device) - size)
+        corner = u[:, 2:4] * torch.stack([height - size[:, 0], width - size[:, 1]], 1)
         return Geometry(torch.cat([corner, size], 1), flip, source, source, whole=False)
 
     def colour(self, images: Tensor, draw: Draw) -> Tensor:

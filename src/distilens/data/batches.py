@@ -21,6 +21,7 @@ from distilens.data.augment import Augment
 from distilens.data.geometry import Geometry
 from distilens.data.subset import Split
 from distilens.data.variant import Variant
+from distilens.processor import to_device
 
 
 class Batches:
@@ -114,7 +115,8 @@ class Batches:
     def batch(self, positions: Tensor, raw: Tensor | None, epoch: int, progress: float, step: int = 0) -> Batch:
         """The batch of some positions in the split; `raw` are their source images `[b h w 3]` when these were streamed."""
         shown = self.variant(positions, epoch)
-        positions = positions.to(self.device, non_blocking=True)
+        raw = self.raw(positions) if raw is None else raw
+        positions = to_device(positions, self.device)
         index, variant = self.index[positions], shown.number or 0
         augment = self.augment or Augment()
         draw = partial(drawn, index, self.variant_seed, variant)
@@ -134,7 +136,7 @@ class Batches:
             seed=self.seed,
         )
         if augment.mix != "none":
-            batch = augment.mixed(batch, self.partners(draw, variant, augment), draw)
+            batch = augment.mixed(batch, self.partners(shown, augment), draw)
         return augment.erased(batch, draw)
 
     def variant(self, positions: Tensor, epoch: int) -> Variant:
@@ -142,25 +144,32 @@ class Batches:
         number = None
         if self.augment is not None:
             number = 0 if self.augment.still else epoch % self.variants if self.variants else epoch
-        return Variant(number, self.split, self.split.index[positions.cpu().numpy()], self.augment, self.variant_seed)
+        return Variant(number, self.split, self.split.index[positions.numpy()], self.augment, self.variant_seed)
 
-    def partners(self, draw, variant: int, augment: Augment) -> Batch:
+    def partners(self, shown: Variant, augment: Augment) -> Batch:
         """For each image another one of the split, under the same kind of augmentation, to be mixed in."""
-        positions = (draw("partner")[:, 0] * len(self.split)).long()
+        variant = shown.number or 0
+        chance = drawn(torch.from_numpy(shown.index), self.variant_seed, variant, "partner")[:, 0]
+        positions = (chance * len(self.split)).long()  # on the host, which may have to read their images
+        raw = self.raw(positions)
+        positions = to_device(positions, self.device)
         moved = augment.geometry(
             partial(drawn, self.index[positions], self.variant_seed, variant), variant, self.source
         )
-        raw = None if self.resident else Streamed(self.split)[positions.cpu().numpy()].to(self.device)
         images = self.pixels(positions, raw, moved)
         return Batch(images, self.labels[positions], self.index[positions], mask=self.evidence(positions, moved))
 
+    def raw(self, positions: Tensor) -> Tensor | None:
+        """The source images `[b h w 3]` at some positions on the host; None where all are resident."""
+        return None if self.resident else to_device(Streamed(self.split)[positions.numpy()], self.device)
+
     def pixels(self, positions: Tensor, raw: Tensor | None, geometry: Geometry | None) -> Tensor:
         """Images `[b 3 h w]` in [0, 1], channels last in memory."""
-        if self.images is not None:
+        if raw is None:
+            assert self.images is not None, "what is not resident is read before"
             images, rows = self.images, positions
         else:
-            images = Streamed(self.split)[positions.cpu().numpy()].to(self.device) if raw is None else raw
-            rows = torch.arange(len(images), device=self.device)
+            images, rows = raw, torch.arange(len(raw), device=self.device)
         if geometry is None or geometry.whole:
             images = images[rows] if geometry is None else geometry.gather(images, rows)
             return images.permute(0, 3, 1, 2).float().div_(255)

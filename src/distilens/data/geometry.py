@@ -35,7 +35,7 @@ class Geometry:
     @classmethod
     def identity(cls, batch: int, source: tuple[int, int], device: torch.device | str = "cpu") -> Geometry:
         """All of the source, as it is."""
-        box = torch.tensor([0.0, 0.0, *source], device=device).expand(batch, 4)
+        box = torch.cat([torch.full((batch, 1), side, device=device) for side in (0.0, 0.0, *map(float, source))], 1)
         return cls(box, torch.zeros(batch, dtype=torch.bool, device=device), source, source, whole=True)
 
     def select(self, rows: Int[Tensor, " n"]) -> Geometry:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from distilens.data.source import digest
+from distilens.processor import to_device
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,14 +36,15 @@ class Variant:
     augment: Augment | None
     seed: int
 
-    def select(self, rows: Tensor) -> Variant:
+    def select(self, positions: Tensor | np.ndarray) -> Variant:
         """That of some of the images, by position in the batch."""
-        return replace(self, index=self.index[rows.cpu().numpy()])
+        rows = positions if isinstance(positions, np.ndarray) else positions.cpu().numpy()
+        return replace(self, index=self.index[rows])
 
     def masks(self, device: torch.device) -> Tensor | None:
         """Where the evidence is in the untransformed images, in [0, 1]; None where the data set does not say."""
         masks = self.split.rows.masks
-        return None if masks is None else torch.from_numpy(masks[self.index]).to(device).float() / 255
+        return None if masks is None else to_device(masks[self.index], device).float() / 255
 
     @property
     def count(self) -> int:

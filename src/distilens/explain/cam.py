@@ -10,7 +10,7 @@ from torch.nn import functional
 from distilens.core import Model, Output
 from distilens.errors import UserError
 from distilens.explain.activation import ActivationMap, full, tapped
-from distilens.explain.explanation import Explanation, Target, checked, quietly, target_of
+from distilens.explain.explanation import Explanation, Target, checked, looks, quietly, target_of
 from distilens.taps import LAST, grid
 
 
@@ -83,12 +83,16 @@ def head(model: Model, feature: Float[Tensor, "b c h w"], logits: Float[Tensor, 
     Raises:
         UserError: the network ends otherwise.
     """
-    linear = [module for module in model.network.modules() if isinstance(module, nn.Linear)]
-    if linear and (linear[-1].in_features, linear[-1].out_features) == (feature.shape[1], logits.shape[1]):
-        expected = linear[-1](feature.mean((2, 3)))
+    linear = [(path, module) for path, module in model.network.named_modules() if isinstance(module, nn.Linear)]
+    if linear and (linear[-1][1].in_features, linear[-1][1].out_features) == (feature.shape[1], logits.shape[1]):
+        path, last = linear[-1]
+        if path == model.pooled_head and not looks(logits):
+            return last
+        expected = last(feature.mean((2, 3)))
         close = 1e-4 if model.precision is None else 3e-2
         if bool(((expected - logits).abs() <= close * (logits.abs() + logits.abs().max())).all()):
-            return linear[-1]
+            model.pooled_head = path
+            return last
     raise UserError(
         f"{model.name} does not end in a mean over places and one linear layer, so it has no closed-form CAM: use gradcam"
     )

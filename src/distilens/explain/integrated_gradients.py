@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Annotated, Literal
 
 import numpy as np
@@ -81,7 +82,7 @@ class IntegratedGradients(Explainer):
         self, model: Model, images: Tensor, start: Tensor, target: Tensor, *, create_graph: bool = False
     ) -> Float[Tensor, "b c h w"]:
         path = images - start
-        at, weight = (images.new_tensor(values)[:, None, None, None] for values in quadrature(self.rule, self.steps))
+        at, weight = quadrature_on(self.rule, self.steps, images.device, images.dtype)
 
         def points(some: slice, steps: slice) -> tuple[Tensor, Tensor]:
             return torch.addcmul(start[some, None], at[steps], path[some, None]), weight[steps]
@@ -92,6 +93,14 @@ class IntegratedGradients(Explainer):
     def start(self, model: Model, images: Tensor) -> Tensor:
         """The baseline images, one for each."""
         return baseline_of(model, images, self.baseline).expand_as(images)
+
+
+@cache
+def quadrature_on(rule: str, steps: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """`quadrature` as tensors that can be multiplied with images, copied to a device once."""
+    with torch.inference_mode(False):  # later calls may take gradients
+        points, weights = (torch.tensor(values, dtype=dtype, device=device) for values in quadrature(rule, steps))
+        return points[:, None, None, None], weights[:, None, None, None]
 
 
 def quadrature(rule: str, steps: int) -> tuple[list[float], list[float]]:

@@ -62,7 +62,7 @@ class SmoothGrad(Explainer):
         spread = self.noise * (images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True))
 
         def points(some: slice, steps: slice) -> tuple[Tensor, Tensor]:
-            return images[some, None] + spread[some, None] * fields[steps], images.new_tensor(1 / self.samples)
+            return images[some, None] + spread[some, None] * fields[steps], images.new_full((), 1 / self.samples)
 
         total = summed_gradients(
             model, images, target, points, self.samples, chunk=self.chunk, create_graph=create_graph

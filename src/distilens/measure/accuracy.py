@@ -7,7 +7,6 @@ from typing import TypedDict
 
 import torch
 from jaxtyping import Float, Int
-from scipy.stats import binomtest
 from torch import Tensor
 
 from distilens.core import Batch, Model
@@ -31,6 +30,8 @@ def predict(model: Model, batches: Iterable[Batch]) -> Float[Tensor, "n classes"
 
 def share(hits: Tensor) -> Share:
     """How many of some yes-or-no outcomes are yes; Wilson's interval (scipy), which stays inside [0, 1]."""
+    from scipy.stats import binomtest
+
     n, count = len(hits), int(hits.sum())
     interval = binomtest(count, n).proportion_ci(method="wilson")
     return Share(accuracy=count / n, n=n, low=float(interval.low), high=float(interval.high))

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy import stats
 from torch import Tensor
 
 from distilens.errors import UserError
@@ -84,6 +83,8 @@ def dependence(
     Raises:
         UserError: fewer than 4 samples, other numbers of samples, NaN.
     """
+    from scipy import stats
+
     each = same_samples(*(one for one in (x, y, given) if one is not None))
     with torch.no_grad():
         value, notes = float(statistic(each, full)), told(each)
@@ -105,6 +106,8 @@ def dependence(
 
 def jackknife(left: Float[Tensor, " n"]) -> float:
     """Half of the 95 % interval of a statistic, from its values without each of the samples."""
+    from scipy import stats
+
     n = len(left)
     error = math.sqrt((n - 1) / n * float((left - left.mean()).square().sum()))
     return float(stats.t.ppf(0.975, n - 1)) * error

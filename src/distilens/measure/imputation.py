@@ -7,8 +7,6 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from scipy.sparse import csc_matrix
-from scipy.sparse.linalg import splu
 from torch import Tensor
 
 from distilens import draws
@@ -55,6 +53,9 @@ def noisy_linear(
 
 def imputed(image: Float[Tensor, "c h w"], keep: Bool[Tensor, "h w"]) -> Float[Tensor, "c h w"]:
     """One image with its removed pixels solved for."""
+    from scipy.sparse import csc_matrix
+    from scipy.sparse.linalg import splu
+
     known = keep.numpy()
     if known.all():
         return image

@@ -67,7 +67,7 @@ def divergence(theirs: Float[Tensor, "b c"], ours: Float[Tensor, "b c"]) -> Floa
 def target_or_not(logits: Float[Tensor, "b c"], chosen: Bool[Tensor, "b c"]) -> Float[Tensor, "b 2"]:
     """The logarithms of the class's probability, and of all others' together."""
     return functional.log_softmax(
-        torch.stack([logits[chosen], logits.masked_fill(chosen, -torch.inf).logsumexp(1)], 1), dim=1
+        torch.stack([logits.where(chosen, 0).sum(1), logits.masked_fill(chosen, -torch.inf).logsumexp(1)], 1), dim=1
     )
 
 

@@ -17,6 +17,7 @@ from distilens.errors import UserError
 from distilens.explain.baseline import blurred
 from distilens.explain.maps import normalised, resized
 from distilens.parts import build_part
+from distilens.processor import to_device
 from distilens.specs import Spec
 
 DRAW = "ig_overlay"
@@ -110,7 +111,7 @@ class IGOverlay(Method):
         share = self.p * (1 - batch.progress) if self.anneal else self.p
         index = batch.index.cpu() if batch.variant is None else torch.from_numpy(batch.variant.index)
         drawn = draws.uniform(DRAW, index, batch.seed, batch.epoch)[:, 0] < share
-        return drawn.nonzero()[:, 0].to(batch.view.device)
+        return to_device(drawn.nonzero()[:, 0], batch.view.device)
 
     def shown(self, view: Float[Tensor, "n c h w"], strong: Float[Tensor, "n 1 h w"]) -> Float[Tensor, "n c h w"]:
         """The images with their maps."""

@@ -14,6 +14,7 @@ from distilens.core import Answer, Batch, Method, Model, Output
 from distilens.errors import UserError
 from distilens.explain import EXPLAINERS, Explainer
 from distilens.explain.activation import FeatureMap
+from distilens.explain.explanation import known_to_be_sound
 from distilens.explain.maps import empty, on_one_grid
 from distilens.specs import Spec
 
@@ -87,11 +88,12 @@ class MapMatch(Method):
 
     def loss(self, batch: Batch, output: Output, answer: Answer) -> Float[Tensor, " b"]:
         theirs = answer.maps[self.needs[0]]
-        if self.classes == "all":
-            ours = self.explainer.classwise_from_output(output)
-        else:
-            aim = batch.labels.clamp_min(0) if self.target == "label" else answer.targets[self.needs[0]]
-            ours = self.explainer.from_output(output, aim)
+        with known_to_be_sound():  # labels and the teacher's targets are classes
+            if self.classes == "all":
+                ours = self.explainer.classwise_from_output(output)
+            else:
+                aim = batch.labels.clamp_min(0) if self.target == "label" else answer.targets[self.needs[0]]
+                ours = self.explainer.from_output(output, aim)
         ours, theirs = on_one_grid(ours, theirs, self.pool)
         known = ~(empty(ours.detach()) | empty(theirs))
         if self.target == "label" and self.classes == "one":

@@ -64,7 +64,7 @@ class OSAKD(Method):
         """The shares of the classes among the nearest images, and whether there are any."""
         rows, labels = self.bank.rows[0], self.bank.labels
         apart = torch.cdist(feature, rows.to(feature.dtype)).masked_fill((labels < 0)[None], torch.inf)
-        apart[torch.arange(len(places)), places] = torch.inf
+        apart = apart.scatter(1, places[:, None], torch.inf)
         apart = apart.nan_to_num(torch.inf, posinf=torch.inf)
         nearest, which = apart.topk(min(self.neighbours, len(rows)), dim=1, largest=False)
         found = one_hot(labels[which].clamp_min(0), self.classes) * nearest.isfinite()[:, :, None]

@@ -46,8 +46,9 @@ class RKD(Relational):
 def distances(features: Float[Tensor, "b d"]) -> Float[Tensor, "b b"]:
     """Between all images, over their mean; equal ones have no gradient."""
     found = torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")
-    others = found[found > 0]
-    return found / others.mean() if len(others) else found
+    others = found > 0  # summed, not picked out: how many there are is known on the device alone
+    mean = (found * others).sum() / others.sum().clamp_min(1)
+    return found / mean.where(mean > 0, 1)
 
 
 def angles(features: Float[Tensor, "b d"]) -> Float[Tensor, "b b b"]:

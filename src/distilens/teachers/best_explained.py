@@ -86,7 +86,7 @@ class BestExplainedTeacher(Following):
         memory = self.remembered[rows]
         missing = np.flatnonzero(~memory.there[batch.variant.index])
         if len(missing):
-            new = batch.select(torch.from_numpy(missing).to(batch.images.device))
+            new = batch.select(missing)
             memory.values[new.index] = self.judged(new)
             memory.there[batch.variant.index[missing]] = True
         return memory.values[batch.index]

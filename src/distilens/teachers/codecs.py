@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from distilens.errors import UserError
+from distilens.processor import to_device
 from distilens.teachers.needs import Need, levelled, unlevelled
 
 Shape = tuple[int, ...]
@@ -105,8 +106,7 @@ class Largest(Codec):
 
 def sent(column: np.ndarray, device: torch.device) -> Tensor:
     """A field of records as a tensor on a device, without waiting for it."""
-    tensor = torch.from_numpy(column.copy())
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    return to_device(column.copy(), device)
 
 
 def codec_of(need: Need, shape: Shape, *, maps: str) -> Codec:

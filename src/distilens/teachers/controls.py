@@ -23,6 +23,7 @@ from distilens.data.batches import Batches
 from distilens.data.subset import Split
 from distilens.errors import UserError
 from distilens.measure.sanity import randomised
+from distilens.processor import to_device
 from distilens.teachers.live import LiveTeacher
 from distilens.teachers.needs import Need, moved, spread
 
@@ -138,10 +139,11 @@ class PermutedTeacher(Control):
 
     def maps(self, batch: Batch, other: Batch, need: Need) -> tuple[Tensor, Tensor, Tensor | None]:
         """The other images' maps, for the images of the batch that the need asks for; the classes they are of; the trust."""
-        rows = torch.from_numpy(need.rows(batch)).to(batch.images.device)
-        some = rows if len(rows) else torch.zeros_like(batch.index[:1])  # one image tells what maps look like
+        chosen = need.rows(batch)
+        asked = chosen if len(chosen) else np.zeros(1, int)  # one image tells what maps look like
+        rows, some = (to_device(positions, batch.images.device) for positions in (chosen, asked))
         shown, text = (other.untransformed(), need.name) if need.of == "canonical" else (other, need.question)
-        answer = self.inner(shown.select(some), [text])
+        answer = self.inner(shown.select(asked), [text])
         values = moved(batch, need, answer.maps[text], some)[: len(rows)]
         trust = answer.trust
         if trust is not None:
@@ -217,10 +219,10 @@ class RandomMapTeacher(Control):
     def replaced(self, batch: Batch, need: Need, answer: Answer) -> Tensor:
         """Other maps for the images that a need asks for."""
         true = answer.maps[need.text]
-        rows = torch.from_numpy(need.rows(batch)).to(batch.images.device)
-        if not len(rows):
+        chosen = need.rows(batch)
+        if not len(chosen):
             return true
-        some = batch.select(rows)
+        some, rows = batch.select(chosen), to_device(chosen, batch.images.device)
         if self.kind == "network":
             aimed = some.replaced(labels=answer.targets[need.text][rows])
             text = f"{replace(need, target='label').question},of={need.of}"

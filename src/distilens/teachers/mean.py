@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from distilens.core import Answer, Batch, Teacher
+from distilens.processor import to_device
 from distilens.teachers.judges import level
 from distilens.teachers.needs import Need, spread
 from distilens.teachers.several import Following, Several, joined, of_kind, trust_of
@@ -53,7 +54,7 @@ class MeanTeacher(Several):
             first["canonical"] = first_class([teacher(shown, ["logits"]) for teacher in self.teachers])
         targets = {need.text: answers[0].targets[need.text] for need in of_kind(wanted, "maps")}
         for need in aims:
-            rows = torch.from_numpy(need.rows(batch)).to(batch.images.device)
+            rows = to_device(need.rows(batch), batch.images.device)
             targets[need.text] = spread(batch, rows, first[need.of][rows])
         trust = trust_of(answers, mean)
         return joined(answers, wanted, mean, mean_map, targets=targets, trust=trust)

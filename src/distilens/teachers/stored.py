@@ -202,8 +202,7 @@ class StoredTeacher:
                 f"{index[0]}, and there is no teacher to ask. Record them: {self.again}"
             )
         count = -(-len(positions) // TOGETHER) * TOGETHER
-        padded = torch.from_numpy(np.resize(positions, count)).to(batch.images.device)
-        seen = (batch.untransformed() if needs[0].of == "canonical" else batch).select(padded)
+        seen = (batch.untransformed() if needs[0].of == "canonical" else batch).select(np.resize(positions, count))
         answer = self.teacher(seen, [need.question for need in needs])
         found = []
         for need in needs:
