@@ -1,9 +1,9 @@
-"""A second device for machines that have none: what a step makes a GPU wait for is counted, and what it leaves on the host is refused.
+"""A second device for machines that have none: it counts what a GPU would be waited for, and refuses what is left on the host.
 
-`SecondDevice()` is a context. Within it the device `meta` holds real numbers: its tensors are computed on the CPU, but torch takes
-them for those of another device. So a whole step can be trained there, and each place is noted where a real GPU would have to be
-waited for: a number read back (`.item()`), a shape that depends on values (`nonzero`, a boolean index), a copy from or to
-the host that is not `non_blocking`. An operation on tensors of both devices is an error, as it is on a GPU.
+`SecondDevice()` is a context. Within it the device `meta` holds real numbers: its tensors are computed on the CPU, but
+torch takes them for those of another device. So a whole step can be trained there, and each place is noted where a real GPU
+would have to be waited for: a number read back (`.item()`), a shape that depends on values (`nonzero`, a boolean index), a
+copy from or to the host that is not `non_blocking`. An operation on tensors of both devices is an error, as it is on a GPU.
 """
 
 from __future__ import annotations

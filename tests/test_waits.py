@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from second_device import DEVICE, second_device
 
 from distilens.core import Objective
 from distilens.data import load
@@ -14,6 +13,7 @@ from distilens.methods import build_methods
 from distilens.models import build_model
 from distilens.progress import Log
 from distilens.teachers import LiveTeacher, PermutedTeacher, RandomMapTeacher, StoredTeacher, nobody
+from second_device import DEVICE, second_device
 
 GUIDED = [
     "ce",

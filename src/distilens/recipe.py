@@ -34,14 +34,14 @@ class Section(BaseModel):
 class Training(Section):
     """How a model is trained: `[train]`, and overrides in `[teacher.train]`.
 
-    `precision` and `channels_last` are chosen for the processor when `auto`. `variants` is the number of augmentations of an
-    image (0: a new one each epoch; 16 by default where the teacher's answers are stored). They are drawn from `variant_seed`,
-    which is not the run's seed: so all seeds of an experiment see the same pictures, and a teacher's stored answers serve them
-    all. `select` says which weights are kept: the `best` epoch on validation, or the `last`. `balance` weighs the
-    terms of the loss: as their weights say (`fixed`), or by what their gradients are (`balance.py`). `compile` compiles the student's
-    network for training; `graphs` also replays its kernels as CUDA graphs, where there is a GPU: for small networks, whose
-    kernels take less time than their launches. Images are `resident` in the
-    device's memory where they fit, or are read by `workers` processes.
+    `precision` and `channels_last` are chosen for the processor when `auto`. `variants` is the number of augmentations of
+    an image (0: a new one each epoch; 16 by default where the teacher's answers are stored). They are drawn from
+    `variant_seed`, which is not the run's seed: so all seeds of an experiment see the same pictures, and a teacher's stored
+    answers serve them all. `select` says which weights are kept: the `best` epoch on validation, or the `last`. `balance`
+    weighs the terms of the loss: as their weights say (`fixed`), or by what their gradients are (`balance.py`). `compile`
+    compiles the student's network for training; `graphs` also replays its kernels as CUDA graphs, where there is a GPU: for
+    small networks, whose kernels take less time than their launches. Images are `resident` in the device's memory where
+    they fit, or are read by `workers` processes.
     """
 
     epochs: Count = 10

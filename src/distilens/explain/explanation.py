@@ -166,7 +166,10 @@ SOUND: ContextVar[bool] = ContextVar("sound", default=False)
 
 @contextlib.contextmanager
 def known_to_be_sound() -> Iterator[None]:
-    """Within, no GPU is waited for to see whether pixels are finite and classes exist. On a CPU that costs nothing, and is seen."""
+    """Within, no GPU is waited for to see whether pixels are finite and classes exist.
+
+    On a CPU that costs nothing, and is seen.
+    """
     token = SOUND.set(True)
     try:
         yield

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from distilens.core import Answer, Batch
