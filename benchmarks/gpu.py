@@ -85,6 +85,7 @@ def run_apart(name: str, options: argparse.Namespace, results: Results, limit: f
     os.environ["PYTHONPATH"] = os.pathsep.join(
         [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     )
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # asking whether there is a card must not open it before the fork
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["gpu_parts.process"])
     from gpu_parts.process import run_part
