@@ -269,7 +269,7 @@ class BehindLinear(nn.Module):
 
 def test_frozen_modules_stay_in_eval_mode_and_the_head_does_not():
     net = resnet()
-    net.freeze(but="fc")
+    net.freeze(but=["fc"])
     net.train()
     assert [name for name, parameter in net.named_parameters() if parameter.requires_grad] == [
         "network.fc.weight",

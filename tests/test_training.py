@@ -200,7 +200,7 @@ def test_a_teacher_that_is_needed_and_missing_is_said(data):
 
 def test_frozen_trunks_stay_as_they_are(data):
     model = student(data)
-    model.freeze(but="6")
+    model.freeze(but=["6"])
     before = {key: value.clone() for key, value in model.state_dict().items()}
     found = train(model, build_methods(["ce"]), data, settings())
     changed = {key for key, value in found.state_dict().items() if not torch.equal(value, before[key])}

@@ -15,13 +15,14 @@ from distilens.data import Data, load
 from distilens.errors import UserError
 from distilens.files import Metrics
 from distilens.methods import build_methods
-from distilens.models import build_model, check_classes
+from distilens.models import build_model, check_classes, own_pixels
 from distilens.progress import Log
 from distilens.recipe import Training
 from distilens.recipe_file import explain_errors
+from distilens.rehearsal import check_logits
 from distilens.specs import Spec
 from distilens.teachers import LiveTeacher, nobody
-from distilens.train import processes, train
+from distilens.train import ONE_AT_A_TIME, processes, train
 
 Part = str | Mapping[str, Any] | Spec
 
@@ -60,15 +61,31 @@ def distill(
         >>> student.logits(student.example()).shape
         torch.Size([1, 8])
     """
+    with ONE_AT_A_TIME:  # from the first weight that is drawn on
+        return distilled(student, teacher, data, methods, settings, folder, seed)
+
+
+def distilled(
+    student: Part | Model | nn.Module,
+    teacher: Part | Model | nn.Module | Teacher | None,
+    data: Part | Data,
+    methods: Sequence[Part | Method],
+    settings: Training | Mapping[str, Any] | None,
+    folder: str | Path | None,
+    seed: int,
+) -> tuple[Model, list[dict[str, Any]]]:
+    """`distill`, while no other thread of this process trains."""
     found = data if isinstance(data, Data) else load(data)
     given = settings if isinstance(settings, Training) else checked(settings or {})
     torch.manual_seed(seed)
     model = as_model(student, found)
     check_classes(model, found.classes, "student")
+    check_logits(model, found, "student")
     answering: Teacher = nobody
     if isinstance(teacher, nn.Module | str | Mapping | Spec):
         large = as_model(teacher, found)
         check_classes(large, found.classes, "teacher")
+        check_logits(large, found, "teacher")
         answering = LiveTeacher(large.to(processes().device))
     elif teacher is not None:
         answering = teacher
@@ -91,7 +108,7 @@ def as_model(given: Part | Model | nn.Module, data: Data) -> Model:
     if isinstance(given, Model):
         return given
     if isinstance(given, nn.Module):
-        return Model(given, data.classes, size=data.size)
+        return Model(given, data.classes, size=data.size, **own_pixels(given))
     if not isinstance(given, str | Mapping | Spec):
         raise UserError(f"a model is a notation or a torch module; given a {type(given).__name__}")
     return build_model(given, data.classes, data.size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -15,6 +15,10 @@ from torch.utils.hooks import RemovableHandle
 
 from distilens import taps
 from distilens.errors import UserError
+
+Interpolation = Literal["bilinear", "bicubic", "nearest"]
+GREY = (0.299, 0.587, 0.114)
+"""What red, green and blue add to the brightness of a pixel: ITU-R BT.601."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,15 @@ class Model(nn.Module):
         network: any module from `[b 3 h w]` to logits, or to a structure with `.logits`.
         classes: the names of the classes, in the order of the logits.
         size: height and width that the network expects; other images are resized.
-        mean, std: per channel, for pixels in [0, 1].
+        mean, std: per channel, for pixels in [0, 1]. One of each for a network of grey images, which gets their brightness.
         name: the notation that made it, for the log.
+        interpolation: how images are brought to its size.
+
+    Attributes:
+        loaded: whether weights were loaded into it; None where nobody knows.
+        missing: the weights that were not among those loaded, and were drawn anew.
+        answers_for: the classes that the loaded head was trained for, where they are not `classes` by name.
+        notes: what else has to be said of it.
     """
 
     mean: Tensor
@@ -55,6 +66,7 @@ class Model(nn.Module):
         mean: Sequence[float] = (0.5, 0.5, 0.5),
         std: Sequence[float] = (0.25, 0.25, 0.25),
         name: str = "",
+        interpolation: Interpolation = "bilinear",
     ):
         super().__init__()
         self.network: nn.Module = network
@@ -64,6 +76,11 @@ class Model(nn.Module):
         self.classes = tuple(classes)
         self.size = (int(size[0]), int(size[1]))
         self.name = name or type(network).__name__
+        self.interpolation: Interpolation = interpolation
+        self.loaded: bool | None = None
+        self.missing: tuple[str, ...] = ()
+        self.answers_for: tuple[str, ...] | None = None
+        self.notes: tuple[str, ...] = ()
         self.taps: dict[str, taps.Tap] = {}
         self.frozen: list[nn.Module] = []
         self.precision: torch.dtype | None = None  # of the network's weights, where it is not that of the pixels
@@ -112,11 +129,25 @@ class Model(nn.Module):
         """The logits alone, whatever is tapped."""
         return self(images).logits
 
-    def prepare(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c height width"]:
+    def prepare(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d height width"]:
         """Resize and normalise: pixels in [0, 1] as the network was trained to see them."""
         if images.shape[-2:] != self.size:
-            images = functional.interpolate(images, self.size, mode="bilinear", antialias=True, align_corners=False)
-        return (images - self.mean) / self.std
+            images = self.resized(images)
+        return (self.in_its_colours(images) - self.mean) / self.std
+
+    def in_its_colours(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
+        """The brightness of the images, for a network of grey ones; images as they are, for others."""
+        if self.mean.shape[1] != 1 or images.shape[1] != 3:
+            return images
+        red, green, blue = (share * images[:, number, None] for number, share in enumerate(GREY))
+        return red + green + blue
+
+    def resized(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c height width"]:
+        """Images at the network's own size."""
+        if self.interpolation == "nearest":
+            return functional.interpolate(images, self.size, mode="nearest")
+        made = functional.interpolate(images, self.size, mode=self.interpolation, antialias=True, align_corners=False)
+        return made.clamp(0, 1) if self.interpolation == "bicubic" else made  # which swings beyond
 
     def tap(self, path: str = taps.LAST) -> str:
         """Read the output of a module from now on, under the name asked for; returns the module's own path.
@@ -199,7 +230,7 @@ class Model(nn.Module):
         for inserted in self.inserted.values():
             inserted.inputs = {}
         try:
-            return taps.observe(self.network, self.example())
+            return taps.observe(self.network, self.in_its_colours(self.example()))
         except (RuntimeError, AssertionError) as error:
             size = "×".join(map(str, self.size))
             raise UserError(f"{self.name} fails on images of {size} pixels: {error}. Give it another size=") from error
@@ -247,14 +278,14 @@ class Model(nn.Module):
         self._overwritten.clear()
         self.pooled_head = None
 
-    def freeze(self, *, but: str | None = None) -> None:
-        """Keep the network as it is, in eval mode too, except the module at a path (a new head)."""
-        kept = taps.find(self.network, but) if but else None
-        trained = set(kept.modules()) if kept is not None else set()
+    def freeze(self, *, but: Sequence[str] = ()) -> None:
+        """Keep the network as it is, in eval mode too, except the modules at some paths (new heads)."""
+        kept = [taps.find(self.network, path) for path in but]
+        trained = {module for each in kept for module in each.modules()}
         self.frozen = [module for module in self.network.modules() if module not in trained]
         self.network.requires_grad_(False)
-        if kept is not None:
-            kept.requires_grad_(True)
+        for module in kept:
+            module.requires_grad_(True)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Model:

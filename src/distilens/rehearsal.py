@@ -1,14 +1,27 @@
-"""A student prepared by its methods before there is a trained teacher: what does not fit is said before anything is trained."""
+"""What does not fit is said before anything is trained: a student prepared by its methods, and answers that mean nothing."""
 
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Sequence
 
+import torch
+
+from distilens import draws
 from distilens.balance import BALANCES
 from distilens.core import Batch, Model, Objective, Teacher, with_terms
+from distilens.data.subset import Data
+from distilens.errors import UserError
 from distilens.methods import build_methods
 from distilens.methods.kd_layer import KDLayer
+from distilens.taps import evaluating
+
+SECONDS = 1.0
+"""How long a model answers validation images, at most: what is wrong with it shows soon."""
+IMAGES, FEW = 256, 64
+SURE = 0.999
+"""The confidence with which a teacher must be worse than chance to be refused."""
 
 
 def rehearsed(
@@ -37,3 +50,53 @@ def rehearsed(
             method.codebook = method.stand_in(answer, objective.student)
     objective.prepare(batch, answer)
     return objective.to(student.device)
+
+
+def check_logits(model: Model, data: Data, role: str, *, used: bool = False) -> str | None:
+    """Look at a model's answers to some images: of the validation split, or of training where that is small.
+
+    Returns what is to be said of them, if anything.
+
+    Args:
+        role: what the model is, for messages.
+        used: its answers are used as they are, so they are compared with the labels too.
+
+    Raises:
+        UserError: NaN, probabilities in place of logits, or answers that are surely worse than chance.
+    """
+    from scipy.stats import binomtest
+
+    split = data.validation if len(data.validation) >= FEW else data.train
+    labels = torch.from_numpy(split.labels)
+    order = torch.randperm(len(split), generator=draws.generator("rehearsed")).numpy()[:IMAGES]
+    begun, logits, seen = time.monotonic(), [], 0
+    with evaluating(model), torch.no_grad():
+        while seen < len(order) and (seen == 0 or time.monotonic() - begun < SECONDS):
+            images, _ = split.pixels(order[seen : seen + 8])
+            logits.append(model.logits(images.to(model.device)).float().cpu())
+            seen += len(images)
+    answers, labels = torch.cat(logits), labels[order[:seen].tolist()]
+    if not answers.isfinite().all():
+        raise UserError(
+            f"the {role} {model.name} answers with NaN or infinite logits: its weights or its pixels are at fault"
+        )
+    if ((answers >= 0) & (answers <= 1)).all() and bool(((answers.sum(1) - 1).abs() < 1e-3).all()):
+        raise UserError(
+            f"the {role} {model.name} answers with probabilities that sum to 1, and logits are needed: take the softmax at its "
+            "end away"
+        )
+    right, known = int((answers.argmax(1) == labels).sum()), int((labels >= 0).sum())
+    if not used or not known:
+        return None
+    chance, test = 1 / len(model.classes), binomtest(right, known)
+    found = (
+        f"the {role} {model.name} is right for {right} of {known} images that it was shown, and chance is {chance:.0%}"
+    )
+    if test.proportion_ci(SURE, method="wilson").high < chance:
+        raise UserError(
+            f"{found}: its classes may stand in another order than the data's, or it expects other pixels (mean=, std=, size=). "
+            f"Train it for these data: {role}.finetune=head (or all)"
+        )
+    if test.proportion_ci(method="wilson").low <= chance:
+        return f"{found}: it may know nothing of these data"
+    return None

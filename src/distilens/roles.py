@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,14 +17,15 @@ from distilens.data.batches import Batches
 from distilens.data.subset import Data
 from distilens.errors import UserError
 from distilens.explain import check_taps
-from distilens.files import file_key, key_of, read_json, write_json
+from distilens.files import Metrics, file_key, key_of, read_json, write_json, write_text
 from distilens.methods import METHODS, build_methods
 from distilens.methods.kd_layer import KDLayer
 from distilens.models import build_model, check_classes, save_model
-from distilens.models.adapters import head_of, replace_head
+from distilens.models.heads import heads, replace_heads
+from distilens.models.named import check_answers, shown
 from distilens.progress import Log
 from distilens.recipe import Recipe, TeacherPart, Training, with_options
-from distilens.rehearsal import rehearsed
+from distilens.rehearsal import check_logits, rehearsed
 from distilens.run import Run, at_work, stage
 from distilens.specs import Spec
 from distilens.teachers import ANSWERS, LiveTeacher, as_one, following, nobody
@@ -75,15 +77,28 @@ def rehearse(run: Run, part: TeacherPart, student: Model) -> None:
     """
     if all(run.weights_key(role) for role in part.models):
         return
-    made = [
-        make_teacher(run.recipe, run.data, notation, how_trained(part, notation)) for notation in part.models.values()
-    ]
+    device = cast(torch.device, processes().device)
+    made = []
+    for role, notation in part.models.items():
+        how = how_trained(part, notation)
+        model = make_teacher(run.recipe, run.data, notation, how)
+        warning = check_logits(model.to(device), run.data, role, used=how == "none")
+        for text in (*told_of(model), *([warning] if warning else [])):
+            run.say(f"{role}: {text}")
+        made.append(model.cpu())
+    check_logits(student, run.data, "student")
     each = [LiveTeacher(model) for model in made]
     settings = run.recipe.train
     batches = Batches(run.data.train, settings.batch_size, augment=AUGMENTS.build(settings.augment), resident=False)
     few = batches.batch(torch.arange(min(4, len(run.data.train))), None, 0, 0.0)
     answering = as_one(each, part.joined, part.control)
     rehearsed(student, run.recipe.student.methods, few, answering, balance=settings.balance)
+
+
+def told_of(model: Model) -> list[str]:
+    """What has to be said of a model that was built: weights that were drawn anew, and what it brought along."""
+    new = [f"these weights were not among those loaded, and are drawn at random: {shown(model.missing)}"]
+    return [*(new if model.missing else []), *model.notes]
 
 
 def how_trained(part: TeacherPart, notation: str) -> str:
@@ -95,12 +110,14 @@ def make_teacher(recipe: Recipe, data: Data, notation: str, how: str) -> Model:
     """A teacher's model before it is trained, with a head for the data's classes."""
     model = build_model(notation, data.classes, data.size)
     if how != "none" and len(model.classes) != len(data.classes):
-        replace_head(model.network, len(data.classes))
+        replace_heads(model.network, len(data.classes), heads(model))
         model.classes = data.classes
     check_classes(model, data.classes, "teacher")
+    if how == "none":
+        check_answers(model, data.classes, "teacher")
     check_taps(recipe.explain.explainers, model)
     if how == "head":
-        model.freeze(but=head_of(model.network))
+        model.freeze(but=heads(model))
     return model
 
 
@@ -144,7 +161,7 @@ def train_role(
     with stage(run, role, key, folder / "model.safetensors") as due:
         if not due:
             return
-        discard_other_plans(folder, key)
+        set_other_plans_aside(run, role, key)
         torch.manual_seed(seed)
         model = make() if make else build_model(plan["model"], run.data.classes, run.data.size)
         check_classes(model, run.data.classes, role)
@@ -212,10 +229,46 @@ def codebooks(run: Run) -> list[Path]:
         return with_codebooks(run, methods)
 
 
-def discard_other_plans(folder: Path, key: str) -> None:
-    """Checkpoints of another plan are no place to go on from."""
-    marker = folder / "checkpoints" / "plan.json"
-    if processes().is_main_process and (read_json(marker) or {}).get("key") != key:
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        write_json(marker, {"key": key})
+def set_other_plans_aside(run: Run, role: str, key: str) -> None:
+    """Keep the progress of another plan, and take up that of this plan where it was set aside before.
+
+    Progress is the checkpoints and the role's rows of the log. It is moved to `ROLE/aside/KEY`, and said.
+    """
+    folder = run.folder / role
+    current, aside = folder / "checkpoints", folder / "aside"
+    before = (read_json(current / "plan.json") or {}).get("key")
+    if processes().is_main_process and before != key:
+        if before and (current / "last.pt").is_file():
+            set_aside(run, role, aside / before)
+            run.say(
+                f"{role}: there is progress of other settings. It is kept in {aside / before}; the same command as before goes "
+                "on with it"
+            )
+        if (aside / key).is_dir():
+            take_up(run, role, aside / key)
+            run.say(f"{role}: goes on where it was with these settings")
+        write_json(current / "plan.json", {"key": key})
     processes().wait_for_everyone()
+
+
+def set_aside(run: Run, role: str, place: Path) -> None:
+    """Move checkpoints, and what the log says of a role, to another folder."""
+    shutil.rmtree(place, ignore_errors=True)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    write_text(
+        run.folder / role / "checkpoints" / "metrics.jsonl",
+        "".join(json.dumps(row) + "\n" for row in run.metrics.rows() if row["stage"] == role),
+    )
+    (run.folder / role / "checkpoints").rename(place)
+    run.metrics.keep(lambda row: row["stage"] != role)
+
+
+def take_up(run: Run, role: str, place: Path) -> None:
+    """The inverse of `set_aside`."""
+    current = run.folder / role / "checkpoints"
+    shutil.rmtree(current, ignore_errors=True)
+    place.rename(current)
+    run.metrics.keep(lambda row: row["stage"] != role)
+    for row in Metrics(current / "metrics.jsonl").rows():
+        run.metrics.append(**row)
+    (current / "metrics.jsonl").unlink(missing_ok=True)

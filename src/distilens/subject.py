@@ -17,8 +17,8 @@ from distilens.core import Model
 from distilens.data import Data, Split, load
 from distilens.errors import UserError
 from distilens.explain.explanation import target_of
-from distilens.models import MODELS, build_model, build_network, check_classes, load_model
-from distilens.models.adapters import Expecting, head_of, load_state, offline_told
+from distilens.models import MODELS, build_model, check_classes, load_model
+from distilens.models.named import own_classes
 from distilens.recipe_file import read_recipe
 from distilens.specs import Spec
 from distilens.train import processes
@@ -92,6 +92,7 @@ def built_model(model: Model | str, folder: Path | None, given: Data | Tensor) -
             f"{model} says nothing of its classes, and there is no data set that could: name one, or give a Model, a run, or "
             "pretrained weights"
         )
+    own = None if own is None else tuple(name.partition(",")[0] for name in own)  # one name of each
     names = classes if own is None or len(own) == len(classes) else own
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -101,44 +102,6 @@ def built_model(model: Model | str, folder: Path | None, given: Data | Tensor) -
         f"{model} has random weights, since nothing was loaded: its answers mean nothing, nor do their explanations."
     )
     return built, () if loaded else (untrained,)
-
-
-def own_classes(spec: Spec) -> tuple[str, ...] | None:
-    """The classes that pretrained weights answer for; numbers where they have no names; None where the data decide."""
-    name, options = spec.argument or "", spec.options
-    if spec.name == "timm" and options["pretrained"]:
-        import timm
-        from timm.data.imagenet_info import ImageNetInfo
-
-        about = timm.get_pretrained_cfg(name, allow_unregistered=True)
-        count = about.num_classes if about is not None else 0
-        if count == 1000:
-            words = ImageNetInfo()
-            return tuple(words.index_to_description(number).split(",")[0] for number in range(count))
-        return tuple(map(str, range(count))) if count else None
-    if spec.name == "torchvision" and options["weights"]:
-        from torchvision import models as library
-
-        if name in library.list_models(module=library):
-            for weights in library.get_model_weights(name):
-                if options["weights"] in (weights.name, "DEFAULT"):
-                    return tuple(weights.meta["categories"])
-    if spec.name == "hf" and options["pretrained"]:
-        try:
-            from transformers import AutoConfig
-        except ImportError:
-            return None  # the adapter says so
-        with offline_told(f"hf:{name}"):
-            words = cast(dict[int, str], AutoConfig.from_pretrained(name).id2label)
-        return tuple(str(words[number]) for number in sorted(words))
-    if spec.name == "file":
-        made = build_network(options["model"], 2)
-        if isinstance(made, Expecting):
-            state = load_state(Path(name))
-            head = f"{head_of(made.network)}.weight"
-            found = state.get(head, state.get(f"module.{head}"))
-            return tuple(map(str, range(len(found)))) if found is not None else None
-    return None
 
 
 def check_pixels(images: Tensor) -> Tensor:

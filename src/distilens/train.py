@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import cast
@@ -30,6 +31,9 @@ from distilens.progress import Log
 from distilens.recipe import Training
 from distilens.taps import evaluating
 from distilens.teachers import nobody
+
+ONE_AT_A_TIME = threading.RLock()
+"""Torch's random numbers and accelerate's state belong to the whole process: trainings in threads take turns."""
 
 
 def train(
@@ -61,9 +65,25 @@ def train(
     Raises:
         UserError: a loss that is not finite (the last good checkpoint stays), or a list of methods without any loss.
         Interrupted: Ctrl-C or SIGTERM; the state was saved.
+
+    In threads of one process trainings take turns, so that a seed means the same there: to train at once, take processes.
     """
+    with ONE_AT_A_TIME:
+        return train_alone(student, methods, data, settings, teacher, folder, log or Log(), seed)
+
+
+def train_alone(
+    student: Model,
+    methods: Mapping[str, Method],
+    data: Data,
+    settings: Training,
+    teacher: Teacher,
+    folder: Path | None,
+    log: Log,
+    seed: int,
+) -> Model:
+    """`train`, while no other thread of this process trains."""
     accelerator = make_accelerator(settings)
-    log = log or Log()
     torch.manual_seed(seed + 1_000_003 * accelerator.process_index)
 
     def batches(split, augment=None):

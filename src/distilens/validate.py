@@ -23,7 +23,7 @@ from distilens.explain import check_taps
 from distilens.measure import macs, parameters
 from distilens.models import build_model
 from distilens.recipe import Recipe, Training
-from distilens.roles import how_trained, make_teacher
+from distilens.roles import how_trained, make_teacher, told_of
 from distilens.teachers import LiveTeacher, as_one, following, nobody
 from distilens.train import processes
 
@@ -76,6 +76,13 @@ def show_model(console: Console, role: str, model: Model) -> None:
     console.print(table)
     size = "×".join(map(str, model.size))
     console.print(f"{parameters(model):,} parameters, {macs(model):,} MACs at {size}, {len(model.classes)} classes")
+    weights = {True: "loaded", False: "random", None: "as your module brings them"}[model.loaded]
+    mean, std = (", ".join(f"{value:.3g}" for value in each.flatten().tolist()) for each in (model.mean, model.std))
+    console.print(
+        f"weights {weights}; pixels in [0, 1] less {mean}, over {std}, at {size} by {model.interpolation} resizing"
+    )
+    for text in told_of(model):
+        console.print(f"- {text}", highlight=False, markup=False)
 
 
 def shape_of(output: object) -> str:

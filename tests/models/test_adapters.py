@@ -9,7 +9,8 @@ from torch import nn
 
 from distilens.errors import UserError
 from distilens.models import build_model, check_classes, load_model, save_model
-from distilens.models.adapters import IMAGENET, load_state, replace_head
+from distilens.models.adapters import IMAGENET, load_state
+from distilens.models.heads import head_of, replace_heads
 
 CLASSES = tuple("abc")
 
@@ -216,13 +217,13 @@ def test_a_head_is_replaced_where_the_classes_differ_and_left_alone_where_not():
         (models.mobilenet_v2(num_classes=5), "classifier.1"),
     ):
         old = network.get_submodule(path)
-        replace_head(network, 5)
+        replace_heads(network, 5, [head_of(network)])
         assert network.get_submodule(path) is old
-        replace_head(network, 7)
+        replace_heads(network, 7, [head_of(network)])
         assert network.get_submodule(path) is not old
         assert network.eval()(torch.rand(2, 3, 64, 64)).shape == (2, 7)
     with pytest.raises(UserError, match="ReLU has no linear or convolutional layer"):
-        replace_head(nn.ReLU(), 3)
+        head_of(nn.ReLU())
 
 
 def test_transformers_resnets_and_vits_from_a_folder(place):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import psutil
@@ -103,8 +104,8 @@ class Batches:
             yield from ((part, None) for part in parts)
             return
         loader = DataLoader(
-            Streamed(self.split),
-            sampler=[part.numpy() for part in parts],  # type: ignore[arg-type]  # one "index" is one batch
+            Streamed(self.split.rows.images),
+            sampler=[self.split.index[part.numpy()] for part in parts],  # type: ignore[arg-type]  # one "index" is a batch
             batch_size=None,
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
@@ -161,7 +162,9 @@ class Batches:
 
     def raw(self, positions: Tensor) -> Tensor | None:
         """The source images `[b h w 3]` at some positions on the host; None where all are resident."""
-        return None if self.resident else to_device(Streamed(self.split)[positions.numpy()], self.device)
+        if self.resident:
+            return None
+        return to_device(Streamed(self.split.rows.images)[self.split.index[positions.numpy()]], self.device)
 
     def pixels(self, positions: Tensor, raw: Tensor | None, geometry: Geometry | None) -> Tensor:
         """Images `[b 3 h w]` in [0, 1], channels last in memory."""
@@ -189,16 +192,35 @@ def drawn(index: Tensor, seed: int, variant: int, name: str, count: int = 1, *, 
 
 
 class Streamed(Dataset):
-    """Source images by position, a whole batch at a time, read from the memory map by a worker."""
+    """Source images by row, a whole batch at a time, read by a worker.
 
-    def __init__(self, split: Split):
-        self.images, self.index = split.rows.images, split.index
+    Where workers are spawned (macOS, Windows) each is sent a pickle of it, which must be small: a script without
+    `if __name__ == "__main__":` would else wait for ever for a worker that has died. A memory map travels by its path, and an
+    array in shared memory.
+    """
+
+    def __init__(self, images: np.ndarray):
+        self.images: np.ndarray | Tensor = images if isinstance(images, np.memmap) else torch.from_numpy(images)
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.images)
 
-    def __getitem__(self, positions: np.ndarray) -> Tensor:
-        return torch.from_numpy(self.images[self.index[positions]])
+    def __getitem__(self, rows: np.ndarray) -> Tensor:
+        if isinstance(self.images, Tensor):
+            return self.images[torch.from_numpy(rows)]
+        return torch.from_numpy(self.images[rows])
+
+    def __getstate__(self) -> dict[str, Any]:
+        if not isinstance(self.images, np.memmap) or self.images.filename is None:
+            return {"images": self.images}
+        held = self.images
+        return {"map": (str(held.filename), held.dtype.str, held.shape, held.offset)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "map" in state:
+            path, dtype, shape, offset = state["map"]
+            state = {"images": np.memmap(path, dtype, "r", offset, shape)}
+        self.__dict__.update(state)
 
 
 def free_memory(device: torch.device) -> int:

@@ -145,9 +145,8 @@ def checked(model: Model, images: Tensor) -> Tensor:
     Raises:
         UserError: what is wrong with them.
     """
-    channels = model.mean.shape[1]
-    if images.ndim != 4 or images.shape[1] != channels:
-        raise UserError(f"images to explain are [b {channels} h w]; given {list(images.shape)}")
+    if images.ndim != 4 or images.shape[1] not in (3, model.mean.shape[1]):
+        raise UserError(f"images to explain are [b 3 h w]; given {list(images.shape)}")
     if not len(images):
         raise UserError("there are no images to explain: the batch is empty")
     if not images.is_floating_point():

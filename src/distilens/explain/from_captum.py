@@ -19,11 +19,15 @@ from distilens.explain.explanation import Explainer, Explanation, Target, target
 from distilens.taps import grid
 
 
+RULES = ("LRP", "LayerLRP")
+"""Attributions that go through a network module by module, with a rule for each kind: they are given the network alone."""
+
+
 class CaptumExplainer(Explainer):
     """Any attribution of the library Captum by its own name, such as `captum:DeepLift`, summed over the colour channels.
 
     Options are those of its `attribute` (`captum:IntegratedGradients,n_steps=20`); a layer attribution takes `tap=`. Signed.
-    Attributions that need baselines compare with `reference` images. Random ones draw from a seed of their own, one for the
+    Attributions that need baselines compare with `reference` images. LRP is of the normalised pixels, on the bare network. Random ones draw from a seed of their own, one for the
     whole batch, so their maps depend on the batch. Needs `pip install 'distilens[captum]'`. Has no derivative.
 
     Source: Kokhlikyan et al. 2020 (arXiv 2009.07896).
@@ -49,7 +53,8 @@ class CaptumExplainer(Explainer):
         with torch.no_grad():
             logits = model.logits(images)
         target = target_of(logits, target)
-        forward = Logits(model)
+        by_rules = self.name in RULES
+        forward = model.network if by_rules else Logits(model)
         place = () if self.tap is None else (model.find(model.last_tap if self.tap == "last" else self.tap)[1],)
         options = dict(self.options)
         if self.compares:
@@ -61,7 +66,7 @@ class CaptumExplainer(Explainer):
         if "target" in inspect.signature(self.method.attribute).parameters:  # an activation alone has none
             options["target"] = target
         with torch.enable_grad(), tidying(model):
-            pixels = images.clone().requires_grad_()
+            pixels = (model.prepare(images) if by_rules else images).detach().clone().requires_grad_()
             try:
                 found = self.method(forward, *place).attribute(pixels, **options)
             except torch.OutOfMemoryError:

@@ -16,7 +16,7 @@ from distilens.errors import UserError
 from distilens.explain.activation import full
 from distilens.explain.maps import on_one_grid
 from distilens.methods.paired import Paired, shapes
-from distilens.models.adapters import give_head, head_of
+from distilens.models.heads import give_head, head_of
 from distilens.parts import build_part
 from distilens.specs import Spec
 from distilens.taps import LAST, grid

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,8 @@ from distilens.errors import UserError
 from distilens.specs import Registry, Spec
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from distilens.core import Model
     from distilens.models.adapters import Expecting
 
@@ -53,18 +56,63 @@ MODELS = Registry("model", zoo(), common=pixels)
 def build_model(part: str | Mapping[str, Any] | Spec | Model, classes: Sequence[str], size: tuple[int, int]) -> Model:
     """A model for some classes and images of some size, by notation. A `Model` is taken as it is.
 
+    Weights that answer for classes of the same names give their logits in the order of `classes`, which may be some of theirs.
+
     Raises:
-        UserError: an unknown name or option, weights that do not fit, or other classes than the data's.
+        UserError: an unknown name or option, or weights that do not fit.
     """
     from distilens.core import Model
+    from distilens.models.heads import keep_classes
+    from distilens.models.named import are_named, check_channels, own_classes, positions_of, shown
 
     if isinstance(part, Model):
         return part
-    made = build_network(part, len(classes))
+    own = own_classes(MODELS.resolve(part))
+    positions = positions_of(classes, own) if own and are_named(own) else None
+    made = build_network(part, len(own) if own and positions else len(classes))
     if isinstance(made, Model):  # `run:` brings all that a model needs
-        return made
-    side = (made.size, made.size) if made.size else size
-    return Model(made.network, classes, size=side, mean=made.mean, std=made.std, name=str(Spec.parse(part)))
+        return in_order(made, classes)
+    sides = made.size or size
+    kinds = sorted({str(each.dtype).removeprefix("torch.") for each in made.network.parameters()} - {"float32"})
+    model = Model(
+        made.network.float(),
+        own if own and positions else tuple(classes),
+        size=(sides, sides) if isinstance(sides, int) else sides,
+        mean=made.mean,
+        std=made.std,
+        name=str(Spec.parse(part)),
+        interpolation=made.interpolation,
+    )
+    model.loaded, model.missing, model.notes = made.loaded, made.missing, made.notes
+    if kinds:
+        model.notes += (
+            f"its weights are {', '.join(kinds)}: it computes in float32, or as the training's precision says",
+        )
+    check_channels(model)
+    if positions and own:
+        keep_classes(model, positions, classes)
+    elif made.loaded and not made.missing:
+        model.answers_for = own
+        names = f"its head answers for {shown(own)}" if own and are_named(own) else "its classes have no names"
+        model.notes += (f"{names}: its logits are taken in the order of the data's classes",)
+    return model
+
+
+def own_pixels(network: nn.Module) -> dict[str, Any]:
+    """The mean and deviation of pixels that a module of timm carries; nothing of others."""
+    about = getattr(network, "pretrained_cfg", None) or {}
+    return {name: tuple(about[name]) for name in ("mean", "std") if name in about}
+
+
+def in_order(model: Model, classes: Sequence[str]) -> Model:
+    """A model with the data's classes, where it has them by name; as it is, where it has not."""
+    from distilens.models.heads import keep_classes
+    from distilens.models.named import positions_of
+
+    positions = positions_of(classes, model.classes)
+    if positions and model.classes != tuple(classes):
+        keep_classes(model, positions, classes)
+    return model
 
 
 def build_network(part: str | Mapping[str, Any] | Spec, classes: int) -> Expecting | Model:
@@ -78,8 +126,8 @@ def build_network(part: str | Mapping[str, Any] | Spec, classes: int) -> Expecti
         return made
     if not isinstance(made, Expecting):
         made = Expecting(made)
-    wanted = spec.options
-    return Expecting(made.network, wanted["size"] or made.size, wanted["mean"] or made.mean, wanted["std"] or made.std)
+    wanted = {name: spec.options[name] for name in ("size", "mean", "std") if spec.options[name]}
+    return replace(made, **wanted)
 
 
 def check_classes(model: Model, classes: Sequence[str], role: str) -> None:
@@ -114,6 +162,7 @@ def save_model(model: Model, folder: Path) -> None:
         "size": list(model.size),
         "mean": model.mean.flatten().tolist(),
         "std": model.std.flatten().tolist(),
+        "interpolation": model.interpolation,
         "parts": [
             {"name": name, "tap": inserted.path, "part": getattr(inserted.part, "notation", None)}
             for name, inserted in model.inserted.items()
@@ -142,13 +191,15 @@ def load_model(folder: Path) -> Model:
     made = MODELS.build(spec, len(about["classes"]))
     network = made.network if isinstance(made, Expecting) else made
     model = Model(
-        network,
+        network.float(),
         about["classes"],
         size=tuple(about["size"]),
         mean=about["mean"],
         std=about["std"],
         name=about["model"],
+        interpolation=about.get("interpolation", "bilinear"),  # files before had no other
     )
+    model.loaded = True
     for part in about.get("parts", []):
         if part["part"] is None:
             raise UserError(

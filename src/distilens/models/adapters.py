@@ -10,9 +10,9 @@ import pickle
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -20,18 +20,33 @@ from torch import Tensor, nn
 
 from distilens.core import Model
 from distilens.errors import UserError, nearest
+from distilens.model import Interpolation
+from distilens.models.heads import head_of, replace_heads
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 @dataclass(frozen=True)
 class Expecting:
-    """A network and the pixels that it was trained to see; `size` None: any."""
+    """A network, the pixels that it was trained to see, and what was loaded into it.
+
+    Attributes:
+        size: the side of the images, or height and width; None: any.
+        mean, std: for pixels in [0, 1], a number a channel.
+        interpolation: how images are brought to its size.
+        loaded: whether weights were loaded; None where nobody knows, as of a module of one's own.
+        missing: the weights that were not among those loaded, and were drawn anew.
+        notes: what else has to be said of it.
+    """
 
     network: nn.Module
-    size: int | None = None
+    size: int | tuple[int, int] | None = None
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.25, 0.25, 0.25)
+    interpolation: Interpolation = "bilinear"
+    loaded: bool | None = False
+    missing: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def timm(name: str, /, classes: int, *, pretrained: bool = False, size: int | None = None) -> Expecting:
@@ -49,8 +64,13 @@ def timm(name: str, /, classes: int, *, pretrained: bool = False, size: int | No
         extra: dict[str, Any] = {"img_size": size} if fixed and size else {}
         network = library.create_model(name, pretrained=pretrained, num_classes=classes, **extra)
     config = resolve_model_data_config(network)
-    own = size or (config["input_size"][-1] if pretrained or fixed else None)
-    return Expecting(network, own, tuple(config["mean"]), tuple(config["std"]))
+    own = size or (tuple(config["input_size"][-2:]) if pretrained or fixed else None)
+    head = tuple(as_tuple(network.pretrained_cfg.get("classifier"))) if pretrained else ()
+    new = pretrained and network.pretrained_cfg.get("num_classes") != classes
+    return Expecting(
+        network, own, tuple(config["mean"]), tuple(config["std"]), interpolation_of(config["interpolation"]), pretrained,
+        head if new else (), cropped(config["crop_pct"] if pretrained else 1.0),
+    )  # fmt: skip
 
 
 def torchvision(name: str, /, classes: int, *, weights: str | None = None, size: int | None = None) -> Expecting:
@@ -76,9 +96,13 @@ def torchvision(name: str, /, classes: int, *, weights: str | None = None, size:
         raise UserError(f"torchvision:{name} has no weights {weights!r}; it has {have}") from None
     with offline_told(f"torchvision:{name},weights={weights}"):
         network = library.get_model(name, weights=chosen)
-    replace_head(network, classes)
+    new = len(chosen.meta["categories"]) != classes
+    replace_heads(network, classes, [head_of(network)])
     preset = chosen.transforms()
-    return Expecting(network, preset.crop_size[0], tuple(preset.mean), tuple(preset.std))
+    return Expecting(
+        network, preset.crop_size[0], tuple(preset.mean), tuple(preset.std), interpolation_of(preset.interpolation.value),
+        True, (head_of(network),) if new else (), cropped(preset.crop_size[0] / preset.resize_size[0]),
+    )  # fmt: skip
 
 
 def hf(name: str, /, classes: int, *, pretrained: bool = True) -> Expecting:
@@ -90,21 +114,91 @@ def hf(name: str, /, classes: int, *, pretrained: bool = True) -> Expecting:
         from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
     except ImportError:
         raise UserError("hf: models need transformers: pip install 'distilens[hf]'") from None
+    missing: list[str] = []
     with offline_told(f"hf:{name}"):
         if pretrained:
-            network = AutoModelForImageClassification.from_pretrained(
-                name, num_labels=classes, ignore_mismatched_sizes=True
-            )
+            with quiet_library():  # what was not loaded is said here
+                network, about = AutoModelForImageClassification.from_pretrained(
+                    name,
+                    num_labels=classes,
+                    ignore_mismatched_sizes=True,
+                    output_loading_info=True,
+                    dtype=torch.float32,
+                )
+            missing = [*about["missing_keys"], *(key for key, *_ in about["mismatched_keys"])]
         else:
             network = AutoModelForImageClassification.from_config(AutoConfig.from_pretrained(name, num_labels=classes))
-    size, mean, std = getattr(network.config, "image_size", None), IMAGENET["mean"], IMAGENET["std"]
+    pixels = {"mean": IMAGENET["mean"], "std": IMAGENET["std"], "size": own_size(network.config)}
+    notes: tuple[str, ...] = ()
     try:
-        processor = AutoImageProcessor.from_pretrained(name)
-        mean, std = tuple(processor.image_mean), tuple(processor.image_std)
-        size = size or processor.size.get("height") or processor.size.get("shortest_edge")
-    except (OSError, ValueError, ImportError, AttributeError, TypeError):
-        pass  # a model without a processor: ImageNet's normalisation, as transformers' own default
-    return Expecting(network, size, mean, std)
+        pixels |= of_processor(AutoImageProcessor.from_pretrained(name), pixels["size"])
+    except (OSError, ValueError, ImportError):
+        # a model without a processor: ImageNet's normalisation, as transformers' own default
+        notes = ("no image processor beside its weights: pixels are normalised as ImageNet's",) * pretrained
+    return Expecting(network, **pixels, loaded=pretrained, missing=tuple(missing), notes=notes)
+
+
+def own_size(config: Any) -> int | tuple[int, int] | None:
+    """The side of the images that a configuration names, or height and width."""
+    size = getattr(config, "image_size", None)
+    return (int(size[0]), int(size[1])) if isinstance(size, list | tuple) else size
+
+
+@contextlib.contextmanager
+def quiet_library() -> Iterator[None]:
+    """transformers without its warnings and bars."""
+    from transformers.utils import logging
+
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def of_processor(processor: Any, size: Any) -> dict[str, Any]:
+    """The pixels that a Hugging Face image processor makes: size, normalisation, range of values, interpolation.
+
+    It takes values from 0 to 255, times `rescale_factor`, less 1 where it has an offset; ours are from 0 to 1.
+    """
+    sides = getattr(processor, "size", None) or {}
+    height, width = (sides.get(side) or sides.get("shortest_edge") for side in ("height", "width"))
+    rescales = getattr(processor, "do_rescale", True)
+    scale = 255 * float(processor.rescale_factor) if rescales else 255.0
+    offset = 1.0 if rescales and getattr(processor, "rescale_offset", False) else 0.0
+    normalises = getattr(processor, "do_normalize", True)
+    mean, std = (processor.image_mean, processor.image_std) if normalises else ([0.0] * 3, [1.0] * 3)
+    resample = {0: "nearest", 2: "bilinear", 3: "bicubic"}.get(
+        int(getattr(processor, "resample", None) or 2), "bicubic"
+    )
+    found = {
+        "mean": tuple((m + offset) / scale for m in mean),
+        "std": tuple(s / scale for s in std),
+        "interpolation": resample,
+    }
+    return found if size or not (height and width) else {**found, "size": (int(height), int(width))}
+
+
+def interpolation_of(name: str) -> Interpolation:
+    """What is nearest to an interpolation of another library: Lanczos' and others are taken as bicubic."""
+    return name if name in ("bilinear", "nearest") else "bicubic"  # type: ignore[return-value]
+
+
+def cropped(share: float) -> tuple[str, ...]:
+    """What is said of weights that were evaluated on the middle of each image."""
+    if share >= 1:
+        return ()
+    return (
+        f"evaluated by its makers on the middle {share:.3g} of each side; here teacher and student see the whole image",
+    )
+
+
+def as_tuple(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, list | tuple) else () if value is None else (value,)
 
 
 def file(path: str, /, classes: int, *, model: str) -> Expecting:
@@ -121,7 +215,7 @@ def file(path: str, /, classes: int, *, model: str) -> Expecting:
         )
     state = load_state(Path(path))
     fit(made.network, state, where=path, architecture=model)
-    return made
+    return replace(made, loaded=True, missing=())
 
 
 def python(path: str, /, classes: int) -> Expecting:
@@ -143,10 +237,23 @@ def python(path: str, /, classes: int) -> Expecting:
         raise UserError(f"{module_name} has no {attribute!r}.{nearest(attribute, known)}") from None
     if not callable(make):
         raise UserError(f"python:{path} is not callable: it is a {type(make).__name__}")
-    network = make(classes) if inspect.signature(make).parameters else make()
+    network = call_with(make, classes)
     if not isinstance(network, nn.Module):
         raise UserError(f"python:{path} must return a torch.nn.Module; it returned a {type(network).__name__}")
-    return Expecting(network)
+    return Expecting(network, loaded=None)
+
+
+COUNTS = ("classes", "num_classes", "n_classes", "nb_classes", "num_labels", "out_features")
+"""What people call the number of classes."""
+
+
+def call_with(make: Any, classes: int) -> Any:
+    """Call a function with the number of classes: by its name where there is such a parameter, else first, if it takes any."""
+    parameters = inspect.signature(make).parameters
+    name = next((name for name in COUNTS if name in parameters), None)
+    if name is not None and parameters[name].kind is not inspect.Parameter.POSITIONAL_ONLY:
+        return make(**{name: classes})
+    return make(classes) if parameters else make()
 
 
 def run(
@@ -231,33 +338,6 @@ def fit(network: nn.Module, state: Mapping[str, Tensor], *, where: str, architec
             f"the weights in {where} are not those of {architecture}: {'; '.join([*problems, *shapes[:4]])}"
         )
     network.load_state_dict(state)
-
-
-def head_of(network: nn.Module) -> str:
-    """The path of the last linear or convolutional layer in the order of definition: what gives the logits."""
-    layers = [path for path, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    if not layers:
-        raise UserError(f"{type(network).__name__} has no linear or convolutional layer that could be its head")
-    return layers[-1]
-
-
-def give_head(network: nn.Module, head: nn.Module) -> None:
-    """Put another head into a network."""
-    network.set_submodule(head_of(network), head)
-
-
-def replace_head(network: nn.Module, classes: int) -> None:
-    """Give a network a fresh last layer for another number of classes; one for as many is left alone."""
-    path = head_of(network)
-    parent, _, name = path.rpartition(".")
-    old = network.get_submodule(path)
-    if isinstance(old, nn.Linear):
-        if old.out_features != classes:
-            setattr(network.get_submodule(parent), name, nn.Linear(old.in_features, classes, old.bias is not None))
-    elif isinstance(old, nn.Conv2d) and old.out_channels != classes:
-        sides: dict[str, Any] = {"stride": old.stride, "padding": old.padding, "bias": old.bias is not None}
-        new = nn.Conv2d(old.in_channels, classes, cast(tuple[int, int], old.kernel_size), **sides)
-        setattr(network.get_submodule(parent), name, new)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from distilens.explain import Explainer, build_explainer
 from distilens.explain.activation import ActivationMap
 from distilens.explain.explanation import known_to_be_sound
 from distilens.models import MODELS, architecture
-from distilens.models.adapters import head_of
+from distilens.models.heads import heads
 from distilens.prepare import Precision, prepare
 from distilens.processor import to_device
 from distilens.specs import Spec
@@ -77,7 +77,7 @@ class LiveTeacher:
 
     def part(self, path: str) -> nn.Module:
         """A part of the network: by path, or what gives the logits, by whatever name (`head`)."""
-        return find(self.model.network, head_of(self.model.network) if path == "head" else path)
+        return find(self.model.network, heads(self.model)[-1] if path == "head" else path)
 
     def pruned(self, share: str) -> LiveTeacher:
         """A copy without the smallest weights."""

@@ -1,0 +1,145 @@
+"""The names of the classes that loaded weights answer for, and how they fit the data's."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import nn
+
+from distilens.core import Model
+from distilens.errors import UserError
+from distilens.models.adapters import Expecting, load_state, offline_told
+from distilens.models.heads import head_of
+from distilens.specs import Spec
+from distilens.taps import evaluating
+
+
+def own_classes(spec: Spec) -> tuple[str, ...] | None:
+    """The classes that pretrained weights answer for; numbers where they have no names; None where the data decide."""
+    name, options = spec.argument or "", spec.options
+    if spec.name == "timm" and options["pretrained"]:
+        return of_timm(name)
+    if spec.name == "torchvision" and options["weights"]:
+        from torchvision import models as library
+
+        if name in library.list_models(module=library):
+            for weights in library.get_model_weights(name):
+                if options["weights"] in (weights.name, "DEFAULT"):
+                    return tuple(weights.meta["categories"])
+    if spec.name == "hf" and options["pretrained"]:
+        try:
+            from transformers import AutoConfig
+        except ImportError:
+            return None  # the adapter says so
+        with offline_told(f"hf:{name}"):
+            words = cast(dict[int, str], AutoConfig.from_pretrained(name).id2label)
+        names = tuple(str(words[number]) for number in sorted(words))
+        numbered = all(word == f"LABEL_{number}" for number, word in enumerate(names))
+        return tuple(map(str, range(len(names)))) if numbered else names
+    if spec.name == "file":
+        from distilens.models import build_network
+
+        made = build_network(options["model"], 2)
+        if isinstance(made, Expecting):
+            state = load_state(Path(name))
+            head = f"{head_of(made.network)}.weight"
+            found = state.get(head, state.get(f"module.{head}"))
+            return tuple(map(str, range(len(found)))) if found is not None else None
+    return None
+
+
+def of_timm(name: str) -> tuple[str, ...] | None:
+    """timm's own names: what the weights' config lists, or those of ImageNet for a thousand."""
+    import timm
+    from timm.data.imagenet_info import ImageNetInfo
+
+    about = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    count = about.num_classes if about is not None else 0
+    if about is not None and about.label_names:
+        return tuple(about.label_names)
+    if count == 1000:
+        words = ImageNetInfo()
+        return tuple(words.index_to_description(number) for number in range(count))
+    return tuple(map(str, range(count))) if count else None
+
+
+def are_named(classes: Sequence[str]) -> bool:
+    """Whether classes have names, and not numbers alone."""
+    return tuple(classes) != tuple(map(str, range(len(classes))))
+
+
+def positions_of(classes: Sequence[str], own: Sequence[str]) -> list[int] | None:
+    """Where a model's own classes have the data's, by name; None where one of them is not among them, or two are alike.
+
+    Case, `_`, `-` and the Unicode form do not count; of `tench, Tinca tinca` each word is a name.
+    """
+    place: dict[str, int] = {}
+    for number, names in enumerate(own):
+        for name in {alike(names), *map(alike, names.split(","))}:
+            place[name] = -1 if name in place else number  # a name of two classes says nothing
+    found = [place.get(alike(name), -1) for name in classes]
+    return None if -1 in found or len(set(found)) < len(found) else found
+
+
+def alike(name: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", name).casefold().replace("_", " ").replace("-", " ").split())
+
+
+def check_answers(model: Model, classes: Sequence[str], role: str) -> None:
+    """Refuse a model whose answers are used as they are, and mean nothing for the data.
+
+    Raises:
+        UserError: nothing was loaded into it, or not all of its weights, or it answers for other classes.
+    """
+    train = f"Train it: {role}.finetune=head (or all)"
+    if model.loaded is False:
+        raise UserError(
+            f"the {role} {model.name} has random weights: nothing was loaded, and {role}.finetune=none. {train}"
+        )
+    if model.missing:
+        raise UserError(
+            f"the {role} {model.name} lacks weights, which were drawn at random: {shown(model.missing)}. It has no answers for "
+            f"{len(classes)} classes, and {role}.finetune=none. {train}"
+        )
+    own = model.answers_for
+    if own and are_named(own) and are_named(classes):
+        missing = [name for name in classes if positions_of([name], own) is None]
+        raise UserError(
+            f"the {role} {model.name} answers for {shown(own)}, and not for the data's {shown(missing)}, and "
+            f"{role}.finetune=none. {train}, or take another one"
+        )
+
+
+def check_channels(model: Model) -> None:
+    """Let a network of grey images have the pictures' brightness, and refuse one that takes other channels.
+
+    Raises:
+        UserError: a network that takes neither three channels nor one.
+    """
+    first = next((module for module in model.network.modules() if isinstance(module, nn.Conv2d)), None)
+    channels = first.in_channels if first is not None else 3
+    if channels == 3 or answers(model):
+        return
+    if channels != 1:
+        raise UserError(f"{model.name} takes images of {channels} channels, and pictures have three (or one, grey)")
+    mean, std = (values.mean(1, keepdim=True) for values in (model.mean, model.std))
+    model.mean, model.std = mean, std
+    model.notes += ("takes grey images: it gets the brightness of the pictures",)
+
+
+def answers(model: Model) -> bool:
+    """Whether a forward of the model's example image works."""
+    with suppress(Exception), torch.no_grad(), evaluating(model):
+        model.logits(model.example())
+        return True
+    return False
+
+
+def shown(names: Sequence[str], most: int = 6) -> str:
+    short = [name.partition(",")[0] for name in names[:most]]
+    return ", ".join(short) + (f", … ({len(names)})" if len(names) > most else "")

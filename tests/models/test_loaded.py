@@ -1,0 +1,220 @@
+"""What a loaded model says of itself: classes, missing weights, type, channels, sides, pixels."""
+
+import pytest
+import torch
+from torch import nn
+
+from distilens.errors import UserError
+from distilens.models import build_model, load_model, save_model
+from distilens.models.adapters import of_processor
+from distilens.models.named import check_answers
+
+CLASSES = ("cat", "dog", "owl")
+
+
+def vit(folder, labels, *, size=32, channels=3, dtype=torch.float32, processor=None):
+    """A tiny Hugging Face ViT in a folder, as people save them."""
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+    torch.manual_seed(0)
+    words = dict(enumerate(labels))
+    config = ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=size, patch_size=8,
+        num_channels=channels, id2label=words, label2id={word: number for number, word in words.items()},
+    )  # fmt: skip
+    model = ViTForImageClassification(config)
+    model.to(dtype).save_pretrained(folder)
+    ViTImageProcessor(**(processor or {"size": {"height": 32, "width": 32}})).save_pretrained(folder)
+    return model
+
+
+def built(folder, size=(32, 32), classes=CLASSES):
+    return build_model(f"hf:{folder}", classes, size).eval()
+
+
+def test_the_same_function_with_its_classes_in_another_order_answers_the_same(tmp_path):
+    vit(tmp_path / "same", CLASSES)
+    model = vit(tmp_path / "reordered", CLASSES)
+    order = [2, 0, 1]
+    with torch.no_grad():
+        for weight in (model.classifier.weight, model.classifier.bias):
+            weight.copy_(weight[order].clone())
+    model.config.id2label = {number: CLASSES[old] for number, old in enumerate(order)}
+    model.config.label2id = {name: number for number, name in model.config.id2label.items()}
+    model.save_pretrained(tmp_path / "reordered")
+    images = torch.rand(4, 3, 32, 32)
+    one, other = built(tmp_path / "same"), built(tmp_path / "reordered")
+    assert one.classes == other.classes == CLASSES
+    assert torch.allclose(one.logits(images), other.logits(images), atol=1e-6)
+    save_model(other, tmp_path / "saved")
+    assert torch.allclose(load_model(tmp_path / "saved").logits(images), one.logits(images), atol=1e-6)
+
+
+def test_the_datas_classes_are_taken_from_more(tmp_path):
+    network = vit(tmp_path, ("ant", "owl", "cat", "bee", "dog")).eval()
+    model, images = built(tmp_path), torch.rand(4, 3, 32, 32)
+    assert torch.allclose(model.logits(images), network(model.prepare(images)).logits[:, [2, 4, 1]], atol=1e-6)
+    assert model.loaded
+    assert model.missing == ()
+    check_answers(model, CLASSES, "teacher")
+
+
+def test_other_names_are_refused_where_the_answers_are_used(tmp_path):
+    vit(tmp_path, ("lion", "tiger", "owl"))
+    model = built(tmp_path)
+    with pytest.raises(
+        UserError, match=r"answers for lion, tiger, owl, and not for the data's cat, dog, .*finetune=head"
+    ):
+        check_answers(model, CLASSES, "teacher")
+
+
+def test_classes_without_names_are_said(tmp_path):
+    vit(tmp_path, ("LABEL_0", "LABEL_1", "LABEL_2"))
+    model = built(tmp_path)
+    assert "its classes have no names: its logits are taken in the order of the data's classes" in model.notes
+    check_answers(model, CLASSES, "teacher")
+
+
+def test_a_head_that_was_not_loaded_is_refused_by_the_names_of_its_weights(tmp_path):
+    vit(tmp_path, ("ant", "bee"))
+    model = built(tmp_path)
+    assert set(model.missing) == {"classifier.weight", "classifier.bias"}
+    with pytest.raises(UserError, match=r"lacks weights, which were drawn at random: classifier"):
+        check_answers(model, CLASSES, "teacher")
+
+
+def test_a_model_into_which_nothing_was_loaded_is_refused():
+    with pytest.raises(UserError, match=r"the teacher resnet8 has random weights: .*teacher.finetune=head"):
+        check_answers(build_model("resnet8", CLASSES, (32, 32)), CLASSES, "teacher")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_any_type_compute_in_float32(tmp_path, dtype):
+    vit(tmp_path / "typed", CLASSES, dtype=dtype)
+    model = built(tmp_path / "typed")
+    assert model.logits(torch.rand(2, 3, 32, 32)).dtype == torch.float32
+    save_model(model, tmp_path / "saved")
+    assert load_model(tmp_path / "saved").logits(torch.rand(2, 3, 32, 32)).dtype == torch.float32
+
+
+def test_a_network_of_grey_images_gets_the_brightness(tmp_path):
+    grey = {"size": {"height": 32, "width": 32}, "image_mean": [0.5], "image_std": [0.25]}
+    network = vit(tmp_path / "grey", CLASSES, channels=1, processor=grey).eval()
+    model, images = built(tmp_path / "grey"), torch.rand(2, 3, 32, 32)
+    weights = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
+    brightness = ((images * weights).sum(1, keepdim=True) - 0.5) / 0.25
+    assert torch.allclose(model.logits(images), network(brightness).logits, atol=1e-5)
+    assert model.last_tap
+    save_model(model, tmp_path / "saved")
+    assert torch.allclose(load_model(tmp_path / "saved").logits(images), model.logits(images), atol=1e-6)
+
+
+OWN = """
+from torch import nn
+
+class Of(nn.Module):
+    def __init__(self, channels, classes):
+        super().__init__()
+        self.body, self.head = nn.Conv2d(channels, 4, 3), nn.Linear(4, classes)
+
+    def forward(self, pixels):
+        return self.head(self.body(pixels).mean((2, 3)))
+
+def grey(classes):
+    return Of(1, classes)
+
+def four(classes):
+    return Of(4, classes)
+
+def half(classes):
+    return Of(3, classes).half()
+
+def deep(depth=3, num_classes=10):
+    return Of(3, num_classes)
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_loaded.py").write_text(OWN)
+    return lambda name: build_model(f"python:own_loaded:{name}", CLASSES, (16, 16)).eval()
+
+
+def test_own_networks_of_other_channels_and_types(own):
+    model = own("grey")
+    assert model.logits(torch.rand(2, 3, 16, 16)).shape == (2, 3)
+    assert "takes grey images" in " ".join(model.notes)
+    with pytest.raises(UserError, match="takes images of 4 channels, and pictures have three"):
+        own("four")
+    half = own("half")
+    assert half.logits(torch.rand(2, 3, 16, 16)).dtype == torch.float32
+    assert "its weights are float16" in " ".join(half.notes)
+
+
+def test_the_number_of_classes_is_given_by_its_name(own):
+    assert own("deep").logits(torch.rand(1, 3, 16, 16)).shape == (1, 3)
+
+
+def test_sides_need_not_be_equal(tmp_path):
+    wide = {"size": {"height": 32, "width": 64}}
+    vit(tmp_path, CLASSES, size=(32, 64), processor=wide)
+    model = built(tmp_path)
+    assert model.size == (32, 64)
+    assert model.logits(torch.rand(1, 3, 20, 20)).shape == (1, 3)
+
+
+class Processor:
+    """What an image processor of transformers carries."""
+
+    size, image_mean, image_std, rescale_factor, resample = {"height": 8, "width": 6}, [0.4] * 3, [0.2] * 3, 1 / 255, 3
+
+    def __init__(self, **changes):
+        self.__dict__.update(changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "mean", "std"),
+    [
+        ({}, 0.4, 0.2),
+        ({"do_normalize": False}, 0.0, 1.0),
+        ({"do_rescale": False, "do_normalize": False}, 0.0, 1 / 255),
+        ({"rescale_factor": 1 / 127.5, "rescale_offset": True, "do_normalize": False}, 0.5, 0.5),
+        ({"rescale_factor": 1 / 127.5}, 0.2, 0.1),
+    ],
+)
+def test_the_range_and_normalisation_of_a_processor(changes, mean, std):
+    """`(x - mean) / std` of pixels in [0, 1] is what the processor makes of pixels from 0 to 255."""
+    processor = Processor(**changes)
+    found = of_processor(processor, None)
+    assert found["mean"] == pytest.approx([mean] * 3)
+    assert found["std"] == pytest.approx([std] * 3)
+    assert found["size"] == (8, 6)
+    assert found["interpolation"] == "bicubic"
+    assert "size" not in of_processor(processor, 32), "the model's own size comes first"
+
+
+def test_interpolation_is_the_models_own_and_is_saved(tmp_path):
+    model = build_model("timm:resnet18,size=16", CLASSES, (16, 16))
+    assert model.interpolation == "bicubic"
+    small = build_model("resnet8", CLASSES, (16, 16)).eval()
+    images = torch.rand(2, 3, 32, 32)
+    other = build_model("resnet8", CLASSES, (16, 16)).eval()
+    other.load_bare_state(small.bare_state())
+    other.interpolation = "bicubic"
+    assert not torch.allclose(small.logits(images), other.logits(images), atol=1e-4)
+    save_model(other, tmp_path / "saved")
+    assert torch.equal(load_model(tmp_path / "saved").logits(images), other.logits(images))
+
+
+def test_a_module_of_timm_brings_its_pixels(cache):
+    import timm
+
+    from distilens.api import as_model
+    from distilens.data import load
+
+    data = load("shapes:train=40,test=40,size=16")
+    model = as_model(timm.create_model("resnet10t", num_classes=8), data)
+    assert model.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
+    plain = as_model(nn.Sequential(nn.Flatten(), nn.Linear(768, 8)), data)
+    assert plain.mean.flatten().tolist() == [0.5, 0.5, 0.5]

@@ -1,0 +1,74 @@
+"""Answers that mean nothing are found before anything is trained, and named."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from distilens.core import Model
+from distilens.data import load
+from distilens.errors import UserError
+from distilens.rehearsal import check_logits
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return load("shapes:train=300,test=40,size=16", tmp_path_factory.mktemp("shapes"))
+
+
+class Answering(nn.Module):
+    """Answers by the brightness of the first pixels, where the label was written."""
+
+    def __init__(self, change=lambda logits: logits):
+        super().__init__()
+        self.change, self.weight = change, nn.Parameter(torch.ones(()))
+
+    def forward(self, pixels):
+        return self.change(10 * self.weight * pixels[:, 0, 0, :8])
+
+
+def labelled(data):
+    """The data with each label written into its image: a network that reads it is always right."""
+    rows = data.train.rows
+    images = rows.images.copy()
+    images[:, 0, :8, :] = 0
+    known = rows.labels >= 0
+    images[known, 0, rows.labels[known], :] = 255
+    split = dataclasses.replace(data.train, rows=dataclasses.replace(rows, images=images))
+    return dataclasses.replace(data, train=split, validation=split)
+
+
+def judged(data, change, *, used=True):
+    model = Model(Answering(change), data.classes, size=(16, 16), mean=(0.0,) * 3, std=(1.0,) * 3, name="mine")
+    return check_logits(model, labelled(data), "teacher", used=used)
+
+
+def test_a_teacher_that_knows_its_data_passes(data):
+    assert judged(data, lambda logits: logits) is None
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_nan_and_probabilities_are_refused(data, used):
+    with pytest.raises(UserError, match="the teacher mine answers with NaN or infinite logits"):
+        judged(data, lambda logits: logits / 0 * 0, used=used)
+    with pytest.raises(UserError, match="answers with probabilities that sum to 1, and logits are needed"):
+        judged(data, lambda logits: logits.softmax(1), used=used)
+
+
+def test_log_probabilities_are_logits(data):
+    assert judged(data, lambda logits: logits.log_softmax(1)) is None
+
+
+def test_worse_than_chance_is_refused_where_the_answers_are_used(data):
+    with pytest.raises(
+        UserError, match=r"right for 0 of 256 images .* chance is 12%: its classes may stand in another order"
+    ):
+        judged(data, lambda logits: logits.roll(1, 1))
+    assert judged(data, lambda logits: logits.roll(1, 1), used=False) is None
+
+
+def test_no_better_than_chance_is_said(data):
+    said = judged(data, lambda logits: torch.arange(8.0).expand(len(logits), 8) + 0 * logits)
+    assert said is not None
+    assert "it may know nothing of these data" in said
