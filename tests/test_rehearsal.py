@@ -9,7 +9,7 @@ from torch import nn
 from distilens.core import Model
 from distilens.data import load
 from distilens.errors import UserError
-from distilens.rehearsal import check_logits
+from distilens.rehearsal import check_batch, check_logits
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +72,22 @@ def test_no_better_than_chance_is_said(data):
     said = judged(data, lambda logits: torch.arange(8.0).expand(len(logits), 8) + 0 * logits)
     assert said is not None
     assert "it may know nothing of these data" in said
+
+
+def test_a_batch_of_one_is_refused_where_a_batch_norm_cannot_take_it(data):
+    class Separate(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.head = nn.BatchNorm1d(3), nn.Linear(3, 8)
+
+        def forward(self, pixels):
+            return self.head(self.norm(pixels.mean((2, 3))))
+
+    model = Model(Separate(), data.classes, size=(16, 16), name="separate")
+    check_batch(model, 2, "student")
+    with pytest.raises(
+        UserError, match=r"the student separate cannot be trained on batches of one image: .*larger train.batch"
+    ):
+        check_batch(model, 1, "student")
+    assert not model.network.norm.num_batches_tracked, "it is tried on a copy"
+    check_batch(Model(Answering(), data.classes, size=(16, 16)), 1, "student")

@@ -16,10 +16,11 @@ from distilens.errors import UserError
 from distilens.files import Metrics
 from distilens.methods import build_methods
 from distilens.models import build_model, check_classes, own_pixels
+from distilens.models.adapters import unwrapped_network
 from distilens.progress import Log
 from distilens.recipe import Training
 from distilens.recipe_file import explain_errors
-from distilens.rehearsal import check_logits
+from distilens.rehearsal import check_batch, check_logits
 from distilens.specs import Spec
 from distilens.teachers import LiveTeacher, nobody
 from distilens.train import ONE_AT_A_TIME, processes, train
@@ -81,6 +82,7 @@ def distilled(
     model = as_model(student, found)
     check_classes(model, found.classes, "student")
     check_logits(model, found, "student")
+    check_batch(model, given.batch_size, "student")
     answering: Teacher = nobody
     if isinstance(teacher, nn.Module | str | Mapping | Spec):
         large = as_model(teacher, found)
@@ -108,6 +110,7 @@ def as_model(given: Part | Model | nn.Module, data: Data) -> Model:
     if isinstance(given, Model):
         return given
     if isinstance(given, nn.Module):
+        given = unwrapped_network(given, type(given).__name__)
         return Model(given, data.classes, size=data.size, **own_pixels(given))
     if not isinstance(given, str | Mapping | Spec):
         raise UserError(f"a model is a notation or a torch module; given a {type(given).__name__}")

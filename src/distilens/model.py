@@ -231,9 +231,12 @@ class Model(nn.Module):
             inserted.inputs = {}
         try:
             return taps.observe(self.network, self.in_its_colours(self.example()))
-        except (RuntimeError, AssertionError) as error:
+        except (RuntimeError, AssertionError, ValueError, TypeError) as error:
             size = "×".join(map(str, self.size))
-            raise UserError(f"{self.name} fails on images of {size} pixels: {error}. Give it another size=") from error
+            said = str(error).strip().split("\n")[0]
+            raise UserError(
+                f"{self.name} fails on an image of {size} pixels: {said}. If it takes images of another size, give it size="
+            ) from error
         finally:
             self.empty_taps()
 

@@ -59,7 +59,7 @@ def read_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
     """
     found = find_recipe(path)
     try:
-        content = tomllib.loads(found.read_text(encoding="utf-8"))
+        content = tomllib.loads(found.read_text(encoding="utf-8-sig"))  # Notepad puts a byte order mark in front
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{found} is not TOML: {error}") from None
     return make_recipe(content, changes, where=str(found))

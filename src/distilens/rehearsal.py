@@ -100,3 +100,22 @@ def check_logits(model: Model, data: Data, role: str, *, used: bool = False) -> 
     if test.proportion_ci(method="wilson").low <= chance:
         return f"{found}: it may know nothing of these data"
     return None
+
+
+def check_batch(model: Model, size: int, role: str) -> None:
+    """Try a training forward of a batch of one image, which not every network can take.
+
+    Raises:
+        UserError: a batch norm that would see one value a channel.
+    """
+    if size > 1:
+        return
+    trial = copy.deepcopy(model).train()
+    try:
+        with torch.no_grad():
+            trial.logits(trial.example())
+    except ValueError as error:
+        raise UserError(
+            f"the {role} {model.name} cannot be trained on batches of one image: {str(error).splitlines()[0]}. "
+            "Give a larger train.batch_size"
+        ) from None

@@ -25,7 +25,7 @@ from distilens.models.heads import heads, replace_heads
 from distilens.models.named import check_answers, shown
 from distilens.progress import Log
 from distilens.recipe import Recipe, TeacherPart, Training, with_options
-from distilens.rehearsal import check_logits, rehearsed
+from distilens.rehearsal import check_batch, check_logits, rehearsed
 from distilens.run import Run, at_work, stage
 from distilens.specs import Spec
 from distilens.teachers import ANSWERS, LiveTeacher, as_one, following, nobody
@@ -37,6 +37,8 @@ def train_stage(run: Run) -> None:
     recipe = run.recipe
     student = build_model(recipe.student.model, run.data.classes, run.data.size)
     check_taps(recipe.explain.explainers, student)
+    check_batch(student, recipe.train.batch_size, "student")
+    check_logits(student, run.data, "student")
     if recipe.teacher is not None:
         rehearse(run, recipe.teacher, student)
         train_teacher(run)
@@ -82,11 +84,12 @@ def rehearse(run: Run, part: TeacherPart, student: Model) -> None:
     for role, notation in part.models.items():
         how = how_trained(part, notation)
         model = make_teacher(run.recipe, run.data, notation, how)
+        if how != "none":
+            check_batch(model, run.recipe.teacher_training.batch_size, role)
         warning = check_logits(model.to(device), run.data, role, used=how == "none")
         for text in (*told_of(model), *([warning] if warning else [])):
             run.say(f"{role}: {text}")
         made.append(model.cpu())
-    check_logits(student, run.data, "student")
     each = [LiveTeacher(model) for model in made]
     settings = run.recipe.train
     batches = Batches(run.data.train, settings.batch_size, augment=AUGMENTS.build(settings.augment), resident=False)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from distilens import draws
 from distilens.core import Model
@@ -183,6 +184,11 @@ def fingerprint_of(model: Model) -> str:
     """16 hexadecimal digits that the model's weights decide, on any device."""
     digest = hashlib.sha256()
     for key, value in sorted(model.bare_state().items()):
-        digest.update(f"{key} {value.dtype} {list(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        for part in tree_leaves(value):  # a quantised layer keeps its weights packed with its type
+            digest.update(
+                f"{key} {part.dtype} {list(part.shape)}".encode() if isinstance(part, Tensor) else str(part).encode()
+            )
+            if isinstance(part, Tensor):
+                part = part.int_repr() if part.is_quantized else part
+                digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

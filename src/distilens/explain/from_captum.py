@@ -18,7 +18,6 @@ from distilens.explain.activation import full
 from distilens.explain.explanation import Explainer, Explanation, Target, target_of
 from distilens.taps import grid
 
-
 RULES = ("LRP", "LayerLRP")
 """Attributions that go through a network module by module, with a rule for each kind: they are given the network alone."""
 
@@ -26,9 +25,10 @@ RULES = ("LRP", "LayerLRP")
 class CaptumExplainer(Explainer):
     """Any attribution of the library Captum by its own name, such as `captum:DeepLift`, summed over the colour channels.
 
-    Options are those of its `attribute` (`captum:IntegratedGradients,n_steps=20`); a layer attribution takes `tap=`. Signed.
-    Attributions that need baselines compare with `reference` images. LRP is of the normalised pixels, on the bare network. Random ones draw from a seed of their own, one for the
-    whole batch, so their maps depend on the batch. Needs `pip install 'distilens[captum]'`. Has no derivative.
+    Options are those of its `attribute` (`captum:IntegratedGradients,n_steps=20`); a layer attribution takes `tap=`.
+    Signed. Attributions that need baselines compare with `reference` images. LRP is of the normalised pixels, on the bare
+    network. Random ones draw from a seed of their own, one for the whole batch, so their maps depend on the batch. Needs
+    `pip install 'distilens[captum]'`. Has no derivative.
 
     Source: Kokhlikyan et al. 2020 (arXiv 2009.07896).
     """

@@ -88,6 +88,7 @@ def build_model(part: str | Mapping[str, Any] | Spec | Model, classes: Sequence[
         model.notes += (
             f"its weights are {', '.join(kinds)}: it computes in float32, or as the training's precision says",
         )
+    fill_lazy(model)
     check_channels(model)
     if positions and own:
         keep_classes(model, positions, classes)
@@ -96,6 +97,18 @@ def build_model(part: str | Mapping[str, Any] | Spec | Model, classes: Sequence[
         names = f"its head answers for {shown(own)}" if own and are_named(own) else "its classes have no names"
         model.notes += (f"{names}: its logits are taken in the order of the data's classes",)
     return model
+
+
+def fill_lazy(model: Model) -> None:
+    """Run a forward where a network has layers that take their sizes from the first one."""
+    import torch
+    from torch.nn.parameter import is_lazy
+
+    from distilens.taps import evaluating
+
+    if any(is_lazy(parameter) for parameter in model.network.parameters()):
+        with evaluating(model), torch.no_grad():
+            model.logits(model.example())
 
 
 def own_pixels(network: nn.Module) -> dict[str, Any]:
@@ -180,7 +193,8 @@ def load_model(folder: Path) -> Model:
     """
     from distilens.core import Model
     from distilens.files import read_json
-    from distilens.models.adapters import Expecting, fit, load_state
+    from distilens.models.adapters import Expecting
+    from distilens.models.weights import fit, load_state
     from distilens.parts import build_part
 
     for name in ("model.json", "model.safetensors"):
@@ -200,6 +214,7 @@ def load_model(folder: Path) -> Model:
         interpolation=about.get("interpolation", "bilinear"),  # files before had no other
     )
     model.loaded = True
+    fill_lazy(model)
     for part in about.get("parts", []):
         if part["part"] is None:
             raise UserError(

@@ -6,22 +6,34 @@ import contextlib
 import importlib
 import inspect
 import os
-import pickle
 import sys
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from distilens.core import Model
 from distilens.errors import UserError, nearest
 from distilens.model import Interpolation
 from distilens.models.heads import head_of, replace_heads
+from distilens.models.weights import fit, found_state, load_state, matched
+
+__all__ = [
+    "Expecting",
+    "file",
+    "hf",
+    "load_state",
+    "model_folder",
+    "offline_told",
+    "python",
+    "run",
+    "timm",
+    "torchvision",
+]
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
@@ -204,7 +216,8 @@ def as_tuple(value: Any) -> tuple[Any, ...]:
 def file(path: str, /, classes: int, *, model: str) -> Expecting:
     """Weights in a file (safetensors, or a state dict that holds no code) for the architecture `model=`.
 
-    Wrappers around the state dict (`state_dict`, `model`) and the prefix `module.` are taken off.
+    Wrappers around the state dict (`state_dict`, `model`, `net`, an average of the weights) and prefixes (`module.`,
+    `_orig_mod.`, `model.`) are taken off, and what was left out is said.
     """
     from distilens.models import build_network
 
@@ -213,9 +226,9 @@ def file(path: str, /, classes: int, *, model: str) -> Expecting:
         raise UserError(
             f"file:{path} needs an architecture as model=, such as resnet20; given {model!r}, a trained model"
         )
-    state = load_state(Path(path))
+    state, notes = matched(found_state(Path(path)), made.network)
     fit(made.network, state, where=path, architecture=model)
-    return replace(made, loaded=True, missing=())
+    return replace(made, loaded=True, missing=(), notes=(*made.notes, *notes))
 
 
 def python(path: str, /, classes: int) -> Expecting:
@@ -240,7 +253,27 @@ def python(path: str, /, classes: int) -> Expecting:
     network = call_with(make, classes)
     if not isinstance(network, nn.Module):
         raise UserError(f"python:{path} must return a torch.nn.Module; it returned a {type(network).__name__}")
-    return Expecting(network, loaded=None)
+    return Expecting(unwrapped_network(network, f"python:{path}"), loaded=None)
+
+
+def unwrapped_network(network: nn.Module, name: str) -> nn.Module:
+    """The network inside DataParallel and torch.compile, whose layers can be read under their own names.
+
+    Raises:
+        UserError: a TorchScript module, whose layers cannot be read.
+    """
+    while True:
+        if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            network = network.module
+        elif isinstance(getattr(network, "_orig_mod", None), nn.Module):  # what torch.compile returns
+            network = network._orig_mod  # type: ignore[assignment]
+        else:
+            break
+    if isinstance(network, torch.jit.ScriptModule):
+        raise UserError(
+            f"{name} is a TorchScript module, whose layers cannot be read: give the module that was scripted"
+        )
+    return network
 
 
 COUNTS = ("classes", "num_classes", "n_classes", "nb_classes", "num_labels", "out_features")
@@ -279,65 +312,6 @@ def model_folder(path: str, part: str | None) -> Path:
     if not there or (part and part not in there):
         raise UserError(f"the run {path} has no {part or 'trained model'}; it has: {', '.join(there) or 'none'}")
     return folder / (part or there[0])
-
-
-def load_state(path: Path) -> dict[str, Tensor]:
-    """The tensors in a weights file, on the CPU. Files that need code to be read are refused.
-
-    Raises:
-        UserError: no such file, not a weights file, or a pickle with code.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    if not path.is_file():
-        raise UserError(f"no weights at {path}: there is no such file")
-    try:
-        if path.suffix == ".safetensors":
-            return load(path.read_bytes())
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols: it is refused or read, and either is said here
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise UserError(f"{path} is not a whole safetensors file: {error}") from None
-    except pickle.UnpicklingError:
-        if path.read_bytes()[:2] not in (b"PK", *(bytes([0x80, protocol]) for protocol in range(2, 6))):
-            raise UserError(
-                f"{path} is not a weights file: it is neither safetensors nor written by torch.save"
-            ) from None
-        raise UserError(
-            f"{path} is refused: reading it would run code that it brings. Save tensors only: "
-            "safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
-        ) from None
-    except Exception as error:  # whatever a broken file does to its reader
-        raise UserError(f"{path} is not a weights file: {error}") from None
-    for wrapper in ("state_dict", "model", "model_state_dict"):
-        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
-            state = state[wrapper]
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path} holds no state dict: expected names with tensors")
-    return dict(state)
-
-
-def fit(network: nn.Module, state: Mapping[str, Tensor], *, where: str, architecture: str) -> None:
-    """Load a state dict, with or without the prefix that DataParallel adds, or say in one message what does not fit."""
-    own = network.state_dict()
-    if not any(key in own for key in state):
-        state = {key.removeprefix("module."): value for key, value in state.items()}
-    missing, extra = [key for key in own if key not in state], [key for key in state if key not in own]
-    shapes = [
-        f"{key}: {list(state[key].shape)} in the file, {list(own[key].shape)} in the model"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
-    problems = [f"missing: {', '.join(missing[:4])}"] * bool(missing) + [f"unknown: {', '.join(extra[:4])}"] * bool(
-        extra
-    )
-    if problems or shapes:
-        raise UserError(
-            f"the weights in {where} are not those of {architecture}: {'; '.join([*problems, *shapes[:4]])}"
-        )
-    network.load_state_dict(state)
 
 
 @contextlib.contextmanager

@@ -13,8 +13,9 @@ from torch import nn
 
 from distilens.core import Model
 from distilens.errors import UserError
-from distilens.models.adapters import Expecting, load_state, offline_told
+from distilens.models.adapters import Expecting, offline_told
 from distilens.models.heads import head_of
+from distilens.models.weights import found_state, matched
 from distilens.specs import Spec
 from distilens.taps import evaluating
 
@@ -46,9 +47,8 @@ def own_classes(spec: Spec) -> tuple[str, ...] | None:
 
         made = build_network(options["model"], 2)
         if isinstance(made, Expecting):
-            state = load_state(Path(name))
-            head = f"{head_of(made.network)}.weight"
-            found = state.get(head, state.get(f"module.{head}"))
+            state, _ = matched(found_state(Path(name)), made.network)
+            found = state.get(f"{head_of(made.network)}.weight")
             return tuple(map(str, range(len(found)))) if found is not None else None
     return None
 
