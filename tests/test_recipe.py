@@ -204,5 +204,7 @@ def test_what_a_method_asks_of_its_teacher_is_checked_before_anything_is_trained
 
 def test_a_byte_order_mark_is_no_part_of_a_recipe(tmp_path):
     """As Notepad writes it."""
-    (tmp_path / "recipe.toml").write_bytes(b"\xef\xbb\xbf" + b'data = "shapes"\n[student]\nmodel = "resnet8"\nmethods = ["ce"]\n')
+    (tmp_path / "recipe.toml").write_bytes(
+        b"\xef\xbb\xbf" + b'data = "shapes"\n[student]\nmodel = "resnet8"\nmethods = ["ce"]\n'
+    )
     assert read_recipe(str(tmp_path / "recipe.toml")).data == "shapes"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TypedDict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypedDict
 
 import torch
 from jaxtyping import Float, Int
@@ -41,6 +41,31 @@ def accuracy(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> S
     """The share of labelled images whose top class is the label; None without labels. Higher is better."""
     known = labels >= 0
     return share(logits[known].argmax(1) == labels[known]) if known.any() else None
+
+
+def by_class(
+    logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], names: Sequence[str]
+) -> dict[str, Share | None]:
+    """The accuracy on the images of each class (its recall); None for a class without images."""
+    right = logits.argmax(1) == labels
+    return {
+        name: share(right[labels == number]) if (labels == number).any() else None for number, name in enumerate(names)
+    }
+
+
+def balanced(classes: Mapping[str, Share | None]) -> float | None:
+    """The mean of the classes' accuracies: a rare class counts as much as a common one. Guessing one class gives 1 / classes."""
+    known = [found["accuracy"] for found in classes.values() if found is not None]
+    return sum(known) / len(known) if known else None
+
+
+def commonest(labels: Int[Tensor, " n"], names: Sequence[str]) -> dict[str, Any] | None:
+    """The class with the most images and its share of those with a label: what guessing it would give."""
+    known = labels[labels >= 0]
+    if not len(known):
+        return None
+    counts = torch.bincount(known, minlength=len(names))
+    return {"class": names[int(counts.argmax())], "share": int(counts.max()) / len(known), "n": len(known)}
 
 
 def agreement(logits: Float[Tensor, "n classes"], teacher: Float[Tensor, "n classes"]) -> Share:

@@ -14,7 +14,7 @@ from distilens.data.batches import Batches
 from distilens.data.subset import Data, Split
 from distilens.explain import Explainer, build_explainer, in_chunks, labels
 from distilens.explain.maps import empty
-from distilens.measure.accuracy import accuracy, agreement, predict
+from distilens.measure.accuracy import accuracy, agreement, balanced, by_class, commonest, predict
 from distilens.measure.cost import latency, macs, parameters
 from distilens.measure.likeness import cosine, mean_interval
 from distilens.measure.localisation import energy_in_mask
@@ -41,6 +41,8 @@ def score_models(
             "model": model.name,
             "validation": accuracy(on_validation, labels_of(data.validation)),
             "test": accuracy(test_logits[role], labels_of(data.test)),
+            "by class": (classes := by_class(test_logits[role], labels_of(data.test), data.classes)),
+            "balanced": balanced(classes),
             "agreement": None,
             "maps": {},
             "parameters": parameters(model),
@@ -67,6 +69,7 @@ def score_models(
             "validation": len(data.validation),
             "test": len(data.test),
             "skipped": list(data.skipped),
+            "commonest": commonest(labels_of(data.test), data.classes),
         },
         "models": scores,
     }

@@ -4,25 +4,44 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import numpy as np
+import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from distilens.core import Answer, Batch, Method, Output
+from distilens.core import Answer, Batch, Method, Model, Output
+from distilens.errors import UserError
 
 
 class CE(Method):
     """Learn the labels: cross-entropy, with optional label smoothing.
 
     `-sum_c q_c log softmax(z)_c`, where `q` is `1 - smoothing` at the label plus `smoothing / classes` everywhere. Images
-    without a label (-1) give 0. Mixed images (`augment=...,mix=`) weight the terms of both labels by their shares.
+    without a label (-1) give 0. With `balanced` an image counts `n / (classes * n_c)`, with `n_c` the images of its class
+    in the training set: rare classes count as much as common ones, and the mean over the set is as before. Mixed images
+    (`augment=...,mix=`) weight the terms of both labels by their shares.
 
     Source: Szegedy et al. 2016 (arXiv 1512.00567), section 7, for the smoothing.
     """
 
-    def __init__(self, *, smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0):
+    def __init__(self, *, smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0, balanced: bool = False):
         super().__init__()
-        self.smoothing = smoothing
+        self.smoothing, self.balanced = smoothing, balanced
+        self.weights: Tensor | None  # by class
+        self.register_buffer("weights", None, persistent=False)
+
+    def prepare(self, student: Model, batch: Batch, answer: Answer) -> Model:
+        if self.balanced:
+            if batch.variant is None:
+                raise UserError(
+                    "ce:balanced=true counts the classes of the training set, and this batch does not say which that is"
+                )
+            labels = batch.variant.split.labels
+            counts = np.bincount(labels[labels >= 0], minlength=len(student.classes))
+            weights = counts.sum() / ((counts > 0).sum() * counts.clip(min=1))
+            self.weights = torch.from_numpy(weights).float().to(batch.labels.device)
+        return student
 
     def loss(self, batch: Batch, output: Output, answer: Answer) -> Tensor:
         loss = self.against(output, batch.labels)
@@ -31,6 +50,7 @@ class CE(Method):
         return batch.mixed.share * loss + (1 - batch.mixed.share) * self.against(output, batch.mixed.labels)
 
     def against(self, output: Output, labels: Tensor) -> Tensor:
-        return functional.cross_entropy(
+        loss = functional.cross_entropy(
             output.logits.float(), labels, ignore_index=-1, label_smoothing=self.smoothing, reduction="none"
         )
+        return loss if self.weights is None else loss * self.weights[labels.clamp_min(0)]

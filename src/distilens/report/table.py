@@ -8,6 +8,9 @@ MODELS = ("teacher", "base", "student")
 # An en dash, for a number that there is none of.
 NOTHING = "–"
 
+UNEVEN = 1.5
+# How many times its even share the commonest class must have for accuracies to be set beside it.
+
 # What a cell says: the number itself, and what it rests on (interval, n, batch, device).
 Cell = tuple[str, str]
 
@@ -43,6 +46,11 @@ def measures(scores: dict) -> list[tuple[str, dict[str, Cell]]]:
 
     for split in ("validation", "test"):
         add(f"accuracy, {split}", {role: share(model.get(split)) for role, model in models.items()}, always=True)
+    if imbalance(scores):
+        add(
+            "accuracy balanced over classes, test",
+            {role: (percent(model.get("balanced")), "") for role, model in models.items()},
+        )
     add("agreement with teacher, test", {role: share(model.get("agreement")) for role, model in models.items()})
     for name in explainers:
         maps = {role: (model.get("maps") or {}).get(name) or {} for role, model in models.items()}
@@ -86,6 +94,7 @@ def remarks(scores: dict) -> list[str]:
             said.append(
                 "The intervals of student and base overlap: this comparison alone does not settle which is better."
             )
+    said += [guessing] if (guessing := imbalance(scores)) else []
     student, base = models.get("student", {}), models.get("base", {})
     for name, entry in (student.get("maps") or {}).items():
         ours, control = (entry or {}).get("similarity"), ((base.get("maps") or {}).get(name) or {}).get("similarity")
@@ -97,6 +106,18 @@ def remarks(scores: dict) -> list[str]:
                 f"cosine {ours:.3f} against {control:.3f}, n = {text(entry.get('n'))}."
             )
     return said
+
+
+def imbalance(scores: dict) -> str | None:
+    """What guessing the commonest class would give, where one class is half as frequent again as an even share or more."""
+    about = scores.get("data") or {}
+    guess, classes = about.get("commonest"), about.get("classes") or ()
+    if not guess or guess["share"] * len(classes) < UNEVEN:
+        return None
+    return (
+        f"Guessing the commonest class, {guess['class']}, for every image would be right for {percent(guess['share'])} of the "
+        "test split: read the accuracies beside that, and the one that is balanced over the classes."
+    )
 
 
 def measured(scores: dict) -> dict[str, dict[str, Any]]:

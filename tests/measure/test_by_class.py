@@ -1,0 +1,46 @@
+"""Accuracy by class, beside what guessing gives."""
+
+import pytest
+import torch
+
+from distilens.measure.accuracy import balanced, by_class, commonest
+from distilens.report.table import imbalance, measures, remarks
+
+LABELS = torch.tensor([0] * 19 + [1] + [-1])
+GUESSED = torch.tensor([[1.0, 0.0, 0.0]]).expand(21, 3)
+NAMES = ("healthy", "ill", "unseen")
+
+
+def test_guessing_the_commonest_class():
+    classes = by_class(GUESSED, LABELS, NAMES)
+    assert classes["healthy"]["accuracy"] == 1
+    assert classes["healthy"]["n"] == 19
+    assert classes["ill"]["accuracy"] == 0
+    assert classes["unseen"] is None
+    assert balanced(classes) == 0.5
+    assert commonest(LABELS, NAMES) == {"class": "healthy", "share": 0.95, "n": 20}
+    assert commonest(torch.tensor([-1]), NAMES) is None
+    assert balanced({"none": None}) is None
+
+
+def scores(share):
+    entry = {"accuracy": 0.95, "n": 20, "low": 0.76, "high": 0.99}
+    model = {"model": "tiny", "test": entry, "balanced": 0.5}
+    return {
+        "data": {"classes": ["healthy", "ill"], "commonest": {"class": "healthy", "share": share, "n": 20}},
+        "models": {"base": model, "student": model},
+    }
+
+
+def test_an_imbalance_is_said_beside_the_accuracies():
+    assert "Guessing the commonest class, healthy, for every image would be right for 95.0 %" in " ".join(
+        remarks(scores(0.95))
+    )
+    assert "accuracy balanced over classes, test" in [title for title, _ in measures(scores(0.95))]
+    assert imbalance(scores(0.55)) is None
+    assert "accuracy balanced over classes, test" not in [title for title, _ in measures(scores(0.55))]
+
+
+@pytest.mark.parametrize("old", [{"models": {}}, {"data": {"classes": ["a", "b"]}, "models": {}}])
+def test_scores_of_earlier_versions_have_no_commonest_class(old):
+    assert imbalance(old) is None
