@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from distilens.errors import UserError
-from distilens.models import build_model, load_model, save_model
+from distilens.models import MODELS, build_model, load_model, save_model
 from distilens.models.adapters import of_processor
-from distilens.models.named import check_answers
+from distilens.models.named import check_answers, own_classes, positions_of
 
 CLASSES = ("cat", "dog", "owl")
 
@@ -218,3 +218,41 @@ def test_a_module_of_timm_brings_its_pixels(cache):
     assert model.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
     plain = as_model(nn.Sequential(nn.Flatten(), nn.Linear(768, 8)), data)
     assert plain.mean.flatten().tolist() == [0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("notation", "first"),
+    [
+        ("timm:resnet18,pretrained=true", "tench, Tinca tinca"),
+        ("torchvision:resnet18,weights=DEFAULT", "tench"),
+    ],
+)
+def test_the_names_of_pretrained_classes(notation, first):
+    own = own_classes(MODELS.resolve(notation))
+    assert own is not None
+    assert len(own) == 1000
+    assert own[0] == first
+    assert positions_of(("goldfish", "Tench"), own) == [1, 0]
+
+
+def test_pretrained_weights_without_names_or_a_wrong_notation_have_no_classes():
+    assert own_classes(MODELS.resolve("resnet8")) is None
+    assert own_classes(MODELS.resolve("timm:resnet18")) is None
+
+
+def test_a_pretrained_timm_model_answers_for_the_datas_classes_by_name(monkeypatch):
+    """Its weights cannot be had without a network: the library's call is stood in for, its head of a thousand is real."""
+    import timm
+
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained, **options: create(name, **options))
+    torch.manual_seed(0)
+    model = build_model("timm:resnet10t,pretrained=true", ("goldfish", "tench"), (32, 32)).eval()
+    assert model.classes == ("goldfish", "tench")
+    assert model.network.fc.weight.shape[0] == 2
+    assert model.missing == ()
+    torch.manual_seed(0)
+    other = build_model("timm:resnet10t,pretrained=true", ("one", "two"), (32, 32))
+    assert other.missing == ("fc",)
+    with pytest.raises(UserError, match="lacks weights, which were drawn at random: fc"):
+        check_answers(other, ("one", "two"), "teacher")

@@ -77,8 +77,9 @@ def timm(name: str, /, classes: int, *, pretrained: bool = False, size: int | No
         network = library.create_model(name, pretrained=pretrained, num_classes=classes, **extra)
     config = resolve_model_data_config(network)
     own = size or (tuple(config["input_size"][-2:]) if pretrained or fixed else None)
-    head = tuple(as_tuple(network.pretrained_cfg.get("classifier"))) if pretrained else ()
-    new = pretrained and network.pretrained_cfg.get("num_classes") != classes
+    about: Any = network.pretrained_cfg
+    head = as_tuple(about.get("classifier"))
+    new = pretrained and about.get("num_classes") != classes
     return Expecting(
         network, own, tuple(config["mean"]), tuple(config["std"]), interpolation_of(config["interpolation"]), pretrained,
         head if new else (), cropped(config["crop_pct"] if pretrained else 1.0),
@@ -100,7 +101,7 @@ def torchvision(name: str, /, classes: int, *, weights: str | None = None, size:
     if weights is None:
         extra: dict[str, Any] = {"image_size": size} if name.startswith("vit_") and size else {}
         network = library.get_model(name, weights=None, num_classes=classes, **extra)
-        return Expecting(network, getattr(network, "image_size", None), **IMAGENET)
+        return Expecting(network, getattr(network, "image_size", None), IMAGENET["mean"], IMAGENET["std"])
     try:
         chosen = library.get_model_weights(name)[weights]
     except KeyError:

@@ -28,7 +28,9 @@ def heads_of(network: nn.Module, pixels: Tensor) -> list[str]:
     Raises:
         UserError: the network has no such layer.
     """
-    paths = {module: path for path, module in network.named_modules() if isinstance(module, LAYERS)}
+    paths: dict[nn.Module, str] = {
+        module: path for path, module in network.named_modules() if isinstance(module, LAYERS)
+    }
     made: dict[object, str] = {}
 
     def note(module: nn.Module, inputs: tuple, output: object) -> None:
@@ -135,7 +137,7 @@ def keep_classes(model: Model, positions: Sequence[int], names: Sequence[str]) -
             f"layer ({', '.join(paths)}), so they cannot be put in the data's order. Give it a new head and train it"
         )
     model.classes = tuple(names)
-    config = getattr(network, "config", None)
+    config: Any = getattr(network, "config", None)
     if hasattr(config, "id2label"):  # what a Hugging Face model says of itself
         config.id2label = dict(enumerate(names))
         config.label2id = {name: number for number, name in enumerate(names)}

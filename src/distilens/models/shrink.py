@@ -42,7 +42,8 @@ def shrink(classes: int, *, blocks: int, model: str = "mobilenetv2") -> Expectin
     if not 1 <= blocks < len(features):
         raise UserError(f"shrink:model={model} removes 1 to {len(features) - 1} of its blocks; blocks was {blocks}.")
     left = features[:-blocks]
-    return Expecting(Shrunken(left, width(left, made.size or SIDE), classes), made.size, made.mean, made.std)
+    side = max(made.size) if isinstance(made.size, tuple) else made.size or SIDE
+    return Expecting(Shrunken(left, width(left, side), classes), made.size, made.mean, made.std)
 
 
 class Shrunken(nn.Module):

@@ -49,7 +49,10 @@ def measures(scores: dict) -> list[tuple[str, dict[str, Cell]]]:
     if imbalance(scores):
         add(
             "accuracy balanced over classes, test",
-            {role: (percent(model.get("balanced")), "") for role, model in models.items()},
+            {
+                role: (NOTHING if model.get("balanced") is None else percent(model["balanced"]), "")
+                for role, model in models.items()
+            },
         )
     add("agreement with teacher, test", {role: share(model.get("agreement")) for role, model in models.items()})
     for name in explainers:
