@@ -62,7 +62,7 @@ def test_log_probabilities_are_logits(data):
 
 def test_worse_than_chance_is_refused_where_the_answers_are_used(data):
     with pytest.raises(
-        UserError, match=r"right for 0 of 256 images .* chance is 12%: its classes may stand in another order"
+        UserError, match=r"right for 0 of 128 images .* chance is 12%: its classes may stand in another order"
     ):
         judged(data, lambda logits: logits.roll(1, 1))
     assert judged(data, lambda logits: logits.roll(1, 1), used=False) is None

@@ -19,7 +19,8 @@ from distilens.taps import evaluating
 
 SECONDS = 1.0
 """How long a model answers validation images, at most: what is wrong with it shows soon."""
-IMAGES, FEW = 256, 64
+CHUNK = 4
+IMAGES, FEW = 128, 64
 SURE = 0.999
 """The confidence with which a teacher must be worse than chance to be refused."""
 
@@ -68,11 +69,11 @@ def check_logits(model: Model, data: Data, role: str, *, used: bool = False) -> 
 
     split = data.validation if len(data.validation) >= FEW else data.train
     labels = torch.from_numpy(split.labels)
-    order = torch.randperm(len(split), generator=draws.generator("rehearsed")).numpy()[:IMAGES]
+    order = torch.randperm(len(split), generator=draws.generator("rehearsed")).numpy()[: IMAGES if used else CHUNK]
     begun, logits, seen = time.monotonic(), [], 0
     with evaluating(model), torch.no_grad():
         while seen < len(order) and (seen == 0 or time.monotonic() - begun < SECONDS):
-            images, _ = split.pixels(order[seen : seen + 8])
+            images, _ = split.pixels(order[seen : seen + CHUNK])
             logits.append(model.logits(images.to(model.device)).float().cpu())
             seen += len(images)
     answers, labels = torch.cat(logits), labels[order[:seen].tolist()]
