@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,8 @@ def distilled(
 ) -> tuple[Model, list[dict[str, Any]]]:
     """`distill`, while no other thread of this process trains."""
     found = data if isinstance(data, Data) else load(data)
+    for line in found.inventory.lines():
+        warnings.warn(f"{found.name}: {line}", stacklevel=2)
     given = settings if isinstance(settings, Training) else checked(settings or {})
     torch.manual_seed(seed)
     model = as_model(student, found)

@@ -310,8 +310,9 @@ def gallery(
         raise UserError(f"a gallery needs an image at least; images={images}")
     parts = named([explainers] if isinstance(explainers, str | Explainer) else explainers)
     folder = run_folder(model)
-    given = check_pixels(data) if isinstance(data, Tensor) else found_data(data, folder)
+    given = check_pixels(data) if isinstance(data, Tensor) else found_data(data, folder, to_explain=True)
     built, remarks = built_model(model, folder, given)
+    remarks += given.inventory.remarks if isinstance(given, Data) else ()
     chosen = as_chosen(given) if isinstance(given, Tensor) else drawn_images(given, split, images)
     if isinstance(given, Data):
         parts = {label: with_references(part, given) for label, part in parts.items()}

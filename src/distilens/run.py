@@ -53,7 +53,7 @@ class Run:
 
     @cached_property
     def data(self) -> Data:
-        return load(self.recipe.data, self.folder.parent / "data")
+        return self.told(load(self.recipe.data, self.folder.parent / "data"))
 
     @cached_property
     def teacher_data(self) -> Data:
@@ -63,6 +63,12 @@ class Run:
         data = load(self.recipe.teacher_data, self.folder.parent / "data")
         if data.classes != self.data.classes:
             raise UserError("teacher.data has other classes than data: " + ", ".join(data.classes))
+        return self.told(data)
+
+    def told(self, data: Data) -> Data:
+        """Say what a user has to know of the data: what was left out, and what their pictures look like."""
+        for line in data.inventory.lines():
+            self.say(f"{data.name}: {line}")
         return data
 
     @property

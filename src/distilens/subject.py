@@ -50,10 +50,10 @@ def run_folder(model: Model | str) -> Path | None:
     return Path(spec.argument) if spec.name == "run" and spec.argument else None
 
 
-def found_data(data: Data | str | None, folder: Path | None) -> Data:
-    """The data set that was named, else that of the run."""
+def found_data(data: Data | str | None, folder: Path | None, *, to_explain: bool = False) -> Data:
+    """The data set that was named, else that of the run; `to_explain` takes images without classes as well."""
     if isinstance(data, Data | str):
-        return load(data)
+        return load(data, to_explain=to_explain)
     if data is not None:
         raise UserError(f"data are a notation, Data, or images [b 3 h w]; given a {type(data).__name__}")
     if folder is None:
@@ -90,8 +90,8 @@ def built_model(model: Model | str, folder: Path | None, given: Data | Tensor) -
     own = own_classes(spec)
     if own is None and not classes:
         raise UserError(
-            f"{model} says nothing of its classes, and there is no data set that could: name one, or give a Model, a run, or "
-            "pretrained weights"
+            f"{model} says nothing of its classes, and neither does a data set: name one with classes, or give a Model, "
+            "a run, or pretrained weights"
         )
     own = None if own is None else tuple(name.partition(",")[0] for name in own)  # one name of each
     names = classes if own is None or len(own) == len(classes) else own

@@ -60,6 +60,9 @@ def show_data(console: Console, sets: Mapping[str, Data]) -> None:
         size = "×".join(map(str, data.size))
         add(table, f"{name}: {data.name}", *counts, len(data.classes), size, masks, data.fingerprint)
     console.print(table)
+    for name, data in sets.items():
+        for line in (*data.inventory.origins(), *data.inventory.lines()):
+            console.print(f"{name}: {line}", highlight=False, markup=False, soft_wrap=True)
 
 
 def show_model(console: Console, role: str, model: Model) -> None:

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from distilens.data.source import Rows, Source
 from distilens.data.subset import Data, Split, from_arrays, source_of, subset
+from distilens.data.unsplit import can_be_split, unsplit
 from distilens.specs import Registry, Spec
 
 __all__ = ["SOURCES", "Data", "Rows", "Source", "Split", "from_arrays", "load", "source_of", "subset"]
@@ -39,7 +40,8 @@ SOURCES = Registry(
         "shapes": "distilens.data.shapes:shapes",
         "digits": "distilens.data.digits:digits",
         "parquet": "distilens.data.files:parquet",
-        "folder": "distilens.data.files:folder",
+        "folder": "distilens.data.folders:folder",
+        "csv": "distilens.data.csv_labels:csv",
         "hf": "distilens.data.hub:hf",
         "torchvision": "distilens.data.hub:torchvision",
     },
@@ -47,13 +49,14 @@ SOURCES = Registry(
 )
 
 
-def load(part: str | Mapping[str, Any] | Spec | Data, cache: Path | None = None) -> Data:
+def load(part: str | Mapping[str, Any] | Spec | Data, cache: Path | None = None, *, to_explain: bool = False) -> Data:
     """The data set that the notation names; a `Data` is returned as it is.
 
     A source's own `seed` (that of `shapes`) is also the seed of the splits.
 
     Args:
         cache: where decoded images are kept; `runs/data` by default.
+        to_explain: also take images that cannot be trained and tested on: without classes, or one of each.
 
     Raises:
         UserError: whatever is wrong with the notation, the files or the choice of rows.
@@ -63,4 +66,7 @@ def load(part: str | Mapping[str, Any] | Spec | Data, cache: Path | None = None)
     spec = SOURCES.resolve(part)
     source = SOURCES.build(spec, CACHE if cache is None else Path(cache))
     chosen = {name: spec.options[name] for name in ("limit", "shots", "classes", "val_fraction", "seed")}
-    return subset(source, str(Spec.parse(part)), **chosen)
+    name = str(Spec.parse(part))
+    if to_explain and not can_be_split(source, chosen["classes"]):
+        return unsplit(source, name, limit=chosen["limit"], classes=chosen["classes"], seed=chosen["seed"])
+    return subset(source, name, **chosen)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distilens.data.source import Rows, Source, digest
+from distilens.data.source import Inventory, Rows, Source, digest
 from distilens.errors import UserError
 
 
@@ -63,7 +63,13 @@ def read_source(folder: Path, fingerprint: str) -> Source:
             )
     assert rows["train"] is not None
     return Source(
-        rows["train"], rows["test"], rows["validation"], tuple(about["classes"]), fingerprint, tuple(about["skipped"])
+        rows["train"],
+        rows["test"],
+        rows["validation"],
+        tuple(about["classes"]),
+        fingerprint,
+        tuple(about["skipped"]),
+        Inventory(remarks=tuple(about.get("remarks", ()))),
     )
 
 
@@ -110,7 +116,7 @@ def content_of(files: Sequence[Path], root: Path, cache: Path) -> str:
     state = hashlib.sha256()
     for name, file in zip(names, files, strict=True):
         with open(file, "rb") as stream:
-            state.update(f"{name}\n{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+            state.update(os.fsencode(name) + f"\n{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
     if time.time_ns() - max(one.st_ctime_ns for one in stats) > 2_000_000_000:
         with suppress(OSError):  # a cache that cannot be written is reported where it is needed
             memo.parent.mkdir(parents=True, exist_ok=True)

@@ -1,34 +1,25 @@
-"""Data sets from files: parquet, and image folders."""
+"""Data sets from parquet files."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import Field
 
 from distilens.data.cached import content_of
-from distilens.data.decode import Encoded, decoded
+from distilens.data.decode import Encoded
+from distilens.data.pixels import Ground, Pixels, Range, Side
 from distilens.data.source import Source, digest, shortened
+from distilens.data.writing import decoded
 from distilens.errors import UserError, nearest
 
 if TYPE_CHECKING:
     import pyarrow
 
-Side = Annotated[int, Field(ge=1)]
-
 PATTERNS = {"train": "train*.parquet", "test": "test*.parquet", "validation": "val*.parquet"}
-
-FOLDERS = {"train": ("train", "training"), "test": ("test", "testing"), "validation": ("validation", "valid", "val")}
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
-
-TEST_SHARE = 0.2
-"""Of an image folder without a test set."""
 
 
 def parquet(
@@ -39,13 +30,17 @@ def parquet(
     label: str = "label",
     size: Side | None = None,
     skip_bad: bool = False,
+    ground: Ground = "white",
+    range_: Range = None,
+    large: bool = False,
 ) -> Source:
     """Images and labels in parquet files: train*.parquet, test*.parquet, perhaps validation*.parquet.
 
     The files lie in the folder itself or, as on the Hugging Face hub, in `data/` or one other folder below it. Images
     are structs {bytes, path} or plain bytes; labels are names, or integers (whose names the Hugging Face metadata may
     give, otherwise they are "0", "1", ...). With `size` every image is resized and cropped to a square;
-    `skip_bad` leaves out the images that cannot be decoded, and `Source.skipped` names them.
+    `skip_bad` leaves out the images that cannot be decoded, and `Source.skipped` names them; for `ground`, `range` and
+    `large` see `Pixels`.
 
     Source: https://parquet.apache.org, https://huggingface.co/docs/datasets/image_load
 
@@ -68,7 +63,7 @@ def parquet(
         sets = {part: encoded_parquet(files[part], root, image, columns[part]) for part in files}
         return sets, names
 
-    return decoded(cache, key, read, size=size, skip_bad=skip_bad)
+    return decoded(cache, key, read, Pixels(size, ground, range_, large), skip_bad=skip_bad)
 
 
 def existing(path: Path) -> Path:
@@ -179,91 +174,3 @@ def encoded_bytes(value: Any, folder: Path | None) -> bytes | Path | None:
             return (folder / value["path"]) if folder else Path(value["path"])
         return value["bytes"]
     return value
-
-
-def folder(cache: Path, *, path: Path, size: Side | None = None, skip_bad: bool = False) -> Source:
-    """Images in a folder a class, inside train/ and test/ (and validation/) or without them.
-
-    Without them a fixed fifth of every class is the test set: the images whose path has a small hash, so that adding
-    images moves none. With `size` every image is resized and cropped to a square; `skip_bad` leaves out the images that
-    cannot be decoded, and `Source.skipped` names them. Files without an image's suffix, and hidden ones, are ignored.
-
-    Source: the layout of torchvision.datasets.ImageFolder
-
-    Raises:
-        UserError: no such folder, no images; an empty class, or one that only the test set has; images at fault.
-    """
-    root = existing(path)
-    listed = listed_images(root)
-    content = content_of([file for part in listed.values() for _, file in part], root, cache)
-    # A class folder without an image has no content, but must not stay unseen.
-    key = digest("folder", content, {part: class_folders(root, part) for part in FOLDERS})
-
-    def read() -> tuple[dict[str, Encoded], Sequence[str]]:
-        classes = class_folders(root, "train")
-        return {part: encoded_files(images, classes, root, part) for part, images in listed.items()}, classes
-
-    return decoded(cache, key, read, size=size, skip_bad=skip_bad)
-
-
-def part_folder(root: Path, part: str) -> Path | None:
-    return next((root / name for name in FOLDERS[part] if (root / name).is_dir()), None)
-
-
-def class_folders(root: Path, part: str) -> list[str]:
-    """The classes of a set, sorted; those of the whole folder where there is no train/."""
-    place = part_folder(root, part) if part_folder(root, "train") else root
-    if place is None:
-        return []
-    return sorted(entry.name for entry in place.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-
-
-def listed_images(root: Path) -> dict[str, list[tuple[str, Path]]]:
-    """The class and file of every image, by set, in an order that does not depend on the file system."""
-    if part_folder(root, "train"):
-        places = {part: part_folder(root, part) for part in FOLDERS}
-        listed = {part: images_in(place, class_folders(root, part)) for part, place in places.items() if place}
-    else:
-        every = images_in(root, class_folders(root, "train"))
-        chosen = test_files(every, root)
-        listed = {
-            "train": [image for image in every if image[1] not in chosen],
-            "test": [image for image in every if image[1] in chosen],
-        }
-    if not listed["train"]:
-        raise UserError(
-            f"no images in {root}: wanted is a folder a class ({root / 'cat' / '1.png'}), or train/ and test/ with a "
-            f"folder a class each. Images end in {', '.join(sorted(SUFFIXES))}"
-        )
-    return {part: images for part, images in listed.items() if images}
-
-
-def images_in(place: Path, classes: Sequence[str]) -> list[tuple[str, Path]]:
-    found = []
-    for name in classes:
-        files = (file for file in (place / name).rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-        found += [(name, file) for file in sorted(files) if not file.name.startswith(".")]
-    return found
-
-
-def test_files(images: Iterable[tuple[str, Path]], root: Path) -> set[Path]:
-    """About a fifth of every class, at least one image of it and not all, by the hash of the path alone."""
-    classes: dict[str, list[tuple[float, Path]]] = {}
-    for name, file in images:
-        code = hashlib.sha256(file.relative_to(root).as_posix().encode()).digest()
-        classes.setdefault(name, []).append((int.from_bytes(code[:6], "big") / 2**48, file))
-    chosen = set()
-    for ordered in map(sorted, classes.values()):
-        count = sum(share < TEST_SHARE for share, _ in ordered)
-        count = min(max(count, 1), len(ordered) - 1)
-        chosen |= {file for _, file in ordered[:count]}
-    return chosen
-
-
-def encoded_files(images: Sequence[tuple[str, Path]], classes: Sequence[str], root: Path, part: str) -> Encoded:
-    unknown = sorted({name for name, _ in images} - set(classes))
-    if unknown:
-        raise UserError(f"the {part} set has the class {shortened(unknown, quoted=True)}, of which train has no image")
-    position = {name: place for place, name in enumerate(classes)}
-    labels = np.array([position[name] for name, _ in images], dtype=np.int64)
-    return Encoded(labels, lambda: (file for _, file in images), lambda row: str(images[row][1].relative_to(root)))

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from distilens.data.decode import Encoded, decoded
-from distilens.data.files import Side, encoded_bytes
+from distilens.data.decode import Encoded
+from distilens.data.files import encoded_bytes
+from distilens.data.pixels import Ground, Pixels, Range, Side
 from distilens.data.source import Source, as_rgb, digest, shortened
+from distilens.data.writing import decoded
 from distilens.errors import UserError, nearest
 
 SPLITS = {"train": ("train", "training"), "test": ("test",), "validation": ("validation", "valid", "val", "dev")}
@@ -31,12 +33,15 @@ def hf(
     label: str | None = None,
     size: Side | None = None,
     skip_bad: bool = False,
+    ground: Ground = "white",
+    range_: Range = None,
+    large: bool = False,
 ) -> Source:
     """A data set of the Hugging Face hub, or a local folder in one of its formats.
 
     The only image column is taken for `image`, the only column of class labels for `label`. With `size` every image is
     resized and cropped to a square; `skip_bad` leaves out the images that cannot be decoded, and `Source.skipped` names
-    them. The hub's own cache (HF_HOME) keeps the download.
+    them; for `ground`, `range` and `large` see `Pixels`. The hub's own cache (HF_HOME) keeps the download.
 
     Source: https://huggingface.co/docs/datasets
 
@@ -59,9 +64,8 @@ def hf(
     # Arrow files of one data set differ between machines (they can hold absolute paths): the images are hashed.
     content = [digest(part, labels[part], hash_of(hub_images(splits[part], image))) for part in splits]
     key = digest("hf", content, list(classes))
-    return decoded(
-        cache, key, lambda: ({part: encoded(part) for part in splits}, classes), size=size, skip_bad=skip_bad
-    )
+    pixels = Pixels(size, ground, range_, large)
+    return decoded(cache, key, lambda: ({part: encoded(part) for part in splits}, classes), pixels, skip_bad=skip_bad)
 
 
 def hub_splits(name: str, config: str | None) -> dict[str, Any]:
@@ -188,7 +192,8 @@ def torchvision(
 
     content = [part for both in zip(pixels.values(), labels.values(), strict=True) for part in both]
     key = digest("torchvision", name, classes, *content)
-    return decoded(cache, key, lambda: ({part: encoded(part) for part in sets}, classes), size=size, skip_bad=False)
+    how = Pixels(size)
+    return decoded(cache, key, lambda: ({part: encoded(part) for part in sets}, classes), how, skip_bad=False)
 
 
 def pixels_of(data: Any) -> np.ndarray:

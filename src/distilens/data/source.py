@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,47 @@ class Rows:
         return len(self.labels)
 
 
+@dataclass(frozen=True)
+class Inventory:
+    """What was found on the disk, for whoever has to believe a result.
+
+    Attributes:
+        places: for each class, how many pictures came from which folder.
+        left_out: by reason, what was not read.
+        remarks: what a user has to know, in sentences.
+        hint: what would help where the pictures have no classes, or one alone.
+    """
+
+    places: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+    hint: str = ""
+
+    def lines(self) -> list[str]:
+        """All of it in sentences: the remarks, then what was left out, a reason a line."""
+        left = [
+            f"left out: {len(names):,} {reason}, as {names[0]}" if len(names) > 1 else f"left out: {reason}: {names[0]}"
+            for reason, names in self.left_out.items()
+        ]
+        return [*self.remarks, *left]
+
+    def origins(self) -> list[str]:
+        """A line a class: how many pictures came from which folders."""
+        return [
+            f"{name}: " + shortened([f"{count:,} from {place}" for place, count in found.items()], most=4)
+            for name, found in self.places.items()
+        ]
+
+    def plain(self, most: int = 20) -> dict[str, Any]:
+        """As plain data: of a long list the count, and the first names."""
+        left = {reason: {"count": len(names), "first": list(names[:most])} for reason, names in self.left_out.items()}
+        places = {name: dict(list(found.items())[:most]) for name, found in self.places.items()}
+        return {"places": places, "left_out": left, "remarks": list(self.remarks)}
+
+
+NOTHING = Inventory()
+
+
 @dataclass(frozen=True, eq=False)
 class Source:
     """Everything that a name stands for, before limit, shots and splits.
@@ -40,6 +81,7 @@ class Source:
         test: None: hold some out of `train`.
         fingerprint: 16 hexadecimal digits over the content, so that what is stored is never read for anything else.
         skipped: the images that could not be read and were left out, each with its reason.
+        inventory: what lay where, what was left out, and what has to be said.
     """
 
     train: Rows
@@ -48,6 +90,7 @@ class Source:
     classes: tuple[str, ...]
     fingerprint: str
     skipped: tuple[str, ...] = ()
+    inventory: Inventory = NOTHING
 
 
 def digest(*parts: Any) -> str:
@@ -92,6 +135,18 @@ def check_labels(
             f"no training image of the class {shortened(empty, quoted=True)}" if empty else "no labelled training image"
         )
         raise UserError(f"there is {what}: every class needs some. Add images, or leave the class out of the set")
+
+
+def check_count(names: Sequence[str], hint: str = "") -> None:
+    """Two classes are the least that can be told apart.
+
+    Raises:
+        UserError: one or none, with the hint.
+    """
+    if len(names) < 2:
+        what = f"there is one class alone, {names[0]!r}" if names else "the images have no classes"
+        hint = hint or "Wanted are two or more."
+        raise UserError(f"{what}: nothing can be learnt from that (distilens explain takes such images). {hint}")
 
 
 def shortened(names: Sequence[str], *, quoted: bool = False, most: int = 8) -> str:

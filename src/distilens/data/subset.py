@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distilens.data.source import Rows, Source, as_rgb, check_labels, digest, shortened
+from distilens.data.source import NOTHING, Inventory, Rows, Source, as_rgb, check_count, check_labels, digest, shortened
 from distilens.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class Data:
         seed: of the splits, of `limit` and of `shots`.
         skipped: the images that could not be read and were left out.
         source_fingerprint: of the content alone: what is stored by index holds for every choice of rows.
+        inventory: of the source: what lay where, what was left out, and what has to be said.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Data:
     seed: int
     skipped: tuple[str, ...] = ()
     source_fingerprint: str = ""
+    inventory: Inventory = NOTHING
 
 
 def subset(
@@ -99,9 +101,10 @@ def subset(
         val_fraction: of every class, at least one image; a validation set of the source's own is used instead.
 
     Raises:
-        UserError: unknown classes, or a class with too few images.
+        UserError: unknown classes, fewer than two, or one with too few images.
     """
     names, sets = chosen_classes(source, classes)
+    check_count(names, source.inventory.hint)
     train = np.arange(len(sets["train"])) if classes is None else kept_rows(source.train.labels, sets["train"].labels)
     index = {part: np.flatnonzero(rows.labels >= 0) for part, rows in sets.items() if part != "train"}
     for part in index:
@@ -126,7 +129,7 @@ def subset(
     height, width = source.train.images.shape[1:3]
     return Data(
         name, splits["train"], splits["validation"], splits["test"], names, (height, width),
-        digest(source.fingerprint, chosen), seed, source.skipped, source.fingerprint,
+        digest(source.fingerprint, chosen), seed, source.skipped, source.fingerprint, source.inventory,
     )  # fmt: skip
 
 

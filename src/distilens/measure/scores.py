@@ -70,6 +70,7 @@ def score_models(
             "test": len(data.test),
             "skipped": list(data.skipped),
             "commonest": commonest(labels_of(data.test), data.classes),
+            **data.inventory.plain(),
         },
         "models": scores,
     }

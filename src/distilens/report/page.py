@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from distilens.data.source import shortened
 from distilens.errors import UserError
 from distilens.files import write_text
 from distilens.report import charts, table, transfer_section
@@ -73,8 +74,25 @@ def data_facts(data: dict) -> list[tuple[str, str]]:
     sizes = [f"{split} {data[split]:,}" for split in ("train", "validation", "test") if data.get(split) is not None]
     if sizes:
         facts.append(("images", ", ".join(sizes)))
+    facts += found_facts(data)
     if data.get("note"):
         facts.append(("note", str(data["note"])))
+    return facts
+
+
+def found_facts(data: dict) -> list[tuple[str, str]]:
+    """Where the pictures of each class came from, what was left out, and what has to be said."""
+    facts = []
+    places = data.get("places") or {}
+    if places:
+        lines = [
+            f"{name} ({', '.join(f'{count:,} from {place}' for place, count in found.items())})"
+            for name, found in places.items()
+        ]
+        facts.append(("classes", shortened(lines, most=20)))
+    for reason, found in (data.get("left_out") or {}).items():
+        facts.append(("left out", f"{found['count']:,} {reason}: {shortened(found['first'], most=3)}"))
+    facts += [("remark", remark) for remark in data.get("remarks") or ()]
     return facts
 
 

@@ -1,0 +1,213 @@
+"""Data sets whose labels are in a CSV file."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from distilens.data.cached import content_of
+from distilens.data.csv_tables import SPLITS, Table, column, image_column, label_column, read_table, table_files
+from distilens.data.decode import Encoded
+from distilens.data.layout import split_of
+from distilens.data.listed import Listed, check_known, encoded_files, places_of, with_test
+from distilens.data.pixels import Ground, Pixels, Range, Side
+from distilens.data.source import Inventory, Source, digest
+from distilens.data.tree import Parts, Tree, check_links, walked
+from distilens.data.writing import decoded
+from distilens.errors import UserError
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A picture of a table: its place below the root, its class or None, and the split that the table says."""
+
+    picture: Parts
+    label: str | None
+    part: str | None
+
+
+def csv(
+    cache: Path,
+    *,
+    path: Path,
+    image: str | None = None,
+    label: str | None = None,
+    split: str | None = None,
+    pictures: Path | None = None,
+    size: Side | None = None,
+    skip_bad: bool = False,
+    ground: Ground = "white",
+    range_: Range = None,
+    large: bool = False,
+) -> Source:
+    """Labels in a CSV file, and pictures in a folder beside it.
+
+    `path` is the file, or a folder with train.csv (and test.csv, val.csv) or one CSV file alone. `image` is the column with the
+    pictures' paths, names, or names without suffix; `label` that with the classes; `split` one that says train, test or
+    validation. Usual names of columns are found by themselves. `pictures` is the folder with the pictures; by default all
+    below the file's folder are looked through. Without test pictures a fixed fifth of every class is held out. `skip_bad`
+    leaves out pictures that are missing or cannot be decoded; for `size`, `ground`, `range` and `large` see `Pixels`.
+
+    Source: https://www.rfc-editor.org/rfc/rfc4180
+
+    Raises:
+        UserError: no such file, columns or pictures; a picture with two labels; values that name no split.
+    """
+    files, ignored = table_files(Path(path).expanduser())
+    home = next(iter(files.values())).parent
+    root = home.absolute() if pictures is None else Path(pictures).expanduser().absolute()
+    if not root.is_dir():
+        raise UserError(f"the folder pictures={pictures} does not exist (looked from {Path.cwd()})")
+    tree = walked(root)
+    check_links(tree, skip_bad=skip_bad)
+    index = Index(tree)
+    left: dict[str, list[str]] = defaultdict(list)
+    left["tables that are not read"] += ignored
+    rows: list[Labelled] = []
+    for part, file in files.items():
+        table = read_table(file)
+        if part != "train" and label_column(table, image_column(table, image), label, needed=False) is None:
+            left["tables without labels"].append(file.name)
+            continue
+        rows += labelled(table, index, part if len(files) > 1 else None, (image, label, split), left, skip_bad)
+    listed, classes = by_split(once(rows, left), tree)
+    content = content_of([file for found in listed.values() for _, file in found], root, cache)
+    key = digest("csv", content, classes, {part: [name for name, _ in found] for part, found in listed.items()})
+
+    def read() -> tuple[dict[str, Encoded], Sequence[str]]:
+        return {part: encoded_files(found, classes, root) for part, found in listed.items()}, classes
+
+    source = decoded(cache, key, read, Pixels(size, ground, range_, large), skip_bad=skip_bad)
+    named = {file for found in listed.values() for _, file in found}
+    left["pictures that no table names"] += ["/".join(one) for one in tree.pictures if tree.file(one) not in named]
+    left_out = {reason: names for reason, names in left.items() if names}
+    hint = "Wanted are two classes at least: name the column that has them, label=..."
+    return replace(
+        source, inventory=Inventory(places_of(listed, classes, root), left_out, source.inventory.remarks, hint)
+    )
+
+
+class Index:
+    """Finds pictures by what a table calls them: a path, a name, or a name without its suffix."""
+
+    def __init__(self, tree: Tree):
+        self.tree = tree
+        self.names: dict[str, list[Parts]] = defaultdict(list)
+        self.stems: dict[str, list[Parts]] = defaultdict(list)
+        for picture in tree.pictures:
+            self.names[picture[-1]].append(picture)
+            self.stems[PurePosixPath(picture[-1]).stem].append(picture)
+
+    def find(self, value: str, part: str | None) -> list[Parts]:
+        """The pictures that fit best: one, if all is well."""
+        wanted = tuple(piece for piece in value.replace("\\", "/").split("/") if piece not in ("", "."))
+        if not wanted:
+            return []
+        found = self.names.get(wanted[-1]) or self.stems.get(wanted[-1]) or []
+        if len(found) > 1:
+            alike = [common(picture[:-1], wanted[:-1]) for picture in found]
+            found = [picture for picture, count in zip(found, alike, strict=True) if count == max(alike)]
+        if len(found) > 1 and part:
+            own = [picture for picture in found if part in {split_of(name) for name in picture[:-1]}]
+            found = own or found
+        return found
+
+
+def common(first: Parts, second: Parts) -> int:
+    """How many folders agree, counted from the file upwards; one more where all do."""
+    count = 0
+    for one, other in zip(reversed(first), reversed(second), strict=False):
+        if one != other:
+            return count
+        count += 1
+    return count + (len(first) == len(second))
+
+
+def labelled(
+    table: Table,
+    index: Index,
+    part: str | None,
+    columns: tuple[str | None, str | None, str | None],
+    left: dict[str, list[str]],
+    skip_bad: bool,
+) -> list[Labelled]:
+    """The pictures of a table that are there."""
+    image = image_column(table, columns[0])
+    label = label_column(table, image, columns[1])
+    split = column(table, "split", columns[2], SPLITS) if part is None else None
+    assert label is not None
+    found, missing = [], []
+    for row in table.rows:
+        value = row[image].strip()
+        pictures = index.find(value, part)
+        if len(pictures) > 1:
+            both = " and ".join("/".join(one) for one in pictures[:2])
+            raise UserError(f"{value!r} in {table.file.name} could be {both}. Write the path, or name pictures=FOLDER")
+        if not pictures:
+            missing.append(value)
+            continue
+        found.append(Labelled(pictures[0], row[label].strip() or None, part or told_split(table, row, split)))
+    if missing and (not skip_bad or not found):
+        raise UserError(
+            f"{len(missing):,} of {len(table.rows):,} pictures of {table.file.name} (column "
+            f"{table.columns[image]!r}) are not below {index.tree.root}, the first is {missing[0]!r}. Name their folder, "
+            "pictures=..., or another column, image=...; or leave them out: skip_bad=true"
+        )
+    left[f"pictures of {table.file.name} that are not there"] += missing
+    return found
+
+
+def told_split(table: Table, row: list[str], split: int | None) -> str | None:
+    if split is None:
+        return None
+    value = row[split].strip()
+    found = split_of(value)
+    if found is None:
+        raise UserError(
+            f"the column {table.columns[split]!r} of {table.file.name} says {value!r}: wanted is train, test or validation "
+            "(or one of their usual names). Rename the values, or the column if it means something else"
+        )
+    return found
+
+
+def once(rows: Sequence[Labelled], left: dict[str, list[str]]) -> list[Labelled]:
+    """Every picture once; refuses two labels, or two splits, of one."""
+    seen: dict[Parts, Labelled] = {}
+    for row in rows:
+        before = seen.setdefault(row.picture, row)
+        if before is not row:
+            name = "/".join(row.picture)
+            for what, one, other in (("labels", before.label, row.label), ("splits", before.part, row.part)):
+                if one != other:
+                    raise UserError(f"{name} has two {what}, {one!r} and {other!r}: wanted is one row a picture")
+            left["rows that name a picture again"].append(name)
+    return list(seen.values())
+
+
+def by_split(rows: Sequence[Labelled], tree: Tree) -> tuple[Listed, list[str]]:
+    """The pictures of each split, and the classes: those of the training pictures."""
+    told: Mapping[Parts, str | None] = {row.picture: row.part for row in rows}
+    if not any(told.values()):
+        above = {row.picture: split_of(row.picture[0]) if len(row.picture) > 1 else None for row in rows}
+        told = above if all(above.values()) and "train" in above.values() else dict.fromkeys(told)
+    labels = spelled({row.picture: row.label for row in rows})
+    listed: dict[str, list[tuple[str | None, Path]]] = defaultdict(list)
+    for row in sorted(rows, key=lambda row: row.picture):
+        listed[told[row.picture] or "train"].append((labels[row.picture], tree.file(row.picture)))
+    found = listed if any(told.values()) else with_test(listed["train"], tree.root)
+    if not found.get("train"):
+        raise UserError(f"no row is of the training set; the splits are {', '.join(sorted(found))}")
+    classes = {name for name, _ in found["train"] if name is not None}
+    check_known(found, list(classes))
+    numbers = all(name.isdecimal() for name in classes)
+    return found, sorted(classes, key=lambda name: (int(name), name) if numbers else (0, name))
+
+
+def spelled(labels: Mapping[Parts, str | None]) -> dict[Parts, str | None]:
+    """Whole numbers that a table writes as 1.0, as 1."""
+    if all(label is None or re.fullmatch(r"\d+\.0+", label) for label in labels.values()):
+        return {picture: label and label.partition(".")[0] for picture, label in labels.items()}
+    return dict(labels)

@@ -1,0 +1,130 @@
+"""CSV files that say which class a picture is of: which files, which columns, which rows."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from distilens.data.layout import WORDS
+from distilens.data.source import shortened
+from distilens.data.tree import suffixes
+from distilens.errors import UserError, nearest
+
+IMAGES = (
+    *("image", "image_id", "image_name", "image_path", "img", "img_id", "img_name", "img_path", "id", "id_code"),
+    *("file", "file_name", "filename", "file_path", "filepath", "path", "picture", "photo", "fname", "name", "x"),
+)
+LABELS = (
+    *("label", "labels", "class", "class_name", "class_id", "category", "category_name", "category_id"),
+    *("target", "breed", "species", "diagnosis", "dx", "label_name", "y"),
+)
+SPLITS = ("split", "set", "subset", "partition", "phase", "usage")
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of a CSV file that say something of pictures."""
+
+    file: Path
+    columns: list[str]
+    rows: list[list[str]]
+
+
+def table_files(path: Path) -> tuple[dict[str, Path], list[str]]:
+    """The table of each split, and those that are not read."""
+    if path.is_file():
+        return {"train": path}, []
+    if not path.is_dir():
+        raise UserError(
+            f"path={path} does not exist (looked from {Path.cwd()}); wanted is a CSV file, or a folder with one"
+        )
+    there = sorted(one for one in path.iterdir() if one.suffix.lower() in (".csv", ".tsv") and one.name[0] != ".")
+    parts: dict[str, list[Path]] = defaultdict(list)
+    for file in there:
+        words = re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1_\2", file.stem).lower())
+        found = {part for part, names in WORDS.items() if set(words) & set(names)}
+        if len(found) == 1 and not set(words) & {"sample", "submission"}:
+            parts[found.pop()].append(file)
+    if len(there) == 1:
+        return {"train": there[0]}, []
+    if not there or len(parts["train"]) != 1 or any(len(files) > 1 for files in parts.values()):
+        names = shortened([file.name for file in there]) or "none"
+        raise UserError(
+            f"which table has the labels? CSV files in {path}: {names}. Name it, path={path / 'train.csv'} for example"
+        )
+    chosen = {part: parts[part][0] for part in WORDS if parts.get(part)}
+    return chosen, [file.name for file in there if file not in chosen.values()]
+
+
+def read_table(file: Path) -> Table:
+    """Columns and rows; without a header, if the first row names a picture already, the columns are called 0, 1, ..."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8 (byte {error.start}): save it as CSV UTF-8") from None
+    first = text.partition("\n")[0]
+    separator = max(",;\t|", key=first.count)
+    rows = [
+        row
+        for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+        if any(cell.strip() for cell in row)
+    ]
+    if not rows:
+        raise UserError(f"{file} is empty; wanted are a row a picture, and columns for the picture and its class")
+    if any(PurePosixPath(cell.lower()).suffix in suffixes() for cell in rows[0]):
+        return Table(file, [str(place) for place in range(len(rows[0]))], rows)
+    columns = [cell.strip() for cell in rows[0]]
+    wrong = next((place for place, row in enumerate(rows, 1) if len(row) != len(columns)), None)
+    if wrong:
+        raise UserError(
+            f"row {wrong} of {file.name} has {len(rows[wrong - 1])} cells, its header {len(columns)}: put values with "
+            f"{separator!r} in quotation marks"
+        )
+    return Table(file, columns, rows[1:])
+
+
+def column(table: Table, option: str, given: str | None, usual: Sequence[str]) -> int | None:
+    """The place of a column: the one that was named, or the first of the usual names that is there."""
+    if given is not None:
+        if given not in table.columns:
+            raise UserError(
+                f"{table.file.name} has no column {given!r} ({option}={given}).{nearest(given, table.columns)} "
+                f"Its columns: {', '.join(table.columns)}"
+            )
+        return table.columns.index(given)
+    plain = [re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") for name in table.columns]
+    return next((plain.index(name) for name in usual if name in plain), None)
+
+
+def image_column(table: Table, given: str | None) -> int:
+    found = column(table, "image", given, IMAGES)
+    if found is None:
+        ends = [place for place in range(len(table.columns)) if table.rows and names_pictures(table, place)]
+        found = ends[0] if len(ends) == 1 else None
+    if found is None:
+        raise UserError(
+            f"no column of {table.file.name} is known to name pictures: name it, image=...; its columns are "
+            f"{', '.join(table.columns)}"
+        )
+    return found
+
+
+def names_pictures(table: Table, place: int) -> bool:
+    return all(PurePosixPath(row[place].strip().lower()).suffix in suffixes() for row in table.rows[:20])
+
+
+def label_column(table: Table, image: int, given: str | None, *, needed: bool = True) -> int | None:
+    found = column(table, "label", given, LABELS) if given is None or needed or given in table.columns else None
+    if found is None and given is None and len(table.columns) == 2:
+        found = 1 - image
+    if found is None and needed:
+        raise UserError(
+            f"no column of {table.file.name} is known to hold classes: name it, label=...; its columns are "
+            f"{', '.join(table.columns)}"
+        )
+    return found

@@ -1,0 +1,74 @@
+"""Files with their classes, by split: what is held out, what is checked, and where they come from."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from distilens.data.decode import Encoded
+from distilens.data.source import shortened
+from distilens.errors import UserError
+
+TEST_SHARE = 0.2
+"""Of a set without test images."""
+
+Listed = Mapping[str, Sequence[tuple[str | None, Path]]]
+"""The class and file of every image, by split; the class is None where nobody says it."""
+
+
+def with_test(images: Sequence[tuple[str | None, Path]], root: Path) -> Listed:
+    """A fixed fifth of every class as the test set."""
+    held = held_out(images, root)
+    listed = {
+        "train": [image for image in images if image[1] not in held],
+        "test": [image for image in images if image[1] in held],
+    }
+    return {part: found for part, found in listed.items() if found}
+
+
+def held_out(images: Iterable[tuple[str | None, Path]], root: Path) -> set[Path]:
+    """About a fifth of every class, at least one image of it and not all, by the hash of the path alone."""
+    classes: dict[str, list[tuple[float, Path]]] = {}
+    start = len(os.fsencode(root)) + 1
+    for name, file in images:
+        if name is None:
+            continue
+        code = hashlib.sha256(os.fsencode(file)[start:].replace(os.sep.encode(), b"/")).digest()
+        classes.setdefault(name, []).append((int.from_bytes(code[:6], "big") / 2**48, file))
+    chosen = set()
+    for ordered in map(sorted, classes.values()):
+        count = sum(share < TEST_SHARE for share, _ in ordered)
+        count = min(max(count, 1), len(ordered) - 1)
+        chosen |= {file for _, file in ordered[:count]}
+    return chosen
+
+
+def check_known(listed: Listed, classes: Sequence[str]) -> None:
+    """Every class of every set is one of the training set's."""
+    for part, images in listed.items():
+        unknown = sorted({name for name, _ in images if name is not None} - set(classes))
+        if unknown:
+            raise UserError(
+                f"the {part} set has the class {shortened(unknown, quoted=True)}, of which train has no image"
+            )
+
+
+def encoded_files(images: Sequence[tuple[str | None, Path]], classes: Sequence[str], root: Path) -> Encoded:
+    position = {name: place for place, name in enumerate(classes)}
+    labels = np.array([-1 if name is None else position[name] for name, _ in images], dtype=np.int64)
+    return Encoded(labels, lambda: (file for _, file in images), lambda row: str(images[row][1].relative_to(root)))
+
+
+def places_of(listed: Listed, classes: Sequence[str], root: Path) -> dict[str, dict[str, int]]:
+    """For each class, how many images came from which folder below the root."""
+    places: dict[str, Counter[str]] = {name: Counter() for name in classes}
+    start = len(str(root)) + 1
+    for images in listed.values():
+        for name, file in images:
+            places.setdefault(name or "no class", Counter())[os.path.dirname(str(file)[start:]) or "."] += 1
+    return {name: dict(found) for name, found in places.items()}

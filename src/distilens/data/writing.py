@@ -1,0 +1,177 @@
+"""From encoded images to one memory map: decoded once, in threads, and mapped read-only ever after.
+
+A decoded set is a folder `cache/<key>/`, written under another name and renamed when complete: a reader never sees half
+of one, and of two processes that decode the same set at once the first to finish wins.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from distilens.data.cached import check_disk, read_source, remembered
+from distilens.data.decode import Bad, Encoded, decode_all, extents_of
+from distilens.data.pixels import DeepError, Pixels, found_range, large_allowed, nearly_one_colour, said_of_flat
+from distilens.data.source import Source, check_labels, digest
+from distilens.data.waiting import Progress
+from distilens.errors import UserError
+
+VERSION = 2
+"""Part of every key: raise it when the same bytes would decode to other pixels."""
+
+
+def decoded(
+    cache: Path,
+    key: str,
+    read: Callable[[], tuple[Mapping[str, Encoded], Sequence[str]]],
+    pixels: Pixels,
+    *,
+    skip_bad: bool,
+) -> Source:
+    """The source of some encoded sets; `read` is called, and anything decoded, only if the cache does not have it.
+
+    Args:
+        key: what the images are read from (content and options); with `pixels`, `skip_bad` and VERSION the fingerprint.
+        read: the sets by name (`train`, `test`, `validation`) and the classes, which may be none. Where there is no labelled
+            test set, the validation set takes its place, as is the custom with ImageNet.
+
+    Raises:
+        UserError: an image that cannot be decoded, images of several sizes, labels at fault, a full disk.
+    """
+    fingerprint = digest(VERSION, key, asdict(pixels), skip_bad)
+
+    def write(folder: Path) -> None:
+        sets, classes = read()
+        sets = in_their_roles(sets)
+        if classes:
+            check_labels(
+                {part: encoded.labels for part, encoded in sets.items()},
+                classes,
+                lambda part, row: sets[part].name(row),
+            )
+        with large_allowed(pixels.large):
+            written = write_images(folder, sets, pixels, skip_bad=skip_bad)
+        if written.skipped and classes:
+            check_labels(written.labels, classes)
+        for part, values in written.labels.items():
+            np.save(folder / f"{part}_labels.npy", values)
+        about = {"classes": list(classes), "skipped": written.skipped, "remarks": written.remarks(sets, classes)}
+        (folder / "set.json").write_text(json.dumps(about), encoding="utf-8")
+
+    return read_source(remembered(cache, fingerprint, write), fingerprint)
+
+
+def in_their_roles(sets: Mapping[str, Encoded]) -> dict[str, Encoded]:
+    """The sets that have labels; the validation set as test where there is no other."""
+    labelled = {part: sets[part] for part in sets if part == "train" or (sets[part].labels >= 0).any()}
+    if "test" not in labelled and "validation" in labelled:
+        labelled["test"] = labelled.pop("validation")
+    return labelled
+
+
+@dataclass
+class Written:
+    """What became of the images while they were decoded.
+
+    Attributes:
+        labels: of those that are there, by set.
+        skipped: those that are not, each with its reason.
+        flat: the rows of each set, as it was read, that are nearly one colour.
+        said: what was done to an image that must be said, once for each such image.
+        ranged: how deep images were scaled.
+    """
+
+    labels: dict[str, np.ndarray] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+    flat: dict[str, list[int]] = field(default_factory=dict)
+    said: list[str] = field(default_factory=list)
+    ranged: str = ""
+
+    def remarks(self, sets: Mapping[str, Encoded], classes: Sequence[str]) -> list[str]:
+        """What a user has to know, in sentences."""
+        counted = [f"{what}: {count:,} pictures" for what, count in Counter(self.said).most_common()]
+        flat = [sets[part].labels[np.array(rows, dtype=np.int64)] for part, rows in self.flat.items()]
+        first = next((sets[part].name(rows[0]) for part, rows in self.flat.items() if rows), "")
+        every = np.concatenate([encoded.labels for encoded in sets.values()])
+        one_colour = said_of_flat(np.concatenate(flat), every, classes, first)
+        return [one for one in (self.ranged, *counted, one_colour) if one]
+
+
+def write_images(folder: Path, sets: Mapping[str, Encoded], pixels: Pixels, *, skip_bad: bool) -> Written:
+    """Decode the sets into `<set>_images.npy`. Once more with a range for all, if an image of more than 8 bits is met."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        try:
+            return write_sets(pool, folder, sets, pixels, skip_bad=skip_bad)
+        except DeepError:
+            bounds, ranged = found_range(extents_of(pool, sets))
+            written = write_sets(pool, folder, sets, replace(pixels, bounds=bounds), skip_bad=skip_bad)
+            written.ranged = ranged
+            return written
+
+
+def write_sets(
+    pool: ThreadPoolExecutor, folder: Path, sets: Mapping[str, Encoded], pixels: Pixels, *, skip_bad: bool
+) -> Written:
+    total = sum(len(encoded.labels) for encoded in sets.values())
+    written = Written(flat={part: [] for part in sets})
+    first: tuple[str, tuple[int, ...]] | None = None
+    with Progress(total) as progress:
+        for part, encoded in sets.items():
+            kept, flat = [], written.flat[part]
+            # Written in order through the file rather than into a map of it: on a full disk a write raises, whereas a
+            # page of a map ends the process. The header is put right when the number of images is known.
+            with open(folder / f"{part}_images.npy", "wb") as file:
+                for row, image in enumerate(decode_all(pool, encoded.images(), pixels, written.said)):
+                    progress.advance()
+                    if isinstance(image, Bad):
+                        words = f"{encoded.name(row)}: {image.reason}"
+                        if not skip_bad:
+                            raise UserError(
+                                f"cannot decode {words}. Mend or remove it, or leave such images out: skip_bad=true"
+                            )
+                        written.skipped.append(words)
+                        continue
+                    if first is None:
+                        first = (encoded.name(row), image.shape)
+                        check_disk(folder, total * image.size)
+                    if image.shape != first[1]:
+                        raise several_sizes(*first, encoded.name(row), image.shape)
+                    if not kept:
+                        write_header(file, len(encoded.labels), image.shape)
+                    if nearly_one_colour(image):
+                        flat.append(row)
+                    file.write(np.ascontiguousarray(image).data)
+                    kept.append(row)
+                if not kept:
+                    first_bad = written.skipped[-len(encoded.labels)]
+                    raise UserError(f"not one image of the {part} set can be decoded; the first is {first_bad}")
+                assert first is not None
+                write_header(file, len(kept), first[1])
+            written.labels[part] = encoded.labels[np.array(kept)]
+    return written
+
+
+def several_sizes(name: str, shape: tuple[int, ...], other: str, found: tuple[int, ...]) -> UserError:
+    return UserError(
+        f"the images are not all of one size: {name} is {height_by_width(shape)}, {other} is {height_by_width(found)} "
+        f"(height × width). Bring all to one, for example size={min(shape[:2])}"
+    )
+
+
+def write_header(file: BinaryIO, count: int, shape: tuple[int, ...]) -> None:
+    """The .npy header of `[count *shape]` uint8 at the start of a file. NumPy leaves room in it for any count."""
+    file.seek(0)
+    header = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def height_by_width(shape: tuple[int, ...]) -> str:
+    return f"{shape[0]} × {shape[1]}"
