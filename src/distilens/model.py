@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
-from distilens import taps
+from distilens import places, taps
 from distilens.errors import UserError
 
 Interpolation = Literal["bilinear", "bicubic", "nearest"]
@@ -92,6 +92,7 @@ class Model(nn.Module):
         self._last: str | None = None
         self._finer: dict[int, str] = {}  # by how many grids finer, as found
         self._overwritten: dict[str, bool] = {}  # by path, as found
+        self._places: Mapping[str, places.Finding] | None = None  # by path, as found
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
@@ -196,28 +197,38 @@ class Model(nn.Module):
         return taps.Tap(path, self._overwritten[path]), module
 
     def path_of(self, tap: str) -> str:
-        """A module's own path: that of `last`, `last-1` and so on is found by a forward pass."""
+        """A module's own path: that of `last`, `last-1` and so on is found by a forward pass.
+
+        Raises:
+            UserError: what the module returns looks like a grid, and is none of places in the image: see `places.py`.
+        """
         start, dash, steps = tap.partition("-")
         if start != taps.LAST or (dash and not steps.isdecimal()):
+            if tap != taps.INPUT and tap.partition(".")[0] not in self.parts:
+                self.check_places(tap)
             return tap
         finer = int(steps or 0)
         if not finer:
             return self.last_tap
         if finer not in self._finer:
-            self._finer[finer] = taps.finer_spatial(self.observe(), self.last_tap, finer, self.size)
+            last, seen = self.last_tap, self.places
+            # inside blocks there are padded windows of odd sizes: a grid counts where a feature was seen to follow the image
+            grids = {found.grid for found in seen.values() if found.followed}
+            maps = {
+                path: found
+                for path, found in self.maps().items()
+                if path == last or (path in seen and seen[path].grid in grids)
+            }
+            self._finer[finer] = taps.finer_spatial(maps, last, finer, self.size)
         return self._finer[finer]
 
     @property
     def last_tap(self) -> str:
         """The path of the last feature map."""
         if self._last is None:
-            modules = dict(self.network.named_modules())
+            modules, maps = dict(self.network.named_modules()), self.maps()
             # a linear layer inside an attention or a perceptron is no feature map of the model, though it has its shape
-            seen = {
-                path: found
-                for path, found in self.observe().items()
-                if not path or not isinstance(modules[path], nn.Linear)
-            }
+            seen = {path: found for path, found in maps.items() if not path or not isinstance(modules[path], nn.Linear)}
             self._last = taps.last_spatial(seen, logits_of(seen[""][0]), self.size)
         return self._last
 
@@ -227,10 +238,48 @@ class Model(nn.Module):
         Raises:
             UserError: the network cannot take images of the model's size.
         """
+        with self.probing():
+            return taps.observe(self.network, self.in_its_colours(self.example()))
+
+    def maps(self) -> dict[str, tuple[object, bool]]:
+        """What `observe` gives, without grids that are none of places in the image."""
+        seen = self.observe()
+        self._overwritten |= {path: changed for path, (output, changed) in seen.items() if isinstance(output, Tensor)}
+        return {path: found for path, found in seen.items() if not self.fault_of(path)}
+
+    @property
+    def places(self) -> Mapping[str, places.Finding]:
+        """What a forward shows of every grid, by path: whether it is one of places in the image. Found once."""
+        if self._places is None:
+            with self.probing():
+                self._places = places.look(self.network, self.in_its_colours(self.example()))
+        return self._places
+
+    def fault_of(self, path: str) -> str:
+        """Why what a module returns is no grid of places in the image, though it looks like one; empty where it is."""
+        return self.places[path].fault if path in self.places else ""
+
+    def check_places(self, path: str) -> None:
+        """Raise a `UserError` where a tap looks like a grid, and is none of places in the image."""
+        if fault := self.fault_of(path):
+            nearest = ", ".join(places.nearest(path, self.places)) or "none"
+            shape = ["b", *self.places[path].shape[1:]]
+            raise UserError(
+                f"the tap {path!r} of {self.name} is no feature map: {fault}. It gives [{' '.join(map(str, shape))}]. "
+                f"The nearest taps that are feature maps: {nearest}"
+            )
+
+    @contextlib.contextmanager
+    def probing(self) -> Iterator[None]:
+        """Around a forward of the bare network on example images: parts do without inputs, taps are empty afterwards.
+
+        Raises:
+            UserError: the network cannot take images of the model's size.
+        """
         for inserted in self.inserted.values():
             inserted.inputs = {}
         try:
-            return taps.observe(self.network, self.in_its_colours(self.example()))
+            yield
         except (RuntimeError, AssertionError, ValueError, TypeError) as error:
             size = "×".join(map(str, self.size))
             said = str(error).strip().split("\n")[0]
@@ -299,9 +348,10 @@ class Model(nn.Module):
 
     def example(self, batch: int = 1) -> Tensor:
         """Images of the right size, for probing shapes: mid-grey with a fixed texture, so that gradients are not flat."""
-        pixels = torch.linspace(-2, 2, 3 * self.size[0] * self.size[1], device=self.device)
+        channels = self.mean.shape[1]
+        pixels = torch.linspace(-2, 2, channels * self.size[0] * self.size[1], device=self.device)
         parameter = next(self.network.parameters(), self.mean)
-        return pixels.sin().view(1, 3, *self.size).expand(batch, -1, -1, -1).to(parameter.dtype).contiguous()
+        return pixels.sin().view(1, channels, *self.size).expand(batch, -1, -1, -1).to(parameter.dtype).contiguous()
 
     def bare_state(self) -> dict[str, Tensor]:
         """What is saved and shipped: the network's own state, and the parts' under `parts.`."""

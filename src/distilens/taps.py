@@ -86,13 +86,15 @@ def grid(feature: Tensor, size: tuple[int, int] = (1, 1)) -> Tensor:
         size: height and width of the network's input, of which the proportion alone counts: it tells which axes are places.
 
     Raises:
-        UserError: the feature has no spatial extent.
+        UserError: the feature has no spatial extent, or one place only.
     """
     shape = tuple(feature.shape)
     if feature.ndim == 4:
+        if shape[2:] == (1, 1) or shape[1:3] == (1, 1):
+            raise UserError(f"a feature of shape {list(shape)} has one place only: tap a layer before the pooling")
         channels_last = distorted(shape[1], shape[2], size) < distorted(shape[2], shape[3], size)
         return feature.permute(0, 3, 1, 2) if channels_last else feature
-    if feature.ndim == 3:
+    if feature.ndim == 3 and shape[2] > 1:  # of one channel it is no token: pooled channels, `[b c 1]`
         for prefix in range(min(shape[1], 9)):  # class, distillation and register tokens come first
             height = round(math.sqrt((shape[1] - prefix) * size[0] / size[1]))
             width = (shape[1] - prefix) // max(1, height)
@@ -167,7 +169,11 @@ def observe(model: nn.Module, images: Tensor) -> dict[str, tuple[object, bool]]:
 
 def filled(model: nn.Module) -> dict[str, Tensor]:
     """Other values, always the same, for the weights that are zero everywhere, by name."""
-    empty = {name: weight for name, weight in model.named_parameters() if weight.ndim > 1 and not weight.any()}
+    empty = {
+        name: weight
+        for name, weight in model.named_parameters()
+        if (weight.ndim > 1 or not name.endswith("bias")) and not weight.any()
+    }
     return {
         name: torch.arange(weight.numel(), device=weight.device).cos().to(weight.dtype).view_as(weight) / 10
         for name, weight in empty.items()

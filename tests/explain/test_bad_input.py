@@ -69,8 +69,11 @@ def test_a_tap_without_places(tap):
             UserError, match=r"a feature of shape \[3, 4\] has no spatial extent: tap a layer that gives"
         ):
             GradCAM(tap=tap)(small(), images(), TARGET)
-    else:  # one place is a map, if a poor one
-        assert GradCAM(tap=tap)(small(), images(), TARGET).maps.shape == (3, 1, 1)
+    else:
+        with pytest.raises(
+            UserError, match=r"a feature of shape \[3, 4, 1, 1\] has one place only: tap a layer before"
+        ):
+            GradCAM(tap=tap)(small(), images(), TARGET)
 
 
 @pytest.mark.parametrize("part", ["gradcam", "eigencam", "captum:LayerGradCam"])

@@ -55,7 +55,7 @@ class CaptumExplainer(Explainer):
         target = target_of(logits, target)
         by_rules = self.name in RULES
         forward = model.network if by_rules else Logits(model)
-        place = () if self.tap is None else (model.find(model.last_tap if self.tap == "last" else self.tap)[1],)
+        place = () if self.tap is None else (model.find(model.path_of(self.tap))[1],)
         options = dict(self.options)
         if self.compares:
             if self.reference is None:
