@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -75,7 +75,10 @@ def look(model: nn.Module, image: Float[Tensor, "1 c h w"]) -> dict[str, Finding
             return
         if not before or before[0][0] is not output:
             before[:] = [(output, finding_of(output, size))]
-        found[paths[module]] = before[0][1]
+        finding = before[0][1]
+        # a convolution keeps the order of its places, even where a large or dilated kernel smears a patch over a small image
+        ordered = isinstance(module, nn.Conv2d) and finding.shows
+        found[paths[module]] = replace(finding, fault="") if ordered else finding
 
     handles = [module.register_forward_hook(note, prepend=True) for module in paths]
     with taps.evaluating(model), torch.no_grad():
@@ -114,7 +117,7 @@ def finding_of(output: Tensor, size: tuple[int, int]) -> Finding:
     some = feature[:, :: max(1, feature.shape[1] // CHANNELS)].float()
     distance = (some - some.mean(0)).abs().sum(1)  # from the mean image, which is the plain one but for a fifth
     if not distance.any():
-        return Finding(shape, grid, fault="it does not change with the image")
+        return Finding(shape, grid)  # such as a ReLU that lets none of these images through: it shows nothing
     right, moving = followed(distance)
     chance = math.sqrt(CHANNELS / min(CHANNELS, some.shape[1])) if height * width < FEW else 1
     shows = moving >= ALIKE * chance

@@ -65,8 +65,6 @@ def check_logits(model: Model, data: Data, role: str, *, used: bool = False) -> 
     Raises:
         UserError: NaN, probabilities in place of logits, or answers that are surely worse than chance.
     """
-    from scipy.stats import binomtest
-
     split = data.validation if len(data.validation) >= FEW else data.train
     labels = torch.from_numpy(split.labels)
     order = torch.randperm(len(split), generator=draws.generator("rehearsed")).numpy()[: IMAGES if used else CHUNK]
@@ -89,6 +87,8 @@ def check_logits(model: Model, data: Data, role: str, *, used: bool = False) -> 
     right, known = int((answers.argmax(1) == labels).sum()), int((labels >= 0).sum())
     if not used or not known:
         return None
+    from scipy.stats import binomtest
+
     chance, test = 1 / len(model.classes), binomtest(right, known)
     found = (
         f"the {role} {model.name} is right for {right} of {known} images that it was shown, and chance is {chance:.0%}"

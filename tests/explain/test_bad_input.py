@@ -71,7 +71,7 @@ def test_a_tap_without_places(tap):
             GradCAM(tap=tap)(small(), images(), TARGET)
     else:
         with pytest.raises(
-            UserError, match=r"a feature of shape \[3, 4, 1, 1\] has one place only: tap a layer before"
+            UserError, match=r"a feature of shape \[3, 5, 1, 1\] has one place only: tap a layer before"
         ):
             GradCAM(tap=tap)(small(), images(), TARGET)
 
