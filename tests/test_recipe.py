@@ -44,7 +44,7 @@ def test_every_way_to_write_a_recipe_is_the_same_run():
     assert again.note == content["note"]
     assert recipe.student.methods == ("ce", "kd:temperature=2,weight=3,as=soft")
     assert again.student.methods == (
-        "ce:smoothing=0,weight=1,warmup=0,decay=0,as=none",
+        "ce:smoothing=0,balanced=false,weight=1,warmup=0,decay=0,as=none",
         "kd:temperature=2,standardise=false,top=none,weight=3,warmup=0,decay=0,as=soft",
     )
     assert again.train.schedule == "multi_step:milestones=[0.5,0.7],gamma=0.1"

@@ -167,7 +167,8 @@ def test_default_taps_of_others_models(name, path, shape):
 
 
 def test_a_size_that_the_network_cannot_take_is_said():
-    with pytest.raises(UserError, match=r"timm:inception_v3 fails on images of 32×32 pixels: .*Give it another size="):
+    said = r"timm:inception_v3 fails on an image of 32×32 pixels: .* If it takes images of another size, give it size="
+    with pytest.raises(UserError, match=said):
         build_model("timm:inception_v3", CLASSES, (32, 32)).tap()
 
 
