@@ -196,7 +196,7 @@ def test_pictures_in_one_folder(root, place):
 
 def test_one_picture_of_each_class(root):
     write(root, "cat", "dog", count=1)
-    refused(root, "the class 'cat' has one image to train on")
+    refused(root, "too few training images in 2 of 2 classes: 'cat' 1, 'dog' 1. Each needs")
     data = loaded(root, to_explain=True)
     assert (data.classes, data.test.labels.tolist()) == (("cat", "dog"), [0, 1])
     assert loaded(root, ",classes=[dog]", to_explain=True).classes == ("dog",)
@@ -263,7 +263,7 @@ def test_linked_folders_are_followed_once(root, tmp_path):
 def test_empty_folders(root):
     write(root, "cat", "dog")
     (root / "eel").mkdir()
-    refused(root, "there is no training image of the class 'eel'")
+    refused(root, "too few training images in 1 of 3 classes: 'eel' 0.")
     write(root / "wrapped", "cat", "dog")
     (root / "wrapped" / "docs").mkdir()
 

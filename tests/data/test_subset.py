@@ -160,8 +160,8 @@ def test_a_class_with_one_image(source):
     with pytest.raises(UserError) as error:
         subset(Source(rows({0: 5, 1: 1}), source.test, None, NAMES[:2], "f"), "a")
     assert str(error.value) == (
-        "the class 'bee' has one image to train on, and its validation image must come from there too: at least two are"
-        " needed. Add images, leave the class out with classes=[...], or give the source a validation set"
+        "too few training images in 1 of 2 classes: 'bee' 1 (and 10 to test). Each needs 2, as validation images are held "
+        "out of them. Add images"
     )
 
 
@@ -205,9 +205,14 @@ ZEROS = np.zeros((6, 2, 2, 3), np.uint8)
         (ZEROS, [0, 1] * 3, {"masks": ZEROS}, r"the train masks are \[6, 2, 2, 3\]; wanted is \[6, 2, 2\]"),
         (ZEROS, [0, 1, 2] * 2, {"classes": ("a", "b")}, r"row 2 of train has the label 2: with 2 classes \(a, b\)"),
         (ZEROS, [0, -2] * 3, {}, "row 1 of train has the label -2"),
-        (ZEROS, [0, 2] * 3, {}, "there is no training image of the class '1'"),
-        (ZEROS, [-1] * 6, {}, "there is no labelled training image"),
-        (ZEROS, [0, 1] * 3, {"test": (ZEROS, [0, 2] * 3)}, "row 1 of test has the label 2"),
+        (
+            ZEROS,
+            [0, 1] * 3,
+            {"classes": "abc"},
+            "too few training images in 1 of 3 classes: 'c' 0. Each needs 3, as test and",
+        ),
+        (ZEROS, [-1] * 6, {}, "the images have no classes: nothing can be learnt from that"),
+        (ZEROS, [0, 1] * 3, {"test": (ZEROS, [0, 2] * 3)}, r"in 1 of 3 classes: '2' 0 \(and 3 to test\)"),
         (
             ZEROS,
             [0, 1] * 3,

@@ -1,6 +1,6 @@
 """Data sets by name: `shapes:shortcut=0.9,shots=20`, `parquet:path=data/cifar10`, `torchvision:CIFAR10`.
 
-A name stands for a `Source`; the options that all names share (`limit`, `shots`, `classes`, `val_fraction`, `seed`)
+A name stands for a `Source`; the options that all names share (`limit`, `shots`, `classes`, `min_images`, `val_fraction`, `seed`)
 choose from it the rows of a run, a `Data`.
 """
 
@@ -28,6 +28,7 @@ def options(
     limit: Annotated[int, Field(ge=1)] | None = None,
     shots: Annotated[int, Field(ge=1)] | None = None,
     classes: tuple[str | int, ...] | None = None,
+    min_images: Annotated[int, Field(ge=1)] | None = None,
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1,
     seed: Annotated[int, Field(ge=0)] = 0,
 ) -> None:
@@ -65,7 +66,7 @@ def load(part: str | Mapping[str, Any] | Spec | Data, cache: Path | None = None,
         return part
     spec = SOURCES.resolve(part)
     source = SOURCES.build(spec, CACHE if cache is None else Path(cache))
-    chosen = {name: spec.options[name] for name in ("limit", "shots", "classes", "val_fraction", "seed")}
+    chosen = {name: spec.options[name] for name in ("limit", "shots", "classes", "min_images", "val_fraction", "seed")}
     name = str(Spec.parse(part))
     if to_explain and not can_be_split(source, chosen["classes"]):
         return unsplit(source, name, limit=chosen["limit"], classes=chosen["classes"], seed=chosen["seed"])

@@ -12,9 +12,11 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from distilens.data.copies import Copies
 from distilens.data.source import Inventory, Rows, Source, digest
 from distilens.errors import UserError
 
@@ -70,7 +72,12 @@ def read_source(folder: Path, fingerprint: str) -> Source:
         fingerprint,
         tuple(about["skipped"]),
         Inventory(remarks=tuple(about.get("remarks", ()))),
+        tuple(map(read_copies, about.get("copies", ()))),
     )
+
+
+def read_copies(plain: dict[str, Any]) -> Copies:
+    return Copies(plain["exact"], tuple((part, row) for part, row in plain["rows"]), tuple(plain["names"]))
 
 
 def check_disk(folder: Path, needed: int) -> None:

@@ -11,8 +11,9 @@ from pathlib import Path, PurePosixPath
 from distilens.data.cached import content_of
 from distilens.data.csv_tables import SPLITS, Table, column, image_column, label_column, read_table, table_files
 from distilens.data.decode import Encoded
+from distilens.data.labels import composed, in_order
 from distilens.data.layout import split_of
-from distilens.data.listed import Listed, check_known, encoded_files, places_of, with_test
+from distilens.data.listed import Listed, encoded_files, places_of, with_test
 from distilens.data.pixels import Ground, Pixels, Range, Side
 from distilens.data.source import Inventory, Source, digest
 from distilens.data.tree import Parts, Tree, check_links, walked
@@ -149,7 +150,7 @@ def labelled(
         if not pictures:
             missing.append(value)
             continue
-        found.append(Labelled(pictures[0], row[label].strip() or None, part or told_split(table, row, split)))
+        found.append(Labelled(pictures[0], composed(row[label].strip()) or None, part or told_split(table, row, split)))
     if missing and (not skip_bad or not found):
         raise UserError(
             f"{len(missing):,} of {len(table.rows):,} pictures of {table.file.name} (column "
@@ -188,7 +189,7 @@ def once(rows: Sequence[Labelled], left: dict[str, list[str]]) -> list[Labelled]
 
 
 def by_split(rows: Sequence[Labelled], tree: Tree) -> tuple[Listed, list[str]]:
-    """The pictures of each split, and the classes: those of the training pictures."""
+    """The pictures of each split, and the classes."""
     told: Mapping[Parts, str | None] = {row.picture: row.part for row in rows}
     if not any(told.values()):
         above = {row.picture: split_of(row.picture[0]) if len(row.picture) > 1 else None for row in rows}
@@ -200,10 +201,7 @@ def by_split(rows: Sequence[Labelled], tree: Tree) -> tuple[Listed, list[str]]:
     found = listed if any(told.values()) else with_test(listed["train"], tree.root)
     if not found.get("train"):
         raise UserError(f"no row is of the training set; the splits are {', '.join(sorted(found))}")
-    classes = {name for name, _ in found["train"] if name is not None}
-    check_known(found, list(classes))
-    numbers = all(name.isdecimal() for name in classes)
-    return found, sorted(classes, key=lambda name: (int(name), name) if numbers else (0, name))
+    return found, in_order(name for pictures in found.values() for name, _ in pictures if name is not None)
 
 
 def spelled(labels: Mapping[Parts, str | None]) -> dict[Parts, str | None]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from distilens.data.labels import NAMES
 from distilens.data.layout import WORDS
 from distilens.data.source import shortened
 from distilens.data.tree import suffixes
@@ -18,10 +19,6 @@ from distilens.errors import UserError, nearest
 IMAGES = (
     *("image", "image_id", "image_name", "image_path", "img", "img_id", "img_name", "img_path", "id", "id_code"),
     *("file", "file_name", "filename", "file_path", "filepath", "path", "picture", "photo", "fname", "name", "x"),
-)
-LABELS = (
-    *("label", "labels", "class", "class_name", "class_id", "category", "category_name", "category_id"),
-    *("target", "breed", "species", "diagnosis", "dx", "label_name", "y"),
 )
 SPLITS = ("split", "set", "subset", "partition", "phase", "usage")
 
@@ -119,7 +116,7 @@ def names_pictures(table: Table, place: int) -> bool:
 
 
 def label_column(table: Table, image: int, given: str | None, *, needed: bool = True) -> int | None:
-    found = column(table, "label", given, LABELS) if given is None or needed or given in table.columns else None
+    found = column(table, "label", given, NAMES) if given is None or needed or given in table.columns else None
     if found is None and given is None and len(table.columns) == 2:
         found = 1 - image
     if found is None and needed:

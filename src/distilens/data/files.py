@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from distilens.data.cached import content_of
 from distilens.data.decode import Encoded
+from distilens.data.labels import NAMES, classes_in, column_values, in_words
 from distilens.data.pixels import Ground, Pixels, Range, Side
 from distilens.data.source import Source, digest, shortened
 from distilens.data.writing import decoded
@@ -26,8 +28,8 @@ def parquet(
     cache: Path,
     *,
     path: Path,
-    image: str = "img",
-    label: str = "label",
+    image: str | None = None,
+    label: str | None = None,
     size: Side | None = None,
     skip_bad: bool = False,
     ground: Ground = "white",
@@ -37,10 +39,11 @@ def parquet(
     """Images and labels in parquet files: train*.parquet, test*.parquet, perhaps validation*.parquet.
 
     The files lie in the folder itself or, as on the Hugging Face hub, in `data/` or one other folder below it. Images
-    are structs {bytes, path} or plain bytes; labels are names, or integers (whose names the Hugging Face metadata may
-    give, otherwise they are "0", "1", ...). With `size` every image is resized and cropped to a square;
-    `skip_bad` leaves out the images that cannot be decoded, and `Source.skipped` names them; for `ground`, `range` and
-    `large` see `Pixels`.
+    are structs {bytes, path} or plain bytes, in the column `image`; the only such column is found by itself. Labels are names,
+    or integers whose names the Hugging Face metadata may give; otherwise the classes are the integers that the training set
+    has. Their column is `label`, or the one of the usual names that is there. With `size` every image is resized and cropped
+    to a square; `skip_bad` leaves out the images that cannot be decoded, and `Source.skipped` names them; for `ground`,
+    `range` and `large` see `Pixels`.
 
     Source: https://parquet.apache.org, https://huggingface.co/docs/datasets/image_load
 
@@ -49,19 +52,16 @@ def parquet(
     """
     root = existing(path)
     files = parquet_files(root)
+    schema = schema_of(files["train"][0])
+    image = image if image is not None else only_image(schema, files["train"][0])
+    label = label if label is not None else usual_label(schema, files["train"][0])
     content = content_of([file for part in files.values() for file in part], root, cache)
     key = digest("parquet", content, image, label)
 
     def read() -> tuple[dict[str, Encoded], Sequence[str]]:
-        names = class_names(files["train"][0], label)
-        columns = {part: label_column(files[part], root, image, label) for part in files}
-        if any(column.dtype == object for column in columns.values()):
-            names = sorted({value for value in columns["train"] if value is not None})
-            columns = {part: by_name(columns[part], names, part) for part in files}
-        if names is None:
-            names = [str(value) for value in range(max(int(column.max(initial=-1)) for column in columns.values()) + 1)]
-        sets = {part: encoded_parquet(files[part], root, image, columns[part]) for part in files}
-        return sets, names
+        columns = {part: label_column(found, root, image, label) for part, found in files.items()}
+        names, labels = classes_in(columns, declared_names(schema, label))
+        return {part: encoded_parquet(found, root, image, labels[part]) for part, found in files.items()}, names
 
     return decoded(cache, key, read, Pixels(size, ground, range_, large), skip_bad=skip_bad)
 
@@ -88,67 +88,104 @@ def parquet_files(root: Path) -> dict[str, list[Path]]:
     raise UserError(f"no train*.parquet in {root} or {root / 'data'}; there is {there}")
 
 
-def class_names(file: Path, label: str) -> list[str] | None:
-    """The names that Hugging Face datasets wrote into the schema, if any."""
-    metadata = opened(file).schema_arrow.metadata or {}
-    try:
-        return json.loads(metadata[b"huggingface"])["info"]["features"][label]["names"]
-    except (KeyError, TypeError, ValueError):
-        return None
-
-
-def opened(file: Path) -> Any:
+@contextmanager
+def reading(file: Path) -> Iterator[None]:
+    """Whatever Arrow finds wrong with a file, as one error that names it."""
     import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError, OverflowError, MemoryError, UnicodeDecodeError) as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{file} is no parquet file, or a damaged one: {said.rstrip('.')}. Fetch or write it again"
+        ) from None
+
+
+def opened(file: Path) -> pyarrow.parquet.ParquetFile:
     import pyarrow.parquet
 
+    with reading(file):
+        return pyarrow.parquet.ParquetFile(file, page_checksum_verification=True)
+
+
+def schema_of(file: Path) -> pyarrow.Schema:
+    with reading(file):
+        return opened(file).schema_arrow
+
+
+def declared_features(schema: pyarrow.Schema) -> Mapping[str, Any]:
+    """The columns as Hugging Face datasets described them in the schema, if they did."""
     try:
-        return pyarrow.parquet.ParquetFile(file)
-    except pyarrow.ArrowInvalid as error:
-        raise UserError(f"{file} is no parquet file: {str(error).splitlines()[0]}") from None
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+    except (KeyError, TypeError, ValueError):
+        return {}
+    return features if isinstance(features, dict) else {}
+
+
+def declared_names(schema: pyarrow.Schema, label: str) -> list[str] | None:
+    """The names of the classes in the schema, if any."""
+    feature = declared_features(schema).get(label)
+    names = feature.get("names") if isinstance(feature, dict) else None
+    return names if isinstance(names, list) and names and all(isinstance(name, str) for name in names) else None
+
+
+def only_image(schema: pyarrow.Schema, file: Path) -> str:
+    """The column of encoded images: one of the usual two names, or the only one."""
+    suitable = [field.name for field in schema if holds_images(field.type)]
+    found = next((name for name in ("img", "image") if name in suitable), None)
+    if found is None and len(suitable) != 1:
+        count = "several columns" if suitable else "no column"
+        columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
+        raise UserError(
+            f"{file.name} has {count} of encoded images (bytes, or {{bytes, path}}): name one, image=...; its columns are "
+            f"{columns}"
+        )
+    return found or suitable[0]
+
+
+def usual_label(schema: pyarrow.Schema, file: Path) -> str:
+    """The only column with declared names, or the first of the usual names that is there."""
+    declared = [name for name in schema.names if declared_names(schema, name)]
+    found = declared[0] if len(declared) == 1 else next((name for name in NAMES if name in schema.names), None)
+    if found is None:
+        raise UserError(
+            f"no column of {file.name} is known to hold labels: name it, label=...; its columns are {', '.join(schema.names)}"
+        )
+    return found
 
 
 def label_column(files: Sequence[Path], root: Path, image: str, label: str) -> np.ndarray:
-    """The labels of a set as int64, none = -1; or as objects, where they are names."""
-    import pyarrow
-
+    """The labels of a set as `column_values` gives them."""
     columns = []
     for file in files:
-        schema = opened(file).schema_arrow
+        schema = schema_of(file)
         for option, column in (("image", image), ("label", label)):
             if column not in schema.names:
                 raise UserError(
                     f"{file.relative_to(root)} has no column {column!r} ({option}={column})."
                     f"{nearest(column, schema.names)} Its columns: {', '.join(schema.names)}"
                 )
-        check_image_type(schema.field(image).type, image, file)
-        values = opened(file).read([label]).column(0)
-        if pyarrow.types.is_integer(values.type):
-            columns.append(values.cast(pyarrow.int64()).fill_null(-1).to_numpy())
-        elif pyarrow.types.is_string(values.type) or pyarrow.types.is_large_string(values.type):
-            columns.append(np.array(values.to_pylist(), dtype=object))
-        else:
-            raise UserError(f"the labels in {label!r} of {file.name} are {values.type}; integers or names are wanted")
+        if not holds_images(schema.field(image).type):
+            raise UserError(
+                f"the column {image!r} of {file.name} is {schema.field(image).type}: wanted are encoded images, as bytes or "
+                "{bytes, path}"
+            )
+        with reading(file):
+            values = opened(file).read([label]).column(0)
+            columns.append(column_values(values, f"the labels in {label!r} of {file.name}"))
+    if any(column.dtype == object for column in columns):
+        columns = [in_words(column) for column in columns]
     return np.concatenate(columns)
 
 
-def check_image_type(kind: pyarrow.DataType, image: str, file: Path) -> None:
-    import pyarrow
+def holds_images(kind: pyarrow.DataType) -> bool:
+    """Whether a column can hold encoded images: bytes, or structs {bytes, path}."""
+    from pyarrow import types
 
-    if pyarrow.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+    if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type
-    if not (pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)):
-        raise UserError(
-            f"the column {image!r} of {file.name} is {kind}: wanted are encoded images, as bytes or {{bytes, path}}"
-        )
-
-
-def by_name(column: np.ndarray, names: Sequence[str], part: str) -> np.ndarray:
-    """Positions of class names; the names are those of the training set."""
-    position = {name: place for place, name in enumerate(names)}
-    unknown = sorted({value for value in column if value is not None} - set(names))
-    if unknown:
-        raise UserError(f"the {part} set has the class {shortened(unknown, quoted=True)}, of which train has no image")
-    return np.array([-1 if value is None else position[value] for value in column], dtype=np.int64)
+    return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
 
 
 def encoded_parquet(files: Sequence[Path], root: Path, image: str, labels: np.ndarray) -> Encoded:
@@ -156,9 +193,10 @@ def encoded_parquet(files: Sequence[Path], root: Path, image: str, labels: np.nd
 
     def images() -> Iterator[bytes | Path | None]:
         for file in files:
-            for batch in opened(file).iter_batches(256, columns=[image]):
-                for value in batch.column(0).to_pylist():
-                    yield encoded_bytes(value, file.parent)
+            with reading(file):
+                for batch in opened(file).iter_batches(256, columns=[image]):
+                    for value in batch.column(0).to_pylist():
+                        yield encoded_bytes(value, file.parent)
 
     def name(row: int) -> str:
         place = int(np.searchsorted(starts, row, side="right")) - 1

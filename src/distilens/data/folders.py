@@ -13,7 +13,7 @@ from distilens.data.cached import content_of
 from distilens.data.decode import Encoded
 from distilens.data.files import existing
 from distilens.data.layout import Layout, layout_of
-from distilens.data.listed import Listed, check_known, encoded_files, places_of, with_test
+from distilens.data.listed import Listed, encoded_files, places_of, with_test
 from distilens.data.pixels import Ground, Pixels, Range, Side
 from distilens.data.source import Inventory, Source, digest, shortened
 from distilens.data.tree import Tree, check_links, suffixes, walked
@@ -45,8 +45,7 @@ def folder(
     Source: the layout of torchvision.datasets.ImageFolder
 
     Raises:
-        UserError: no such folder, no images; an empty class, or one that only the test set has; folders that can be read in
-            two ways; images or links at fault.
+        UserError: no such folder, no images; folders that can be read in two ways; images or links at fault.
     """
     root = existing(path).absolute()
     tree = walked(root)
@@ -55,7 +54,6 @@ def folder(
         raise no_pictures(tree)
     layout = layout_of(tree, splits=splits, level=level)
     listed = listed_images(tree, layout)
-    check_known(listed, layout.classes)
     content = content_of([file for images in listed.values() for _, file in images], root, cache)
     # A class folder without an image has no content, but must not stay unseen.
     key = digest(

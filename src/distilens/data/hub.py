@@ -12,6 +12,7 @@ import numpy as np
 
 from distilens.data.decode import Encoded
 from distilens.data.files import encoded_bytes
+from distilens.data.labels import NAMES, classes_in, column_values
 from distilens.data.pixels import Ground, Pixels, Range, Side
 from distilens.data.source import Source, as_rgb, digest, shortened
 from distilens.data.writing import decoded
@@ -39,9 +40,10 @@ def hf(
 ) -> Source:
     """A data set of the Hugging Face hub, or a local folder in one of its formats.
 
-    The only image column is taken for `image`, the only column of class labels for `label`. With `size` every image is
-    resized and cropped to a square; `skip_bad` leaves out the images that cannot be decoded, and `Source.skipped` names
-    them; for `ground`, `range` and `large` see `Pixels`. The hub's own cache (HF_HOME) keeps the download.
+    A folder may also be what `save_to_disk` wrote. The only image column is taken for `image`, the only column of class
+    labels for `label`, or one of the usual names; labels are classes, integers or names. With `size` every image is resized
+    and cropped to a square; `skip_bad` leaves out the images that cannot be decoded, and `Source.skipped` names them; for
+    `ground`, `range` and `large` see `Pixels`. The hub's own cache (HF_HOME) keeps the download.
 
     Source: https://huggingface.co/docs/datasets
 
@@ -52,9 +54,9 @@ def hf(
     features = splits["train"].features
     image = image_column(features, image, name)
     label = label_column(features, label, name)
-    names = getattr(features[label], "names", None)
-    labels = {part: hub_labels(split, label) for part, split in splits.items()}
-    classes = names or [str(value) for value in range(max(int(part.max(initial=-1)) for part in labels.values()) + 1)]
+    where = f"the labels in {label!r} of hf:{name}"
+    columns = {part: column_values(arrow_column(split, label), where) for part, split in splits.items()}
+    classes, labels = classes_in(columns, getattr(features[label], "names", None))
 
     def encoded(part: str) -> Encoded:
         return Encoded(
@@ -72,16 +74,20 @@ def hub_splits(name: str, config: str | None) -> dict[str, Any]:
     """The splits by our names for them."""
     import datasets
 
+    folder = Path(name).expanduser()
     try:
-        loaded = datasets.load_dataset(
-            str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name, config
-        )
+        if any((folder / file).is_file() for file in ("dataset_dict.json", "state.json")):
+            loaded = datasets.load_from_disk(str(folder))
+        else:
+            loaded = datasets.load_dataset(str(folder) if folder.is_dir() else name, config)
     except Exception as error:  # the hub's client, its cache and a dozen readers have no error in common
         said = str(error).strip().split("\n")[0] or type(error).__name__
         raise UserError(
             f"hf:{name} cannot be loaded: {said.rstrip('.')}. "
             "Give a data set of huggingface.co/datasets that this machine can reach, or a local folder"
         ) from None
+    if isinstance(loaded, datasets.Dataset):  # save_to_disk of one split alone
+        return {"train": loaded}
     splits = {part: loaded[own] for part, all_names in SPLITS.items() for own in all_names if own in loaded}
     if "train" not in splits:
         raise UserError(f"hf:{name} has no train split; it has {shortened([str(split) for split in loaded])}")
@@ -99,15 +105,8 @@ def label_column(features: Any, label: str | None, name: str) -> str:
     import datasets
 
     labels = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    if not labels and "label" in features:
-        labels = ["label"]
-    column = chosen_column("label", label, labels, features, name)
-    kind = features[column]
-    if not isinstance(kind, datasets.ClassLabel) and not str(getattr(kind, "dtype", "")).startswith(("int", "uint")):
-        raise UserError(
-            f"the labels in {column!r} of hf:{name} are {getattr(kind, 'dtype', kind)}; integers or classes are wanted"
-        )
-    return column
+    labels = labels or [column for column in NAMES if column in features][:1]
+    return chosen_column("label", label, labels, features, name)
 
 
 def chosen_column(option: str, given: str | None, suitable: Sequence[str], features: Any, name: str) -> str:
@@ -126,9 +125,8 @@ def chosen_column(option: str, given: str | None, suitable: Sequence[str], featu
     return suitable[0]
 
 
-def hub_labels(split: Any, label: str) -> np.ndarray:
-    column = split.with_format("arrow")[:][label]
-    return column.fill_null(-1).to_numpy().astype(np.int64)
+def arrow_column(split: Any, column: str) -> Any:
+    return split.select_columns([column]).with_format("arrow")[:][column]
 
 
 def hub_images(split: Any, image: str) -> Iterator[bytes | Path | None]:

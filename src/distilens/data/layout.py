@@ -14,6 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from distilens.data.labels import composed
 from distilens.data.source import shortened
 from distilens.data.tree import Parts, Tree
 from distilens.errors import UserError
@@ -38,7 +39,7 @@ class Layout:
     Attributes:
         base: the folder that holds the set; all above it is an archive's wrapping.
         pictures: by split, in the order of classes and paths. The class is None where there are no classes.
-        classes: sorted; empty for pictures without classes.
+        classes: sorted, in Unicode's composed form; empty for pictures without classes.
         outside: pictures that belong to no class, by reason.
         remarks: what was decided, where it could have been decided otherwise.
         named: whether the splits are folders of their own.
@@ -207,9 +208,9 @@ def with_places(
             found[part].append((name, picture))
         else:
             outside[part].append(picture)
-    classes = {name for name, _ in found["train"] if name is not None}
+    classes = {name for pictures in found.values() for name, _ in pictures if name is not None}
     if level == 1:
-        classes |= set(folders.empty(places["train"]))
+        classes |= set(map(composed, folders.empty(places["train"])))
     ordered = {part: sorted(pictures, key=lambda one: (one[0] or "", one[1])) for part, pictures in found.items()}
     kept = {part: each for part, each in ordered.items() if each}
     return Layout(base, kept, sorted(classes), outside, remarks, named=places["train"] != base)
@@ -222,7 +223,7 @@ def kind_of(
     for part, place in sorted(places.items(), key=lambda one: -len(one[1])):
         depth = len(place) + level
         if parent[: len(place)] == place and len(parent) >= depth:
-            return part, parent[depth - 1]
+            return part, composed(parent[depth - 1])
     if parent[len(base) : len(base) + 1] and parent[len(base)] in beside:
         return "pictures in folders beside the splits", None
     return "pictures outside of the folders of the classes", None
@@ -237,7 +238,7 @@ def below_classes(folders: Folders, base: Parts, remarks: list[str]) -> Layout:
     for picture in folders.tree.pictures:
         name, inner = (picture[depth], picture[depth + 1]) if len(picture) > depth + 2 else ("", "")
         if part := parts.get(name, {}).get(inner):
-            found[part].append((name, picture))
+            found[part].append((composed(name), picture))
         else:
             loose.append(picture)
     if loose:
@@ -247,7 +248,7 @@ def below_classes(folders: Folders, base: Parts, remarks: list[str]) -> Layout:
             f"pictures lie in no such folder, as {'/'.join(loose[0])}. Put every picture of every class into a split, or "
             "read all below a folder as one class: splits=false"
         )
-    classes = sorted({*parts, *folders.empty(base)})
+    classes = sorted(set(map(composed, [*parts, *folders.empty(base)])))
     said = "the splits are read inside of the folders of the classes"
     return Layout(base, dict(found), classes, {}, [*remarks, said], named=True)
 

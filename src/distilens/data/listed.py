@@ -11,8 +11,6 @@ from pathlib import Path
 import numpy as np
 
 from distilens.data.decode import Encoded
-from distilens.data.source import shortened
-from distilens.errors import UserError
 
 TEST_SHARE = 0.2
 """Of a set without test images."""
@@ -46,16 +44,6 @@ def held_out(images: Iterable[tuple[str | None, Path]], root: Path) -> set[Path]
         count = min(max(count, 1), len(ordered) - 1)
         chosen |= {file for _, file in ordered[:count]}
     return chosen
-
-
-def check_known(listed: Listed, classes: Sequence[str]) -> None:
-    """Every class of every set is one of the training set's."""
-    for part, images in listed.items():
-        unknown = sorted({name for name, _ in images if name is not None} - set(classes))
-        if unknown:
-            raise UserError(
-                f"the {part} set has the class {shortened(unknown, quoted=True)}, of which train has no image"
-            )
 
 
 def encoded_files(images: Sequence[tuple[str | None, Path]], classes: Sequence[str], root: Path) -> Encoded:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from distilens.data.copies import Copies
 from distilens.errors import UserError
 
 
@@ -82,6 +83,7 @@ class Source:
         fingerprint: 16 hexadecimal digits over the content, so that what is stored is never read for anything else.
         skipped: the images that could not be read and were left out, each with its reason.
         inventory: what lay where, what was left out, and what has to be said.
+        copies: the groups of pictures that are one and the same.
     """
 
     train: Rows
@@ -91,6 +93,7 @@ class Source:
     fingerprint: str
     skipped: tuple[str, ...] = ()
     inventory: Inventory = NOTHING
+    copies: tuple[Copies, ...] = ()
 
 
 def digest(*parts: Any) -> str:
@@ -111,14 +114,14 @@ def digest(*parts: Any) -> str:
 def check_labels(
     labels: Mapping[str, np.ndarray], classes: Sequence[str], name: Callable[[str, int], str] | None = None
 ) -> None:
-    """Every label is a class or -1, and every class has a training image.
+    """Every label is a class or -1.
 
     Args:
-        labels: by set, `train` among them.
+        labels: by set.
         name: the words for a row of a set in messages.
 
     Raises:
-        UserError: with the first row, or the classes, at fault.
+        UserError: with the first row at fault.
     """
     for part, values in labels.items():
         wrong = np.flatnonzero((values < -1) | (values >= len(classes)))
@@ -128,13 +131,6 @@ def check_labels(
                 f"{where} has the label {values[wrong[0]]}: with {len(classes)} classes ({shortened(classes)}) "
                 f"labels go from 0 to {len(classes) - 1}, or are -1 where there is none"
             )
-    counts = np.bincount(labels["train"][labels["train"] >= 0], minlength=len(classes))
-    empty = [name for name, count in zip(classes, counts, strict=True) if not count]
-    if empty or not len(classes):
-        what = (
-            f"no training image of the class {shortened(empty, quoted=True)}" if empty else "no labelled training image"
-        )
-        raise UserError(f"there is {what}: every class needs some. Add images, or leave the class out of the set")
 
 
 def check_count(names: Sequence[str], hint: str = "") -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from distilens.data.copies import copies_in, said_of_copies
+from distilens.data.labels import classes_in, composed, said_of_names
 from distilens.data.source import NOTHING, Inventory, Rows, Source, as_rgb, check_count, check_labels, digest, shortened
 from distilens.errors import UserError, nearest
 
@@ -85,6 +87,7 @@ def subset(
     limit: int | None = None,
     shots: int | None = None,
     classes: Sequence[str | int] | None = None,
+    min_images: int | None = None,
     val_fraction: float = 0.1,
     seed: int = 0,
 ) -> Data:
@@ -98,21 +101,27 @@ def subset(
         limit: at most so many images of each split; the same share of every class.
         shots: so many labelled training images of every class.
         classes: those to keep, by name or position; they become 0, 1, ... in this order.
+        min_images: leave out the classes with fewer training images (before validation and test are held out of them).
         val_fraction: of every class, at least one image; a validation set of the source's own is used instead.
 
     Raises:
         UserError: unknown classes, fewer than two, or one with too few images.
     """
     names, sets = chosen_classes(source, classes)
+    rare = [] if min_images is None else fewer_than(min_images, names, sets)
+    if rare:
+        names, sets = chosen_classes(source, [name for name in names if name not in rare])
     check_count(names, source.inventory.hint)
-    train = np.arange(len(sets["train"])) if classes is None else kept_rows(source.train.labels, sets["train"].labels)
+    check_images(names, sets)
+    whole = classes is None and not rare
+    train = np.arange(len(sets["train"])) if whole else kept_rows(source.train.labels, sets["train"].labels)
     index = {part: np.flatnonzero(rows.labels >= 0) for part, rows in sets.items() if part != "train"}
     for part in index:
         if not len(index[part]):
             raise UserError(f"the {part} set has no image of the classes {shortened(names)}")
     for part, fraction, key in (("test", TEST_SHARE, 0), ("validation", val_fraction, seed)):
         if part not in sets:
-            held = held_out(sets["train"].labels[train], names, fraction, generator(part, key), part)
+            held = held_out(sets["train"].labels[train], len(names), fraction, generator(part, key))
             index[part], train = train[held], train[~held]
             sets[part] = sets["train"]
     index["train"] = train
@@ -129,8 +138,26 @@ def subset(
     height, width = source.train.images.shape[1:3]
     return Data(
         name, splits["train"], splits["validation"], splits["test"], names, (height, width),
-        digest(source.fingerprint, chosen), seed, source.skipped, source.fingerprint, source.inventory,
+        digest(source.fingerprint, chosen), seed, source.skipped, source.fingerprint,
+        told(source, splits, sets, names, rare, min_images),
     )  # fmt: skip
+
+
+def told(
+    source: Source,
+    splits: Mapping[str, Split],
+    sets: Mapping[str, Rows],
+    names: Sequence[str],
+    rare: Sequence[str],
+    min_images: int | None,
+) -> Inventory:
+    """The inventory of the source, with what must be said of this choice of its rows."""
+    own_set = {part: (part if own(source, part) else "train", splits[part].index) for part in splits}
+    copies = said_of_copies(source.copies, own_set, {part: rows.labels for part, rows in sets.items()}, names)
+    left_out = dict(source.inventory.left_out)
+    if rare:
+        left_out[f"classes of fewer than {min_images} training images"] = rare
+    return replace(source.inventory, remarks=(*source.inventory.remarks, *copies), left_out=left_out)
 
 
 def own(source: Source, part: str) -> bool:
@@ -157,13 +184,60 @@ def chosen_classes(source: Source, classes: Sequence[str | int] | None) -> tuple
 
 
 def position_of(given: str | int, classes: Sequence[str]) -> int:
-    """A class by name or, where no class is called so, by position."""
-    if isinstance(given, str) and given in classes:
-        return classes.index(given)
-    if str(given).isdecimal() and int(given) < len(classes):
-        return int(given)
+    """A class by name or, where no class is called by a number, by position."""
+    name = composed(str(given))
+    if name in classes:
+        return classes.index(name)
+    if name.isdecimal() and int(name) < len(classes) and not any(one.isdecimal() for one in classes):
+        return int(name)
+    with_comma = next((one for one in classes if "," in one), None)
+    how = f". A name with a comma is written in brackets: classes=[[{with_comma}],...]" if with_comma else ""
     raise UserError(
-        f"unknown class {given!r}.{nearest(str(given), tuple(classes))} Known: {shortened(classes, most=20)}"
+        f"unknown class {given!r}.{nearest(name, tuple(classes))} Known: {shortened(classes, most=20)}{how}"
+    )
+
+
+def counts_of(names: Sequence[str], rows: Rows) -> np.ndarray:
+    """How many images of each class there are."""
+    return np.bincount(rows.labels[rows.labels >= 0], minlength=len(names))
+
+
+def fewer_than(least: int, names: Sequence[str], sets: Mapping[str, Rows]) -> list[str]:
+    """The classes with fewer training images.
+
+    Raises:
+        UserError: fewer than two would be left.
+    """
+    counts = counts_of(names, sets["train"])
+    rare = [name for name, count in zip(names, counts, strict=True) if count < least]
+    if len(names) - len(rare) < 2:
+        shown = shortened([f"{names[one]!r} {counts[one]}" for one in np.argsort(-counts)])
+        raise UserError(f"min_images={least} leaves fewer than two classes; training images of each: {shown}")
+    return rare
+
+
+def check_images(names: Sequence[str], sets: Mapping[str, Rows]) -> None:
+    """Every class needs an image to train on, and one for each split that is held out of the training set.
+
+    Raises:
+        UserError: it names all classes that have too few.
+    """
+    missing = [part for part in ("test", "validation") if part not in sets]
+    least = 1 + len(missing)
+    counts = counts_of(names, sets["train"])
+    short = [place for place in range(len(names)) if counts[place] < least]
+    if not short:
+        return
+    tests = counts_of(names, sets["test"]) if "test" in sets else np.zeros(len(names), dtype=np.int64)
+    shown = shortened(
+        [f"{names[one]!r} {counts[one]}" + f" (and {tests[one]} to test)" * bool(tests[one]) for one in short], most=30
+    )
+    needs = f"{least}, as {' and '.join(missing)} images are held out of them" if missing else "one"
+    spelling = said_of_names(names)
+    remedy = f", or leave these classes out: min_images={least}" if len(names) - len(short) > 1 else ""
+    raise UserError(
+        f"too few training images in {len(short):,} of {len(names):,} classes: {shown}. Each needs {needs}. Add images{remedy}"
+        + f". {spelling[:1].upper()}{spelling[1:]}" * bool(spelling)
     )
 
 
@@ -177,19 +251,10 @@ def generator(name: str, seed: int) -> np.random.Generator:
     return np.random.default_rng([seed, zlib.crc32(name.encode())])
 
 
-def held_out(
-    labels: np.ndarray, names: Sequence[str], fraction: float, random: np.random.Generator, part: str
-) -> np.ndarray:
+def held_out(labels: np.ndarray, classes: int, fraction: float, random: np.random.Generator) -> np.ndarray:
     """True for the rows to hold out: `fraction` of every class, at least one image and never all."""
     rank = ranks(labels, random)
-    counts = np.bincount(labels[labels >= 0], minlength=len(names))
-    short = np.flatnonzero(counts < 2)
-    if len(short):
-        count = ("no image", "one image")[counts[short[0]]]
-        raise UserError(
-            f"the class {names[short[0]]!r} has {count} to train on, and its {part} image must come from there too: at "
-            f"least two are needed. Add images, leave the class out with classes=[...], or give the source a {part} set"
-        )
+    counts = np.bincount(labels[labels >= 0], minlength=classes)
     share = np.clip(np.round(counts * fraction), 1, counts - 1)
     return (labels >= 0) & (rank < share[labels])
 
@@ -242,7 +307,7 @@ def from_arrays(
     Args:
         images: uint8 `[n h w 3]`, or grey `[n h w]`.
         labels: integers `[n]`, -1 = none.
-        classes: their names; "0", "1", ... if not given.
+        classes: the names of the labels 0, 1, ...; if not given the classes are the numbers that the training labels have.
         masks: `[n h w]`, not 0 where the evidence is.
         test: images and labels; without them a fixed fifth of every class is held out.
 
@@ -271,12 +336,15 @@ def source_of(
                 f"the test images are {list(tested.images.shape[1:])}, those of train {list(train.images.shape[1:])}: "
                 "wanted is one size"
             )
-    if classes is None:
-        classes = [str(label) for label in range(int(train.labels.max(initial=-1)) + 1)]
-    every = [train] if tested is None else [train, tested]
-    check_labels(dict(zip(("train", "test"), (rows.labels for rows in every), strict=False)), classes)
+    parts = {"train": train} if tested is None else {"train": train, "test": tested}
+    classes, labels = classes_in({part: rows.labels for part, rows in parts.items()}, classes)
+    check_labels(labels, classes)
+    parts = {part: replace(rows, labels=labels[part]) for part, rows in parts.items()}
+    train, tested, every = parts["train"], parts.get("test"), list(parts.values())
     arrays = [part for rows in every for part in (rows.images, rows.labels, rows.masks) if part is not None]
-    return Source(train, tested, None, tuple(classes), digest("arrays", list(classes), *arrays))
+    copies = copies_in({part: rows.images for part, rows in parts.items()}, lambda part, row: f"row {row} of {part}")
+    key = digest("arrays", list(classes), *arrays)
+    return Source(train, tested, None, tuple(classes), key, copies=tuple(copies))
 
 
 def checked_rows(images: Any, labels: Any, masks: Any, part: str) -> Rows:

@@ -18,7 +18,9 @@ from typing import BinaryIO
 import numpy as np
 
 from distilens.data.cached import check_disk, read_source, remembered
+from distilens.data.copies import copies_in
 from distilens.data.decode import Bad, Encoded, decode_all, extents_of
+from distilens.data.labels import said_of_names
 from distilens.data.pixels import DeepError, Pixels, found_range, large_allowed, nearly_one_colour, said_of_flat
 from distilens.data.source import Source, check_labels, digest
 from distilens.data.waiting import Progress
@@ -59,11 +61,16 @@ def decoded(
             )
         with large_allowed(pixels.large):
             written = write_images(folder, sets, pixels, skip_bad=skip_bad)
-        if written.skipped and classes:
-            check_labels(written.labels, classes)
         for part, values in written.labels.items():
             np.save(folder / f"{part}_labels.npy", values)
-        about = {"classes": list(classes), "skipped": written.skipped, "remarks": written.remarks(sets, classes)}
+        images = {part: np.load(folder / f"{part}_images.npy", mmap_mode="r") for part in sets}
+        copies = copies_in(images, lambda part, row: sets[part].name(int(written.rows[part][row])))
+        about = {
+            "classes": list(classes),
+            "skipped": written.skipped,
+            "remarks": written.remarks(sets, classes),
+            "copies": [asdict(group) for group in copies],
+        }
         (folder / "set.json").write_text(json.dumps(about), encoding="utf-8")
 
     return read_source(remembered(cache, fingerprint, write), fingerprint)
@@ -83,6 +90,7 @@ class Written:
 
     Attributes:
         labels: of those that are there, by set.
+        rows: where they stand among all that were read.
         skipped: those that are not, each with its reason.
         flat: the rows of each set, as it was read, that are nearly one colour.
         said: what was done to an image that must be said, once for each such image.
@@ -90,6 +98,7 @@ class Written:
     """
 
     labels: dict[str, np.ndarray] = field(default_factory=dict)
+    rows: dict[str, np.ndarray] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
     flat: dict[str, list[int]] = field(default_factory=dict)
     said: list[str] = field(default_factory=list)
@@ -102,7 +111,7 @@ class Written:
         first = next((sets[part].name(rows[0]) for part, rows in self.flat.items() if rows), "")
         every = np.concatenate([encoded.labels for encoded in sets.values()])
         one_colour = said_of_flat(np.concatenate(flat), every, classes, first)
-        return [one for one in (self.ranged, *counted, one_colour) if one]
+        return [one for one in (self.ranged, *counted, one_colour, said_of_names(classes)) if one]
 
 
 def write_images(folder: Path, sets: Mapping[str, Encoded], pixels: Pixels, *, skip_bad: bool) -> Written:
@@ -155,7 +164,8 @@ def write_sets(
                     raise UserError(f"not one image of the {part} set can be decoded; the first is {first_bad}")
                 assert first is not None
                 write_header(file, len(kept), first[1])
-            written.labels[part] = encoded.labels[np.array(kept)]
+            written.rows[part] = np.array(kept)
+            written.labels[part] = encoded.labels[written.rows[part]]
     return written
 
 

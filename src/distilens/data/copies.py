@@ -1,0 +1,247 @@
+"""Pictures that are there twice: found by a perceptual hash, confirmed by their pixels."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+THUMB = 32
+"""Sides of what is hashed; a smaller picture is hashed as it is."""
+
+CHUNK = 4_000_000
+"""Bytes of pictures hashed at a time: they stay in cache."""
+
+PLAIN = 4.0
+"""Levels of 255 by which a picture must deviate from its mean to be compared: two black ones are no copies."""
+
+APART = 6
+"""Of 64 bits: what the hashes of one picture, saved twice, may differ by."""
+
+NEIGHBOURS = 32
+"""So many are compared of pictures that share a quarter of their hash."""
+
+MOST = 100_000
+"""Pairs whose pixels are compared, those with the nearest hashes first."""
+
+ALIKE = 0.98
+"""The least correlation of the pixels of two pictures that are one: JPEG at a quality of 50 leaves 0.98 to 0.995."""
+
+OFTEN = 0.01
+"""The share of copies among the training pictures that is said."""
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Pictures that are one and the same.
+
+    Attributes:
+        exact: to the last pixel; otherwise as saved again, or at another size.
+        rows: split and row of each.
+        names: of each, in the words of messages.
+    """
+
+    exact: bool
+    rows: tuple[tuple[str, int], ...]
+    names: tuple[str, ...]
+
+
+def hashes_of(images: np.ndarray) -> np.ndarray:
+    """The perceptual hashes uint64 `[n]` of pictures `[n h w 3]`; 0 for those of nearly one colour.
+
+    The 8 × 8 lowest frequencies of the green channel, each against their median (pHash: Zauner, "Implementation and
+    benchmarking of perceptual image hash functions", 2010).
+    """
+    count, height, width = images.shape[:3]
+    step = max(1, CHUNK // (height * width))
+    chunks = [images[start : start + step, :, :, 1] for start in range(0, count, step)]
+    return np.concatenate([hashed(chunk) for chunk in chunks]) if chunks else np.zeros(0, dtype=np.uint64)
+
+
+def hashed(green: np.ndarray) -> np.ndarray:
+    """Of one channel `[n h w]`."""
+    down, across = cosines(green.shape[1]), cosines(green.shape[2])
+    values = (down @ green.astype(np.float32) @ across.T).reshape(len(green), 64)
+    bits = values > np.median(values, axis=1, keepdims=True)
+    codes = np.packbits(bits, axis=1).view(np.uint64)[:, 0]
+    return np.where(np.linalg.norm(values[:, 1:], axis=1) < PLAIN, np.uint64(0), codes)
+
+
+@lru_cache(maxsize=16)
+def cosines(side: int) -> np.ndarray:
+    """`[8 side]`: means over at most THUMB pieces of the side, then its first eight cosines.
+
+    They are scaled so that the squares of all frequencies but the first add up to the variance.
+    """
+    pieces = min(side, THUMB)
+    edges, pixels = np.arange(pieces + 1) * side / pieces, np.arange(side)
+    cover = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    means = np.clip(cover, 0, 1) * pieces / side
+    angles = np.pi * np.arange(8)[:, None] * (np.arange(pieces) + 0.5) / pieces
+    scale = np.where(np.arange(8) == 0, 1, np.sqrt(2))[:, None] / pieces
+    return (scale * np.cos(angles) @ means).astype(np.float32)
+
+
+def pairs_of(hashes: np.ndarray) -> np.ndarray:
+    """Rows `[m 2]` whose hashes differ by no more than APART bits, the nearest first.
+
+    Two such hashes share one of their four quarters at least: they are neighbours where all are sorted by it.
+    """
+    rows = np.flatnonzero(hashes)
+    found, distances = [np.zeros((0, 2), dtype=np.int64)], [np.zeros(0, dtype=np.uint8)]
+    for quarter in range(4):
+        share = (hashes[rows] >> np.uint64(16 * quarter)) & np.uint64(0xFFFF)
+        order = rows[np.lexsort((hashes[rows], share))]
+        share = np.sort(share)
+        for step in range(1, min(NEIGHBOURS, len(order) - 1) + 1):
+            near = np.flatnonzero(share[step:] == share[:-step])
+            if not len(near):
+                break
+            first, second = order[near], order[near + step]
+            apart = bits_of(hashes[first] ^ hashes[second])
+            close = apart <= APART
+            found.append(np.sort(np.stack([first[close], second[close]], axis=1), axis=1))
+            distances.append(apart[close])
+    pairs, places = np.unique(np.concatenate(found), axis=0, return_index=True)
+    return pairs[np.argsort(np.concatenate(distances)[places], kind="stable")][:MOST]
+
+
+def bits_of(values: np.ndarray) -> np.ndarray:
+    """How many bits of each are set (`numpy.bitwise_count` is of NumPy 2)."""
+    return np.unpackbits(values.view(np.uint8).reshape(-1, 8), axis=1).sum(axis=1, dtype=np.uint8)
+
+
+def copies_in(images: Mapping[str, np.ndarray], name: Callable[[str, int], str]) -> list[Copies]:
+    """The groups of pictures that are one, in the splits of a set.
+
+    Args:
+        images: `[n h w 3]` of each split; may be memory maps.
+        name: the words for a row of a split.
+    """
+    where = [(part, row) for part, rows in images.items() for row in range(len(rows))]
+    same, nearly = [], []
+    for first, second in pairs_of(np.concatenate([hashes_of(rows) for rows in images.values()])).tolist():
+        one, other = (images[where[place][0]][where[place][1]] for place in (first, second))
+        if np.array_equal(one, other):
+            same.append((first, second))
+        elif alike(one, other):
+            nearly.append((first, second))
+    loose = {place for pair in nearly for place in pair}
+    return [
+        Copies(
+            loose.isdisjoint(group),
+            tuple(where[place] for place in group),
+            tuple(name(*where[place]) for place in group),
+        )
+        for group in grouped([*same, *nearly])
+    ]
+
+
+def alike(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two pictures show the same, but for how they were saved."""
+    if one.shape != other.shape:
+        return False
+    first, second = one.astype(np.float32).ravel(), other.astype(np.float32).ravel()
+    first, second = first - first.mean(), second - second.mean()
+    return float(first @ second) >= ALIKE * float(np.linalg.norm(first) * np.linalg.norm(second))
+
+
+def grouped(pairs: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """The connected groups of some pairs."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    if not pairs:
+        return []
+    members, ends = np.unique(np.array(pairs), return_inverse=True)
+    ends = ends.reshape(-1, 2)
+    links = coo_array((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(len(members),) * 2)
+    groups: dict[int, list[int]] = defaultdict(list)
+    for member, group in zip(members.tolist(), connected_components(links)[1].tolist(), strict=True):
+        groups[group].append(member)
+    return list(groups.values())
+
+
+@dataclass(frozen=True)
+class Member:
+    """One picture of a group of copies, in the split where a run has it."""
+
+    split: str
+    name: str
+    label: int
+
+
+def said_of_copies(
+    copies: Sequence[Copies],
+    splits: Mapping[str, tuple[str, np.ndarray]],
+    labels: Mapping[str, np.ndarray],
+    classes: Sequence[str],
+) -> list[str]:
+    """What must be said of pictures that are in two splits, in two classes, or often in the training set.
+
+    Args:
+        splits: the set and the rows of `train`, `validation` and `test`.
+        labels: of each set; -1 = none.
+    """
+    groups = [(group.exact, members_of(group, splits, labels)) for group in copies]
+    said = [
+        *(said_of_leaks(groups, split, len(splits[split][1])) for split in ("test", "validation")),
+        said_of_two_classes([members for _, members in groups], classes),
+        said_of_repeats([members for _, members in groups], len(splits["train"][1])),
+    ]
+    return [line for line in said if line]
+
+
+def members_of(
+    group: Copies, splits: Mapping[str, tuple[str, np.ndarray]], labels: Mapping[str, np.ndarray]
+) -> list[Member]:
+    """Those of a group that are in a split."""
+    return [
+        Member(split, name, int(labels[part][row]))
+        for (part, row), name in zip(group.rows, group.names, strict=True)
+        for split, (own, index) in splits.items()
+        if own == part and index[min(np.searchsorted(index, row), len(index) - 1)] == row
+    ]
+
+
+def said_of_leaks(groups: Sequence[tuple[bool, list[Member]]], split: str, size: int) -> str:
+    """A warning if pictures of a split are in the training set as well; else nothing."""
+    leaks = [(exact, members) for exact, members in groups if {"train", split} <= {one.split for one in members}]
+    if not leaks:
+        return ""
+    counts = [sum(one.split == split for one in members) for _, members in leaks]
+    exactly = sum(count for count, (exact, _) in zip(counts, leaks, strict=True) if exact)
+    own, trained = (next(one.name for one in leaks[0][1] if one.split == which) for which in (split, "train"))
+    how = (
+        "the same to the last pixel" if exactly == sum(counts) else f"{exactly:,} to the last pixel, the others nearly"
+    )
+    return (
+        f"{sum(counts):,} of {size:,} {split} pictures are in the training set too ({how}), as {own} and {trained}: a model "
+        "can know them by heart, which raises its accuracy. Take them out of one of both"
+    )
+
+
+def said_of_two_classes(groups: Sequence[list[Member]], classes: Sequence[str]) -> str:
+    """A warning if a picture stands in two classes; else nothing."""
+    several = [members for members in groups if len({one.label for one in members if one.label >= 0}) > 1]
+    if not several:
+        return ""
+    first = next(one for one in several[0] if one.label >= 0)
+    other = next(one for one in several[0] if one.label not in (first.label, -1))
+    return (
+        f"{len(several):,} pictures are in two classes at once, as {first.name} ({classes[first.label]}) and {other.name} "
+        f"({classes[other.label]}): one of the labels must be wrong"
+    )
+
+
+def said_of_repeats(groups: Sequence[list[Member]], size: int) -> str:
+    """A remark if many training pictures are copies; else nothing."""
+    again = [[one.name for one in members if one.split == "train"] for members in groups]
+    count = sum(max(0, len(names) - 1) for names in again)
+    if count <= OFTEN * size:
+        return ""
+    first = next(names for names in again if len(names) > 1)
+    return f"{count:,} of {size:,} training pictures are copies of others, as {first[1]} of {first[0]}"

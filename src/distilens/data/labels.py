@@ -1,0 +1,144 @@
+"""What a column of labels says: the classes, and of each row its place among them, whatever type the column has."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from distilens.data.source import shortened
+from distilens.errors import UserError
+
+NAMES = (
+    *("label", "labels", "class", "class_name", "class_id", "category", "category_name", "category_id"),
+    *("target", "breed", "species", "diagnosis", "dx", "label_name", "y"),
+)
+"""What columns of labels are usually called."""
+
+
+def composed(name: str) -> str:
+    """A name in Unicode's composed form (NFC): macOS writes é as two characters, others as one."""
+    return unicodedata.normalize("NFC", name)
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Class names sorted; by value where all are whole numbers."""
+    names = set(names)
+    numbers = all(name.isdecimal() for name in names)
+    return sorted(names, key=lambda name: (int(name), name) if numbers else (0, name))
+
+
+def column_values(column: Any, where: str) -> np.ndarray:
+    """The labels in a column of Arrow: int64, -1 = none; or objects, names or None.
+
+    Whole numbers may be written as floats, as pandas does where one is missing. Dictionaries (pandas' Categorical), the view
+    types of Polars, bytes and booleans are read as what they stand for.
+
+    Args:
+        column: an Array or ChunkedArray.
+        where: the words for the column in messages.
+
+    Raises:
+        UserError: numbers that are not whole, several labels a row, or a type that holds no labels.
+    """
+    import pyarrow
+    from pyarrow import types
+
+    kind = column.type
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+        column = column.cast(kind)
+    if types.is_integer(kind):
+        return column.cast(pyarrow.int64()).fill_null(-1).to_numpy()
+    if types.is_floating(kind):
+        return whole(column.cast(pyarrow.float64()).to_numpy(zero_copy_only=False), where)
+    if types.is_boolean(kind):
+        return np.array([value if value is None else str(value) for value in column.to_pylist()], dtype=object)
+    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
+        return names_in(column.to_pylist())
+    if types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind):
+        return names_in([value if value is None else value.decode() for value in column.to_pylist()])
+    if types.is_null(kind):
+        return np.full(len(column), -1, dtype=np.int64)
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        raise UserError(
+            f"{where} hold several labels a row ({kind}): wanted is one class a picture. Name a column of those, label=..."
+        )
+    raise UserError(f"{where} are {kind}: wanted are whole numbers or names. Name a column of those, label=...")
+
+
+def whole(values: np.ndarray, where: str) -> np.ndarray:
+    missing = np.isnan(values)
+    rounded = np.where(missing, -1, values).astype(np.int64)
+    wrong = np.flatnonzero(~missing & (rounded != values))
+    if len(wrong):
+        raise UserError(
+            f"{where} hold numbers that are not whole, {values[wrong[0]]:g} in row {wrong[0]}: wanted are classes. Name a "
+            "column of those, label=..."
+        )
+    return rounded
+
+
+def names_in(values: Sequence[str | None]) -> np.ndarray:
+    """Names in Unicode's composed form; an empty one is no label."""
+    form = {value: composed(value) or None for value in set(values) if value is not None}
+    return np.array([None if value is None else form[value] for value in values], dtype=object)
+
+
+def classes_in(
+    columns: Mapping[str, np.ndarray], declared: Sequence[str] | None = None
+) -> tuple[list[str], dict[str, np.ndarray]]:
+    """The classes of a set, and its labels as places among them.
+
+    Args:
+        columns: by split, as `column_values` gives them.
+        declared: the names of the labels 0, 1, ... where the files say them. Otherwise the classes are the labels that there
+            are: of 1, 2, 5 the three classes "1", "2", "5".
+    """
+    words = any(column.dtype == object for column in columns.values())
+    if declared is not None and not words:
+        return [composed(name) for name in declared], dict(columns)
+    if words:
+        columns = {part: in_words(column) for part, column in columns.items()}
+    there = set[str]().union(*map(known, columns.values()))
+    names = [composed(name) for name in declared or ()]
+    names += in_order(there - set(names))
+    place = {name: position for position, name in enumerate(names)}
+    return names, {part: placed(column, place) for part, column in columns.items()}
+
+
+def in_words(column: np.ndarray) -> np.ndarray:
+    if column.dtype == object:
+        return column
+    return np.array([None if value == -1 else str(value) for value in column.tolist()], dtype=object)
+
+
+def known(column: np.ndarray) -> set[str]:
+    """The classes that a column names."""
+    if column.dtype == object:
+        return {value for value in column if value is not None}
+    return {str(value) for value in np.unique(column[column >= 0])}
+
+
+def placed(column: np.ndarray, place: Mapping[str, int]) -> np.ndarray:
+    """Each label as its place; what is below 0 stays as it is."""
+    if column.dtype == object:
+        return np.array([-1 if value is None else place[value] for value in column], dtype=np.int64)
+    values, inverse = np.unique(column, return_inverse=True)
+    places = np.array([value if value < 0 else place[str(value)] for value in values.tolist()], dtype=np.int64)
+    return places[inverse] if len(values) else column
+
+
+def said_of_names(classes: Sequence[str]) -> str:
+    """A warning if names differ in case or spaces alone; else nothing."""
+    alike: dict[str, list[str]] = defaultdict(list)
+    for name in classes:
+        alike["".join(name.casefold().split())].append(name)
+    groups = [names for names in alike.values() if len(names) > 1]
+    if not groups:
+        return ""
+    shown = "; ".join(shortened(names, quoted=True) for names in groups[:3])
+    return f"some classes differ in case or spaces alone, {shown}: if they are one, give them one name"
