@@ -41,7 +41,8 @@ from distilens.measure import predict
 from distilens.measure.scores import compare_maps
 from distilens.methods import build_methods
 from distilens.methods.kd_layer import KDLayer
-from distilens.models import build_model, load_model, save_model
+from distilens.models import build_model
+from distilens.models.saved import load_model, save_model
 from distilens.progress import Log, NotFinite
 from distilens.recipe import Training
 from distilens.run import load_run

@@ -110,7 +110,7 @@ def test_clip_embeds_names_and_images_of_classes(data, clip):
 
 
 def test_prototypes_are_mean_features_of_training_images(data, tmp_path):
-    from distilens.models import save_model
+    from distilens.models.saved import save_model
 
     torch.manual_seed(0)
     model = build_model("resnet8", data.classes, data.size)

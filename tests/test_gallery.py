@@ -573,7 +573,10 @@ def test_what_is_wrong_is_said(model, data, arguments, options, message, tmp_pat
         (lambda run: (run / "recipe.toml").write_text("name = "), "is not TOML"),
         (lambda run: (run / "recipe.toml").unlink(), "has no recipe.toml, so its data are not known: name them"),
         (lambda run: (run / "student" / "model.json").write_text("{"), "is not whole JSON"),
-        (lambda run: (run / "student" / "model.json").write_text("{}"), "does not describe a model"),
+        (
+            lambda run: (run / "student" / "model.json").write_text("{}"),
+            "does not describe a model: the key 'model' is m",
+        ),
         (lambda run: (run / "student" / "model.json").unlink(), "model.json is missing"),
         (lambda run: cut(run / "student" / "model.safetensors"), "is not a whole safetensors file"),
     ],

@@ -5,6 +5,7 @@ import tomllib
 import pytest
 
 from distilens.errors import UserError
+from distilens.recipe import Training
 from distilens.recipe_file import find_recipe, make_recipe, read_recipe, shipped
 
 SMALL = {"data": "shapes", "student": {"model": "resnet8", "methods": ["ce"]}}
@@ -208,3 +209,8 @@ def test_a_byte_order_mark_is_no_part_of_a_recipe(tmp_path):
         b"\xef\xbb\xbf" + b'data = "shapes"\n[student]\nmodel = "resnet8"\nmethods = ["ce"]\n'
     )
     assert read_recipe(str(tmp_path / "recipe.toml")).data == "shapes"
+
+
+def test_uniform_sampling_is_no_part_of_what_weights_depend_on():
+    assert "sampling" not in Training().decisive()
+    assert Training(sampling="balanced").decisive()["sampling"] == "balanced"

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from distilens.errors import UserError
-from distilens.models import load_model
+from distilens.models.saved import load_model
 from distilens.recipe_file import make_recipe
 from distilens.recording import record, verify
 from distilens.roles import train_stage

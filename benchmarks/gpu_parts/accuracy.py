@@ -13,7 +13,7 @@ import torch
 
 from distilens.core import Model
 from distilens.methods import build_methods
-from distilens.models import load_model, save_model
+from distilens.models.saved import load_model, save_model
 from distilens.recipe import Training
 from distilens.teachers import LiveTeacher
 from gpu_parts.bench import Bench, percent_right

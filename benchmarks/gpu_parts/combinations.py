@@ -26,7 +26,8 @@ from distilens.data import Data, load
 from distilens.data.augment import AUGMENTS
 from distilens.data.batches import Batches
 from distilens.methods import build_methods
-from distilens.models import build_model, load_model, save_model
+from distilens.models import build_model
+from distilens.models.saved import load_model, save_model
 from distilens.progress import Log
 from distilens.recipe import Training
 from distilens.teachers import LiveTeacher, PermutedTeacher, StoredTeacher, nobody

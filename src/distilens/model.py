@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils import _pytree
 from torch.utils.hooks import RemovableHandle
 
 from distilens import places, taps
@@ -31,6 +32,12 @@ class Output:
     logits: Float[Tensor, "b classes"]
     features: Mapping[str, Tensor] = field(default_factory=dict)
     size: tuple[int, int] = (1, 1)
+
+
+# what torch.export and torch.func see of an output: its tensors
+_pytree.register_dataclass(
+    Output, field_names=["logits", "features"], drop_field_names=["size"], serialized_type_name="distilens.Output"
+)
 
 
 class Model(nn.Module):

@@ -37,11 +37,12 @@ class Training(Section):
     `precision` and `channels_last` are chosen for the processor when `auto`. `variants` is the number of augmentations of
     an image (0: a new one each epoch; 16 by default where the teacher's answers are stored). They are drawn from
     `variant_seed`, which is not the run's seed: so all seeds of an experiment see the same pictures, and a teacher's stored
-    answers serve them all. `select` says which weights are kept: the `best` epoch on validation, or the `last`. `balance`
-    weighs the terms of the loss: as their weights say (`fixed`), or by what their gradients are (`balance.py`). `compile`
-    compiles the student's network for training; `graphs` also replays its kernels as CUDA graphs, where there is a GPU: for
-    small networks, whose kernels take less time than their launches. Images are `resident` in the device's memory where
-    they fit, or are read by `workers` processes.
+    answers serve them all. With `sampling="balanced"` an epoch shows as many images of each class, those of rare ones
+    several times. `select` says which weights are kept: the `best` epoch on validation, or the `last`. `balance` weighs the
+    terms of the loss: as their weights say (`fixed`), or by what their gradients are (`balance.py`). `compile` compiles the
+    student's network for training; `graphs` also replays its kernels as CUDA graphs, where there is a GPU: for small
+    networks, whose kernels take less time than their launches. Images are `resident` in the device's memory where they fit,
+    or are read by `workers` processes.
     """
 
     epochs: Count = 10
@@ -49,6 +50,7 @@ class Training(Section):
     optimizer: Part = "sgd:lr=0.2"
     schedule: Part = "one_cycle"
     augment: Part = "crop"
+    sampling: Literal["uniform", "balanced"] = "uniform"
     variants: Annotated[int, Field(ge=0)] = 0
     variant_seed: Annotated[int, Field(ge=0)] = 0
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -76,7 +78,9 @@ class Training(Section):
 
     def decisive(self) -> dict[str, Any]:
         """What the weights depend on, with every option written out: nothing of the log, nor who reads the images."""
-        return with_options(self.model_dump(exclude={"log_every", "keep_every", "workers", "resident", "tensorboard"}))
+        usual = {"sampling"} if self.sampling == "uniform" else set()  # it is younger than runs whose keys must hold
+        outside = {"log_every", "keep_every", "workers", "resident", "tensorboard"}
+        return with_options(self.model_dump(exclude=outside | usual))
 
 
 class TeacherPart(Section):

@@ -20,9 +20,10 @@ from distilens.explain import check_taps
 from distilens.files import Metrics, file_key, key_of, read_json, write_json, write_text
 from distilens.methods import METHODS, build_methods
 from distilens.methods.kd_layer import KDLayer
-from distilens.models import build_model, check_classes, save_model
+from distilens.models import build_model, check_classes
 from distilens.models.heads import heads, replace_heads
 from distilens.models.named import check_answers, shown
+from distilens.models.saved import save_model
 from distilens.progress import Log
 from distilens.recipe import Recipe, TeacherPart, Training, with_options
 from distilens.rehearsal import check_batch, check_logits, rehearsed

@@ -24,8 +24,9 @@ from distilens.data import Data, load
 from distilens.errors import UserError
 from distilens.files import Busy, Metrics, file_key, locked, read_json, write_json, write_text
 from distilens.methods import build_methods
-from distilens.models import MODELS, load_model
+from distilens.models import MODELS
 from distilens.models.adapters import model_folder
+from distilens.models.saved import load_model
 from distilens.recipe import Recipe
 from distilens.recipe_file import read_recipe
 from distilens.specs import Spec

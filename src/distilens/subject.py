@@ -18,8 +18,9 @@ from distilens.core import Model
 from distilens.data import Data, Split, load
 from distilens.errors import UserError
 from distilens.explain.explanation import target_of
-from distilens.models import MODELS, build_model, check_classes, load_model
+from distilens.models import MODELS, build_model, check_classes
 from distilens.models.named import own_classes
+from distilens.models.saved import load_model
 from distilens.recipe_file import read_recipe
 from distilens.specs import Spec
 from distilens.train import processes
@@ -79,13 +80,10 @@ def built_model(model: Model | str, folder: Path | None, given: Data | Tensor) -
     there = model not in MODELS.entries and Path(model).is_dir()
     size = given.size if isinstance(given, Data) else (given.shape[-2], given.shape[-1])
     classes = given.classes if isinstance(given, Data) else ()
-    try:
-        if there and folder is None:
-            return load_model(Path(model)).to(device), ()
-        if folder is not None:
-            return build_model(Spec("run", model) if there else model, classes, size).to(device), ()
-    except (KeyError, TypeError, IndexError) as error:
-        raise UserError(f"{model} cannot be read: its model.json does not describe a model ({error!r})") from error
+    if there and folder is None:
+        return load_model(Path(model)).to(device), ()
+    if folder is not None:
+        return build_model(Spec("run", model) if there else model, classes, size).to(device), ()
     spec = MODELS.resolve(model)
     own = own_classes(spec)
     if own is None and not classes:

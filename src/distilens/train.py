@@ -89,7 +89,8 @@ def train_alone(
     def batches(split, augment=None):
         ranks = {"rank": accelerator.process_index, "world": accelerator.num_processes, **settings.reading}
         options = {"seed": seed, "variant_seed": settings.variant_seed, "variants": settings.variants, **ranks}
-        return Batches(split, settings.batch_size, augment=augment, device=accelerator.device, **options)
+        even = settings.sampling == "balanced"
+        return Batches(split, settings.batch_size, augment=augment, balanced=even, device=accelerator.device, **options)
 
     training, validation = batches(data.train, AUGMENTS.build(settings.augment)), batches(data.validation)
     if training.size % accelerator.num_processes:

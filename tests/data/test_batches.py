@@ -8,7 +8,7 @@ import torch
 
 from distilens.data import from_arrays, source_of, subset
 from distilens.data.augment import AUGMENTS, crop
-from distilens.data.batches import Batches
+from distilens.data.batches import Batches, balanced_order
 from distilens.data.subset import Split
 
 
@@ -147,3 +147,36 @@ def test_erased_boxes_are_as_large_as_said_and_as_frequent(source):
     assert 0.3 < share < 0.7
     assert holes.float().mean((1, 2)).max() <= 0.34**2 * 1.4  # a third of each side, to the pixel
     assert (batch.images.permute(0, 2, 3, 1)[holes] == 0.5).all()
+
+
+@pytest.mark.parametrize("counts", [(90, 9, 1), (50, 50, 50), (7, 3), (40, 2, 0, 30)])
+def test_a_balanced_order_shows_each_class_as_often(counts):
+    labels = torch.cat([torch.full((count,), label) for label, count in enumerate(counts)] + [torch.full((5,), -1)])
+    order = balanced_order(labels, torch.Generator().manual_seed(0))
+    assert len(order) == len(labels)
+    shown = torch.bincount(labels[order] + 1, minlength=len(counts) + 1)
+    there = [label for label, count in enumerate(counts) if count]
+    assert shown[0] == 5  # what has no label comes once
+    assert sorted(shown[1:].tolist())[-len(there) :] == pytest.approx([sum(counts) / len(there)] * len(there), abs=1)
+    for label in there:
+        times = torch.bincount(order, minlength=len(labels))[labels == label]
+        assert times.max() - times.min() <= 1  # the images of a class take turns
+    other = balanced_order(labels, torch.Generator().manual_seed(1))
+    assert not torch.equal(order, other)
+    assert torch.equal(order, balanced_order(labels, torch.Generator().manual_seed(0)))
+
+
+def test_balanced_batches_are_those_of_the_images_whatever_the_processes():
+    images = np.random.default_rng(0).integers(0, 255, (60, 8, 8, 3), dtype=np.uint8)
+    split = from_arrays(images, np.array([0] * 50 + [1] * 10)).train
+    augment = AUGMENTS.build("crop")
+    whole = Batches(split, 8, augment=augment, balanced=True)
+    shares = [Batches(split, 8, augment=augment, balanced=True, rank=rank, world=2) for rank in range(2)]
+    seen = []
+    for batch, *parts in zip(whole.epoch(1), *(share.epoch(1) for share in shares), strict=True):
+        seen.append(batch.labels)
+        for rank, part in enumerate(parts):
+            assert torch.equal(part.images, batch.images[rank::2])
+            assert torch.equal(part.labels, batch.labels[rank::2])
+    assert torch.cat(seen).float().mean() == pytest.approx(0.5, abs=0.1)
+    assert split.labels.mean() < 0.25

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from distilens.measure.accuracy import balanced, by_class, commonest
+from distilens.report.table import by_class as class_rows
 from distilens.report.table import imbalance, measures, remarks
 
 LABELS = torch.tensor([0] * 19 + [1] + [-1])
@@ -44,3 +45,20 @@ def test_an_imbalance_is_said_beside_the_accuracies():
 @pytest.mark.parametrize("old", [{"models": {}}, {"data": {"classes": ["a", "b"]}, "models": {}}])
 def test_scores_of_earlier_versions_have_no_commonest_class(old):
     assert imbalance(old) is None
+
+
+def test_classes_on_the_page_the_least_known_first():
+    def model(*right: int) -> dict:
+        found = {f"class {number}": {"accuracy": one / 9, "n": 9} for number, one in enumerate(right)}
+        return {"model": "tiny", "by class": found | {"none": None}}
+
+    scores = {"models": {"teacher": model(9, 8, 7), "student": model(5, 6, 2)}}
+    lines, count = class_rows(scores)
+    assert count == 3
+    assert [(name, [value for value, _ in cells]) for name, cells in lines] == [
+        ("class 2", ["77.8 %", "22.2 %"]),
+        ("class 0", ["100.0 %", "55.6 %"]),
+        ("class 1", ["88.9 %", "66.7 %"]),
+    ]
+    assert [name for name, _ in class_rows(scores, most=1)[0]] == ["class 2"]
+    assert class_rows({"models": {"student": {"model": "tiny"}}}) == ([], 0)

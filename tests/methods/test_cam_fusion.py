@@ -12,7 +12,8 @@ from distilens.data import load
 from distilens.errors import UserError
 from distilens.methods import build_methods
 from distilens.methods.cam_fusion import CamFusion, MapFusion, Nearby
-from distilens.models import build_model, load_model, save_model
+from distilens.models import build_model
+from distilens.models.saved import load_model, save_model
 from distilens.parts import build_part
 from distilens.recipe import Training
 from distilens.recipe_file import make_recipe

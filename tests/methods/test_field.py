@@ -17,7 +17,8 @@ from distilens.data.batches import Batches
 from distilens.errors import UserError
 from distilens.methods import METHODS, build_methods
 from distilens.methods.bank import Bank
-from distilens.models import build_model, load_model, save_model
+from distilens.models import build_model
+from distilens.models.saved import load_model, save_model
 from distilens.teachers import LiveTeacher, MeanTeacher, PermutedTeacher, StoredTeacher
 
 SIZE = (16, 16)

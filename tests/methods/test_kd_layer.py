@@ -15,7 +15,8 @@ from distilens.measure import macs, parameters
 from distilens.methods import build_methods
 from distilens.methods.kd_layer import KDLayer
 from distilens.model import Model
-from distilens.models import build_model, load_model, save_model
+from distilens.models import build_model
+from distilens.models.saved import load_model, save_model
 from distilens.parts import build_part
 from distilens.recipe import Training
 from distilens.teachers import LiveTeacher

@@ -8,9 +8,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from distilens.errors import UserError
-from distilens.models import build_model, check_classes, load_model, save_model
+from distilens.models import build_model, check_classes
 from distilens.models.adapters import IMAGENET, load_state
 from distilens.models.heads import head_of, replace_heads
+from distilens.models.saved import load_model, save_model
 
 CLASSES = tuple("abc")
 

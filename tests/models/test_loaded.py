@@ -1,13 +1,17 @@
 """What a loaded model says of itself: classes, missing weights, type, channels, sides, pixels."""
 
+import json
+import re
+
 import pytest
 import torch
 from torch import nn
 
 from distilens.errors import UserError
-from distilens.models import MODELS, build_model, load_model, save_model
+from distilens.models import MODELS, build_model
 from distilens.models.adapters import of_processor
 from distilens.models.named import check_answers, own_classes, positions_of
+from distilens.models.saved import load_model, save_model
 
 CLASSES = ("cat", "dog", "owl")
 
@@ -256,3 +260,30 @@ def test_a_pretrained_timm_model_answers_for_the_datas_classes_by_name(monkeypat
     assert other.missing == ("fc",)
     with pytest.raises(UserError, match="lacks weights, which were drawn at random: fc"):
         check_answers(other, ("one", "two"), "teacher")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda about: about.pop("model"),
+            "the key 'model' is missing. Wanted is what save_model writes: model, classes",
+        ),
+        (lambda about: about.pop("classes"), "the key 'classes' is missing"),
+        (lambda about: about.update(size=[32]), "the key 'size.1' is missing"),
+        (lambda about: about.update(size="32"), "does not describe a model: size"),
+        (lambda about: about.update(mean=None), "does not describe a model: mean"),
+        (lambda about: about.update(classes=[]), "does not describe a model: classes"),
+        (lambda about: about.update(parts=[{"name": "head"}]), "the key 'parts.0.tap' is missing"),
+        (lambda about: about.update(interpolation="lanczos"), "does not describe a model: interpolation"),
+        (lambda about: about.update(model="resnet21"), "unknown model 'resnet21'"),
+    ],
+)
+def test_a_description_at_fault_is_said(tmp_path, change, message):
+    save_model(build_model("resnet8", ("a", "b"), (32, 32)), tmp_path / "saved")
+    file = tmp_path / "saved" / "model.json"
+    about = json.loads(file.read_text())
+    change(about)
+    file.write_text(json.dumps(about))
+    with pytest.raises(UserError, match=re.escape(message)):
+        load_model(tmp_path / "saved")

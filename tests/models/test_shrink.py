@@ -7,7 +7,8 @@ from torch import nn
 
 from distilens.errors import UserError
 from distilens.measure import macs, parameters
-from distilens.models import architecture, build_model, load_model, save_model
+from distilens.models import build_model
+from distilens.models.saved import architecture, load_model, save_model
 
 CLASSES = tuple("abcdefghij")
 TEACHER_PARAMETERS, TEACHER_MACS = 2_236_682, 87_976_448

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from distilens.errors import UserError
-from distilens.models import build_model, load_model, save_model
+from distilens.models import build_model
+from distilens.models.saved import load_model, save_model
 from distilens.subject import fingerprint_of
 
 CLASSES = tuple("abc")

@@ -36,6 +36,7 @@ class Batches:
         variant_seed: of the augmentation; by default the same.
         variants: how many augmentations of an image there are; epoch e shows variant `e % variants`. 0: always a new one.
         ordered: all images, in the order of the split, though they are augmented: for recording.
+        balanced: an epoch shows as many images of each class, those of a rare one several times.
         device: where batches are made.
         rank, world: this process's share: it gets every `world`-th image of each batch.
         workers: processes that read what does not fit.
@@ -52,6 +53,7 @@ class Batches:
         variant_seed: int | None = None,
         variants: int = 0,
         ordered: bool = False,
+        balanced: bool = False,
         device: torch.device | str = "cpu",
         rank: int = 0,
         world: int = 1,
@@ -61,6 +63,7 @@ class Batches:
         self.split = split
         self.size = min(size, len(split))
         self.augment, self.seed, self.variants, self.ordered = augment, seed, variants, ordered
+        self.balanced = balanced
         self.variant_seed = seed if variant_seed is None else variant_seed
         self.device = torch.device(device)
         self.rank, self.world, self.workers = rank, world, workers
@@ -88,7 +91,10 @@ class Batches:
         """Positions in the split, in the order of this epoch."""
         if not self.training:
             return torch.arange(len(self.split))
-        return torch.randperm(len(self.split), generator=draws.generator("order", self.seed, epoch))
+        generator = draws.generator("order", self.seed, epoch)
+        if self.balanced:
+            return balanced_order(torch.from_numpy(self.split.labels), generator)
+        return torch.randperm(len(self.split), generator=generator)
 
     def epoch(self, epoch: int, *, start: int = 0, epochs: int = 1) -> Iterator[Batch]:
         """The batches of an epoch, from number `start` on."""
@@ -189,6 +195,28 @@ class Batches:
 def drawn(index: Tensor, seed: int, variant: int, name: str, count: int = 1, *, fixed: bool = False) -> Tensor:
     """What augmentation draws for each image: by variant, or `fixed`, the same in all variants."""
     return draws.uniform(name, index, seed, *([] if fixed else [variant]), count=count)
+
+
+def balanced_order(labels: Tensor, generator: torch.Generator) -> Tensor:
+    """So many positions as there are images: of each class equally many, of images without a label as many as there are.
+
+    The images of a class take turns: no one comes again before all have come as often.
+    """
+    known = labels.unique()
+    known = known[known >= 0]
+    free = torch.nonzero(labels < 0)[:, 0]
+    count = len(labels) - len(free)
+    more = torch.randperm(len(known), generator=generator)[: count % max(1, len(known))]
+    shares = torch.full((len(known),), count // max(1, len(known))).index_fill_(
+        0, more, count // max(1, len(known)) + 1
+    )
+    chosen = [free]
+    for label, share in zip(known, shares.tolist(), strict=True):
+        members = torch.nonzero(labels == label)[:, 0]
+        rounds = torch.rand(-(-share // len(members)), len(members), generator=generator).argsort(1)
+        chosen.append(members[rounds.flatten()[:share]])
+    every = torch.cat(chosen)
+    return every[torch.randperm(len(every), generator=generator)]
 
 
 class Streamed(Dataset):

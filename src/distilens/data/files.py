@@ -20,6 +20,7 @@ from distilens.errors import UserError, nearest
 
 if TYPE_CHECKING:
     import pyarrow
+    import pyarrow.parquet
 
 PATTERNS = {"train": "train*.parquet", "test": "test*.parquet", "validation": "val*.parquet"}
 

@@ -298,7 +298,7 @@ def run(
     part: Annotated[str, Field(pattern=r"^(student|base|teacher(-\d+)?)$")] | None = None,
 ) -> Model:
     """The model of another run: `run:runs/teacher`; its student, or whichever `part=` names (`teacher`, `teacher-2`, `base`)."""
-    from distilens.models import load_model
+    from distilens.models.saved import load_model
 
     return load_model(model_folder(path, part))
 

@@ -59,6 +59,7 @@ def summary(folder: Path) -> dict[str, Any]:
         "headline": table.headline(scores),
         "roles": [(role, table.text(model.get("model"))) for role, model in models.items()],
         "measures": [(title, [cells[role] for role in models]) for title, cells in table.measures(scores)],
+        "classes": table.by_class(scores),
         "remarks": [*table.remarks(scores), seed_remark(about or {})],
         "facts": data_facts(scores.get("data") or {}) + facts,
         "has_base": "base" in models,

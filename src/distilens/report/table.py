@@ -8,6 +8,8 @@ MODELS = ("teacher", "base", "student")
 # An en dash, for a number that there is none of.
 NOTHING = "–"
 
+MOST_CLASSES = 100
+
 UNEVEN = 1.5
 # How many times its even share the commonest class must have for accuracies to be set beside it.
 
@@ -63,6 +65,22 @@ def measures(scores: dict) -> list[tuple[str, dict[str, Cell]]]:
         add(title, {role: (humanised(model.get(key)), "") for role, model in models.items()})
     add("latency, median", {role: latency(model.get("latency_ms")) for role, model in models.items()})
     return columns
+
+
+def by_class(scores: dict, most: int = MOST_CLASSES) -> tuple[list[tuple[str, list[Cell]]], int]:
+    """The accuracy of each class on the test split, a cell for each measured model; and how many classes there are.
+
+    The classes that the student (or the last model) knows least come first; of very many only these are given.
+    """
+    models = measured(scores)
+    found = {role: model.get("by class") or {} for role, model in models.items()}
+    names = next(iter(found.values()), {})
+    if not all(found.values()) or len(names) < 2:
+        return [], 0
+    judged = found[list(found)[-1]]
+    known = [name for name in names if judged.get(name)]
+    ordered = sorted(known, key=lambda name: judged[name]["accuracy"])
+    return [(name, [share(found[role].get(name)) for role in models]) for name in ordered[:most]], len(ordered)
 
 
 def headline(scores: dict) -> str:

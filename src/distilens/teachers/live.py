@@ -18,8 +18,9 @@ from distilens.errors import UserError
 from distilens.explain import Explainer, build_explainer
 from distilens.explain.activation import ActivationMap
 from distilens.explain.explanation import known_to_be_sound
-from distilens.models import MODELS, architecture
+from distilens.models import MODELS
 from distilens.models.heads import heads
+from distilens.models.saved import architecture
 from distilens.prepare import Precision, prepare
 from distilens.processor import to_device
 from distilens.specs import Spec

@@ -1,0 +1,146 @@
+"""A model in a folder: its weights in `model.safetensors`, and in `model.json` what is needed to build it again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from distilens.errors import UserError
+from distilens.specs import Spec
+
+if TYPE_CHECKING:
+    from distilens.core import Model
+
+
+class Part(BaseModel):
+    """A part that a method put into a model: where, and in what notation."""
+
+    name: str
+    tap: str
+    part: str | None = None
+
+
+class Description(BaseModel):
+    """What `model.json` says. The protected names of pydantic would refuse the key `model`."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    model: str
+    classes: Annotated[list[str], Field(min_length=1)]
+    size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+    mean: list[float]
+    std: list[float]
+    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+    parts: list[Part] = []
+
+
+def described(file: Path) -> Description:
+    """What a `model.json` says.
+
+    Raises:
+        UserError: it does not describe a model; it names the first key at fault.
+    """
+    from distilens.files import read_json
+
+    try:
+        return Description.model_validate(read_json(file))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        what = f"the key {where!r} is missing" if first["type"] == "missing" else f"{where}: {first['msg']}"
+        raise UserError(
+            f"{file} does not describe a model: {what}. Wanted is what save_model writes: model, classes, size, mean, std"
+        ) from None
+
+
+def save_model(model: Model, folder: Path) -> None:
+    """Write `model.safetensors` (the bare network and its parts) and `model.json` (what is needed to build it again)."""
+    from safetensors.torch import save
+
+    from distilens.files import write_atomically, write_json
+
+    state = {key: value.detach().cpu().clone().contiguous() for key, value in model.bare_state().items()}
+    about = {
+        "model": model.name,
+        "classes": list(model.classes),
+        "size": list(model.size),
+        "mean": model.mean.flatten().tolist(),
+        "std": model.std.flatten().tolist(),
+        "interpolation": model.interpolation,
+        "parts": [
+            {"name": name, "tap": inserted.path, "part": getattr(inserted.part, "notation", None)}
+            for name, inserted in model.inserted.items()
+        ],
+    }
+    write_atomically(folder / "model.safetensors", lambda path: path.write_bytes(save(state)))
+    write_json(folder / "model.json", about)
+
+
+def load_model(folder: Path) -> Model:
+    """The model that `save_model` wrote.
+
+    Raises:
+        UserError: no model there, or one that does not fit its description.
+    """
+    from distilens.core import Model
+    from distilens.models import MODELS, fill_lazy
+    from distilens.models.adapters import Expecting
+    from distilens.models.weights import fit, load_state
+    from distilens.parts import build_part
+
+    for name in ("model.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise UserError(f"no model in {folder}: {name} is missing")
+    about = described(folder / "model.json")
+    spec = architecture(about.model, about.size[0])
+    made = MODELS.build(spec, len(about.classes))
+    network = made.network if isinstance(made, Expecting) else made
+    model = Model(
+        network.float(),
+        about.classes,
+        size=about.size,
+        mean=about.mean,
+        std=about.std,
+        name=about.model,
+        interpolation=about.interpolation,
+    )
+    model.loaded = True
+    fill_lazy(model)
+    for part in about.parts:
+        if part.part is None:
+            raise UserError(
+                f"the model in {folder} has a part {part.name!r} that is not among the parts of distilens: build the model "
+                "yourself, insert the part, and call load_bare_state with the weights"
+            )
+        model.insert(part.tap, build_part(part.part), name=part.name)
+    state = load_state(folder / "model.safetensors")
+    inside = {key: value for key, value in state.items() if not key.startswith("parts.")}
+    fit(model.network, inside, where=str(folder), architecture=about.model)
+    parts = {key.removeprefix("parts."): value for key, value in state.items() if key.startswith("parts.")}
+    fit(
+        model.parts,
+        parts,
+        where=f"{folder} (parts)",
+        architecture=str([part.part for part in about.parts]),
+    )
+    return model.eval()
+
+
+def architecture(part: str | Spec, size: int) -> Spec:
+    """A part without its weights, which come from elsewhere: no file and no network that they once came from is needed."""
+    from distilens.models import MODELS
+
+    spec = Spec.parse(part)
+    if spec.name == "file":
+        return architecture(spec.options["model"], size)
+    known = MODELS.options(spec.name)
+    options: dict[str, Any] = {
+        key: value for key, value in (("pretrained", "false"), ("weights", "none")) if key in known
+    }
+    if spec.name in ("timm", "torchvision"):
+        options["size"] = size
+    if "model" in known:
+        options["model"] = str(architecture(spec.options.get("model", known["model"].default), size))
+    return spec.replaced(**options)
