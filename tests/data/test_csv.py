@@ -194,3 +194,27 @@ def test_tables_at_fault(root):
     table(root, "image,label", [("00.png", "cat"), ("01.png", "cat")], name="b.csv")
     refused(root / "b.csv", "there is one class alone, 'cat'", "label=")
     assert loaded(root / "b.csv", to_explain=True).classes == ("cat",)
+
+
+def test_a_column_for_each_class(root):
+    lines = [(name, *(int(label == other) for other in NAMES)) for name, label in rows("{}{}")]
+    table(root, "image_id,cat,dog,owl", lines)
+    data = loaded(root / "train.csv")
+    assert data.classes == ("cat", "dog", "owl")
+    assert truth(data) == RIGHT
+    table(root, "image_id,is_test,dog,owl,cat", [(a, int(a[1] == "0"), c, d, b) for a, b, c, d in lines])
+    data = loaded(root / "train.csv")
+    assert (data.classes, len(data.test)) == (("cat", "dog", "owl"), 3)
+    assert truth(data) == RIGHT
+    table(root, "image_id,cat,dog,owl", [*lines[:-1], (lines[-1][0], 1, 0, 1)])
+    refused(
+        root / "train.csv", r"a column for each class \(cat, dog, owl\), and 27 is of 2 of them: wanted is one class"
+    )
+
+
+def test_a_column_that_says_which_are_validated_on(root):
+    lines = [(name, label, str(number % 4 == 0)) for number, (name, label) in enumerate(rows("{}{}"))]
+    table(root, "fname,labels,is_valid", lines)
+    data = loaded(root / "train.csv")
+    assert len(data.test) == 6  # the only held-out set takes the place of the test set
+    assert truth(data) == RIGHT

@@ -282,3 +282,23 @@ def test_many_pictures_of_one_colour_are_said(root, flat, said):
     if said:
         assert remarks[0].startswith(f"{flat} of 12 pictures are nearly one colour, as b/")
         assert ("among them all of the class 'b'" in remarks[0]) == (flat == 6)
+
+
+def test_colours_of_16_bits_are_said(root):
+    """Pillow writes none: a PNG by hand."""
+    import struct
+    import zlib
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    for label, name in enumerate("ab"):
+        (root / name).mkdir(parents=True)
+        for number in range(6):
+            values = np.random.default_rng([label, number]).integers(0, 65536, (8, 8, 3)).astype(">u2")
+            lines = b"".join(b"\0" + row.tobytes() for row in values)
+            head = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0))
+            body = chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+            (root / name / f"{number}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + head + body)
+            assert np.abs(decode(root / name / f"{number}.png").astype(int) - (values >> 8)).max() == 0
+    assert loaded(root).inventory.remarks == ("of 16 bits a colour, the upper 8 are read: 12 pictures",)

@@ -9,7 +9,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from distilens.data.cached import content_of
-from distilens.data.csv_tables import SPLITS, Table, column, image_column, label_column, read_table, table_files
+from distilens.data.csv_tables import (
+    NO,
+    SPLITS,
+    YES,
+    Table,
+    column,
+    image_column,
+    label_column,
+    read_table,
+    table_files,
+    with_one_label,
+)
 from distilens.data.decode import Encoded
 from distilens.data.labels import composed, in_order
 from distilens.data.layout import split_of
@@ -46,11 +57,12 @@ def csv(
 ) -> Source:
     """Labels in a CSV file, and pictures in a folder beside it.
 
-    `path` is the file, or a folder with train.csv (and test.csv, val.csv) or one CSV file alone. `image` is the column with the
-    pictures' paths, names, or names without suffix; `label` that with the classes; `split` one that says train, test or
+    `path` is the file, or a folder with train.csv (and test.csv, val.csv) or one CSV file alone. `image` is the column with
+    the pictures' paths, names, or names without suffix; `label` that with the classes; `split` one that says train, test or
     validation. Usual names of columns are found by themselves. `pictures` is the folder with the pictures; by default all
-    below the file's folder are looked through. Without test pictures a fixed fifth of every class is held out. `skip_bad`
-    leaves out pictures that are missing or cannot be decoded; for `size`, `ground`, `range` and `large` see `Pixels`.
+    below the file's folder are looked through. A table may also have a column of 0 and 1 for each class. Without test
+    pictures a fixed fifth of every class is held out. `skip_bad` leaves out pictures that are missing or cannot be decoded;
+    for `size`, `ground`, `range` and `large` see `Pixels`.
 
     Source: https://www.rfc-editor.org/rfc/rfc4180
 
@@ -70,6 +82,7 @@ def csv(
     rows: list[Labelled] = []
     for part, file in files.items():
         table = read_table(file)
+        table = with_one_label(table, image_column(table, image), label)
         if part != "train" and label_column(table, image_column(table, image), label, needed=False) is None:
             left["tables without labels"].append(file.name)
             continue
@@ -164,7 +177,9 @@ def labelled(
 def told_split(table: Table, row: list[str], split: int | None) -> str | None:
     if split is None:
         return None
-    value = row[split].strip()
+    value, name = row[split].strip(), table.columns[split].lower()
+    if name in ("is_valid", "is_test") and value.lower() in YES | NO:  # as fastai writes it
+        return "train" if value.lower() in NO else "validation" if name == "is_valid" else "test"
     found = split_of(value)
     if found is None:
         raise UserError(

@@ -20,7 +20,9 @@ IMAGES = (
     *("image", "image_id", "image_name", "image_path", "img", "img_id", "img_name", "img_path", "id", "id_code"),
     *("file", "file_name", "filename", "file_path", "filepath", "path", "picture", "photo", "fname", "name", "x"),
 )
-SPLITS = ("split", "set", "subset", "partition", "phase", "usage")
+SPLITS = ("split", "set", "subset", "partition", "phase", "usage", "is_valid", "is_test")
+
+YES, NO = {"true", "1", "1.0", "yes"}, {"false", "0", "0.0", "no", ""}
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,36 @@ def image_column(table: Table, given: str | None) -> int:
             f"{', '.join(table.columns)}"
         )
     return found
+
+
+def with_one_label(table: Table, image: int, given: str | None) -> Table:
+    """The table with one column of classes, where it has a column of 0 and 1 for each class instead.
+
+    Raises:
+        UserError: a picture with no 1, or several.
+    """
+    if given is not None or label_column(table, image, None, needed=False) is not None:
+        return table
+    split = column(table, "split", None, SPLITS)
+    places = [
+        place
+        for place in range(len(table.columns))
+        if place not in (image, split) and all(row[place].strip().lower() in YES | NO for row in table.rows)
+    ]
+    if len(places) < 2:
+        return table
+    labels = []
+    for row in table.rows:
+        names = [table.columns[place] for place in places if row[place].strip().lower() in YES]
+        if len(names) != 1:
+            raise UserError(
+                f"{table.file.name} has a column for each class ({shortened([table.columns[place] for place in places])}), and "
+                f"{row[image]} is of {len(names)} of them: wanted is one class a picture. Name a column of classes, label=..."
+            )
+        labels.append(names[0])
+    return Table(
+        table.file, [*table.columns, "label"], [[*row, name] for row, name in zip(table.rows, labels, strict=True)]
+    )
 
 
 def names_pictures(table: Table, place: int) -> bool:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from distilens.data.pixels import DeepError, Extent, Pixels, as_rgb_image, extent_of
+from distilens.data.pixels import DeepError, Extent, Pixels, as_rgb_image, extent_of, is_cut
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -113,6 +113,8 @@ def decode(
 
     said = [] if said is None else said
     with opened(encoded) as image:
+        if is_cut(image):
+            said.append("of 16 bits a colour, the upper 8 are read")
         if pixels.size is not None:
             # a JPEG is read at 1/2 to 1/8 where that leaves twice what is needed
             image.draft("RGB", (2 * pixels.size, 2 * pixels.size))

@@ -63,6 +63,11 @@ def is_deep(image: Image.Image) -> bool:
     return image.mode.startswith(("I", "F"))
 
 
+def is_cut(image: Image.Image) -> bool:
+    """Whether a colour picture of 16 bits a channel was opened, of which Pillow reads the upper 8."""
+    return not is_deep(image) and any("16" in str(part[3]) for part in getattr(image, "tile", ()))
+
+
 def as_rgb_image(image: Image.Image, pixels: Pixels, said: Callable[[str], object]) -> Image.Image:
     """One picture as RGB: deep values scaled, transparency laid over the ground."""
     from PIL import Image
