@@ -7,7 +7,8 @@ layers of random weights may spread a change over all places alike, so that noth
 
     python benchmarks/taps.py [--only timm:vit hf:swin] [--out docs/taps.md]
 
-With `--out` the table in that file is replaced. Takes about half an hour on one core. Needs timm, torchvision and transformers.
+With `--out` the rows of the table in that file are replaced. All take about half an hour on one core. Needs timm,
+torchvision and transformers.
 """
 
 from __future__ import annotations
@@ -203,26 +204,41 @@ def row_of(name: str, make: Callable[[], Model]) -> str:
     return f"| `{name}` | " + " | ".join(cell.replace("|", "/") for cell in cells) + " |"
 
 
+HEADER = ["| model | pixels | " + " | ".join(f"`{tap}`" for tap in TAPS) + " |", "|---|---|---|---|---|"]
+
+
+def all_models() -> Iterator[tuple[str, Callable[[], Model]]]:
+    for source in (from_torchvision, from_hugging_face, from_timm):
+        yield from source()
+
+
+def rows_in(page: str) -> dict[str, str]:
+    """The rows of the table in a page, by the model's name."""
+    table = page[page.index(START) : page.index(END)].splitlines()
+    return {line.split("`")[1]: line for line in table if line.startswith("| `") and line.split("|")[1].strip()[1:-1]}
+
+
 def main(only: tuple[str, ...] = (), out: Path | None = None) -> None:
-    """Print the table, and put it into a page.
+    """Print the table, and put its rows into a page, each as soon as it is known.
 
     Args:
         only: beginnings of names; all by default.
-        out: the page.
+        out: the page. Rows of other models stay as they are.
     """
     warnings.filterwarnings("ignore")
-    rows = ["| model | pixels | " + " | ".join(f"`{tap}`" for tap in TAPS) + " |", "|---|---|---|---|---|"]
-    print("\n".join(rows), flush=True)
-    for source in (from_torchvision, from_hugging_face, from_timm):
-        for name, make in source():
-            if not only or name.startswith(only):
-                start = time.perf_counter()
-                rows.append(row_of(name, make))
-                print(rows[-1], f"{time.perf_counter() - start:.1f} s", flush=True)
-    if out is not None:
-        page = out.read_text()
-        head, tail = page[: page.index(START) + len(START)], page[page.index(END) :]
-        out.write_text(f"{head}\n" + "\n".join(rows) + f"\n{tail}")
+    print("\n".join(HEADER), flush=True)
+    for name, make in all_models():
+        if only and not name.startswith(only):
+            continue
+        start = time.perf_counter()
+        row = row_of(name, make)
+        print(row, f"{time.perf_counter() - start:.1f} s", flush=True)
+        if out is not None:
+            page = out.read_text()
+            found = {**rows_in(page), name: row}
+            rows = [found[known] for known, _ in all_models() if known in found]
+            head, tail = page[: page.index(START) + len(START)], page[page.index(END) :]
+            out.write_text(f"{head}\n" + "\n".join([*HEADER, *rows]) + f"\n{tail}")
 
 
 if __name__ == "__main__":
