@@ -14,8 +14,9 @@ import torch
 from distilens import cli
 from distilens.errors import UserError
 from distilens.files import Metrics, locked, write_atomically, write_text
-from distilens.models import build_model, load_model, save_model
+from distilens.models import build_model
 from distilens.models.adapters import load_state
+from distilens.models.saved import load_model, save_model
 
 TINY = """
 name = "tiny"

@@ -9,7 +9,8 @@ from torch import nn
 from distilens.core import Model
 from distilens.data import load
 from distilens.errors import UserError
-from distilens.rehearsal import check_batch, check_logits
+from distilens.models import build_model
+from distilens.rehearsal import check_logits, check_trainable
 
 
 @pytest.fixture(scope="module")
@@ -84,10 +85,54 @@ def test_a_batch_of_one_is_refused_where_a_batch_norm_cannot_take_it(data):
             return self.head(self.norm(pixels.mean((2, 3))))
 
     model = Model(Separate(), data.classes, size=(16, 16), name="separate")
-    check_batch(model, 2, "student")
+    check_trainable(model, 2, "student")
     with pytest.raises(
         UserError, match=r"the student separate cannot be trained on batches of one image: .*larger train.batch"
     ):
-        check_batch(model, 1, "student")
+        check_trainable(model, 1, "student")
     assert not model.network.norm.num_batches_tracked, "it is tried on a copy"
-    check_batch(Model(Answering(), data.classes, size=(16, 16)), 1, "student")
+    check_trainable(Model(Answering(), data.classes, size=(16, 16)), 1, "student")
+
+
+class Silent(nn.Module):
+    """Its forward runs without gradients, as people write it for teachers."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 4))
+
+    @torch.no_grad()
+    def forward(self, images):
+        return self.inner(images)
+
+
+def quantised():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 49, 4))
+    return torch.ao.quantization.quantize_dynamic(network.eval(), {nn.Linear}, dtype=torch.qint8)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (Silent, r"the teacher mine cannot be trained: no gradient .* teacher\.finetune=none"),
+        (
+            quantised,
+            r"the teacher mine cannot be kept in a run: its weight '3\._packed_params\.dtype' is no plain tensor",
+        ),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 8])
+def test_what_cannot_be_trained_or_kept(data, make, message, size):
+    model = Model(make(), data.classes, size=(16, 16), name="mine")
+    with pytest.raises(UserError, match=message):
+        check_trainable(model, size, "teacher")
+
+
+def test_a_frozen_model_can_be_trained_again(data):
+    model = build_model("resnet8", data.classes, (16, 16)).requires_grad_(False)
+    check_trainable(model, 8, "student")
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    model.requires_grad_(True).freeze(but=["fc"])
+    check_trainable(model, 1, "teacher")
+    assert not model.network.conv1.training

@@ -21,7 +21,7 @@ from distilens.models.adapters import unwrapped_network
 from distilens.progress import Log
 from distilens.recipe import Training
 from distilens.recipe_file import explain_errors
-from distilens.rehearsal import check_batch, check_logits
+from distilens.rehearsal import check_logits, check_trainable
 from distilens.specs import Spec
 from distilens.teachers import LiveTeacher, nobody
 from distilens.train import ONE_AT_A_TIME, processes, train
@@ -85,7 +85,7 @@ def distilled(
     model = as_model(student, found)
     check_classes(model, found.classes, "student")
     check_logits(model, found, "student")
-    check_batch(model, given.batch_size, "student")
+    check_trainable(model, given.batch_size, "student")
     answering: Teacher = nobody
     if isinstance(teacher, nn.Module | str | Mapping | Spec):
         large = as_model(teacher, found)

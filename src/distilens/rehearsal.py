@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
 from collections.abc import Sequence
@@ -103,20 +104,43 @@ def check_logits(model: Model, data: Data, role: str, *, used: bool = False) -> 
     return None
 
 
-def check_batch(model: Model, size: int, role: str) -> None:
-    """Try a training forward of a batch of one image, which not every network can take.
+def check_savable(model: Model, role: str) -> None:
+    """A run keeps the weights of its models as tensors, which a quantised network does not have.
 
     Raises:
-        UserError: a batch norm that would see one value a channel.
+        UserError: it names the first entry that is none.
     """
-    if size > 1:
-        return
-    trial = copy.deepcopy(model).train()
+    for key, value in model.network.state_dict().items():
+        if not isinstance(value, torch.Tensor) or value.is_quantized:
+            raise UserError(
+                f"the {role} {model.name} cannot be kept in a run: its weight {key!r} is no plain tensor, as in a quantised "
+                "network. Give the network before it was quantised (distilens explain takes a quantised one)"
+            )
+
+
+def check_trainable(model: Model, size: int, role: str) -> None:
+    """Try a forward as in training: gradients must reach weights, and batches of one image must be possible where `size` is 1.
+
+    Raises:
+        UserError: no weight can be trained or kept, as behind `torch.no_grad` and in a quantised network; or a batch norm that
+            would see one value a channel.
+    """
+    check_savable(model, role)
+    trial = copy.deepcopy(model).train() if size == 1 else model
+    if not any(parameter.requires_grad for parameter in model.parameters()):  # as of a model that was a teacher before
+        trial = copy.deepcopy(trial).requires_grad_(True)
     try:
-        with torch.no_grad():
-            trial.logits(trial.example())
+        with contextlib.nullcontext() if size == 1 else evaluating(trial), torch.enable_grad():
+            learns = trial.logits(trial.example()).requires_grad
     except ValueError as error:
         raise UserError(
             f"the {role} {model.name} cannot be trained on batches of one image: {str(error).splitlines()[0]}. "
             "Give a larger train.batch_size"
         ) from None
+    if not learns:
+        raise UserError(
+            f"the {role} {model.name} cannot be trained: no gradient goes from its logits to a weight. Its forward may run under "
+            "torch.no_grad, or detach. Give the network without that"
+            + f", or take its answers as they are: {role}.finetune=none"
+            * (role.startswith("teacher"))
+        )

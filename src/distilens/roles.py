@@ -26,7 +26,7 @@ from distilens.models.named import check_answers, shown
 from distilens.models.saved import save_model
 from distilens.progress import Log
 from distilens.recipe import Recipe, TeacherPart, Training, with_options
-from distilens.rehearsal import check_batch, check_logits, rehearsed
+from distilens.rehearsal import check_logits, check_savable, check_trainable, rehearsed
 from distilens.run import Run, at_work, stage
 from distilens.specs import Spec
 from distilens.teachers import ANSWERS, LiveTeacher, as_one, following, nobody
@@ -38,7 +38,7 @@ def train_stage(run: Run) -> None:
     recipe = run.recipe
     student = build_model(recipe.student.model, run.data.classes, run.data.size)
     check_taps(recipe.explain.explainers, student)
-    check_batch(student, recipe.train.batch_size, "student")
+    check_trainable(student, recipe.train.batch_size, "student")
     check_logits(student, run.data, "student")
     if recipe.teacher is not None:
         rehearse(run, recipe.teacher, student)
@@ -86,7 +86,8 @@ def rehearse(run: Run, part: TeacherPart, student: Model) -> None:
         how = how_trained(part, notation)
         model = make_teacher(run.recipe, run.data, notation, how)
         if how != "none":
-            check_batch(model, run.recipe.teacher_training.batch_size, role)
+            check_trainable(model, run.recipe.teacher_training.batch_size, role)
+        check_savable(model, role)
         warning = check_logits(model.to(device), run.data, role, used=how == "none")
         for text in (*told_of(model), *([warning] if warning else [])):
             run.say(f"{role}: {text}")
