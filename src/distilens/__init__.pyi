@@ -1,0 +1,41 @@
+from . import measure as measure
+from .api import distill as distill
+from .comparison import Comparison as Comparison
+from .comparison import compare as compare
+from .core import Answer as Answer
+from .core import Batch as Batch
+from .core import Method as Method
+from .core import Model as Model
+from .core import Objective as Objective
+from .core import Output as Output
+from .data import Data as Data
+from .data import from_arrays as from_arrays
+from .data import load as load
+from .errors import UserError as UserError
+from .explain import EXPLAINERS as EXPLAINERS
+from .explain import Explainer as Explainer
+from .explain import Explanation as Explanation
+from .gallery import Gallery as Gallery
+from .gallery import gallery as gallery
+from .methods import METHODS as METHODS
+from .methods import build_methods as build_methods
+from .models import MODELS as MODELS
+from .models import build_model as build_model
+from .models.saved import load_model as load_model
+from .models.saved import save_model as save_model
+from .prepare import prepare as prepare
+from .recipe import Recipe as Recipe
+from .recipe import Training as Training
+from .recipe_file import read_recipe as read_recipe
+from .run import Run as Run
+from .run import load_run as load_run
+from .teachers import BestExplainedTeacher as BestExplainedTeacher
+from .teachers import LiveTeacher as LiveTeacher
+from .teachers import MeanTeacher as MeanTeacher
+from .teachers import PermutedTeacher as PermutedTeacher
+from .teachers import RandomMapTeacher as RandomMapTeacher
+from .teachers import StoredTeacher as StoredTeacher
+from .train import train as train
+
+__version__: str
+__all__: list[str]
