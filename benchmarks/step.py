@@ -39,6 +39,7 @@ from distilens.progress import Log
 from distilens.recipe import Training
 from distilens.teachers import LiveTeacher, StoredTeacher, nobody
 from distilens.train import lays_channels_last, make_accelerator, total, train
+from distilens.usual import kind_of_model, settled
 
 KD = "kd:temperature=4,weight=0.9"
 FIELD = ("fitnet", "vid", "nst", "reviewkd", "rtk", "simkd", "sp", "rkd", "pkt", "crd", "osakd", "opdf", "powerprop")
@@ -124,7 +125,7 @@ class Bench:
             objective = Objective(model, build_methods(["ce"])).train()
             if self.settings.compile:
                 model.network.compile()
-            optimizer = OPTIMIZERS.build(self.settings.optimizer, objective)
+            optimizer = OPTIMIZERS.build(settled(self.settings, kind_of_model(model)).optimizer, objective)
 
             def step() -> None:
                 with self.accelerator.autocast():

@@ -118,9 +118,9 @@ def test_changes_reach_sections_parts_and_lists():
     assert recipe.train.epochs == 3
     assert recipe.data == "shapes:limit=50"
     assert recipe.student.methods == ("ce", "kd:weight=0.5,temperature=2")
-    assert recipe.train.optimizer == "sgd:lr=0.3"
+    assert recipe.train.optimizer == "auto:lr=0.3"
     assert recipe.explain.explainers == ("gradcam", "ig:steps=4")
-    assert (recipe.seed, recipe.teacher_training.epochs, recipe.teacher_training.optimizer) == (4, 2, "sgd:lr=0.3")
+    assert (recipe.seed, recipe.teacher_training.epochs, recipe.teacher_training.optimizer) == (4, 2, "auto:lr=0.3")
 
 
 def test_all_problems_of_a_recipe_come_at_once():

@@ -61,9 +61,9 @@ def test_a_recipe_does_not_change_what_it_was_made_from():
     ("change", "read", "value"),
     [
         ("train.optimizer=adamw:lr=0.01", lambda r: r.train.optimizer, "adamw:lr=0.01"),
-        ("train.optimizer.momentum=0.5", lambda r: r.train.optimizer, "sgd:lr=0.2,momentum=0.5"),
+        ("train.schedule.shape=cosine", lambda r: r.train.schedule, "one_cycle:shape=cosine"),
         ("train.schedule.warmup = 0.1", lambda r: r.train.schedule, "one_cycle:warmup=0.1"),
-        ("teacher.train.optimizer.lr=0.1", lambda r: r.teacher_training.optimizer, "sgd:lr=0.1"),
+        ("teacher.train.optimizer.lr=0.1", lambda r: r.teacher_training.optimizer, "auto:lr=0.1"),
         ("teacher.train.epochs=2", lambda r: (r.teacher_training.epochs, r.train.epochs), (2, 10)),
         ("student.methods.kd.temperature=2", lambda r: r.student.methods[1], "kd:temperature=2,weight=0.9"),
         ("student.methods=[ce,[kd:temperature=1]]", lambda r: r.student.methods, ("ce", "kd:temperature=1")),

@@ -28,6 +28,7 @@ from distilens.progress import Log
 from distilens.recipe import Training
 from distilens.teachers import LiveTeacher, StoredTeacher, nobody
 from distilens.train import compile_student, make_accelerator, total
+from distilens.usual import kind_of_model, settled
 from gpu_parts.bench import Bench
 from gpu_parts.card import Rows
 
@@ -134,7 +135,7 @@ class Group:
             objective = Objective(self.bench.model(self.pair[1]), build_methods(["ce"])).train()
             if self.settings.compile:
                 compile_student(objective, graphs=self.settings.compile == "graphs")
-            optimizer = OPTIMIZERS.build(self.settings.optimizer, objective)
+            optimizer = OPTIMIZERS.build(settled(self.settings, kind_of_model(objective.student)).optimizer, objective)
 
             def step() -> None:
                 with accelerator.autocast():
@@ -172,7 +173,7 @@ class Group:
         with accelerator.autocast():
             objective.prepare(first, teacher(first, objective.needs))
         objective.to(self.bench.device)
-        optimizer = OPTIMIZERS.build(self.settings.optimizer, objective)
+        optimizer = OPTIMIZERS.build(settled(self.settings, kind_of_model(objective.student)).optimizer, objective)
         log = Log()
         log.start(epochs=2, steps=steps, images=self.size, at=0, epoch=0)
 

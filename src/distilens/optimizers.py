@@ -30,6 +30,11 @@ def groups(module: nn.Module, weight_decay: float, decay: Decay) -> list[dict]:
     return [part for part in parts if part["params"]]
 
 
+def auto(module: nn.Module, *, lr: Positive | None = None) -> optim.Optimizer:
+    """What is usual for the network, by its family and its weights; `lr` changes the rate alone. See `distilens/usual.py`."""
+    raise TypeError("`usual.settled` says which optimizer it is, before one is built")
+
+
 def sgd(
     module: nn.Module,
     *,
@@ -70,6 +75,7 @@ def adamw(
 OPTIMIZERS = Registry(
     "optimizer",
     {
+        "auto": "distilens.optimizers:auto",
         "sgd": "distilens.optimizers:sgd",
         "adam": "distilens.optimizers:adam",
         "adamw": "distilens.optimizers:adamw",

@@ -38,8 +38,9 @@ class Training(Section):
     an image (0: a new one each epoch; 16 by default where the teacher's answers are stored). They are drawn from
     `variant_seed`, which is not the run's seed: so all seeds of an experiment see the same pictures, and a teacher's stored
     answers serve them all. With `sampling="balanced"` an epoch shows as many images of each class, those of rare ones
-    several times. `select` says which weights are kept: the `best` epoch on validation, or the `last`. `balance` weighs the
-    terms of the loss: as their weights say (`fixed`), or by what their gradients are (`balance.py`). `compile` compiles the
+    several times. `optimizer="auto"` and `clip="auto"` are what is usual for the network (`usual.py`); `clip=0` clips
+    nothing. `select` says which weights are kept: the `best` epoch on validation, or the `last`. `balance` weighs the terms
+    of the loss: as their weights say (`fixed`), or by what their gradients are (`balance.py`). `compile` compiles the
     student's network for training; `graphs` also replays its kernels as CUDA graphs, where there is a GPU: for small
     networks, whose kernels take less time than their launches. Images are `resident` in the device's memory where they fit,
     or are read by `workers` processes.
@@ -47,14 +48,14 @@ class Training(Section):
 
     epochs: Count = 10
     batch_size: Count = 128
-    optimizer: Part = "sgd:lr=0.2"
+    optimizer: Part = "auto"
     schedule: Part = "one_cycle"
     augment: Part = "crop"
     sampling: Literal["uniform", "balanced"] = "uniform"
     variants: Annotated[int, Field(ge=0)] = 0
     variant_seed: Annotated[int, Field(ge=0)] = 0
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    clip: Annotated[float, Field(gt=0)] | None = None
+    clip: Annotated[float, Field(ge=0)] | Literal["auto"] | None = "auto"
     balance: Part = "fixed"
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     channels_last: bool | Literal["auto"] = "auto"

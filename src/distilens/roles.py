@@ -31,6 +31,7 @@ from distilens.run import Run, at_work, stage
 from distilens.specs import Spec
 from distilens.teachers import ANSWERS, LiveTeacher, as_one, following, nobody
 from distilens.train import processes, train
+from distilens.usual import in_words, kind_of, settled
 
 
 def train_stage(run: Run) -> None:
@@ -160,9 +161,11 @@ def train_role(
     """Train one model of a run in its folder, from its last checkpoint where there is one of the same plan."""
     data = run.data if role in ("base", "student") else run.teacher_data
     folder, seed = run.folder / role, run.recipe.seed if seed is None else seed
-    how = settings.decisive() if trained else None
+    kind = kind_of(plan["model"])
+    asked, settings = settings, settled(settings, kind)
+    decisive = settings.decisive() if trained else None
     said = {**plan, "methods": [without_place(part) for part in plan["methods"]]}
-    key = key_of(role, with_options(said), source_key(plan["model"]), how, seed, data.fingerprint)
+    key = key_of(role, with_options(said), source_key(plan["model"]), decisive, seed, data.fingerprint)
     with stage(run, role, key, folder / "model.safetensors") as due:
         if not due:
             return
@@ -171,6 +174,8 @@ def train_role(
         model = make() if make else build_model(plan["model"], run.data.classes, run.data.size)
         check_classes(model, run.data.classes, role)
         if trained:
+            if Spec.parse(asked.optimizer).name == "auto" and kind.family != "zoo":
+                run.say(f"{role}: trained with {in_words(settings)} ({kind})")
             log = Log(
                 run.metrics,
                 role,

@@ -31,6 +31,7 @@ from distilens.progress import Log
 from distilens.recipe import Training
 from distilens.taps import evaluating
 from distilens.teachers import nobody
+from distilens.usual import kind_of_model, settled
 
 ONE_AT_A_TIME = threading.RLock()
 """Torch's random numbers and accelerate's state belong to the whole process: trainings in threads take turns."""
@@ -83,6 +84,7 @@ def train_alone(
     seed: int,
 ) -> Model:
     """`train`, while no other thread of this process trains."""
+    settings = settled(settings, kind_of_model(student))
     accelerator = make_accelerator(settings)
     torch.manual_seed(seed + 1_000_003 * accelerator.process_index)
 

@@ -26,6 +26,7 @@ from distilens.recipe import Recipe, Training
 from distilens.roles import how_trained, make_teacher, told_of
 from distilens.teachers import LiveTeacher, as_one, following, nobody
 from distilens.train import processes
+from distilens.usual import in_words, kind_of_model, settled
 
 
 def inspect_recipe(recipe: Recipe, console: Console, *, timed: bool = True) -> None:
@@ -46,7 +47,10 @@ def inspect_recipe(recipe: Recipe, console: Console, *, timed: bool = True) -> N
     if several is not None:
         several.check(data)
     for role, model in (*teachers.items(), ("student", student)):
-        show_model(console, role, model)
+        trained = recipe.train
+        if part and role in part.models:
+            trained = recipe.teacher_training if how_trained(part, part.models[role]) != "none" else None
+        show_model(console, role, model, trained)
         check_taps(recipe.explain.explainers, model)
     if timed:
         show_cost(console, recipe, data, teacher_data, student, teachers)
@@ -65,8 +69,8 @@ def show_data(console: Console, sets: Mapping[str, Data]) -> None:
             console.print(f"{name}: {line}", highlight=False, markup=False, soft_wrap=True)
 
 
-def show_model(console: Console, role: str, model: Model) -> None:
-    """Parameters, MACs, and the shape of each top-level module's output, in the order of the forward."""
+def show_model(console: Console, role: str, model: Model, settings: Training | None) -> None:
+    """Parameters, MACs, how it is trained, and the shape of each top-level module's output, in the order of the forward."""
     seen = model.observe()
     last = model.last_tap
     table = headed(f"{role}: {model.name}", "module", "output")
@@ -84,6 +88,9 @@ def show_model(console: Console, role: str, model: Model) -> None:
     console.print(
         f"weights {weights}; pixels in [0, 1] less {mean}, over {std}, at {size} by {model.interpolation} resizing"
     )
+    if settings is not None:
+        kind = kind_of_model(model)
+        console.print(f"trained with {in_words(settled(settings, kind))} ({kind})", highlight=False, markup=False)
     for text in told_of(model):
         console.print(f"- {text}", highlight=False, markup=False)
 
