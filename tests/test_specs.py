@@ -126,7 +126,7 @@ BUILDS = [
     *((EXPLAINERS, "captum:Saliency" if name == "captum" else name, ()) for name in EXPLAINERS),
     *((AUGMENTS, name, ()) for name in AUGMENTS),
     *((SCHEDULES, name, ()) for name in SCHEDULES),
-    *((OPTIMIZERS, name, (torch.nn.Conv2d(3, 4, 3),)) for name in OPTIMIZERS),
+    *((OPTIMIZERS, name, (torch.nn.Conv2d(3, 4, 3),)) for name in OPTIMIZERS if name != "auto"),
     *((MODELS, name, (7,)) for name in ("resnet", "resnet8x4", "wrn", "wrn-16-1", "vgg8", "mobilenetv2")),
 ]
 

@@ -289,7 +289,8 @@ def convert(value: Any, annotation: Any) -> Any:
     if value in ("none", "None") and types.NoneType in arguments:
         return None
     if isinstance(value, str) and wants_list(annotation):
-        value = [unbracket(item) for item in split(value, whole=value)]
+        items = [unbracket(item) for item in split(value, whole=value)]
+        value = items[0] if len(items) == 1 and takes_one(annotation) else items
     if isinstance(value, Mapping):
         value = str(Spec.parse(value))
     if isinstance(value, list | tuple):
@@ -315,6 +316,13 @@ def literal(value: Any) -> Any:
         with contextlib.suppress(ValueError):
             return kind(value)
     return value
+
+
+def takes_one(annotation: Any) -> bool:
+    """Whether a union of a list and something else, such as `size=224` beside `size=[224,192]`."""
+    members = [member for member in typing.get_args(annotation) if member is not types.NoneType]
+    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    return union and not all(wants_list(member) for member in members)
 
 
 def wants_list(annotation: Any) -> bool:

@@ -21,7 +21,7 @@ from PIL import Image
 
 from distilens.data import SOURCES, cached, decode, load, writing
 from distilens.data.digits import enlarged
-from distilens.data.pixels import Pixels
+from distilens.data.pixels import Pixels, usual_size
 from distilens.errors import UserError
 from distilens.specs import Spec
 
@@ -376,13 +376,34 @@ def test_a_class_or_a_set_of_which_nothing_can_be_decoded(small, cache):
 
 def test_images_of_several_sizes(small, cache):
     write_parquet(small / "test.parquet", [png(1), png(2, (8, 9))], [0, 1])
-    fails(
-        r"not all of one size: row 0 of train.parquet is 6 × 6, row 1 of test.parquet is 8 × 9 .*for example size=6",
-        "parquet",
-        cache,
-        path=small,
+    found = build("parquet", cache, path=small)
+    assert found.test.images.shape == (2, 6, 6, 3)
+    said = found.inventory.remarks[0]
+    assert said.startswith(
+        "the pictures are of several sizes (shorter sides from 6 to 8, median 6): each is resized to 6 on"
     )
     assert build("parquet", cache, path=small, size=5).test.images.shape == (2, 5, 5, 3)
+    assert load(f"parquet:path={small},size=[5,7]", cache).size == (5, 7)
+
+
+@pytest.mark.parametrize(
+    ("sides", "expected"),
+    [([640, 375, 500], 128), ([120, 97, 100], 96), ([40, 33], 32), ([20, 9, 11], 11), ([70] * 3, 64)],
+)
+def test_the_usual_size_is_one_that_the_median_picture_has(sides, expected):
+    assert usual_size(np.array(sides))[0] == expected
+
+
+def test_a_height_and_a_width_cut_the_middle_out(tmp_path):
+    gradient = np.repeat(np.arange(0, 200, 2, dtype=np.uint8)[None], 50, 0)
+    image = Image.fromarray(np.stack([gradient] * 3, 2))  # 50 × 100
+    found = decode.decode(encoded(image, "PNG"), Pixels((50, 60)))
+    assert found.shape == (50, 60, 3)
+    assert (found[..., 0] == gradient[:, 20:80]).all()
+    assert decode.decode(encoded(image, "PNG"), Pixels((30, 60))).shape == (30, 60, 3)
+    assert decode.decode(encoded(image, "PNG"), Pixels((25, 20)))[:, :, 0].mean() == pytest.approx(
+        gradient.mean(), abs=1
+    )
 
 
 @pytest.mark.skipif(not CIFAR10.exists(), reason="the CIFAR-10 files are not there")

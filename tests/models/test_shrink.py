@@ -108,7 +108,7 @@ def test_a_saved_student_comes_back_without_the_weights_that_it_began_with(place
 
 
 def test_a_pretrained_origin_is_not_fetched_again():
-    spec = architecture("shrink:blocks=5,model=[torchvision:mobilenet_v2,weights=DEFAULT]", 32)
+    spec = architecture("shrink:blocks=5,model=[torchvision:mobilenet_v2,weights=DEFAULT]", (32, 32))
     assert str(spec) == "shrink:blocks=5,model=[torchvision:mobilenet_v2,weights=none,size=32]"
 
 

@@ -64,6 +64,20 @@ def extents_of(pool: ThreadPoolExecutor, sets: Mapping[str, Encoded]) -> list[Ex
     return [extent for task in pool.map(some, batched(every, TASK)) for extent in task]
 
 
+def shorter_sides_of(pool: ThreadPoolExecutor, sets: Mapping[str, Encoded]) -> np.ndarray:
+    """Of all images in all sets that can be opened."""
+
+    def some(images: Sequence[bytes | Path | np.ndarray | None]) -> list[int]:
+        found = []
+        for encoded in images:
+            with suppress(Exception), opened(encoded) as image:
+                found.append(min(image.size))
+        return found
+
+    every = itertools.chain.from_iterable(encoded.images() for encoded in sets.values())
+    return np.array([side for task in pool.map(some, batched(every, TASK)) for side in task])
+
+
 def decode_all(
     pool: ThreadPoolExecutor, images: Iterable, pixels: Pixels, said: list[str]
 ) -> Iterable[np.ndarray | Bad]:
@@ -115,16 +129,16 @@ def decode(
     with opened(encoded) as image:
         if is_cut(image):
             said.append("of 16 bits a colour, the upper 8 are read")
-        if pixels.size is not None:
+        if pixels.sides is not None:
             # a JPEG is read at 1/2 to 1/8 where that leaves twice what is needed
-            image.draft("RGB", (2 * pixels.size, 2 * pixels.size))
+            image.draft("RGB", (2 * max(pixels.sides), 2 * max(pixels.sides)))
         if not isinstance(encoded, np.ndarray):
             ImageOps.exif_transpose(image, in_place=True)
         shown = as_rgb_image(image, pixels, said.append)
         with suppress(Exception):  # later frames may be broken; the first is what is used
             if getattr(image, "n_frames", 1) > 1:
                 said.append("animated or of several pages, the first is read")
-    return np.asarray(shown if pixels.size is None else resized(shown, pixels.size))
+    return np.asarray(shown if pixels.sides is None else resized(shown, *pixels.sides))
 
 
 def opened(encoded: bytes | Path | np.ndarray | None) -> Image.Image:
@@ -137,16 +151,16 @@ def opened(encoded: bytes | Path | np.ndarray | None) -> Image.Image:
     return Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded)
 
 
-def resized(image: Image.Image, size: int) -> Image.Image:
-    """The shorter side to `size`, then the middle square."""
+def resized(image: Image.Image, height: int, width: int) -> Image.Image:
+    """Scaled until it covers height and width, then cut to the middle."""
     from PIL import Image
 
-    scale = size / min(image.size)
-    width, height = (max(size, round(side * scale)) for side in image.size)
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - size) // 2, (height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+    scale = max(width / image.width, height / image.height)
+    across, down = max(width, round(image.width * scale)), max(height, round(image.height * scale))
+    if image.size != (across, down):
+        image = image.resize((across, down), Image.Resampling.BICUBIC)
+    left, top = (across - width) // 2, (down - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def reason_of(error: Exception) -> str:

@@ -49,7 +49,7 @@ def parquet(
     Source: https://parquet.apache.org, https://huggingface.co/docs/datasets/image_load
 
     Raises:
-        UserError: no such folder, files or columns; labels at fault; images not to be decoded, or of several sizes.
+        UserError: no such folder, files or columns; labels at fault; images not to be decoded.
     """
     root = existing(path)
     files = parquet_files(root)

@@ -17,7 +17,9 @@ from distilens.errors import UserError
 if TYPE_CHECKING:
     from PIL import Image
 
-Side = Annotated[int, Field(ge=1)]
+Pixel = Annotated[int, Field(ge=1)]
+Side = Pixel | tuple[Pixel, Pixel]
+"""The side of a square, or height and width."""
 Ground = Literal["white", "black", "grey"]
 Range = tuple[float, float] | None
 
@@ -28,6 +30,9 @@ BITS = (8, 10, 12, 14, 16)
 NEAR = 16
 """Levels of 255: a picture whose channels all spread over no more than these is nearly one colour."""
 
+SIDES = (32, 64, 96, 128)
+"""Where pictures are of several sizes, they take the largest of these that the median picture has."""
+
 MANY = 0.05
 """The share of nearly one-coloured pictures that is said; of a class it is all."""
 
@@ -37,17 +42,23 @@ class Pixels:
     """How pictures become pixels.
 
     Attributes:
-        size: the shorter side is resized to it, and the middle square cut out; None: as they are.
+        size: pictures are resized until they cover it, and the middle is cut out: a square, or height and width. None: as they
+            are, if all are of one size, and else a usual side, which is said.
         ground: what transparent pictures are laid over.
         bounds: which values of 16-bit, 32-bit and float pictures are black and white. None: 0 to the smallest of 255, 1023,
             4095, 16383, 65535 that holds every value of the whole set; 0 to 1 for floats that are all in there.
         large: take pictures of more pixels than Pillow takes to be safe.
     """
 
-    size: int | None = None
+    size: Side | None = None
     ground: Ground = "white"
     bounds: Range = None
     large: bool = False
+
+    @property
+    def sides(self) -> tuple[int, int] | None:
+        """Height and width."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
 
     def __post_init__(self) -> None:
         if self.bounds is not None and not self.bounds[0] < self.bounds[1]:
@@ -57,6 +68,20 @@ class Pixels:
 
 class DeepError(Exception):
     """A picture of more than 8 bits was met, and the range of the set is not known yet."""
+
+
+class SizesError(Exception):
+    """Pictures of several sizes were met, and nobody said to which they are to be brought."""
+
+
+def usual_size(shorter: np.ndarray) -> tuple[int, str]:
+    """The side for pictures of several sizes, by their shorter sides; and the sentence that says so."""
+    median = int(np.median(shorter))
+    side = max((one for one in SIDES if one <= median), default=median)
+    return side, (
+        f"the pictures are of several sizes (shorter sides from {shorter.min()} to {shorter.max()}, median {median}): each is "
+        f"resized to {side} on its shorter side, and the middle {side} × {side} is cut out. size= takes another"
+    )
 
 
 def is_deep(image: Image.Image) -> bool:

@@ -19,9 +19,18 @@ import numpy as np
 
 from distilens.data.cached import check_disk, read_source, remembered
 from distilens.data.copies import copies_in
-from distilens.data.decode import Bad, Encoded, decode_all, extents_of
+from distilens.data.decode import Bad, Encoded, decode_all, extents_of, shorter_sides_of
 from distilens.data.labels import said_of_names
-from distilens.data.pixels import DeepError, Pixels, found_range, large_allowed, nearly_one_colour, said_of_flat
+from distilens.data.pixels import (
+    DeepError,
+    Pixels,
+    SizesError,
+    found_range,
+    large_allowed,
+    nearly_one_colour,
+    said_of_flat,
+    usual_size,
+)
 from distilens.data.source import Source, check_labels, digest
 from distilens.data.waiting import Progress
 from distilens.errors import UserError
@@ -46,7 +55,7 @@ def decoded(
             test set, the validation set takes its place, as is the custom with ImageNet.
 
     Raises:
-        UserError: an image that cannot be decoded, images of several sizes, labels at fault, a full disk.
+        UserError: an image that cannot be decoded, labels at fault, a full disk.
     """
     fingerprint = digest(VERSION, key, asdict(pixels), skip_bad)
 
@@ -94,7 +103,7 @@ class Written:
         skipped: those that are not, each with its reason.
         flat: the rows of each set, as it was read, that are nearly one colour.
         said: what was done to an image that must be said, once for each such image.
-        ranged: how deep images were scaled.
+        decided: how deep images were scaled, and to which size images of several sizes were brought.
     """
 
     labels: dict[str, np.ndarray] = field(default_factory=dict)
@@ -102,7 +111,7 @@ class Written:
     skipped: list[str] = field(default_factory=list)
     flat: dict[str, list[int]] = field(default_factory=dict)
     said: list[str] = field(default_factory=list)
-    ranged: str = ""
+    decided: list[str] = field(default_factory=list)
 
     def remarks(self, sets: Mapping[str, Encoded], classes: Sequence[str]) -> list[str]:
         """What a user has to know, in sentences."""
@@ -111,19 +120,29 @@ class Written:
         first = next((sets[part].name(rows[0]) for part, rows in self.flat.items() if rows), "")
         every = np.concatenate([encoded.labels for encoded in sets.values()])
         one_colour = said_of_flat(np.concatenate(flat), every, classes, first)
-        return [one for one in (self.ranged, *counted, one_colour, said_of_names(classes)) if one]
+        return [one for one in (*self.decided, *counted, one_colour, said_of_names(classes)) if one]
 
 
 def write_images(folder: Path, sets: Mapping[str, Encoded], pixels: Pixels, *, skip_bad: bool) -> Written:
-    """Decode the sets into `<set>_images.npy`. Once more with a range for all, if an image of more than 8 bits is met."""
+    """Decode the sets into `<set>_images.npy`.
+
+    Once more with a range for all, if an image of more than 8 bits is met, and with a size, if several are.
+    """
+    decided: list[str] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        try:
-            return write_sets(pool, folder, sets, pixels, skip_bad=skip_bad)
-        except DeepError:
-            bounds, ranged = found_range(extents_of(pool, sets))
-            written = write_sets(pool, folder, sets, replace(pixels, bounds=bounds), skip_bad=skip_bad)
-            written.ranged = ranged
-            return written
+        while True:
+            try:
+                written = write_sets(pool, folder, sets, pixels, skip_bad=skip_bad)
+            except DeepError:
+                bounds, said = found_range(extents_of(pool, sets))
+                pixels = replace(pixels, bounds=bounds)
+            except SizesError:
+                size, said = usual_size(shorter_sides_of(pool, sets))
+                pixels = replace(pixels, size=size)
+            else:
+                written.decided = decided
+                return written
+            decided.append(said)
 
 
 def write_sets(
@@ -131,7 +150,7 @@ def write_sets(
 ) -> Written:
     total = sum(len(encoded.labels) for encoded in sets.values())
     written = Written(flat={part: [] for part in sets})
-    first: tuple[str, tuple[int, ...]] | None = None
+    shape: tuple[int, ...] | None = None
     with Progress(total) as progress:
         for part, encoded in sets.items():
             kept, flat = [], written.flat[part]
@@ -148,11 +167,11 @@ def write_sets(
                             )
                         written.skipped.append(words)
                         continue
-                    if first is None:
-                        first = (encoded.name(row), image.shape)
+                    if shape is None:
+                        shape = image.shape
                         check_disk(folder, total * image.size)
-                    if image.shape != first[1]:
-                        raise several_sizes(*first, encoded.name(row), image.shape)
+                    if image.shape != shape:
+                        raise SizesError
                     if not kept:
                         write_header(file, len(encoded.labels), image.shape)
                     if nearly_one_colour(image):
@@ -162,18 +181,11 @@ def write_sets(
                 if not kept:
                     first_bad = written.skipped[-len(encoded.labels)]
                     raise UserError(f"not one image of the {part} set can be decoded; the first is {first_bad}")
-                assert first is not None
-                write_header(file, len(kept), first[1])
+                assert shape is not None
+                write_header(file, len(kept), shape)
             written.rows[part] = np.array(kept)
             written.labels[part] = encoded.labels[written.rows[part]]
     return written
-
-
-def several_sizes(name: str, shape: tuple[int, ...], other: str, found: tuple[int, ...]) -> UserError:
-    return UserError(
-        f"the images are not all of one size: {name} is {height_by_width(shape)}, {other} is {height_by_width(found)} "
-        f"(height × width). Bring all to one, for example size={min(shape[:2])}"
-    )
 
 
 def write_header(file: BinaryIO, count: int, shape: tuple[int, ...]) -> None:
@@ -181,7 +193,3 @@ def write_header(file: BinaryIO, count: int, shape: tuple[int, ...]) -> None:
     file.seek(0)
     header = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)}
     np.lib.format.write_array_header_1_0(file, header)
-
-
-def height_by_width(shape: tuple[int, ...]) -> str:
-    return f"{shape[0]} × {shape[1]}"

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 def pixels(
     *,
-    size: Annotated[int, Field(gt=0)] | None = None,
+    size: Annotated[int, Field(gt=0)] | tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] | None = None,
     mean: tuple[float, float, float] | None = None,
     std: tuple[float, float, float] | None = None,
 ) -> None:
-    """What every model takes: the input size, and the mean and deviation of the pixels (in [0, 1]) that it expects.
+    """What every model takes: the input size (a side, or height and width), mean and deviation of its pixels (in [0, 1]).
 
     By default a pretrained model brings its own, and any other takes the data's size and (0.5, 0.25).
     """

@@ -38,6 +38,10 @@ __all__ = [
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
+Side = int | tuple[int, int]
+"""The side of square images, or height and width."""
+
+
 @dataclass(frozen=True)
 class Expecting:
     """A network, the pixels that it was trained to see, and what was loaded into it.
@@ -61,7 +65,7 @@ class Expecting:
     notes: tuple[str, ...] = ()
 
 
-def timm(name: str, /, classes: int, *, pretrained: bool = False, size: int | None = None) -> Expecting:
+def timm(name: str, /, classes: int, *, pretrained: bool = False, size: Side | None = None) -> Expecting:
     """Any image model of timm, at its own input size; `size` where the architecture depends on it (a ViT).
 
     Source: Wightman 2019, https://github.com/huggingface/pytorch-image-models.
@@ -86,7 +90,7 @@ def timm(name: str, /, classes: int, *, pretrained: bool = False, size: int | No
     )  # fmt: skip
 
 
-def torchvision(name: str, /, classes: int, *, weights: str | None = None, size: int | None = None) -> Expecting:
+def torchvision(name: str, /, classes: int, *, weights: str | None = None, size: Side | None = None) -> Expecting:
     """Any classifier of torchvision; `weights=DEFAULT` for pretrained ones, with a new head for other classes.
 
     `size` is the side of the images; an untrained ViT is built for it, or for 224.
@@ -99,7 +103,10 @@ def torchvision(name: str, /, classes: int, *, weights: str | None = None, size:
     if name not in known:
         raise UserError(f"torchvision has no classifier {name!r}.{nearest(name, known)}")
     if weights is None:
-        extra: dict[str, Any] = {"image_size": size} if name.startswith("vit_") and size else {}
+        if name.startswith("vit_") and isinstance(size, tuple) and size[0] != size[1]:
+            raise UserError(f"torchvision:{name} takes square images: size={max(size)} for example; given {list(size)}")
+        side = size[0] if isinstance(size, tuple) else size
+        extra: dict[str, Any] = {"image_size": side} if name.startswith("vit_") and side else {}
         network = library.get_model(name, weights=None, num_classes=classes, **extra)
         return Expecting(network, getattr(network, "image_size", None), IMAGENET["mean"], IMAGENET["std"])
     try:

@@ -94,7 +94,7 @@ def load_model(folder: Path) -> Model:
         if not (folder / name).is_file():
             raise UserError(f"no model in {folder}: {name} is missing")
     about = described(folder / "model.json")
-    spec = architecture(about.model, about.size[0])
+    spec = architecture(about.model, about.size)
     made = MODELS.build(spec, len(about.classes))
     network = made.network if isinstance(made, Expecting) else made
     model = Model(
@@ -128,7 +128,7 @@ def load_model(folder: Path) -> Model:
     return model.eval()
 
 
-def architecture(part: str | Spec, size: int) -> Spec:
+def architecture(part: str | Spec, size: tuple[int, int]) -> Spec:
     """A part without its weights, which come from elsewhere: no file and no network that they once came from is needed."""
     from distilens.models import MODELS
 
@@ -140,7 +140,7 @@ def architecture(part: str | Spec, size: int) -> Spec:
         key: value for key, value in (("pretrained", "false"), ("weights", "none")) if key in known
     }
     if spec.name in ("timm", "torchvision"):
-        options["size"] = size
+        options["size"] = size[0] if size[0] == size[1] else size
     if "model" in known:
         options["model"] = str(architecture(spec.options.get("model", known["model"].default), size))
     return spec.replaced(**options)

@@ -204,7 +204,7 @@ def without_weights(model: Model) -> str:
     Of a module of somebody's own, its name.
     """
     try:
-        spec = MODELS.resolve(architecture(model.name, model.size[0]))
+        spec = MODELS.resolve(architecture(model.name, model.size))
     except UserError:
         return model.name
     kept = {name: value for name, value in spec.options.items() if name not in ("size", "mean", "std")}
