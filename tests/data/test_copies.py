@@ -115,7 +115,10 @@ def test_what_is_said_of_arrays():
     assert "nearly" in said
     assert f"as row {'012'[here[0]]} of test and row {here[0]} of train: a model can know them by heart" in said
     data = from_arrays(images, labels, test=(test, np.array([1, 1, 0, *[0, 1, 2] * 3])))
-    assert any("1 pictures are in two classes at once, as row 0 of t" in line for line in data.inventory.remarks)
+    assert any(
+        "2 pictures are copies of one that is in another class, as row 0 of t" in line
+        for line in data.inventory.remarks
+    )
 
 
 def test_pictures_that_a_choice_leaves_out_are_not_counted():
@@ -148,5 +151,5 @@ def test_files_are_named_and_remembered(tmp_path):
         data = load(f"folder:path={tmp_path / 'set'}", tmp_path / "cache")
         leak, two = data.inventory.remarks[0], data.inventory.remarks[-1]
         assert " of 19 test pictures are in the training set too (" in leak
-        assert "9 pictures are in two classes at once" in two
+        assert "18 pictures are copies of one that is in another class" in two
         assert ".jpg (cat)" in two or "stray.png (cat)" in two

@@ -244,3 +244,113 @@ def test_damaged_files_are_read_or_named(tmp_path):
         except UserError:
             refused += 1
     assert 50 < refused < 250
+
+
+def declared(names, labels, folder, file):
+    features = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
+    table = pa.table({"img": [png(k) for k in range(len(labels))], "label": labels})
+    folder.mkdir(exist_ok=True)
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(features)}), folder / file)
+
+
+def test_files_that_declare_other_names_are_read_by_name(tmp_path):
+    declared(["ant", "bee", "cat"], [0, 1, 2] * 4, tmp_path / "set", "train-0.parquet")
+    declared(["cat", "ant", "bee"], [0, 1, 2, 2], tmp_path / "set", "train-1.parquet")
+    declared(["bee", "cat"], [0, 1, -1], tmp_path / "set", "test.parquet")
+    data = load(f"parquet:path={tmp_path / 'set'}", tmp_path / "cache")
+    assert data.classes == ("ant", "bee", "cat")
+    assert data.train.rows.labels.tolist() == [0, 1, 2] * 4 + [2, 0, 1, 1]
+    assert data.test.rows.labels.tolist() == [1, 2, -1]
+    assert "the test split has no picture of 'ant': its accuracy says nothing of them" in data.inventory.remarks
+
+
+def test_hub_splits_that_declare_other_names_are_read_by_name(tmp_path, offline):
+    def split(names, labels):
+        features = offline.Features({"image": offline.Image(), "label": offline.ClassLabel(names=names)})
+        images = [{"bytes": png(k), "path": None} for k in range(len(labels))]
+        return offline.Dataset.from_dict({"image": images, "label": labels}, features=features)
+
+    sets = {"train": split(["ant", "bee"], [0, 1] * 6), "test": split(["bee", "ant"], [0, 0, 1])}
+    offline.DatasetDict(sets).save_to_disk(tmp_path / "set")
+    data = load(f"hf:{tmp_path / 'set'}", tmp_path / "cache")
+    assert (data.classes, data.test.labels.tolist()) == (("ant", "bee"), [1, 1, 0])
+
+
+def test_a_limit_that_leaves_no_image_of_a_class_is_refused(tmp_path):
+    part = write(tmp_path / "set", pa.array([0, 1, 2, 3] * 6))
+    with pytest.raises(
+        UserError, match=r"limit=3 leaves no training image of .*: with 4 classes it takes limit=4 or more"
+    ):
+        load(f"{part},limit=3", tmp_path / "cache")
+    assert len(load(f"{part},limit=4", tmp_path / "cache").train) == 4
+
+
+def test_the_role_of_a_validation_set_and_sets_without_labels_are_said(tmp_path):
+    write(tmp_path / "set", pa.array(["a", "b"] * 6))
+    write(tmp_path / "set", pa.array(["a", "b"] * 2), name="validation.parquet")
+    said = load(f"parquet:path={tmp_path / 'set'}", tmp_path / "cache").inventory.remarks
+    assert said[0] == "there is no test set: the validation set is the test set, and another one is held out of train"
+    write(tmp_path / "set", pa.nulls(3, pa.string()), name="test.parquet")
+    said = load(f"parquet:path={tmp_path / 'set'}", tmp_path / "cache").inventory.remarks
+    assert said[0] == "the test set has no labels, and is not used"
+
+
+def test_leaving_classes_out_is_not_advised_where_nothing_would_be_tested(tmp_path):
+    write(tmp_path / "set", pa.array(["cat", "dog"] * 6))
+    part = write(tmp_path / "set", pa.array(["Cat", "Dog"] * 2), name="test.parquet")
+    with pytest.raises(UserError) as error:
+        load(part, tmp_path / "cache")
+    assert "'Cat' 0 (and 2 to test)" in str(error.value)
+    assert "min_images" not in str(error.value)
+    assert "Some classes differ in case or spaces alone, 'Cat', 'cat'" in str(error.value)
+
+
+def test_unreadable_pictures_are_left_out_of_the_counts_too(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for number in range(8):
+            (tmp_path / "set" / name / f"{number}.png").write_bytes(png(number + 8 * (name == "dog")))
+    (tmp_path / "set" / "cat" / "zero.png").write_bytes(b"")
+    found = load(f"folder:path={tmp_path / 'set'},skip_bad=true", tmp_path / "cache").inventory
+    assert found.places == {"cat": {"cat": 8}, "dog": {"dog": 8}}
+    assert found.left_out["pictures that cannot be decoded"] == ("cat/zero.png: the bytes are no image",)
+
+
+def test_a_folder_whose_name_is_not_utf8_is_refused(tmp_path):
+    import os
+
+    for name in (b"cat", b"d\xf6g"):
+        folder = os.fsencode(tmp_path / "set") + b"/" + name
+        os.makedirs(folder)
+        for number in range(4):
+            with open(folder + f"/{number}.png".encode(), "wb") as file:
+                file.write(png(number))
+    with pytest.raises(UserError, match=r"the name of the folder b'd\\xf6g' in .* is not UTF-8: rename it"):
+        load(f"folder:path={tmp_path / 'set'}", tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "image,label\n0.png,0.5\n1.png,0.0\n",
+            "the labels are numbers that are not whole, as 0.5: wanted are classes",
+        ),
+        ("image,label,label\n0.png,a,b\n", "has two columns 'label': give each column a name of its own"),
+    ],
+)
+def test_tables_that_say_no_classes(tmp_path, text, message):
+    for number in range(2):
+        (tmp_path / f"{number}.png").write_bytes(png(number))
+    (tmp_path / "train.csv").write_text(text)
+    with pytest.raises(UserError, match=message):
+        load(f"csv:path={tmp_path / 'train.csv'}", tmp_path / "cache")
+
+
+def test_pictures_of_nothing_but_nan_are_unreadable(tmp_path):
+    (tmp_path / "set" / "cat").mkdir(parents=True)
+    (tmp_path / "set" / "dog").mkdir()
+    for name in ("cat", "dog"):
+        Image.fromarray(np.full((8, 8), np.nan, np.float32)).save(tmp_path / "set" / name / "0.tif")
+    with pytest.raises(UserError, match=r"cannot decode .*\.tif: it holds values that are no finite numbers"):
+        load(f"folder:path={tmp_path / 'set'}", tmp_path / "cache")

@@ -232,8 +232,8 @@ def said_of_two_classes(groups: Sequence[list[Member]], classes: Sequence[str]) 
     first = next(one for one in several[0] if one.label >= 0)
     other = next(one for one in several[0] if one.label not in (first.label, -1))
     return (
-        f"{len(several):,} pictures are in two classes at once, as {first.name} ({classes[first.label]}) and {other.name} "
-        f"({classes[other.label]}): one of the labels must be wrong"
+        f"{sum(map(len, several)):,} pictures are copies of one that is in another class, as {first.name} "
+        f"({classes[first.label]}) and {other.name} ({classes[other.label]}): one of the labels must be wrong"
     )
 
 

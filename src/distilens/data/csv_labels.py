@@ -100,7 +100,8 @@ def csv(
     left_out = {reason: names for reason, names in left.items() if names}
     hint = "Wanted are two classes at least: name the column that has them, label=..."
     return replace(
-        source, inventory=Inventory(places_of(listed, classes, root), left_out, source.inventory.remarks, hint)
+        source,
+        inventory=Inventory(places_of(listed, classes, root, source.skipped), left_out, source.inventory.remarks, hint),
     )
 
 
@@ -220,7 +221,17 @@ def by_split(rows: Sequence[Labelled], tree: Tree) -> tuple[Listed, list[str]]:
 
 
 def spelled(labels: Mapping[Parts, str | None]) -> dict[Parts, str | None]:
-    """Whole numbers that a table writes as 1.0, as 1."""
-    if all(label is None or re.fullmatch(r"\d+\.0+", label) for label in labels.values()):
+    """Whole numbers that a table writes as 1.0, as 1.
+
+    Raises:
+        UserError: all are fractions, and some are not whole.
+    """
+    numbers = all(label is None or re.fullmatch(r"\d+\.\d+", label) for label in labels.values())
+    fractions = [label for label in labels.values() if label is not None and label.rstrip("0")[-1:] != "."]
+    if numbers and not fractions:
         return {picture: label and label.partition(".")[0] for picture, label in labels.items()}
+    if numbers and any(labels.values()):
+        raise UserError(
+            f"the labels are numbers that are not whole, as {fractions[0]}: wanted are classes. Name a column of those, label=..."
+        )
     return dict(labels)

@@ -78,6 +78,9 @@ def read_table(file: Path) -> Table:
     if any(PurePosixPath(cell.lower()).suffix in suffixes() for cell in rows[0]):
         return Table(file, [str(place) for place in range(len(rows[0]))], rows)
     columns = [cell.strip() for cell in rows[0]]
+    twice = next((name for name in columns if name and columns.count(name) > 1), None)
+    if twice:
+        raise UserError(f"{file.name} has two columns {twice!r}: give each column a name of its own")
     wrong = next((place for place, row in enumerate(rows, 1) if len(row) != len(columns)), None)
     if wrong:
         raise UserError(

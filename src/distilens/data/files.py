@@ -12,7 +12,7 @@ import numpy as np
 
 from distilens.data.cached import content_of
 from distilens.data.decode import Encoded
-from distilens.data.labels import NAMES, classes_in, column_values, in_words
+from distilens.data.labels import NAMES, as_declared, classes_in, column_values, in_words
 from distilens.data.pixels import Ground, Pixels, Range, Side
 from distilens.data.source import Source, digest, shortened
 from distilens.data.writing import decoded
@@ -60,8 +60,9 @@ def parquet(
     key = digest("parquet", content, image, label)
 
     def read() -> tuple[dict[str, Encoded], Sequence[str]]:
-        columns = {part: label_column(found, root, image, label) for part, found in files.items()}
-        names, labels = classes_in(columns, declared_names(schema, label))
+        declared = declared_names(schema, label)
+        columns = {part: label_column(found, root, image, label, declared) for part, found in files.items()}
+        names, labels = classes_in(columns, declared)
         return {part: encoded_parquet(found, root, image, labels[part]) for part, found in files.items()}, names
 
     return decoded(cache, key, read, Pixels(size, ground, range_, large), skip_bad=skip_bad)
@@ -156,8 +157,10 @@ def usual_label(schema: pyarrow.Schema, file: Path) -> str:
     return found
 
 
-def label_column(files: Sequence[Path], root: Path, image: str, label: str) -> np.ndarray:
-    """The labels of a set as `column_values` gives them."""
+def label_column(
+    files: Sequence[Path], root: Path, image: str, label: str, declared: Sequence[str] | None = None
+) -> np.ndarray:
+    """The labels of a set as `column_values` gives them; by name where a file declares other names than the first file."""
     columns = []
     for file in files:
         schema = schema_of(file)
@@ -174,9 +177,10 @@ def label_column(files: Sequence[Path], root: Path, image: str, label: str) -> n
             )
         with reading(file):
             values = opened(file).read([label]).column(0)
-            columns.append(column_values(values, f"the labels in {label!r} of {file.name}"))
+            column = column_values(values, f"the labels in {label!r} of {file.name}")
+        columns.append(as_declared(column, declared_names(schema, label), declared))
     if any(column.dtype == object for column in columns):
-        columns = [in_words(column) for column in columns]
+        columns = [in_words(as_declared(column, declared, None)) for column in columns]
     return np.concatenate(columns)
 
 

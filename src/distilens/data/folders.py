@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -52,6 +53,7 @@ def folder(
     check_links(tree, skip_bad=skip_bad)
     if not tree.pictures:
         raise no_pictures(tree)
+    check_names(tree)
     layout = layout_of(tree, splits=splits, level=level)
     listed = listed_images(tree, layout)
     content = content_of([file for images in listed.values() for _, file in images], root, cache)
@@ -64,7 +66,20 @@ def folder(
         return {part: encoded_files(images, layout.classes, root) for part, images in listed.items()}, layout.classes
 
     source = decoded(cache, key, read, Pixels(size, ground, range_, large), skip_bad=skip_bad)
-    return replace(source, inventory=inventory_of(tree, layout, listed, source.inventory.remarks))
+    return replace(source, inventory=inventory_of(tree, layout, listed, source))
+
+
+def check_names(tree: Tree) -> None:
+    """A folder whose name is not UTF-8 cannot be a class: its name goes into files and onto pages.
+
+    Raises:
+        UserError: it names the first.
+    """
+    for parts in tree.folders:
+        if parts and not parts[-1].isprintable() and any(0xD800 <= ord(one) < 0xE000 for one in parts[-1]):
+            raise UserError(
+                f"the name of the folder {os.fsencode('/'.join(parts))!r} in {tree.root} is not UTF-8: rename it"
+            )
 
 
 def no_pictures(tree: Tree) -> UserError:
@@ -83,13 +98,13 @@ def listed_images(tree: Tree, layout: Layout) -> Listed:
     return listed
 
 
-def inventory_of(tree: Tree, layout: Layout, listed: Listed, remarks: Sequence[str]) -> Inventory:
+def inventory_of(tree: Tree, layout: Layout, listed: Listed, source: Source) -> Inventory:
     """What lay where, and what was left out."""
     outside = {reason: ["/".join(one) for one in found] for reason, found in layout.outside.items()}
     return Inventory(
-        places_of(listed, layout.classes, tree.root),
+        places_of(listed, layout.classes, tree.root, source.skipped),
         {**outside, **tree.left_out},
-        (*layout.remarks, *remarks),
+        (*layout.remarks, *source.inventory.remarks),
         hint_of(tree),
     )
 

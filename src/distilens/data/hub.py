@@ -12,7 +12,7 @@ import numpy as np
 
 from distilens.data.decode import Encoded
 from distilens.data.files import encoded_bytes
-from distilens.data.labels import NAMES, classes_in, column_values
+from distilens.data.labels import NAMES, as_declared, classes_in, column_values
 from distilens.data.pixels import Ground, Pixels, Range, Side
 from distilens.data.source import Source, as_rgb, digest, shortened
 from distilens.data.writing import decoded
@@ -55,8 +55,12 @@ def hf(
     image = image_column(features, image, name)
     label = label_column(features, label, name)
     where = f"the labels in {label!r} of hf:{name}"
-    columns = {part: column_values(arrow_column(split, label), where) for part, split in splits.items()}
-    classes, labels = classes_in(columns, getattr(features[label], "names", None))
+    declared = {part: getattr(split.features[label], "names", None) for part, split in splits.items()}
+    columns = {
+        part: as_declared(column_values(arrow_column(split, label), where), declared[part], declared["train"])
+        for part, split in splits.items()
+    }
+    classes, labels = classes_in(columns, declared["train"])
 
     def encoded(part: str) -> Encoded:
         return Encoded(

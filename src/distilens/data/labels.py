@@ -102,12 +102,30 @@ def classes_in(
     if declared is not None and not words:
         return [composed(name) for name in declared], dict(columns)
     if words:
-        columns = {part: in_words(column) for part, column in columns.items()}
+        columns = {part: in_words(as_declared(column, declared, None)) for part, column in columns.items()}
     there = set[str]().union(*map(known, columns.values()))
     names = [composed(name) for name in declared or ()]
     names += in_order(there - set(names))
     place = {name: position for position, name in enumerate(names)}
     return names, {part: placed(column, place) for part, column in columns.items()}
+
+
+def as_declared(column: np.ndarray, own: Sequence[str] | None, all_names: Sequence[str] | None) -> np.ndarray:
+    """Numbers by their names, where a file or a split declares other names than the first one did.
+
+    Args:
+        own: what it declares.
+        all_names: what the first one declares, which gives the whole set its classes.
+
+    Raises:
+        UserError: a number without a name.
+    """
+    if column.dtype == object or own is None or (all_names is not None and list(own) == list(all_names)):
+        return column
+    if len(column) and column.max() >= len(own):
+        raise UserError(f"there is the label {column.max()}, and the names declared are {shortened(own)}")
+    names = np.array([composed(name) for name in own] + [None], dtype=object)  # its last entry answers the label -1
+    return names[np.clip(column, -1, None)]
 
 
 def in_words(column: np.ndarray) -> np.ndarray:

@@ -30,7 +30,7 @@ def with_test(images: Sequence[tuple[str | None, Path]], root: Path) -> Listed:
 
 
 def held_out(images: Iterable[tuple[str | None, Path]], root: Path) -> set[Path]:
-    """About a fifth of every class, at least one image of it and not all, by the hash of the path alone."""
+    """About a fifth of every class, by the hash of the path alone: one image at least, and two stay where there are three."""
     classes: dict[str, list[tuple[float, Path]]] = {}
     start = len(os.fsencode(root)) + 1
     for name, file in images:
@@ -41,7 +41,7 @@ def held_out(images: Iterable[tuple[str | None, Path]], root: Path) -> set[Path]
     chosen = set()
     for ordered in map(sorted, classes.values()):
         count = sum(share < TEST_SHARE for share, _ in ordered)
-        count = min(max(count, 1), len(ordered) - 1)
+        count = min(max(count, 1), max(len(ordered) - 2, 1), len(ordered) - 1)
         chosen |= {file for _, file in ordered[:count]}
     return chosen
 
@@ -52,11 +52,16 @@ def encoded_files(images: Sequence[tuple[str | None, Path]], classes: Sequence[s
     return Encoded(labels, lambda: (file for _, file in images), lambda row: str(images[row][1].relative_to(root)))
 
 
-def places_of(listed: Listed, classes: Sequence[str], root: Path) -> dict[str, dict[str, int]]:
-    """For each class, how many images came from which folder below the root."""
+def places_of(
+    listed: Listed, classes: Sequence[str], root: Path, skipped: Sequence[str] = ()
+) -> dict[str, dict[str, int]]:
+    """For each class, how many images came from which folder below the root, without those that were skipped."""
+    without = {line.partition(": ")[0] for line in skipped}
     places: dict[str, Counter[str]] = {name: Counter() for name in classes}
     start = len(str(root)) + 1
     for images in listed.values():
         for name, file in images:
+            if without and str(file)[start:] in without:
+                continue
             places.setdefault(name or "no class", Counter())[os.path.dirname(str(file)[start:]) or "."] += 1
     return {name: dict(found) for name, found in places.items()}

@@ -147,6 +147,8 @@ def found_range(extents: Sequence[Extent]) -> tuple[tuple[float, float], str]:
     Raises:
         UserError: values that no usual number of bits holds.
     """
+    if not extents:  # not one can be read: each says so itself
+        return (0, 1), ""
     low, high = min(one.low for one in extents), max(one.high for one in extents)
     whole = {one.whole for one in extents}
     if whole == {True} and low >= 0 and high < 2 ** BITS[-1]:

@@ -130,6 +130,7 @@ def subset(
             part: limited(rows, sets[part].labels, limit, generator(f"limit {part}", seed))
             for part, rows in index.items()
         }
+        check_limited(limit, names, sets["train"].labels[index["train"]])
     if shots is not None:
         index["train"] = drawn(index["train"], sets["train"].labels, shots, names, generator("shots", seed))
     origins = {part: digest(source.fingerprint, part if own(source, part) else "train") for part in sets}
@@ -155,9 +156,37 @@ def told(
     own_set = {part: (part if own(source, part) else "train", splits[part].index) for part in splits}
     copies = said_of_copies(source.copies, own_set, {part: rows.labels for part, rows in sets.items()}, names)
     left_out = dict(source.inventory.left_out)
+    if source.skipped:
+        left_out["pictures that cannot be decoded"] = source.skipped
     if rare:
         left_out[f"classes of fewer than {min_images} training images"] = rare
-    return replace(source.inventory, remarks=(*source.inventory.remarks, *copies), left_out=left_out)
+    absent = [said_of_absent(part, names, splits[part].labels) for part in ("validation", "test")]
+    remarks = [*source.inventory.remarks, *(line for line in absent if line), *copies]
+    return replace(source.inventory, remarks=tuple(remarks), left_out=left_out)
+
+
+def said_of_absent(part: str, names: Sequence[str], labels: np.ndarray) -> str:
+    """A warning if a split has no picture of some class; else nothing."""
+    there = set(labels.tolist())
+    absent = [name for place, name in enumerate(names) if place not in there]
+    if not absent:
+        return ""
+    return f"the {part} split has no picture of {shortened(absent, quoted=True)}: its accuracy says nothing of them"
+
+
+def check_limited(limit: int, names: Sequence[str], labels: np.ndarray) -> None:
+    """Every class keeps a training image.
+
+    Raises:
+        UserError: `limit` leaves none of some.
+    """
+    there = set(labels.tolist())
+    gone = [name for place, name in enumerate(names) if place not in there]
+    if gone:
+        raise UserError(
+            f"limit={limit} leaves no training image of {shortened(gone, quoted=True)}: with {len(names)} classes it takes "
+            f"limit={len(names)} or more. Raise it, or choose classes=[...]"
+        )
 
 
 def own(source: Source, part: str) -> bool:
@@ -234,7 +263,9 @@ def check_images(names: Sequence[str], sets: Mapping[str, Rows]) -> None:
     )
     needs = f"{least}, as {' and '.join(missing)} images are held out of them" if missing else "one"
     spelling = said_of_names(names)
-    remedy = f", or leave these classes out: min_images={least}" if len(names) - len(short) > 1 else ""
+    kept = [place for place in range(len(names)) if place not in short]
+    tested = "test" not in sets or tests[kept].all()
+    remedy = f", or leave these classes out: min_images={least}" if len(kept) > 1 and tested else ""
     raise UserError(
         f"too few training images in {len(short):,} of {len(names):,} classes: {shown}. Each needs {needs}. Add images{remedy}"
         + f". {spelling[:1].upper()}{spelling[1:]}" * bool(spelling)

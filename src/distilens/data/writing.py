@@ -61,7 +61,7 @@ def decoded(
 
     def write(folder: Path) -> None:
         sets, classes = read()
-        sets = in_their_roles(sets)
+        sets, moved = in_their_roles(sets)
         if classes:
             check_labels(
                 {part: encoded.labels for part, encoded in sets.items()},
@@ -77,7 +77,7 @@ def decoded(
         about = {
             "classes": list(classes),
             "skipped": written.skipped,
-            "remarks": written.remarks(sets, classes),
+            "remarks": [*moved, *written.remarks(sets, classes)],
             "copies": [asdict(group) for group in copies],
         }
         (folder / "set.json").write_text(json.dumps(about), encoding="utf-8")
@@ -85,12 +85,14 @@ def decoded(
     return read_source(remembered(cache, fingerprint, write), fingerprint)
 
 
-def in_their_roles(sets: Mapping[str, Encoded]) -> dict[str, Encoded]:
-    """The sets that have labels; the validation set as test where there is no other."""
+def in_their_roles(sets: Mapping[str, Encoded]) -> tuple[dict[str, Encoded], list[str]]:
+    """The sets that have labels; the validation set as test where there is no other. And what has to be said of that."""
     labelled = {part: sets[part] for part in sets if part == "train" or (sets[part].labels >= 0).any()}
+    said = [f"the {part} set has no labels, and is not used" for part in sets if part not in labelled]
     if "test" not in labelled and "validation" in labelled:
         labelled["test"] = labelled.pop("validation")
-    return labelled
+        said.append("there is no test set: the validation set is the test set, and another one is held out of train")
+    return labelled, said
 
 
 @dataclass
@@ -142,7 +144,7 @@ def write_images(folder: Path, sets: Mapping[str, Encoded], pixels: Pixels, *, s
             else:
                 written.decided = decided
                 return written
-            decided.append(said)
+            decided += [said] * bool(said)
 
 
 def write_sets(
