@@ -129,10 +129,10 @@ def test_what_cannot_be_trained_or_kept(data, make, message, size):
         check_trainable(model, size, "teacher")
 
 
-def test_a_frozen_model_can_be_trained_again(data):
+def test_a_frozen_model_is_refused_and_a_head_can_be_trained(data):
     model = build_model("resnet8", data.classes, (16, 16)).requires_grad_(False)
-    check_trainable(model, 8, "student")
-    assert not any(parameter.requires_grad for parameter in model.parameters())
+    with pytest.raises(UserError, match=r"all its weights are frozen \(requires_grad\)"):
+        check_trainable(model, 8, "student")
     model.requires_grad_(True).freeze(but=["fc"])
     check_trainable(model, 1, "teacher")
     assert not model.network.conv1.training

@@ -54,6 +54,9 @@ def test_what_is_asked_for_comes_first():
     assert settled(Training(clip=3), zoo).clip == 3
     assert settled(Training(optimizer="auto:lr=0.01"), zoo).optimizer == "sgd:lr=0.01"
     assert settled(Training(optimizer="auto:lr=0.01"), other).optimizer == "adamw:lr=0.01,weight_decay=0.05"
+    assert settled(Training(optimizer="auto:lr=none"), zoo) == settled(
+        Training(), zoo
+    )  # as the recipe of a run says it
     asked = settled(Training(optimizer="sgd:lr=0.1"), other)
     assert (asked.optimizer, asked.clip) == ("sgd:lr=0.1", None)
     assert settled(asked, zoo) == asked

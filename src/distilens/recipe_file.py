@@ -163,9 +163,11 @@ def method_problems(recipe: Recipe) -> list[str]:
         second = [name for name, method in methods.items() if method.second_order]
         if second and recipe.train.compile:
             problems.append(f"compile=true cannot go with {', '.join(second)}: torch.compile has no second derivative")
-        if all(type(method).loss is Method.loss or method.every > 1 for method in methods.values()):
+        if all(type(each).loss is Method.loss or each.every > 1 or not each.weight for each in methods.values()):
             listed = ", ".join(methods) or "none"
-            problems.append(f"{stage}.methods have no loss at some step ({listed}): add one that has, such as ce or kd")
+            problems.append(
+                f"{stage}.methods have no loss at some step ({listed}): add one that has, with a weight, as ce or kd"
+            )
         if recipe.teacher and recipe.teacher.others and any(Spec.parse(part).name == "kd_layer" for part in parts):
             problems.append(
                 "kd_layer has the codebook of one teacher, and there are teacher.others: take one of the two away"

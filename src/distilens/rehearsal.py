@@ -127,8 +127,6 @@ def check_trainable(model: Model, size: int, role: str) -> None:
     """
     check_savable(model, role)
     trial = copy.deepcopy(model).train() if size == 1 else model
-    if not any(parameter.requires_grad for parameter in model.parameters()):  # as of a model that was a teacher before
-        trial = copy.deepcopy(trial).requires_grad_(True)
     try:
         with contextlib.nullcontext() if size == 1 else evaluating(trial), torch.enable_grad():
             learns = trial.logits(trial.example()).requires_grad
@@ -140,7 +138,7 @@ def check_trainable(model: Model, size: int, role: str) -> None:
     if not learns:
         raise UserError(
             f"the {role} {model.name} cannot be trained: no gradient goes from its logits to a weight. Its forward may run under "
-            "torch.no_grad, or detach. Give the network without that"
+            "torch.no_grad or detach, or all its weights are frozen (requires_grad). Give the network without that"
             + f", or take its answers as they are: {role}.finetune=none"
             * (role.startswith("teacher"))
         )

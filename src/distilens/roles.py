@@ -21,6 +21,7 @@ from distilens.files import Metrics, file_key, key_of, read_json, write_json, wr
 from distilens.methods import METHODS, build_methods
 from distilens.methods.kd_layer import KDLayer
 from distilens.models import build_model, check_classes
+from distilens.models.adapters import module_file
 from distilens.models.heads import heads, replace_heads
 from distilens.models.named import check_answers, shown
 from distilens.models.saved import save_model
@@ -38,6 +39,7 @@ def train_stage(run: Run) -> None:
     """Train or load the teacher, then train the base student and the student."""
     recipe = run.recipe
     student = build_model(recipe.student.model, run.data.classes, run.data.size)
+    check_classes(student, run.data.classes, "student")
     check_taps(recipe.explain.explainers, student)
     check_trainable(student, recipe.train.batch_size, "student")
     check_logits(student, run.data, "student")
@@ -140,10 +142,18 @@ def train_one_teacher(run: Run, part: TeacherPart, role: str, seed: int) -> None
 
 
 def source_key(part: str) -> str | None:
-    """The content of the weights that a `run:` or `file:` model is loaded from."""
+    """The content of the files that a model comes from: weights, a saved model's folder, a module of Python."""
     spec = Spec.parse(part)
     path = Path(spec.argument or "")
-    files = sorted(path.glob("*/model.safetensors")) if spec.name == "run" else [path] if spec.name == "file" else []
+    files = []
+    if spec.name == "run":
+        files = sorted(path.glob("*/model.safetensors"))
+    elif spec.name == "file":
+        files = [path]
+    elif spec.name == "hf" and path.is_dir():
+        files = sorted(file for kind in ("*.safetensors", "*.bin", "*.json") for file in path.glob(kind))
+    elif spec.name == "python":
+        files = [Path(found)] if (found := module_file(spec.argument or "")) else []
     return file_key(files) if files and all(file.is_file() for file in files) else None
 
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Literal
 
 from distilens.errors import UserError
 from distilens.models import MODELS
+from distilens.optimizers import OPTIMIZERS
 from distilens.specs import Spec
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def kind_of_model(model: Model) -> Kind:
 
 def settled(settings: Training, kind: Kind) -> Training:
     """The settings with an optimizer and a clipping: what they say, or what is usual for the network."""
-    spec = Spec.parse(settings.optimizer)
+    spec = OPTIMIZERS.resolve(settings.optimizer)
     if spec.name != "auto":
         clip = None if settings.clip == "auto" else settings.clip or None
         return settings.model_copy(update={"clip": clip})

@@ -18,11 +18,15 @@ if TYPE_CHECKING:
     from distilens.models.adapters import Expecting
 
 
+Level = Annotated[float, Field(ge=0, le=1)]
+Spread = Annotated[float, Field(gt=0)]
+
+
 def pixels(
     *,
     size: Annotated[int, Field(gt=0)] | tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] | None = None,
-    mean: tuple[float, float, float] | None = None,
-    std: tuple[float, float, float] | None = None,
+    mean: tuple[Level, Level, Level] | None = None,
+    std: tuple[Spread, Spread, Spread] | None = None,
 ) -> None:
     """What every model takes: the input size (a side, or height and width), mean and deviation of its pixels (in [0, 1]).
 
@@ -155,7 +159,12 @@ def check_classes(model: Model, classes: Sequence[str], role: str) -> None:
         )
     if tuple(model.classes) != tuple(classes) and sorted(model.classes) == sorted(classes):
         raise UserError(f"the {role} {model.name} has the data's classes in another order: {', '.join(model.classes)}")
-    with evaluating(model), torch.no_grad():
-        width = model.logits(model.example()).shape[1]
+    with model.probing(), evaluating(model), torch.no_grad():
+        shape = list(model.logits(model.example()).shape)
+    if len(shape) != 2:
+        raise UserError(
+            f"the {role} {model.name} gives logits of the shape {shape} for one image: wanted is one answer an image, [b classes]"
+        )
+    width = shape[1]
     if width != len(classes):
         raise UserError(f"the {role} {model.name} gives {width} logits, and the data has {len(classes)} classes")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import inspect
 import os
 import sys
@@ -256,12 +257,26 @@ def python(path: str, /, classes: int) -> Expecting:
     except AttributeError:
         known = [name for name in vars(importlib.import_module(module_name)) if not name.startswith("_")]
         raise UserError(f"{module_name} has no {attribute!r}.{nearest(attribute, known)}") from None
+    if isinstance(make, nn.Module):
+        raise UserError(
+            f"python:{path} is a network, and a run builds more than one: name a function that makes it, def {attribute}(): ..."
+        )
     if not callable(make):
         raise UserError(f"python:{path} is not callable: it is a {type(make).__name__}")
     network = call_with(make, classes)
     if not isinstance(network, nn.Module):
         raise UserError(f"python:{path} must return a torch.nn.Module; it returned a {type(network).__name__}")
     return Expecting(unwrapped_network(network, f"python:{path}"), loaded=None)
+
+
+def module_file(path: str) -> str | None:
+    """The file of the module in `package.module:callable`; None where there is none, as of what a notebook defines."""
+    with contextlib.suppress(ImportError, ValueError, AttributeError):
+        if os.getcwd() not in sys.path:
+            sys.path.insert(0, os.getcwd())
+        found = importlib.util.find_spec(path.partition(":")[0])
+        return found.origin if found and found.has_location else None
+    return None
 
 
 def unwrapped_network(network: nn.Module, name: str) -> nn.Module:
@@ -288,12 +303,21 @@ COUNTS = ("classes", "num_classes", "n_classes", "nb_classes", "num_labels", "ou
 """What people call the number of classes."""
 
 
+VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
 def call_with(make: Any, classes: int) -> Any:
     """Call a function with the number of classes: by its name where there is such a parameter, else first, if it takes any."""
     parameters = inspect.signature(make).parameters
     name = next((name for name in COUNTS if name in parameters), None)
     if name is not None and parameters[name].kind is not inspect.Parameter.POSITIONAL_ONLY:
         return make(**{name: classes})
+    needed = [name for name, each in parameters.items() if each.default is each.empty and each.kind not in VARIABLE]
+    if len(needed) > 1:
+        raise UserError(
+            f"{getattr(make, '__name__', make)} needs {', '.join(needed)}: wanted is a function of the number of classes, or of "
+            "nothing"
+        )
     return make(classes) if parameters else make()
 
 

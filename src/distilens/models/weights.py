@@ -55,9 +55,9 @@ def found_state(path: Path) -> Found:
     from safetensors.torch import load
 
     if not path.is_file():
-        raise UserError(f"no weights at {path}: there is no such file")
+        raise UserError(f"no weights at {path}: " + ("it is a folder" if path.is_dir() else "there is no such file"))
     try:
-        if path.suffix == ".safetensors":
+        if is_safetensors(path):
             return Found(load(path.read_bytes()))
         with warnings.catch_warnings(), torch.serialization.safe_globals(HARMLESS):
             warnings.simplefilter("ignore")  # about pickle protocols: it is refused or read, and either is said here
@@ -77,6 +77,15 @@ def found_state(path: Path) -> Found:
     except Exception as error:  # whatever a broken file does to its reader
         raise UserError(f"{path} is not a weights file: {error}") from None
     return unwrapped(content, path)
+
+
+def is_safetensors(path: Path) -> bool:
+    """By the first bytes, which are the length of a table in JSON; by the suffix, where there are not so many."""
+    with open(path, "rb") as file:
+        start = file.read(9)
+    if start[:2] == b"PK" or start[:1] == b"\x80":  # a zip file or a pickle, as torch.save writes
+        return False
+    return start[8:] == b"{" or path.suffix == ".safetensors"
 
 
 def unwrapped(content: Any, path: Path) -> Found:
