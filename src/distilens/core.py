@@ -25,6 +25,7 @@ from distilens.balance import Balance
 from distilens.errors import UserError
 from distilens.model import Model, Output
 from distilens.processor import to_device
+from distilens.taps import INPUT
 
 if TYPE_CHECKING:
     from distilens.data.geometry import Geometry
@@ -257,7 +258,13 @@ class Objective(nn.Module):
                 f"{len(self.student.classes)}"
             )
         for method in sorted(self.terms().values(), key=lambda method: not method.inserts):
+            before = INPUT in self.student.taps
             self.student = method.prepare(self.student, batch, answer)
+            if INPUT in self.student.taps and not before:
+                raise UserError(
+                    f"{method.notation or type(method).__name__} compares the student's tap 'input', which is the images: "
+                    "nothing can be learnt there. Name a layer of the student"
+                )
 
     def forward(self, batch: Batch, answer: Answer) -> dict[str, Tensor]:
         """The weighted terms of one batch, by name; their sum is the loss."""

@@ -100,6 +100,7 @@ class Model(nn.Module):
         self._finer: dict[int, str] = {}  # by how many grids finer, as found
         self._overwritten: dict[str, bool] = {}  # by path, as found
         self._places: Mapping[str, places.Finding] | None = None  # by path, as found
+        self._confirmed: Mapping[str, places.Finding] | None = None
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
@@ -218,7 +219,7 @@ class Model(nn.Module):
         if not finer:
             return self.last_tap
         if finer not in self._finer:
-            last, seen = self.last_tap, self.places
+            last, seen = self.last_tap, self.confirmed_places()
             # inside blocks there are padded windows of odd sizes: a grid counts where a feature was seen to follow the image
             grids = {found.grid for found in seen.values() if found.followed}
             maps = {
@@ -261,6 +262,20 @@ class Model(nn.Module):
             with self.probing():
                 self._places = places.look(self.network, self.in_its_colours(self.example()))
         return self._places
+
+    def confirmed_places(self) -> Mapping[str, places.Finding]:
+        """`places`, without what a second look at another image does not confirm.
+
+        Of many attention features, whose grids are none, one may follow five patches by chance; so the second look is taken where
+        there are such.
+        """
+        if self._confirmed is None:
+            self._confirmed = self.places
+            if any(found.fault for found in self.places.values()):
+                with self.probing():
+                    again = places.look(self.network, -self.in_its_colours(self.example()))
+                self._confirmed = {path: found for path, found in self.places.items() if not again[path].fault}
+        return self._confirmed
 
     def fault_of(self, path: str) -> str:
         """Why what a module returns is no grid of places in the image, though it looks like one; empty where it is."""

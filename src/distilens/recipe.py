@@ -162,7 +162,7 @@ class ComparePart(Section):
 class Recipe(Section):
     """All about a run."""
 
-    name: str = "run"
+    name: Annotated[str, Field(pattern=r"^[^/\\\\]+$")] = "run"
     seed: int = 0
     note: str = ""
     data: Part

@@ -9,9 +9,11 @@ from collections.abc import Iterable, Sequence
 
 from distilens.core import Model
 from distilens.data.subset import Data
+from distilens.errors import UserError
 from distilens.explain.explanation import Explainer, Explanation, in_chunks, scores_of
 from distilens.explain.reference import reference_images
 from distilens.specs import Registry, Spec, safe
+from distilens.taps import grid
 
 EXPLAINERS = Registry(
     "explainer",
@@ -61,12 +63,21 @@ def build_explainer(part: str | Spec | Explainer, data: Data | None = None) -> E
 
 
 def check_taps(parts: Iterable[str], model: Model) -> None:
-    """Raise a `UserError` where an explainer reads a tap that the model does not have, before anything is trained."""
+    """Raise a `UserError` where an explainer reads a tap that the model does not have, or that makes no map, before training."""
     for part in parts:
-        tap = getattr(EXPLAINERS.build(part), "tap", None)
+        explainer = EXPLAINERS.build(part)
+        tap = getattr(explainer, "tap", None)
         if tap is not None:
-            with model.reading(tap):
-                pass
+            with model.reading(tap) as read:
+                model.probe()
+                feature = read.take()
+            try:
+                grid(feature, model.size)
+            except UserError as error:
+                raise UserError(
+                    f"{part} needs a feature map at the tap {tap!r} of {model.name}: {error}. Take tap=last, or another layer "
+                    "whose output has places"
+                ) from None
 
 
 __all__ = [

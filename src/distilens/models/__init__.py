@@ -148,9 +148,6 @@ def build_network(part: str | Mapping[str, Any] | Spec, classes: int) -> Expecti
 
 def check_classes(model: Model, classes: Sequence[str], role: str) -> None:
     """Raise a `UserError` where a model does not answer for the data's classes, in their order."""
-    import torch
-
-    from distilens.taps import evaluating
 
     if len(model.classes) != len(classes):
         raise UserError(
@@ -159,8 +156,8 @@ def check_classes(model: Model, classes: Sequence[str], role: str) -> None:
         )
     if tuple(model.classes) != tuple(classes) and sorted(model.classes) == sorted(classes):
         raise UserError(f"the {role} {model.name} has the data's classes in another order: {', '.join(model.classes)}")
-    with model.probing(), evaluating(model), torch.no_grad():
-        shape = list(model.logits(model.example()).shape)
+    with model.probing():
+        shape = list(model.probe().shape)
     if len(shape) != 2:
         raise UserError(
             f"the {role} {model.name} gives logits of the shape {shape} for one image: wanted is one answer an image, [b classes]"

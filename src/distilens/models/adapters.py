@@ -310,14 +310,14 @@ def call_with(make: Any, classes: int) -> Any:
     """Call a function with the number of classes: by its name where there is such a parameter, else first, if it takes any."""
     parameters = inspect.signature(make).parameters
     name = next((name for name in COUNTS if name in parameters), None)
-    if name is not None and parameters[name].kind is not inspect.Parameter.POSITIONAL_ONLY:
-        return make(**{name: classes})
     needed = [name for name, each in parameters.items() if each.default is each.empty and each.kind not in VARIABLE]
-    if len(needed) > 1:
+    if len(needed) > 1 or (needed and name not in (None, *needed)):
         raise UserError(
             f"{getattr(make, '__name__', make)} needs {', '.join(needed)}: wanted is a function of the number of classes, or of "
             "nothing"
         )
+    if name is not None and parameters[name].kind is not inspect.Parameter.POSITIONAL_ONLY:
+        return make(**{name: classes})
     return make(classes) if parameters else make()
 
 

@@ -61,7 +61,8 @@ def found_state(path: Path) -> Found:
             return Found(load(path.read_bytes()))
         with warnings.catch_warnings(), torch.serialization.safe_globals(HARMLESS):
             warnings.simplefilter("ignore")  # about pickle protocols: it is refused or read, and either is said here
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with open(path, "rb") as file:  # by its path, torch would go by the suffix
+                content = torch.load(file, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise UserError(f"{path} is not a whole safetensors file: {error}") from None
     except pickle.UnpicklingError:
