@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from distilens.core import Answer, Model, Objective
@@ -20,6 +21,7 @@ from distilens.roles import source_key
 
 NETS = """
 import torch
+from PIL import Image
 from torch import nn
 
 class Net(nn.Module):
@@ -145,3 +147,28 @@ def test_weights_are_known_by_their_content(tmp_path):
 def test_logits_of_one_image_are_a_row():
     model = Model(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), "ab", size=(2, 2))
     check_classes(model, ("a", "b"), "student")
+
+
+def test_a_folder_in_place_of_a_source_is_told_how(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(5):
+            pixels = torch.randint(0, 255, (8, 8, 3), dtype=torch.uint8).numpy()
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.png")
+    (tmp_path / "labels.csv").write_text("image,label")
+    with pytest.raises(UserError, match=r"unknown data 'photos'\..* It is a folder: folder:path=photos reads it\."):
+        load("photos", tmp_path / "cache")
+    with pytest.raises(UserError, match=r"It is a file: csv:path=labels.csv reads it\."):
+        load("labels.csv", tmp_path / "cache")
+    assert load("folder:photos", tmp_path / "cache").classes == ("cat", "dog")
+    assert load("folder:photos,size=4", tmp_path / "cache").size == (4, 4)
+
+
+def test_names_of_other_libraries_are_told_how():
+    with pytest.raises(
+        UserError, match=r"Did you mean .*If it is a network of torchvision or timm: torchvision:resnet18, timm:r"
+    ):
+        build_network("resnet18", 2)
+    with pytest.raises(UserError, match=r"unknown model 'nope'\."):
+        build_network("nope", 2)

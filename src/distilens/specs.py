@@ -146,6 +146,7 @@ class Registry:
     Args:
         kind: what the parts are called in messages, such as `method`.
         entries: `name -> "module:attribute"` or `(target, fixed options)`.
+        hint: what to say of an unknown name, beside the nearest known one; empty for nothing.
         common: a function whose keyword-only parameters every part of this kind takes as well. An attribute of that name of the
             part's class is its default.
     """
@@ -155,8 +156,9 @@ class Registry:
         kind: str,
         entries: Mapping[str, str | tuple[str, Mapping[str, Any]]],
         common: Callable[..., Any] | None = None,
+        hint: Callable[[str], str] = lambda name: "",
     ):
-        self.kind = kind
+        self.kind, self.hint = kind, hint
         self.entries = {
             name: Entry(entry) if isinstance(entry, str) else Entry(*entry) for name, entry in entries.items()
         }
@@ -168,7 +170,8 @@ class Registry:
     def entry(self, name: str) -> Entry:
         if name not in self.entries:
             known = sorted(self.entries)
-            raise UserError(f"unknown {self.kind} {name!r}.{nearest(name, known)} Known: {', '.join(known)}")
+            said = f"{nearest(name, known)}{self.hint(name)}"
+            raise UserError(f"unknown {self.kind} {name!r}.{said} Known: {', '.join(known)}")
         return self.entries[name]
 
     def options(self, name: str) -> dict[str, inspect.Parameter]:
@@ -189,6 +192,8 @@ class Registry:
         """
         spec = Spec.parse(part)
         known = self.options(spec.name)
+        if spec.argument is not None and "path" in known and "path" not in spec.options:  # folder:PATH
+            spec = Spec(spec.name, None, {"path": spec.argument, **spec.options})
         takes_any = takes_others(self.entry(spec.name).constructor)
         wants_argument = argument_of(self.entry(spec.name).constructor)
         problems, resolved = [], {}

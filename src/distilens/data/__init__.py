@@ -35,6 +35,19 @@ def options(
     """The options that every data set takes: see `subset`."""
 
 
+def as_source(name: str) -> str:
+    """What a path that was given in place of a source should be."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        kind = "parquet" if any(path.glob("**/train*.parquet")) else "folder"
+        return f" It is a folder: {kind}:path={name} reads it."
+    return (
+        f" It is a file: csv:path={name} reads it."
+        if path.suffix.lower() in (".csv", ".tsv") and path.is_file()
+        else ""
+    )
+
+
 SOURCES = Registry(
     "data",
     {
@@ -47,6 +60,7 @@ SOURCES = Registry(
         "torchvision": "distilens.data.hub:torchvision",
     },
     common=options,
+    hint=as_source,
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
@@ -53,7 +54,20 @@ def zoo() -> dict[str, str | tuple[str, dict[str, Any]]]:
     return entries
 
 
-MODELS = Registry("model", zoo(), common=pixels)
+OTHERS = re.compile(
+    r"(?i)(resne[xs]?t|wide_resnet|vgg|mobilenet|efficientnet|vit|deit|convnext|swin|densenet|regnet|shufflenet|mnasnet|inception)"
+)
+"""How names of networks of timm and torchvision begin."""
+
+
+def of_others(name: str) -> str:
+    """Where a network is that is called as those of other libraries are."""
+    if not OTHERS.match(name):
+        return ""
+    return f" If it is a network of torchvision or timm: torchvision:{name}, timm:{name}."
+
+
+MODELS = Registry("model", zoo(), common=pixels, hint=of_others)
 
 
 def build_model(part: str | Mapping[str, Any] | Spec | Model, classes: Sequence[str], size: tuple[int, int]) -> Model:
@@ -148,7 +162,6 @@ def build_network(part: str | Mapping[str, Any] | Spec, classes: int) -> Expecti
 
 def check_classes(model: Model, classes: Sequence[str], role: str) -> None:
     """Raise a `UserError` where a model does not answer for the data's classes, in their order."""
-
     if len(model.classes) != len(classes):
         raise UserError(
             f"the {role} {model.name} knows {len(model.classes)} classes, the data has {len(classes)}. "
