@@ -15,18 +15,22 @@ from accelerate.utils import reduce
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TaskProgressColumn,
     TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
 )
+from rich.table import Column
+from rich.text import Text
 from torch import Tensor
 
 from distilens.core import Batch
 from distilens.errors import UserError
 from distilens.files import Metrics
+
+WIDE = 100
+"""Columns of a terminal from which the speed stands in the bar as well."""
 
 ADVICE = "The last good checkpoint was kept; try a lower learning rate, clip=1, or precision=float32"
 
@@ -35,6 +39,23 @@ class NotFinite(UserError):  # noqa: N818  # it is what the loss is
     """A loss that is no number: training stopped, and the last good checkpoint stays."""
 
     code = 1
+
+
+class Left(ProgressColumn):
+    """The time that is left: `0:17 left`; of what is done the time that it took."""
+
+    max_refresh = 0.5
+
+    def render(self, task: Task) -> Text:
+        if task.finished:
+            return Text(f"took {clock(task.finished_time or 0)}")
+        return Text("" if task.time_remaining is None else f"{clock(task.time_remaining)} left")
+
+
+def clock(seconds: float) -> str:
+    """`0:17`, `12:05`, `1:02:03`."""
+    text = str(timedelta(seconds=round(seconds)))
+    return text[2:].removeprefix("0") if text.startswith("0:") else text
 
 
 class Log:
@@ -81,16 +102,15 @@ class Log:
 
     def __enter__(self) -> Log:
         if self.console is not None:
+            self.wide = self.console.width >= WIDE
             columns = (
                 TextColumn("{task.description}"),
-                BarColumn(bar_width=20),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[note]}"),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(elapsed_when_finished=True),
+                BarColumn(bar_width=20 if self.wide else 8),
+                TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+                Left(table_column=Column(no_wrap=True, min_width=9)),
             )
             self.bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
+            self.validated = ""
             self.task = self.bar.add_task(self.stage, total=self.epochs * self.steps, completed=self.at, note="")
             self.bar.start()
         return self
@@ -147,8 +167,9 @@ class Log:
             images_per_second=round(rate, 1),
         )
         if self.bar is not None:
-            note = " ".join(f"{name} {value:.3f}" for name, value in terms.items())
-            self.bar.update(self.task, completed=self.at, note=f"{note} · {rate:,.0f} images/s")
+            losses = " ".join(f"{name} {value:.3g}" for name, value in terms.items())
+            parts = [f"epoch {epoch + 1}/{self.epochs}", self.validated, losses, f"{rate:,.0f} images/s" * self.wide]
+            self.bar.update(self.task, completed=self.at, note=" · ".join(part for part in parts if part))
 
     def epoch(self, epoch: int, scores: dict[str, float], notes: dict[str, float] | None = None) -> None:
         """Take note of an epoch's validation, and of what methods and teacher have counted.
@@ -162,6 +183,7 @@ class Log:
             )
         self.write(epoch=epoch, step=self.at, validation=scores, **({"notes": notes} if notes else {}))
         self.since = (time.perf_counter(), self.at)  # validation is no training time
+        self.validated = f"{scores['accuracy']:.1%} val"
         if self.console is not None and not self.console.is_terminal:
             last = next((row for row in reversed(self.rows) if "terms" in row), None)
             terms = " ".join(f"{name} {value:.3f}" for name, value in last["terms"].items()) if last else ""
@@ -222,9 +244,7 @@ class Work:
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
             TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=True),
+            Left(table_column=Column(no_wrap=True, min_width=9)),
         )
         self.bar = Progress(*columns, console=console, disable=console is None or not console.is_terminal)
         self.task = self.bar.add_task(name, total=None)

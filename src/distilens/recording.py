@@ -10,7 +10,7 @@ from typing import cast
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from distilens.allocation import kept as memory_kept
@@ -20,6 +20,7 @@ from distilens.data.batches import Batches
 from distilens.data.cached import readable
 from distilens.errors import UserError
 from distilens.methods import build_methods
+from distilens.progress import Left
 from distilens.roles import train_teacher
 from distilens.run import Run, in_turn
 from distilens.teachers import StoredTeacher, following
@@ -186,10 +187,7 @@ class Advance:
             MofNCompleteColumn(),
             TextColumn("{task.fields[note]}"),
         )
-        self.bar = Progress(
-            *columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=True),
-            console=console, disable=console is None or not console.is_terminal,
-        )  # fmt: skip
+        self.bar = Progress(*columns, Left(), console=console, disable=console is None or not console.is_terminal)
         self.task = self.bar.add_task("", total=total, note="")
 
     def __enter__(self) -> Advance:
