@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 from rich.console import Console
@@ -33,34 +33,53 @@ from distilens.options import (
 )
 from distilens.terminal import conclude, show_advice, show_comparison, show_gallery, show_parts, show_scores
 
+if TYPE_CHECKING:
+    from distilens.recipe import Recipe
+
 app = tyro.extras.SubcommandApp()
 
 
 @app.command
-def run(recipe: RecipeName, /, set_: Changes = (), out: Out = None) -> None:
+def run(recipe: RecipeName, /, set_: Changes = (), out: Out = None, again: bool = False) -> None:
     """Take a recipe through all its stages: teacher, base, student, measure, explain, report.
 
-    What is there already and still valid is skipped, so the same command goes on where it was stopped.
-    """
-    from distilens.run import Run
-    from distilens.stages import run_all
+    What is there already and still valid is skipped, so the same command goes on where it was stopped. A finished run with
+    other settings is kept: the new one goes to `runs/NAME-2`.
 
+    Args:
+        again: Train over a finished run with other settings.
+    """
     found = read(recipe, set_)
-    made = Run(out or Path("runs") / found.name, found, Console(stderr=True))
-    run_all(made)
-    conclude(made)
+    carry_out(found, out or Path("runs") / found.name, again)
 
 
 @app.command
-def demo(set_: Changes = (), out: Path = Path("runs/demo")) -> None:
+def demo(set_: Changes = (), out: Path = Path("runs/demo"), again: bool = False) -> None:
     """Distil a student from generated images in a minute or two, and show whether it looks at the object.
 
     The teacher has seen many images; the student sees few, on backgrounds that give the class away.
+
+    Args:
+        again: Train over a finished run with other settings.
     """
-    from distilens.run import Run
+    carry_out(read("demo", set_), out, again)
+
+
+def carry_out(recipe: Recipe, folder: Path, again: bool) -> None:
+    """Run a recipe in a folder, or beside a finished run with other settings."""
+    from distilens.run import Run, folder_for
     from distilens.stages import run_all
 
-    made = Run(out, read("demo", set_), Console(stderr=True))
+    console = Console(stderr=True)
+    place = folder if again else folder_for(folder, recipe)
+    if place != folder:
+        console.print(
+            f"{folder} is a finished run with other settings: this one goes to {place} (--again trains over the old one)",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+    made = Run(place, recipe, console)
     run_all(made)
     conclude(made)
 

@@ -6,6 +6,7 @@ run that was stopped goes on where it was, and a changed recipe redoes what the 
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -148,6 +149,39 @@ def load_run(path: str | Path, *, console: Console | None = None) -> Run:
     if not (folder / "recipe.toml").is_file():
         raise UserError(f"{folder} is not a run: it has no recipe.toml (made by: distilens run RECIPE --out {folder})")
     return Run(folder, read_recipe(folder / "recipe.toml"), console)
+
+
+def folder_for(folder: Path, recipe: Recipe) -> Path:
+    """Where a recipe is run: in `folder`, or in `folder-2`, `folder-3`, ... where runs with other models are finished.
+
+    A run that was stopped, or the same one, is gone on with; so is one whose maps, comparison or note alone are others.
+    """
+    places = itertools.chain([folder], (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2)))
+    return next(place for place in places if not is_finished(place) or trains_the_same(place, recipe))
+
+
+def is_finished(folder: Path) -> bool:
+    return (folder / "student" / "stage.json").is_file() and (folder / "student" / "model.safetensors").is_file()
+
+
+def trains_the_same(folder: Path, recipe: Recipe) -> bool:
+    """Whether the run in a folder makes the models that a recipe makes."""
+    try:
+        before = read_recipe(folder / "recipe.toml")
+    except UserError:  # gone, or of another version
+        return False
+    return what_is_trained(before) == what_is_trained(recipe)
+
+
+def what_is_trained(recipe: Recipe) -> dict[str, Any]:
+    """A recipe without what no model depends on."""
+    content = {
+        key: value for key, value in recipe.resolved().items() if key not in ("name", "note", "explain", "compare")
+    }
+    content["train"] = recipe.train.decisive()
+    if recipe.teacher:
+        content["teacher"] = {**content["teacher"], "train": recipe.teacher_training.decisive()}
+    return content
 
 
 @contextmanager
