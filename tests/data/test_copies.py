@@ -8,7 +8,7 @@ from PIL import Image
 from scipy.fft import dctn
 
 from distilens.data import from_arrays, load
-from distilens.data.copies import APART, Copies, copies_in, cosines, hashes_of, pairs_of
+from distilens.data.copies import APART, Copies, copies_in, cosines, grouped, hashes_of, pairs_of
 
 
 def pictures(count: int, side: int = 32, seed: int = 0) -> np.ndarray:
@@ -153,3 +153,9 @@ def test_files_are_named_and_remembered(tmp_path):
         assert " of 19 test pictures are in the training set too (" in leak
         assert "18 pictures are copies of one that is in another class" in two
         assert ".jpg (cat)" in two or "stray.png (cat)" in two
+
+
+def test_pairs_become_groups():
+    assert grouped([]) == []
+    assert grouped([(1, 2), (5, 9), (2, 3), (8, 7), (7, 1)]) == [[1, 2, 3, 7, 8], [5, 9]]
+    assert grouped([(number, number + 1) for number in range(5000)]) == [list(range(5001))]

@@ -150,18 +150,21 @@ def alike(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 def grouped(pairs: Sequence[tuple[int, int]]) -> list[list[int]]:
-    """The connected groups of some pairs."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
+    """The connected groups of some pairs, by a forest in which each member points towards its root."""
+    above: dict[int, int] = {}
 
-    if not pairs:
-        return []
-    members, ends = np.unique(np.array(pairs), return_inverse=True)
-    ends = ends.reshape(-1, 2)
-    links = coo_array((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(len(members),) * 2)
+    def root(member: int) -> int:
+        above.setdefault(member, member)
+        while above[member] != member:
+            above[member] = above[above[member]]
+            member = above[member]
+        return member
+
+    for first, second in pairs:
+        above[root(first)] = root(second)
     groups: dict[int, list[int]] = defaultdict(list)
-    for member, group in zip(members.tolist(), connected_components(links)[1].tolist(), strict=True):
-        groups[group].append(member)
+    for member in sorted(above):
+        groups[root(member)].append(member)
     return list(groups.values())
 
 

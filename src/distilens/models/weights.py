@@ -84,9 +84,9 @@ def is_safetensors(path: Path) -> bool:
     """By the first bytes, which are the length of a table in JSON; by the suffix, where there are not so many."""
     with open(path, "rb") as file:
         start = file.read(9)
-    if start[:2] == b"PK" or start[:1] == b"\x80":  # a zip file or a pickle, as torch.save writes
+    if start[:2] == b"PK":  # a zip file, as torch.save writes
         return False
-    return start[8:] == b"{" or path.suffix == ".safetensors"
+    return start[8:] == b"{" or (path.suffix == ".safetensors" and start[:1] != b"\x80")  # which is how a pickle begins
 
 
 def unwrapped(content: Any, path: Path) -> Found:
