@@ -214,3 +214,12 @@ def test_a_byte_order_mark_is_no_part_of_a_recipe(tmp_path):
 def test_uniform_sampling_is_no_part_of_what_weights_depend_on():
     assert "sampling" not in Training().decisive()
     assert Training(sampling="balanced").decisive()["sampling"] == "balanced"
+
+
+def test_without_a_teacher_the_student_learns_from_the_labels():
+    made = make_recipe({"data": "shapes", "student": {"model": "resnet8"}})
+    assert made.student.methods == ("ce",)
+    taught = make_recipe({"data": "shapes", "student": {"model": "resnet8"}, "teacher": {"model": "resnet8"}})
+    assert taught.student.methods == ("ce:weight=0.1", "kd:temperature=4,weight=0.9")
+    with pytest.raises(UserError, match="ask a teacher for logits, and there is none"):
+        make_recipe({"data": "shapes", "student": {"model": "resnet8", "methods": ["kd"]}})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from functools import cache
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +18,35 @@ if TYPE_CHECKING:
 PACKAGES = ("distilens", "torch", "torchvision", "timm", "accelerate", "numpy", "scikit-learn")
 
 
-def about_run(run: Run) -> dict[str, Any]:
-    """Plain data about a run as it stands."""
-    teachers = run.recipe.teacher.models if run.recipe.teacher else ()
-    roles = (*teachers, "base", "student")
+@cache
+def origin() -> dict[str, Any]:
+    """Where and with what this process computes."""
     return {
-        "name": run.recipe.name,
         "versions": {name: version for name in PACKAGES if (version := installed(name))},
         "python": platform.python_version(),
         "machine": machine(),
         "git": git_commit(),
+    }
+
+
+def about_run(run: Run) -> dict[str, Any]:
+    """Plain data about a run. Versions, machine and commit are those under which its student was trained.
+
+    Each stage keeps those under which it was done; where they differ, `origins` says which stages had which.
+    """
+    done = run.origins
+    chosen = done.get("student") or next(iter(done.values()), None) or origin()
+    apart: list[dict[str, Any]] = []
+    for stage, where in done.items():
+        same = next((one for one in apart if {**one, "stages": None} == {**where, "stages": None}), None)
+        if same is None:
+            apart.append(same := {"stages": [], **where})
+        same["stages"].append(stage)
+    teachers = run.recipe.teacher.models if run.recipe.teacher else ()
+    roles = (*teachers, "base", "student")
+    return {
+        "name": run.recipe.name,
+        **{key: chosen.get(key) for key in ("versions", "python", "machine", "git")},
         "seeds": {"data and weights": run.recipe.seed, "variants": run.recipe.train.variant_seed},
         "fingerprints": {
             "data": run.data.fingerprint,
@@ -34,7 +54,23 @@ def about_run(run: Run) -> dict[str, Any]:
             **{f"{role} weights": key for role in roles if (key := run.weights_key(role))},
         },
         "seconds": run.seconds,
+        **({"origins": apart} if len(apart) > 1 else {}),
     }
+
+
+def origins_in(about: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """By stage, from what `about_run` wrote; all stages under one where it says no more."""
+    found = {
+        stage: {key: value for key, value in one.items() if key != "stages"}
+        for one in about.get("origins", ())
+        for stage in one["stages"]
+    }
+    if not found and "versions" in about:
+        found = {
+            stage: {key: about.get(key) for key in ("versions", "python", "machine", "git")}
+            for stage in about.get("seconds", {})
+        }
+    return found
 
 
 def installed(name: str) -> str | None:

@@ -78,7 +78,7 @@ def make_recipe(content: Mapping[str, Any], changes: Sequence[str] = (), *, wher
             change_key(changed, key.strip().split("."), toml_value(value), defaults())
         except UserError as error:
             problems.append(str(error))
-    changed = with_variants(changed)
+    changed = with_variants(with_methods(changed))
     problems += part_problems(changed)
     teacher = changed.get("teacher")
     overrides = teacher.get("train") if isinstance(teacher, Mapping) else None
@@ -96,6 +96,14 @@ def make_recipe(content: Mapping[str, Any], changes: Sequence[str] = (), *, wher
     if problems or recipe is None:
         raise UserError(f"{where}: {len(problems)} problem{'s' * (len(problems) > 1)}\n  " + "\n  ".join(problems))
     return recipe
+
+
+def with_methods(content: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's plain data with the labels alone as the student's methods, where there is no teacher and nobody says them."""
+    student = content.get("student")
+    if content.get("teacher") is not None or not isinstance(student, Mapping) or "methods" in student:
+        return content
+    return {**content, "student": {**student, "methods": ["ce"]}}
 
 
 def with_variants(content: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
 
-from distilens.about import about_run
+from distilens.about import about_run, origin, origins_in
 from distilens.core import Model, Teacher, accompany
 from distilens.data import Data, load
 from distilens.errors import UserError
@@ -52,6 +52,7 @@ class Run:
     recipe: Recipe
     console: Console | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    origins: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @cached_property
     def data(self) -> Data:
@@ -216,6 +217,7 @@ def at_work(run: Run) -> Iterator[None]:
         write_text(run.folder / "recipe.toml", run.recipe.to_toml())
         previous = run.about or {}
         run.seconds = dict(previous.get("seconds", {}))
+        run.origins = origins_in(previous)
         try:
             yield
         except BaseException:
@@ -241,4 +243,5 @@ def stage(run: Run, name: str, key: str, *results: Path) -> Iterator[bool]:
     yield True
     if processes().is_main_process:
         run.seconds[name] = round(time.perf_counter() - start, 2)
+        run.origins[name] = origin()
         write_json(marker, {"key": key, "seconds": run.seconds[name]})
