@@ -30,6 +30,6 @@ types: setup
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 docs: setup
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 check: test lint types docs

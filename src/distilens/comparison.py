@@ -103,8 +103,8 @@ def compare(
         >>> models = {name: distilens.build_model("resnet8", data.classes, data.size) for name in ("base", "student")}
         >>> how = {"samples": 32, "reference": 16, "images": 2, "measured": 4, "sets": 1}
         >>> found = distilens.compare(models, data, how)
-        >>> [level["name"] for level in found.scores["levels"]]
-        ['layer1', 'layer2', 'layer3', 'logits']
+        >>> print(*(level["name"] for level in found.scores["levels"]))
+        layer1 layer2 layer3 logits
     """
     if len(models) < 2:
         raise UserError(f"two models or more are compared; given {', '.join(models) or 'none'}")

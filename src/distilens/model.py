@@ -50,7 +50,8 @@ class Model(nn.Module):
         network: any module from `[b 3 h w]` to logits, or to a structure with `.logits`.
         classes: the names of the classes, in the order of the logits.
         size: height and width that the network expects; other images are resized.
-        mean, std: per channel, for pixels in [0, 1]. One of each for a network of grey images, which gets their brightness.
+        mean: of each channel, for pixels in [0, 1]; one number for a network of grey images, which gets their brightness.
+        std: the deviation, likewise.
         name: the notation that made it, for the log.
         interpolation: how images are brought to its size.
 

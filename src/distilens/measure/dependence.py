@@ -130,7 +130,8 @@ def contrast(first: Sequence[Representation], second: Sequence[Representation], 
     the same image at a time.
 
     Args:
-        first, second: what `dependence` takes: `(x, y)` or `(x, y, given)`.
+        first: what `dependence` takes: `(x, y)` or `(x, y, given)`.
+        second: the same of the other pair.
 
     Raises:
         UserError: as `dependence`; fewer than 5 samples, of which the jackknife leaves too few.

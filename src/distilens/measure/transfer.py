@@ -19,7 +19,8 @@ def fss(x: Representation, y: Representation, *, biased: bool = False, permutati
     1, which of few samples is always near 1, without an interval. (Rows given as `Distances` are taken as they are.)
 
     Args:
-        x, y: features of the same images, or their `Distances`.
+        x: features of some images, or their `Distances`.
+        y: features of the same images, or their `Distances`.
 
     Source: Adhane et al. 2025 (arXiv 2412.13943).
     """

@@ -72,7 +72,8 @@ class UniCAM:
         other: what it knows as well is left out; None leaves out nothing.
         images: the reference set, `[n c h w]`, best with as many of each class; 512 or more.
         task: of the reference set: labels `[n]`, or embeddings `[n e]`.
-        tap, other_tap: where the features are read.
+        tap: where the features are read.
+        other_tap: where those of the other model are read.
         features: `pooled` over places, or `flat`.
 
     Source: Adhane et al. 2025 (arXiv 2412.13943), whose code takes the batch itself as reference, 1 to 32 images of it, and runs

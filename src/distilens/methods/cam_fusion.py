@@ -48,10 +48,12 @@ class CamFusion(Method):
 
     Args:
         explainer: whose map; any.
-        fuse, deploy: see above.
+        fuse: see above.
+        deploy: see above.
         channels: of `U`.
         of: the map of the very crop that the student sees (`images`), or that of the whole image, moved with it (`canonical`).
-        start, until: see above; not for `deploy=teacher`.
+        start: see above; not for `deploy=teacher`.
+        until: see above; not for `deploy=teacher`.
 
     Source: Mukherjee, Vinod Chandan and Dongre 2023 (IEEE MoSICom), of which a description is public and no formula and no code:
     `concat`, `deploy=teacher`, behind the last feature. The share without a map, `null` and `self` are ours.

@@ -27,7 +27,8 @@ class DIST(Method):
 
     Args:
         temperature: `T`; the paper: 1 on ImageNet, 4 on CIFAR.
-        beta, gamma: the factors; the paper: 1, and 2 on ImageNet.
+        beta: the factor within images; the paper: 1, and 2 on ImageNet.
+        gamma: the factor within classes; the paper: 1, and 2 on ImageNet.
 
     Raises:
         UserError: in `prepare`, two classes or fewer, and `gamma=0`.

@@ -25,7 +25,8 @@ class DKD(Method):
 
     Args:
         temperature: `T`.
-        alpha, beta: the factors.
+        alpha: the factor of the target class.
+        beta: the factor of the other classes.
 
     Source: Zhao et al. 2022 (arXiv 2203.08679), equation 7. Its beta is chosen by pair, from 2 (ResNet-56 to 20) to 8; its term
     grows over 20 of 240 epochs, which is the default `warmup` here.

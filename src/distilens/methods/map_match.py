@@ -41,7 +41,8 @@ class MapMatch(Method):
         target: the class that is explained, in both networks: the teacher's own first (`top1`), or the label.
         classes: `one`, or `all`: the distance is then the mean over all class maps. With `explainer=cam` this needs no gradient.
         pool: average both maps to so many cells along a side first.
-        distance, temperature: see above.
+        distance: see above.
+        temperature: see above.
         of: the teacher's map of the very crop that the student sees (`images`), or that of the whole image, moved with it
             (`canonical`): stored once, but of other evidence where the crop cuts some off.
         every: match at every so many steps; a step between costs nothing. The paper of e2KD takes 4 or 16.

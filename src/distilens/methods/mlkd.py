@@ -25,7 +25,9 @@ class MLKD(Method):
 
     Args:
         temperatures: of the paper's code.
-        instance, images, classes: the factors of the three levels.
+        instance: the factor of the level of single images.
+        images: the factor of relations between images.
+        classes: the factor of relations between classes.
 
     Its default weight is 0.2, not 1: five temperatures add up, and beside `kd` 1 did harm (docs/which.md).
 

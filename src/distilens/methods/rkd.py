@@ -24,7 +24,8 @@ class RKD(Relational):
     cosine of the angle at image i, `H` the Huber loss; of pooled features. The mean over the batch is the paper's.
 
     Args:
-        distance, angle: the factors; RepDistiller takes 25 and 50.
+        distance: the factor of distances; RepDistiller takes 25.
+        angle: the factor of angles; RepDistiller takes 50.
         tap: where the features are read.
         teacher_tap: the teacher's, where it is called otherwise.
 
