@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from distilens.measure.accuracy import balanced, by_class, commonest
+from distilens.report.table import against_base, imbalance, measures, remarks
 from distilens.report.table import by_class as class_rows
-from distilens.report.table import imbalance, measures, remarks
 
 LABELS = torch.tensor([0] * 19 + [1] + [-1])
 GUESSED = torch.tensor([[1.0, 0.0, 0.0]]).expand(21, 3)
@@ -62,3 +62,23 @@ def test_classes_on_the_page_the_least_known_first():
     ]
     assert [name for name, _ in class_rows(scores, most=1)[0]] == ["class 2"]
     assert class_rows({"models": {"student": {"model": "tiny"}}}) == ([], 0)
+
+
+NOT = "Whether the student's ig maps are more like the teacher's than the control's are, these images do not show"
+MORE = "The student's ig maps are more like the teacher's than the control's are: the cosine differs by +0.020 [+0.010"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [(-0.01, 0.05, NOT), (0.01, 0.03, MORE), (-0.05, -0.01, "The student's ig maps are less like"), (None, None, NOT)],
+)
+def test_likeness_is_judged_by_differences_of_the_same_images(low, high, words):
+    mean = 0.02 if low is None else (low + high) / 2
+    said = against_base("ig", {"mean": mean, "low": low, "high": high, "n": 9, "empty": 0})
+    assert words in said
+    assert said.endswith("image by image.")
+
+
+def test_scores_of_earlier_versions_say_nothing_of_maps():
+    assert against_base("ig", None) is None
+    assert against_base("ig", {"mean": None, "n": 0}) is None

@@ -165,6 +165,9 @@ def test_a_model_is_its_own_best_likeness_and_maps_are_of_the_same_images(data):
         if found["student"]["empty"] < 10:
             assert found["student"]["similarity"] == pytest.approx(1)
             assert found["base"]["similarity"] is None or found["base"]["similarity"] < 0.999
+        more = found["student"]["more_than_base"]
+        if more["n"] == 10 - found["base"]["empty"] == 10 - found["student"]["empty"] > 0:
+            assert more["mean"] == pytest.approx(found["student"]["similarity"] - found["base"]["similarity"], abs=1e-6)
 
 
 def test_scores_say_split_n_and_interval_for_every_role(data):

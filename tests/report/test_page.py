@@ -80,7 +80,8 @@ def model(accuracy: float, parameters: int, *, similarity: float | None, agreeme
 
 
 def scores(student: float = 0.712, base: float = 0.651) -> dict:
-    return {
+    paired = {"mean": 0.12, "low": 0.1, "high": 0.14, "n": 197, "empty": 3}
+    found = {
         "data": {"name": "cifar10", "classes": CLASSES, "train": 45000, "validation": 5000, "test": 10000},
         "models": {
             "teacher": model(0.915, 272_474, similarity=None, agreement=None),
@@ -88,6 +89,8 @@ def scores(student: float = 0.712, base: float = 0.651) -> dict:
             "student": model(student, 77_850, similarity=0.83, agreement=0.73),
         },
     }
+    found["models"]["student"]["maps"]["gradcam"]["more_than_base"] = paired
+    return found
 
 
 def write_maps(path: Path, count: int, *, masks: bool, grid: int, seed: int = 0) -> None:
@@ -182,7 +185,8 @@ def whole_page(whole: Path) -> Parsed:
         "1.23 ms[1.1 to 1.4], batch 1, cpu",
         "One seed; the interval is over test images, not over seeds.",
         "base is the control: the same student, seed and schedule, trained without a teacher.",
-        "The student's gradcam maps are more like the teacher's than the control's are: cosine 0.830 against 0.710",
+        "The student's gradcam maps are more like the teacher's than the control's are: the cosine differs by +0.120 [+0.100 to "
+        "+0.140], n = 197, image by image.",
         "cifar10, 4 classes",
         "train 45,000, validation 5,000, test 10,000",
         "teacher 1 min 35 s, student 1 h 7 min",

@@ -79,14 +79,20 @@ def score_models(
 def compare_maps(
     models: Mapping[str, Model], split: Split, positions: Tensor, explain: Explainer, target: Tensor
 ) -> dict[str, dict[str, Any]]:
-    """For each role: how alike its maps are to the teacher's (mean cosine), and how much of them lies on the evidence."""
+    """For each role: how alike its maps are to the teacher's (mean cosine), and how much of them lies on the evidence.
+
+    Of the student also how much more alike than the base's, by the differences of the same images.
+    """
     batch = Batches(split, len(split)).batch(positions, None, 0, 0.0) if len(positions) else None
     if batch is None:
         return {}
     maps = {role: in_chunks(explain, model, batch.images, target).maps for role, model in models.items()}
-    found = {}
+    others = {
+        role: cosine(own, maps["teacher"]) for role, own in maps.items() if "teacher" in maps and role != "teacher"
+    }
+    found: dict[str, dict[str, Any]] = {}
     for role, own in maps.items():
-        alike = cosine(own, maps["teacher"]) if "teacher" in maps and role != "teacher" else None
+        alike = others.get(role)
         interval = mean_interval(alike) if alike is not None else {"mean": None, "low": None, "high": None}
         inside = mean_interval(energy_in_mask(own, batch.mask)) if batch.mask is not None else {"mean": None}
         found[role] = {
@@ -97,6 +103,8 @@ def compare_maps(
             "empty": int(empty(own).sum()),
             "energy_in_mask": inside["mean"],
         }
+    if {"student", "base"} <= others.keys():  # image by image, which says more than two means
+        found["student"]["more_than_base"] = mean_interval(others["student"] - others["base"])
     return found
 
 

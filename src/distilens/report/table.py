@@ -116,17 +116,21 @@ def remarks(scores: dict) -> list[str]:
                 "The intervals of student and base overlap: this comparison alone does not settle which is better."
             )
     said += [guessing] if (guessing := imbalance(scores)) else []
-    student, base = models.get("student", {}), models.get("base", {})
-    for name, entry in (student.get("maps") or {}).items():
-        ours, control = (entry or {}).get("similarity"), ((base.get("maps") or {}).get(name) or {}).get("similarity")
-        if ours is not None and control is not None:
-            relation = "more like" if ours > control else "less like" if ours < control else "as much like"
-            comparison = "as" if ours == control else "than"
-            said.append(
-                f"The student's {name} maps are {relation} the teacher's {comparison} the control's are: "
-                f"cosine {ours:.3f} against {control:.3f}, n = {text(entry.get('n'))}."
-            )
+    for name, entry in (models.get("student", {}).get("maps") or {}).items():
+        said += [line] if (line := against_base(name, (entry or {}).get("more_than_base"))) else []
     return said
+
+
+def against_base(name: str, entry: dict | None) -> str | None:
+    """Whether the student's maps are more like the teacher's than the control's are: by differences on the same images."""
+    if not entry or entry.get("mean") is None:
+        return None
+    value = sentence((f"{entry['mean']:+.3f}", detail(bounds(entry, lambda bound: f"{bound:+.3f}"), counted(entry))))
+    whose, other = f"the student's {name} maps", "like the teacher's than the control's are"
+    if entry.get("low") is None or entry["low"] <= 0 <= entry["high"]:
+        return f"Whether {whose} are more {other}, these images do not show: the cosine differs by {value}, image by image."
+    more = "more" if entry["mean"] > 0 else "less"
+    return f"{whose[0].upper()}{whose[1:]} are {more} {other}: the cosine differs by {value}, image by image."
 
 
 def imbalance(scores: dict) -> str | None:
