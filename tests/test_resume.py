@@ -70,8 +70,8 @@ def furnished(place: Path) -> Path:
     return place
 
 
-def start(place: Path, out: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "distilens", "run", "recipe.toml", "--out", f"runs/{out}"]
+def start(place: Path, out: str, *more: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "distilens", "run", "recipe.toml", "--out", f"runs/{out}", *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command, cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -173,7 +173,7 @@ def test_what_is_there_is_not_done_again_and_a_change_redoes_what_it_touches(pla
     assert before == {role: path.stat().st_mtime_ns for role, path in weights.items()}
     text = (place / "recipe.toml").read_text()
     (place / "recipe.toml").write_text(text.replace("temperature=2", "temperature=3"))
-    _, error = start(place, "run").communicate(timeout=120)
+    _, error = start(place, "run", "--again").communicate(timeout=120)
     assert "teacher: there already" in error
     assert "base: there already" in error
     assert "student: what it depends on has changed" in error
