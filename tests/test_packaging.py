@@ -1,5 +1,6 @@
 """What is shipped: a wheel with templates and recipes, constraints without hosts, a help that answers at once."""
 
+import os
 import re
 import subprocess
 import sys
@@ -53,3 +54,20 @@ def test_help_does_not_import_torch(arguments):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "usage: distilens" in done.stdout
+
+
+@pytest.mark.parametrize("given", [None, "ACTIVE"])
+def test_threads_wait_without_spinning_unless_the_user_says_so(given):
+    code = """
+import os, sys
+from distilens import cli
+sys.argv = ["distilens", "--help"]
+try:
+    cli.main()
+except SystemExit:
+    print(os.environ["OMP_WAIT_POLICY"], "torch" in sys.modules)
+"""
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_WAIT_POLICY": given} if given else {}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == f"{given or 'PASSIVE'} False"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -353,6 +354,8 @@ def read(name: str, changes: tuple[tuple[str, ...], ...]):
 
 def main() -> None:
     """The command `distilens`: exits with 2 on a mistake of the user's, with 130 on Ctrl-C."""
+    # threads that wait by spinning take the processor from a second run: 0.12 of the speed each instead of 0.54 on two cores
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app.cli(prog="distilens", description="Train small image models under the guidance of large ones.")
     except UserError as error:
