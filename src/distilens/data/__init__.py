@@ -39,7 +39,11 @@ def as_source(name: str) -> str:
     """What a path that was given in place of a source should be."""
     path = Path(name).expanduser()
     if path.is_dir():
-        kind = "parquet" if any(path.glob("**/train*.parquet")) else "folder"
+        kind = (
+            "parquet"
+            if any(any(path.glob(pattern)) for pattern in ("train*.parquet", "*/train*.parquet"))
+            else "folder"
+        )
         return f" It is a folder: {kind}:path={name} reads it."
     return (
         f" It is a file: csv:path={name} reads it."

@@ -122,10 +122,11 @@ def as_declared(column: np.ndarray, own: Sequence[str] | None, all_names: Sequen
     """
     if column.dtype == object or own is None or (all_names is not None and list(own) == list(all_names)):
         return column
-    if len(column) and column.max() >= len(own):
-        raise UserError(f"there is the label {column.max()}, and the names declared are {shortened(own)}")
+    wrong = column[(column < -1) | (column >= len(own))]
+    if len(wrong):
+        raise UserError(f"there is the label {wrong[0]}, and the names declared are {shortened(own)}")
     names = np.array([composed(name) for name in own] + [None], dtype=object)  # its last entry answers the label -1
-    return names[np.clip(column, -1, None)]
+    return names[column]
 
 
 def in_words(column: np.ndarray) -> np.ndarray:

@@ -184,8 +184,8 @@ def check_limited(limit: int, names: Sequence[str], labels: np.ndarray) -> None:
     gone = [name for place, name in enumerate(names) if place not in there]
     if gone:
         raise UserError(
-            f"limit={limit} leaves no training image of {shortened(gone, quoted=True)}: with {len(names)} classes it takes "
-            f"limit={len(names)} or more. Raise it, or choose classes=[...]"
+            f"limit={limit} leaves no training image of {shortened(gone, quoted=True)}, of {len(names)} classes. Raise it (rare "
+            "classes need more), or choose classes=[...]"
         )
 
 
