@@ -198,7 +198,7 @@ def drawn(index: Tensor, seed: int, variant: int, name: str, count: int = 1, *, 
 
 
 def balanced_order(labels: Tensor, generator: torch.Generator) -> Tensor:
-    """So many positions as there are images: of each class equally many, of images without a label as many as there are.
+    """Positions for one epoch: equally many of each class, and every image without a label once.
 
     The images of a class take turns: no one comes again before all have come as often.
     """

@@ -22,7 +22,7 @@ APART = 6
 """Of 64 bits: what the hashes of one picture, saved twice, may differ by."""
 
 NEIGHBOURS = 32
-"""So many are compared of pictures that share a quarter of their hash."""
+"""Each picture is compared with so many others that share a quarter of its hash."""
 
 MOST = 100_000
 """Pairs whose pixels are compared, those with the nearest hashes first."""
@@ -31,7 +31,7 @@ ALIKE = 0.98
 """The least correlation of the pixels of two pictures that are one: JPEG at a quality of 50 leaves 0.98 to 0.995."""
 
 OFTEN = 0.01
-"""The share of copies among the training pictures that is said."""
+"""A run mentions copies among the training pictures from this share on."""
 
 
 @dataclass(frozen=True)
