@@ -66,10 +66,11 @@ def compared(bench: Bench, count: int, floor: Callable, ours: Callable[[], Tenso
 
 def gradcam(bench: Bench, notation: str) -> dict[str, Any]:
     model, images, target = subject(bench, notation)
-    explainer, ready = EXPLAINERS.build("gradcam"), prepare(model)
+    tap = model.path_of("last")
+    explainer, ready = EXPLAINERS.build("gradcam"), prepare(model, keep=[tap])
     theirs = None
     if captum := attributions():
-        attribution = captum.LayerGradCam(Logits(model), model.network.get_submodule(model.path_of("last")))
+        attribution = captum.LayerGradCam(Logits(model), model.network.get_submodule(tap))
 
         def theirs() -> Tensor:
             return attribution.attribute(images, target=target, relu_attributions=True)[:, 0]
