@@ -8,7 +8,7 @@ from torch import nn
 import distilens
 from distilens.core import Answer, Method, Model
 from distilens.errors import UserError
-from distilens.recipe import Training
+from distilens.recipe import Training, TrainingOptions
 
 SETTINGS = {"epochs": 2, "batch_size": 16, "optimizer": "sgd:lr=0.05", "precision": "float32"}
 
@@ -146,3 +146,43 @@ def test_mistakes_are_said(data, changes, text):
     options = {name: given.pop(name) for name in ("settings",)}
     with pytest.raises(UserError, match=text):
         distilens.distill(given["student"], given["teacher"], given["data"], given["methods"], **options)
+
+
+def test_settings_as_keywords(data):
+    student, log = distilens.distill(tiny(), None, data, epochs=1, batch_size=16, lr=0.01, precision="float32")
+    assert names(log) == {"ce"}  # labels alone, where there is no teacher
+    assert [row["epoch"] for row in log if "validation" in row] == [0]
+    same, _ = distilens.distill(
+        tiny(),
+        None,
+        data,
+        ["ce"],
+        settings={"epochs": 1, "batch_size": 16, "precision": "float32", "optimizer": "auto:lr=0.01"},
+    )
+    assert names(log) and student.classes == same.classes
+    _, both = distilens.distill(tiny(), tiny(8), data, settings=Training(batch_size=16), epochs=1)
+    assert names(both) == {"ce", "kd"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epoch": 3}, "unknown key 'epoch'.*epochs"),
+        ({"epochs": 3, "settings": {"epochs": 2}}, "epochs is given twice"),
+        ({"lr": 0.1, "optimizer": "sgd"}, "optimizer='sgd:lr=0.1'"),
+        ({"lr": -1.0}, "lr"),
+    ],
+)
+def test_keywords_at_fault(data, options, message):
+    with pytest.raises(UserError, match=message):
+        distilens.distill(tiny(), None, data, **options)
+
+
+def test_the_typed_keywords_are_the_settings():
+    hints = TrainingOptions.__annotations__.keys()
+    assert hints - {"lr"} == Training.model_fields.keys()
+
+
+def test_a_teacher_whose_pixels_nobody_knows_is_said(data):
+    with pytest.warns(UserWarning, match="how its pixels are normalised"):
+        distilens.distill(tiny(), tiny(8), data, epochs=1, batch_size=16)

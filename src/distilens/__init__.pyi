@@ -1,5 +1,6 @@
 from . import measure as measure
 from .api import distill as distill
+from .attribution import attribute as attribute
 from .comparison import Comparison as Comparison
 from .comparison import compare as compare
 from .core import Answer as Answer
@@ -8,7 +9,9 @@ from .core import Method as Method
 from .core import Model as Model
 from .core import Objective as Objective
 from .core import Output as Output
+from .core import Prediction as Prediction
 from .data import Data as Data
+from .data import as_data as as_data
 from .data import from_arrays as from_arrays
 from .data import load as load
 from .errors import UserError as UserError
@@ -21,6 +24,7 @@ from .methods import METHODS as METHODS
 from .methods import build_methods as build_methods
 from .models import MODELS as MODELS
 from .models import build_model as build_model
+from .models.objects import as_model as as_model
 from .models.saved import load_model as load_model
 from .models.saved import save_model as save_model
 from .prepare import prepare as prepare

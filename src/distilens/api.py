@@ -5,21 +5,21 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from pydantic import ValidationError
 from torch import nn
 
 from distilens.core import Method, Model, Teacher
-from distilens.data import Data, load
+from distilens.data import as_data
 from distilens.errors import UserError
 from distilens.files import Metrics
 from distilens.methods import build_methods
-from distilens.models import build_model, check_classes, own_pixels
-from distilens.models.adapters import unwrapped_network
+from distilens.models import check_classes
+from distilens.models.objects import as_model
 from distilens.progress import Log
-from distilens.recipe import Training
+from distilens.recipe import Training, TrainingOptions
 from distilens.recipe_file import explain_errors
 from distilens.rehearsal import check_logits, check_trainable
 from distilens.specs import Spec
@@ -28,28 +28,36 @@ from distilens.train import ONE_AT_A_TIME, processes, train
 
 Part = str | Mapping[str, Any] | Spec
 
+USUAL = ("ce:weight=0.1", "kd:temperature=4,weight=0.9")
+"""The methods where nobody names any."""
+
 
 def distill(
     student: Part | Model | nn.Module,
     teacher: Part | Model | nn.Module | Teacher | None,
-    data: Part | Data,
-    methods: Sequence[Part | Method] = ("ce:weight=0.1", "kd:temperature=4,weight=0.9"),
+    data: Any,
+    methods: Sequence[Part | Method] | None = None,
     *,
     settings: Training | Mapping[str, Any] | None = None,
     folder: str | Path | None = None,
     seed: int = 0,
+    **training: Unpack[TrainingOptions],
 ) -> tuple[Model, list[dict[str, Any]]]:
     """Train a student under a teacher; returns the student as it will be used, and the log.
 
     Args:
-        student: a notation (`resnet8`), a `Model`, or any module that maps normalised images (mean 0.5, deviation 0.25) to
-            logits; `student.network` is the bare module again.
+        student: a notation (`resnet8`), a `Model`, or any module from normalised images to logits (see `as_model`);
+            `student.network` is the bare module again.
         teacher: likewise; or any `teacher(batch, needs) -> Answer`; None for none. It has to be trained already.
-        data: a notation (`parquet:path=data/cifar10`), or `Data` from `load` or `from_arrays`.
-        methods: notations or `Method` objects.
+        data: a notation (`parquet:path=data/cifar10`), `Data`, or what `as_data` takes: `(X, y)`, a torch `Dataset`, a
+            `DataLoader`, a Hugging Face `Dataset`, a pair `(train, test)` of these.
+        methods: notations or `Method` objects; by default labels and softened answers (`ce:weight=0.1` and
+            `kd:temperature=4,weight=0.9`), without a teacher labels alone.
         settings: what a recipe's `[train]` says, as a dict: `{"epochs": 20, "optimizer": "sgd:lr=0.1"}`.
         folder: keeps checkpoints and `metrics.jsonl`; the same call then goes on where it was stopped.
         seed: of weights, order and dropout; augmentation is drawn from `variant_seed` in the settings.
+        **training: the same settings as keywords: `epochs=20, batch_size=64`, and `lr=0.001` for the usual optimizer at this
+            learning rate.
 
     Raises:
         UserError: whatever is wrong with what was given, a folder with the state of another training, or a loss that is not
@@ -58,37 +66,38 @@ def distill(
     Example:
         >>> import distilens
         >>> student, log = distilens.distill(
-        ...     "resnet8", None, "shapes:limit=64", ["ce"], settings={"epochs": 1, "batch_size": 32}
+        ...     "resnet8", None, "shapes:limit=64", epochs=1, batch_size=32
         ... )
         >>> student.logits(student.example()).shape
         torch.Size([1, 8])
     """
     with ONE_AT_A_TIME:  # from the first weight that is drawn on
-        return distilled(student, teacher, data, methods, settings, folder, seed)
+        return distilled(student, teacher, data, methods, merged(settings, training), folder, seed)
 
 
 def distilled(
     student: Part | Model | nn.Module,
     teacher: Part | Model | nn.Module | Teacher | None,
-    data: Part | Data,
-    methods: Sequence[Part | Method],
-    settings: Training | Mapping[str, Any] | None,
+    data: Any,
+    methods: Sequence[Part | Method] | None,
+    given: Training,
     folder: str | Path | None,
     seed: int,
 ) -> tuple[Model, list[dict[str, Any]]]:
     """`distill`, while no other thread of this process trains."""
-    found = data if isinstance(data, Data) else load(data)
+    found = as_data(data)
     for line in found.inventory.lines():
-        warnings.warn(f"{found.name}: {line}", stacklevel=2)
-    given = settings if isinstance(settings, Training) else checked(settings or {})
+        warnings.warn(f"{found.name}: {line}", stacklevel=3)
     torch.manual_seed(seed)
-    model = as_model(student, found)
+    model = as_model(student, found.classes, found.size)
     check_classes(model, found.classes, "student")
     check_logits(model, found, "student")
     check_trainable(model, given.batch_size, "student")
     answering: Teacher = nobody
     if isinstance(teacher, nn.Module | str | Mapping | Spec):
-        large = as_model(teacher, found)
+        large = as_model(teacher, found.classes, found.size)
+        for line in large.notes:
+            warnings.warn(f"the teacher {large.name}: {line}", stacklevel=3)
         check_classes(large, found.classes, "teacher")
         check_logits(large, found, "teacher")
         answering = LiveTeacher(large.to(processes().device))
@@ -96,7 +105,7 @@ def distilled(
         answering = teacher
     log = Log(Metrics(Path(folder) / "metrics.jsonl") if folder else None, main=processes().is_main_process)
     checkpoints = Path(folder) / "checkpoints" if folder else None
-    chosen = build_methods(methods)
+    chosen = build_methods((USUAL if teacher is not None else ("ce",)) if methods is None else methods)
     return train(model, chosen, found, given, teacher=answering, folder=checkpoints, log=log, seed=seed), log.rows
 
 
@@ -108,13 +117,23 @@ def checked(settings: Mapping[str, Any]) -> Training:
         raise UserError("settings: " + "; ".join(explain_errors(error, Training))) from None
 
 
-def as_model(given: Part | Model | nn.Module, data: Data) -> Model:
-    """A `Model` from whatever a user has."""
-    if isinstance(given, Model):
-        return given
-    if isinstance(given, nn.Module):
-        given = unwrapped_network(given, type(given).__name__)
-        return Model(given, data.classes, size=data.size, **own_pixels(given))
-    if not isinstance(given, str | Mapping | Spec):
-        raise UserError(f"a model is a notation or a torch module; given a {type(given).__name__}")
-    return build_model(given, data.classes, data.size)
+def merged(settings: Training | Mapping[str, Any] | None, keywords: Mapping[str, Any]) -> Training:
+    """Settings and keywords as one `Training`; `lr` is the rate of the usual optimizer.
+
+    Raises:
+        UserError: a setting given twice, unknown ones, or values at fault.
+    """
+    if isinstance(settings, Training):
+        settings = settings.model_dump(exclude_unset=True)
+    given, keywords = dict(settings or {}), dict(keywords)
+    twice = sorted(given.keys() & keywords.keys())
+    if twice:
+        raise UserError(f"{', '.join(twice)} is given twice: in settings= and as a keyword")
+    if "lr" in keywords:
+        rate = keywords.pop("lr")
+        if "optimizer" in {**given, **keywords}:
+            raise UserError(
+                f"lr={rate} goes with the usual optimizer: say it in the other's notation, optimizer='sgd:lr={rate}'"
+            )
+        keywords["optimizer"] = f"auto:lr={rate}"
+    return checked({**given, **keywords})

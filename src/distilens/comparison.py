@@ -17,8 +17,6 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from distilens.comparing import Comparing, States
-from distilens.core import Model
-from distilens.data import Data
 from distilens.errors import UserError
 from distilens.files import write_arrays, write_json, write_text
 from distilens.progress import Work
@@ -77,8 +75,8 @@ class Comparison:
 
 
 def compare(
-    models: Mapping[str, Model | str],
-    data: Data | str | None = None,
+    models: Mapping[str, Any],
+    data: Any = None,
     settings: ComparePart | Mapping[str, Any] | None = None,
     *,
     grown: Mapping[str, States] | None = None,
@@ -88,8 +86,8 @@ def compare(
 
     Args:
         models: by name; those called `teacher`, `base` (the student's network, trained without the teacher) and `student` are
-            a run's, and what they do not share has a name. Models, notations or folders, of any architectures.
-        data: a notation or `Data`; by default that of the first model that is a run's.
+            a run's, and what they do not share has a name. Models, modules, notations or folders, of any architectures.
+        data: a notation, `Data`, or what `as_data` takes; by default that of the first model that is a run's.
         settings: what a recipe's `[compare]` says, as a dict: `{"taps": ["layer1", "last"], "samples": 500}`.
         grown: by name, states of the model by epoch, to show how the scores grew.
         console: where progress goes; None is silent.

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from distilens import draws
 from distilens.balance import Balance
 from distilens.errors import UserError
-from distilens.model import Model, Output
+from distilens.model import Model, Output, Prediction
 from distilens.processor import to_device
 from distilens.taps import INPUT
 
@@ -39,6 +39,7 @@ __all__ = [
     "Model",
     "Objective",
     "Output",
+    "Prediction",
     "Teacher",
     "accompany",
     "at_use",

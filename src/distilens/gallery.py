@@ -22,7 +22,6 @@ from rich.console import Console
 from torch import Tensor
 
 from distilens import __version__
-from distilens.core import Model
 from distilens.data import Data
 from distilens.errors import UserError
 from distilens.explain import Explainer, Explanation, in_chunks
@@ -270,8 +269,8 @@ class Gallery:
 
 
 def gallery(
-    model: Model | str,
-    data: Data | str | Tensor | None = None,
+    model: Any,
+    data: Any = None,
     explainers: Sequence[str | Explainer] = ("gradcam", "ig"),
     *,
     images: int = 32,
@@ -284,9 +283,10 @@ def gallery(
     """Explain a model's answers to some images in several ways, and score the explanations.
 
     Args:
-        model: a `Model`, any notation (`timm:resnet18,pretrained=true`, `file:…`, `run:runs/demo,part=teacher`), or a folder:
-            of a run, or what `save_model` wrote. What a notation makes goes to the GPU, where there is one.
-        data: a data set by notation, `Data`, or images `[b 3 h w]` in [0, 1]. A run brings its own.
+        model: a `Model`, any `nn.Module` (see `as_model`), any notation (`timm:resnet18,pretrained=true`, `file:…`,
+            `run:runs/demo,part=teacher`), or a folder: of a run, or what `save_model` wrote. What a notation makes goes to the
+            GPU, where there is one.
+        data: a data set by notation, `Data`, images `[b 3 h w]` in [0, 1], or what `as_data` takes. A run brings its own.
         explainers: notations or explainers. `random`, `random:grid=7` and `centre`, which know nothing of the model, are
             always added, as floors.
         images: how many are drawn from the data set: once for the set, the classes in turn. Given images are taken whole.
@@ -350,7 +350,7 @@ def gallery(
         logits=logits,
         classes=tuple(map(str, built.classes)),
         label_classes=chosen.classes,
-        model=built.name if model in (built, built.name) else f"{built.name} from {model}",
+        model=f"{built.name} from {model}" if isinstance(model, str) and model != built.name else built.name,
         data=chosen.name,
         about_images=f"{chosen.about}; explained: {aimed(target)}",
         fingerprint=fingerprint_of(built),

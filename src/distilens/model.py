@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from distilens import places, taps
 from distilens.errors import UserError
+from distilens.pictures import as_images
 
 Interpolation = Literal["bilinear", "bicubic", "nearest"]
 GREY = (0.299, 0.587, 0.114)
@@ -38,6 +39,23 @@ class Output:
 _pytree.register_dataclass(
     Output, field_names=["logits", "features"], drop_field_names=["size"], serialized_type_name="distilens.Output"
 )
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a model says of some pictures: for each the name of its class, and the probabilities of all classes."""
+
+    classes: list[str]
+    probabilities: Float[Tensor, "b classes"]
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    def __repr__(self) -> str:
+        shown = ", ".join(
+            f"{name} {float(row.max()):.0%}" for name, row in zip(self.classes[:5], self.probabilities, strict=False)
+        )
+        return f"Prediction({shown}{', …' if len(self) > 5 else ''})"
 
 
 class Model(nn.Module):
@@ -138,6 +156,30 @@ class Model(nn.Module):
     def logits(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
         """The logits alone, whatever is tapped."""
         return self(images).logits
+
+    def predict(self, images: Any, *, chunk: int = 256) -> Prediction:
+        """The classes of pictures and their probabilities, in eval mode and without gradients.
+
+        Args:
+            images: tensors or arrays (`[b 3 h w]`, `[b h w 3]`, one alone; 0 to 1 or 0 to 255), Pillow images, paths, or a list
+                of one of these. They are resized and normalised here.
+            chunk: how many are answered at a time.
+
+        Raises:
+            UserError: no pictures, or a file that cannot be read.
+
+        Example:
+            >>> import distilens, torch
+            >>> model = distilens.build_model("resnet8", ["cat", "dog"], (32, 32))
+            >>> found = model.predict(torch.rand(2, 3, 32, 32))
+            >>> len(found.classes), found.probabilities.shape
+            (2, torch.Size([2, 2]))
+        """
+        pixels = as_images(images)
+        with taps.evaluating(self), torch.inference_mode():
+            logits = [self.logits(part.to(self.device, torch.float32)).float() for part in pixels.split(chunk)]
+        probabilities = torch.cat(logits).softmax(1).cpu().clone()
+        return Prediction([str(self.classes[one]) for one in probabilities.argmax(1).tolist()], probabilities)
 
     def prepare(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d height width"]:
         """Resize and normalise: pixels in [0, 1] as the network was trained to see them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 import tomlkit
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -82,6 +82,32 @@ class Training(Section):
         usual = {"sampling"} if self.sampling == "uniform" else set()  # it is younger than runs whose keys must hold
         outside = {"log_every", "keep_every", "workers", "resident", "tensorboard"}
         return with_options(self.model_dump(exclude=outside | usual))
+
+
+class TrainingOptions(TypedDict, total=False):
+    """The settings of `Training` as keywords, for editors and type checkers; `lr` stands for `optimizer="auto:lr=..."`."""
+
+    lr: float
+    epochs: int
+    batch_size: int
+    optimizer: str
+    schedule: str
+    augment: str
+    sampling: Literal["uniform", "balanced"]
+    variants: int
+    variant_seed: int
+    ema: float
+    clip: float | Literal["auto"] | None
+    balance: str
+    precision: Literal["auto", "float32", "bfloat16", "float16"]
+    channels_last: bool | Literal["auto"]
+    compile: bool | Literal["graphs"]
+    select: Literal["best", "last"]
+    log_every: int
+    keep_every: int
+    workers: int
+    resident: bool | Literal["auto"]
+    tensorboard: bool
 
 
 class TeacherPart(Section):

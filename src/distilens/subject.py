@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from distilens import draws
@@ -19,7 +19,8 @@ from distilens.data import Data, Split, load
 from distilens.errors import UserError
 from distilens.explain.explanation import target_of
 from distilens.models import MODELS, build_model, check_classes
-from distilens.models.named import own_classes
+from distilens.models.named import are_named, own_classes
+from distilens.models.objects import as_model
 from distilens.models.saved import load_model
 from distilens.recipe_file import read_recipe
 from distilens.specs import Spec
@@ -39,7 +40,7 @@ class Chosen:
     about: str
 
 
-def run_folder(model: Model | str) -> Path | None:
+def run_folder(model: Any) -> Path | None:
     """The folder of the run that a model is named by, if it is named by one: `runs/demo`, `run:runs/demo,part=teacher`."""
     if not isinstance(model, str):
         return None
@@ -51,12 +52,10 @@ def run_folder(model: Model | str) -> Path | None:
     return Path(spec.argument) if spec.name == "run" and spec.argument else None
 
 
-def found_data(data: Data | str | None, folder: Path | None, *, to_explain: bool = False) -> Data:
+def found_data(data: Any, folder: Path | None, *, to_explain: bool = False) -> Data:
     """The data set that was named, else that of the run; `to_explain` takes images without classes as well."""
-    if isinstance(data, Data | str):
-        return load(data, to_explain=to_explain)
     if data is not None:
-        raise UserError(f"data are a notation, Data, or images [b 3 h w]; given a {type(data).__name__}")
+        return load(data, to_explain=to_explain)
     if folder is None:
         raise UserError(
             "there are no images to explain: name a data set (--data, or data=), such as folder:path=pictures or shapes; "
@@ -69,17 +68,19 @@ def found_data(data: Data | str | None, folder: Path | None, *, to_explain: bool
     return load(read_recipe(folder / "recipe.toml").data, folder.parent / "data")
 
 
-def built_model(model: Model | str, folder: Path | None, given: Data | Tensor) -> tuple[Model, tuple[str, ...]]:
+def built_model(model: Any, folder: Path | None, given: Data | Tensor) -> tuple[Model, tuple[str, ...]]:
     """The model, and what has to be said of it."""
     if isinstance(model, Model):
         return model, ()
-    if not isinstance(model, str):
-        need = ": wrap it, Model(network, classes, size=(224, 224), mean=..., std=...)" * isinstance(model, nn.Module)
-        raise UserError(f"a model is a Model, a notation or a folder; given a {type(model).__name__}{need}")
-    device = cast(torch.device, processes().device)
-    there = model not in MODELS.entries and Path(model).is_dir()
     size = given.size if isinstance(given, Data) else (given.shape[-2], given.shape[-1])
     classes = given.classes if isinstance(given, Data) else ()
+    if not isinstance(model, str):
+        made = as_model(model, size=size)
+        if len(made.classes) == len(classes) and not are_named(made.classes):
+            made.classes = classes
+        return made, made.notes
+    device = cast(torch.device, processes().device)
+    there = model not in MODELS.entries and Path(model).is_dir()
     if there and folder is None:
         return load_model(Path(model)).to(device), ()
     if folder is not None:

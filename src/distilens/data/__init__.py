@@ -12,12 +12,15 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from distilens.data.arrays import from_arrays, source_of
+from distilens.data.pixels import Side
 from distilens.data.source import Rows, Source
-from distilens.data.subset import Data, Split, from_arrays, source_of, subset
+from distilens.data.subset import Data, Split, subset
 from distilens.data.unsplit import can_be_split, unsplit
+from distilens.errors import UserError
 from distilens.specs import Registry, Spec
 
-__all__ = ["SOURCES", "Data", "Rows", "Source", "Split", "from_arrays", "load", "source_of", "subset"]
+__all__ = ["SOURCES", "Data", "Rows", "Source", "Split", "as_data", "from_arrays", "load", "source_of", "subset"]
 
 CACHE = Path("runs/data")
 """Where decoded and generated images are kept."""
@@ -68,8 +71,8 @@ SOURCES = Registry(
 )
 
 
-def load(part: str | Mapping[str, Any] | Spec | Data, cache: Path | None = None, *, to_explain: bool = False) -> Data:
-    """The data set that the notation names; a `Data` is returned as it is.
+def load(part: Any, cache: Path | None = None, *, to_explain: bool = False) -> Data:
+    """The data set that the notation names; of Python objects what `as_data` makes; a `Data` is returned as it is.
 
     A source's own `seed` (that of `shapes`) is also the seed of the splits.
 
@@ -82,6 +85,8 @@ def load(part: str | Mapping[str, Any] | Spec | Data, cache: Path | None = None,
     """
     if isinstance(part, Data):
         return part
+    if not is_notation(part):
+        return as_data(part, cache, to_explain=to_explain)
     spec = SOURCES.resolve(part)
     source = SOURCES.build(spec, CACHE if cache is None else Path(cache))
     chosen = {name: spec.options[name] for name in ("limit", "shots", "classes", "min_images", "val_fraction", "seed")}
@@ -89,3 +94,59 @@ def load(part: str | Mapping[str, Any] | Spec | Data, cache: Path | None = None,
     if to_explain and not can_be_split(source, chosen["classes"]):
         return unsplit(source, name, limit=chosen["limit"], classes=chosen["classes"], seed=chosen["seed"])
     return subset(source, name, **chosen)
+
+
+def is_notation(given: Any) -> bool:
+    """Whether something names data, and is no data itself: a text, a `Spec`, or a table with a name."""
+    return isinstance(given, str | Spec) or (isinstance(given, Mapping) and isinstance(given.get("name"), str))
+
+
+def as_data(
+    given: Any,
+    cache: Path | None = None,
+    *,
+    size: Side | None = None,
+    limit: int | None = None,
+    shots: int | None = None,
+    val_fraction: float = 0.1,
+    seed: int = 0,
+    to_explain: bool = False,
+) -> Data:
+    """Data from whatever holds pictures and labels.
+
+    Args:
+        given: one of these, or a pair `(train, test)`, a triple `(train, validation, test)` or a dictionary of them:
+
+            * images and labels `(X, y)`: tensors or arrays, NCHW or NHWC or grey, 0 to 255 or 0 to 1; or lists;
+            * a map-style torch `Dataset` of `(image, label)`, tensors or Pillow images, or of dictionaries;
+            * a `DataLoader`: its data set is taken;
+            * a `datasets.Dataset` or `DatasetDict` of Hugging Face.
+
+            A notation and a `Data` are taken as `load` takes them. Each item is read once: random transforms are told by a
+            second reading of a few, and remarked on.
+        cache: where the pixels of data sets are kept; `runs/data` by default. Arrays stay in memory.
+        size: the side of the pictures, or height and width; by default as they are, or a usual side if they are of several.
+        limit, shots, val_fraction, seed: which of them are used and held out, as of every data set: see `subset`.
+
+    Raises:
+        UserError: nothing that holds pictures and labels (it says what would), pictures or labels at fault.
+
+    Example:
+        >>> import torch
+        >>> data = as_data((torch.rand(60, 3, 16, 16), torch.arange(60) % 3))
+        >>> data.classes, data.size, len(data.train)
+        (('0', '1', '2'), (16, 16), 42)
+    """
+    from distilens.data.objects import source_of_objects
+
+    if isinstance(given, Data) or is_notation(given):
+        if (size, limit, shots, val_fraction, seed) != (None, None, None, 0.1, 0):
+            raise UserError(
+                "options of a data set that has a name are said in its notation: folder:path=pictures,size=96"
+            )
+        return load(given, cache, to_explain=to_explain)
+    source = source_of_objects(given, CACHE if cache is None else Path(cache), size)
+    name = type(given).__name__ if not isinstance(given, tuple | list | dict) else "objects"
+    if to_explain and not can_be_split(source, None):
+        return unsplit(source, name, limit=limit, seed=seed)
+    return subset(source, name, limit=limit, shots=shots, val_fraction=val_fraction, seed=seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,9 @@ from distilens.data.decode import Encoded
 from distilens.data.files import encoded_bytes
 from distilens.data.labels import NAMES, as_declared, classes_in, column_values
 from distilens.data.pixels import Ground, Pixels, Range, Side
-from distilens.data.source import Source, as_rgb, digest, shortened
+from distilens.data.source import SPLITS, Source, as_rgb, digest, shortened
 from distilens.data.writing import decoded
 from distilens.errors import UserError, nearest
-
-SPLITS = {"train": ("train", "training"), "test": ("test",), "validation": ("validation", "valid", "val", "dev")}
 
 TORCHVISION = ("CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST", "STL10", "SVHN", "USPS")
 """The sets that torchvision holds as arrays; those that it reads file by file are better read as folders."""
@@ -50,11 +48,25 @@ def hf(
     Raises:
         UserError: the set cannot be loaded, has no such columns, or no train split.
     """
-    splits = hub_splits(name, config)
+    pixels = Pixels(size, ground, range_, large)
+    return source_of_splits(hub_splits(name, config), f"hf:{name}", cache, pixels, image, label, skip_bad=skip_bad)
+
+
+def source_of_splits(
+    splits: Mapping[str, Any],
+    what: str,
+    cache: Path,
+    pixels: Pixels,
+    image: str | None = None,
+    label: str | None = None,
+    *,
+    skip_bad: bool = False,
+) -> Source:
+    """A source from the splits of a loaded data set, by our names for them; `what` is the words for it in messages."""
     features = splits["train"].features
-    image = image_column(features, image, name)
-    label = label_column(features, label, name)
-    where = f"the labels in {label!r} of hf:{name}"
+    image = image_column(features, image, what)
+    label = label_column(features, label, what)
+    where = f"the labels in {label!r} of {what}"
     declared = {part: getattr(split.features[label], "names", None) for part, split in splits.items()}
     columns = {
         part: as_declared(column_values(arrow_column(split, label), where), declared[part], declared["train"])
@@ -64,13 +76,12 @@ def hf(
 
     def encoded(part: str) -> Encoded:
         return Encoded(
-            labels[part], lambda: hub_images(splits[part], image), lambda row: f"row {row} of {name} ({part})"
+            labels[part], lambda: hub_images(splits[part], image), lambda row: f"row {row} of {what} ({part})"
         )
 
     # Arrow files of one data set differ between machines (they can hold absolute paths): the images are hashed.
     content = [digest(part, labels[part], hash_of(hub_images(splits[part], image))) for part in splits]
     key = digest("hf", content, list(classes))
-    pixels = Pixels(size, ground, range_, large)
     return decoded(cache, key, lambda: ({part: encoded(part) for part in splits}, classes), pixels, skip_bad=skip_bad)
 
 
@@ -98,34 +109,32 @@ def hub_splits(name: str, config: str | None) -> dict[str, Any]:
     return splits
 
 
-def image_column(features: Any, image: str | None, name: str) -> str:
+def image_column(features: Any, image: str | None, what: str) -> str:
     import datasets
 
     images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
-    return chosen_column("image", image, images, features, name)
+    return chosen_column("image", image, images, features, what)
 
 
-def label_column(features: Any, label: str | None, name: str) -> str:
+def label_column(features: Any, label: str | None, what: str) -> str:
     import datasets
 
     labels = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     labels = labels or [column for column in NAMES if column in features][:1]
-    return chosen_column("label", label, labels, features, name)
+    return chosen_column("label", label, labels, features, what)
 
 
-def chosen_column(option: str, given: str | None, suitable: Sequence[str], features: Any, name: str) -> str:
+def chosen_column(option: str, given: str | None, suitable: Sequence[str], features: Any, what: str) -> str:
     if given is not None:
         if given not in features:
             known = list(features)
-            raise UserError(
-                f"hf:{name} has no column {given!r}.{nearest(given, known)} Its columns: {', '.join(known)}"
-            )
+            raise UserError(f"{what} has no column {given!r}.{nearest(given, known)} Its columns: {', '.join(known)}")
         return given
     if len(suitable) != 1:
         kind = "images" if option == "image" else "class labels"
         which = ", ".join(suitable or features)
         count = "several columns" if suitable else "no column"
-        raise UserError(f"hf:{name} has {count} of {kind}: name one, {option}=...; the columns are {which}")
+        raise UserError(f"{what} has {count} of {kind}: name one, {option}=...; the columns are {which}")
     return suitable[0]
 
 

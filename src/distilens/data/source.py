@@ -13,6 +13,9 @@ import numpy as np
 from distilens.data.copies import Copies
 from distilens.errors import UserError
 
+SPLITS = {"train": ("train", "training"), "test": ("test",), "validation": ("validation", "valid", "val", "dev")}
+"""What the splits of a data set are usually called, by our names for them."""
+
 
 @dataclass(frozen=True, eq=False)
 class Rows:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from distilens.data.copies import copies_in, said_of_copies
-from distilens.data.labels import classes_in, composed, said_of_names
-from distilens.data.source import NOTHING, Inventory, Rows, Source, as_rgb, check_count, check_labels, digest, shortened
+from distilens.data.copies import said_of_copies
+from distilens.data.labels import composed, said_of_names
+from distilens.data.source import NOTHING, Inventory, Rows, Source, check_count, digest, shortened
 from distilens.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -322,74 +322,3 @@ def drawn(
             "(after validation and limit). Ask for fewer, or leave the class out with classes=[...]"
         )
     return rows[(own < 0) | (ranks(own, random) < shots)]
-
-
-def from_arrays(
-    images: Any,
-    labels: Any,
-    *,
-    classes: Sequence[str] | None = None,
-    masks: Any = None,
-    test: Rows | tuple[Any, Any] | None = None,
-    seed: int = 0,
-) -> Data:
-    """Data of your own, from arrays: `subset(source_of(...), name, ...)` has the other choices.
-
-    Args:
-        images: uint8 `[n h w 3]`, or grey `[n h w]`.
-        labels: integers `[n]`, -1 = none.
-        classes: the names of the labels 0, 1, ...; if not given the classes are the numbers that the training labels have.
-        masks: `[n h w]`, not 0 where the evidence is.
-        test: images and labels; without them a fixed fifth of every class is held out.
-
-    Raises:
-        UserError: arrays of another kind, or labels at fault.
-    """
-    return subset(source_of(images, labels, classes=classes, masks=masks, test=test), "arrays", seed=seed)
-
-
-def source_of(
-    images: Any,
-    labels: Any,
-    *,
-    classes: Sequence[str] | None = None,
-    masks: Any = None,
-    test: Rows | tuple[Any, Any] | None = None,
-) -> Source:
-    """A source from arrays, as in `from_arrays`."""
-    train = checked_rows(images, labels, masks, "train")
-    tested = None
-    if test is not None:
-        given = (test.images, test.labels, test.masks) if isinstance(test, Rows) else (*test, None)
-        tested = checked_rows(*given, "test")
-        if tested.images.shape[1:] != train.images.shape[1:]:
-            raise UserError(
-                f"the test images are {list(tested.images.shape[1:])}, those of train {list(train.images.shape[1:])}: "
-                "wanted is one size"
-            )
-    parts = {"train": train} if tested is None else {"train": train, "test": tested}
-    classes, labels = classes_in({part: rows.labels for part, rows in parts.items()}, classes)
-    check_labels(labels, classes)
-    parts = {part: replace(rows, labels=labels[part]) for part, rows in parts.items()}
-    train, tested, every = parts["train"], parts.get("test"), list(parts.values())
-    arrays = [part for rows in every for part in (rows.images, rows.labels, rows.masks) if part is not None]
-    copies = copies_in({part: rows.images for part, rows in parts.items()}, lambda part, row: f"row {row} of {part}")
-    key = digest("arrays", list(classes), *arrays)
-    return Source(train, tested, None, tuple(classes), key, copies=tuple(copies))
-
-
-def checked_rows(images: Any, labels: Any, masks: Any, part: str) -> Rows:
-    images, labels = np.asarray(images), np.asarray(labels)
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[-1] not in (1, 3)):
-        raise UserError(
-            f"the {part} images are {images.dtype} {list(images.shape)}; "
-            "wanted is uint8 [n h w 3] in 0..255, or grey [n h w]"
-        )
-    if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
-        raise UserError(f"the {part} labels are {labels.dtype} {list(labels.shape)}; wanted are {len(images)} integers")
-    if masks is not None:
-        masks = np.asarray(masks)
-        if masks.shape != images.shape[:3]:
-            raise UserError(f"the {part} masks are {list(masks.shape)}; wanted is {list(images.shape[:3])}")
-        masks = np.where(masks != 0, 255, 0).astype(np.uint8)
-    return Rows(as_rgb(images), labels.astype(np.int64), masks)

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from distilens.core import Model, Output
 from distilens.errors import UserError
+from distilens.models.objects import as_model
 from distilens.taps import evaluating
 
 Target = Tensor | Sequence[int] | int | None
@@ -58,16 +59,19 @@ class Explainer:
     compares: bool = False
     reference: Tensor | None = None
 
-    def __call__(self, model: Model, images: Float[Tensor, "b c h w"], target: Target = None) -> Explanation:
+    def __call__(self, model: nn.Module, images: Float[Tensor, "b c h w"], target: Target = None) -> Explanation:
         """Explain some images for some classes.
 
         Args:
+            model: a `Model`, or any module from normalised images to logits (see `as_model`).
             images: pixels in [0, 1], on the model's device.
             target: labels or other classes, one for all, or None for the model's own top-1.
 
         Raises:
             UserError: no images, NaN, another device, a class that the model does not have, a tap that gives no map.
         """
+        if not isinstance(model, Model):
+            model = as_model(model, size=(int(images.shape[-2]), int(images.shape[-1]))).to(images.device)
         with quietly(model):
             return self.explain(model, checked(model, images), target)
 

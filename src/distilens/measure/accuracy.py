@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from distilens.core import Batch, Model
+from distilens.models.objects import takes_modules
 from distilens.taps import evaluating
 
 
@@ -22,6 +23,7 @@ class Share(TypedDict):
     high: float
 
 
+@takes_modules
 def predict(model: Model, batches: Iterable[Batch]) -> Float[Tensor, "n classes"]:
     """The logits of all images, in order, float32 on the CPU; the model is left in the mode it was in."""
     with evaluating(model), torch.inference_mode():

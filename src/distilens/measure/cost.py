@@ -9,14 +9,17 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from distilens.core import Model
+from distilens.models.objects import takes_modules
 from distilens.taps import evaluating
 
 
+@takes_modules
 def parameters(model: Model) -> int:
     """The number of parameters of the model as it is shipped: the network and its parts."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+@takes_modules
 def macs(model: Model) -> int:
     """Multiply-accumulates for one image at the model's own input size: half of what torch's FlopCounterMode counts.
 
@@ -31,6 +34,7 @@ def macs(model: Model) -> int:
     return counter.get_total_flops() // 2
 
 
+@takes_modules
 def latency(model: Model, *, batch: int = 1, repeats: int = 50, warm_up: int = 10) -> dict[str, float | int | str]:
     """Milliseconds of a forward in float32: median and the middle 80 %, after warm-up (a cold start is not latency)."""
     device = model.device

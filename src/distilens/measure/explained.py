@@ -11,8 +11,10 @@ from distilens.explain.hirescam import HiResCAM
 from distilens.explain.maps import resized
 from distilens.measure.faithfulness import ranked
 from distilens.measure.imputation import noisy_linear
+from distilens.models.objects import takes_modules
 
 
+@takes_modules
 def most_relevant(
     model: Model, images: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"], *, share: float = 0.5
 ) -> Float[Tensor, "b c h w"]:

@@ -15,6 +15,7 @@ from distilens.explain.explanation import checked, quietly
 from distilens.explain.maps import empty, normalised, resized
 from distilens.explain.path import blocks, rows_at_once
 from distilens.measure.imputation import Fill, filled, noisy_linear
+from distilens.models.objects import takes_modules
 
 SHARES = tuple(tenth / 10 for tenth in range(1, 10))
 
@@ -105,6 +106,7 @@ class Perturbed:
         return curve.masked_fill(self.empty[:, None], torch.nan)
 
 
+@takes_modules
 def curves(
     model: Model,
     images: Float[Tensor, "b c h w"],
@@ -138,6 +140,7 @@ def curves(
         )
 
 
+@takes_modules
 def insertion(
     model: Model,
     images: Float[Tensor, "b c h w"],
@@ -152,6 +155,7 @@ def insertion(
     return area(Perturbed(model, images, maps, target, fill=fill, steps=steps, chunk=chunk), insert=True)
 
 
+@takes_modules
 def deletion(
     model: Model,
     images: Float[Tensor, "b c h w"],
@@ -173,6 +177,7 @@ def area(rows: Perturbed, *, insert: bool) -> Float[Tensor, " b"]:
         return torch.trapezoid(rows.curve(insert=insert, whole=whole, nothing=nothing), rows.shares, dim=1)
 
 
+@takes_modules
 def road(
     model: Model,
     images: Float[Tensor, "b c h w"],
@@ -211,6 +216,7 @@ def ranked(maps: Float[Tensor, "b h w"]) -> Int[Tensor, "b h w"]:
     return torch.empty_like(order).scatter_(1, order, place).view(maps.shape)
 
 
+@takes_modules
 def masked_confidence(
     model: Model, images: Float[Tensor, "b c h w"], maps: Float[Tensor, "b h2 w2"], target: Int[Tensor, " b"]
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:

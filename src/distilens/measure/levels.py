@@ -25,6 +25,7 @@ from distilens.measure.distance_correlation import FEWEST, Distances
 from distilens.measure.explained import most_relevant
 from distilens.measure.transfer import cka, fss, normalised_rows, rs
 from distilens.measure.unicam import Features, as_rows
+from distilens.models.objects import takes_modules
 from distilens.taps import grid
 
 LOGITS = "logits"
@@ -130,6 +131,7 @@ def shared(models: Mapping[str, Model]) -> list[str]:
     return [*found, LOGITS]
 
 
+@takes_modules
 def features_at(
     model: Model,
     batches: Iterable[Batch],

@@ -13,11 +13,13 @@ from distilens import draws
 from distilens.core import Model
 from distilens.explain import Explanation
 from distilens.measure.likeness import pearson, spearman
+from distilens.models.objects import as_model, takes_modules
 from distilens.taps import evaluating, find
 
 Explain = Callable[[Model, Tensor, Tensor | None], Explanation]
 
 
+@takes_modules
 def randomised(
     model: Model, modules: Collection[str] | None = None, *, calibrate: Tensor | None = None, seed: int = 0
 ) -> Model:
@@ -90,7 +92,7 @@ def modules_with_parameters(model: Model) -> list[str]:
 
 def randomisation(
     explainer: Explain,
-    model: Model,
+    model: nn.Module,
     images: Float[Tensor, "b c h w"],
     target: Int[Tensor, " b"] | None = None,
     *,
@@ -105,6 +107,7 @@ def randomisation(
 
     Source: Adebayo et al. 2018 (arXiv 1810.03292), section 3.
     """
+    model = as_model(model, size=(int(images.shape[-2]), int(images.shape[-1])))
     explained = explainer(model, images, target)
     paths = modules_with_parameters(model)[::-1]
     steps = {path: paths[: number + 1] for number, path in enumerate(paths)} if cascade else {"all": paths}
@@ -118,7 +121,7 @@ def randomisation(
 
 def stability(
     explainer: Explain,
-    model: Model,
+    model: nn.Module,
     images: Float[Tensor, "b c h w"],
     target: Int[Tensor, " b"] | None = None,
     *,
@@ -133,6 +136,7 @@ def stability(
 
     Source: after Alvarez-Melis and Jaakkola 2018 (arXiv 1806.08049) and Yeh et al. 2019 (arXiv 1901.09392), which take distances.
     """
+    model = as_model(model, size=(int(images.shape[-2]), int(images.shape[-1])))
     explained = explainer(model, images, target)
     source = draws.generator("stability", seed)
     found = []

@@ -13,8 +13,6 @@ from distilens.errors import UserError
 from distilens.specs import Registry, Spec
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from distilens.core import Model
     from distilens.models.adapters import Expecting
 
@@ -126,12 +124,6 @@ def fill_lazy(model: Model) -> None:
     if any(is_lazy(parameter) for parameter in model.network.parameters()):
         with evaluating(model), torch.no_grad():
             model.logits(model.example())
-
-
-def own_pixels(network: nn.Module) -> dict[str, Any]:
-    """The mean and deviation of pixels that a module of timm carries; nothing of others."""
-    about = getattr(network, "pretrained_cfg", None) or {}
-    return {name: tuple(about[name]) for name in ("mean", "std") if name in about}
 
 
 def in_order(model: Model, classes: Sequence[str]) -> Model:
