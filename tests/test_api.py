@@ -10,6 +10,9 @@ from distilens.core import Answer, Method, Model
 from distilens.errors import UserError
 from distilens.recipe import Training, TrainingOptions
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*how its pixels are normalised")
+"""Teachers here are modules that say nothing of their pixels."""
+
 SETTINGS = {"epochs": 2, "batch_size": 16, "optimizer": "sgd:lr=0.05", "precision": "float32"}
 
 
