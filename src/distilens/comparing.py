@@ -16,7 +16,7 @@ from distilens.data import Data, Split
 from distilens.data.batches import Batches
 from distilens.embeddings import class_embeddings
 from distilens.errors import UserError
-from distilens.explain.side_by_side import choose
+from distilens.explain.side_by_side import as_pixels, choose
 from distilens.measure import predict
 from distilens.measure.distance_correlation import FEWEST, Distances
 from distilens.measure.levels import (
@@ -212,7 +212,7 @@ class Comparing:
         task, among = self.task_of(batch.labels), reference.among(positions)
         arrays = {
             "index": batch.index.numpy(),
-            "images": (batch.images * 255).round().byte().permute(0, 2, 3, 1).numpy(),
+            "images": as_pixels(batch.images),
             "labels": batch.labels.numpy(),
             "signed": np.array(False),
             "roles": np.array([pair.called for pair in self.pairs]),

@@ -14,47 +14,64 @@ from distilens.data.batches import Batches
 from distilens.data.subset import Data, Split
 from distilens.explain import Explainer, build_explainer, in_chunks, labels
 from distilens.explain.maps import empty
-from distilens.measure.accuracy import accuracy, agreement, balanced, by_class, commonest, predict
+from distilens.measure.accuracy import commonest, predict
+from distilens.measure.answers import score_answers
 from distilens.measure.cost import latency, macs, parameters
 from distilens.measure.likeness import cosine, mean_interval
 from distilens.measure.localisation import energy_in_mask
+from distilens.measure.predictions import Predictions, SplitPredictions, predictions_of
 
 EVALUATION_BATCH = 500
 Say = Callable[[str], object]
 
 
-def score_models(
-    models: Mapping[str, Model], data: Data, explainers: Sequence[str], *, measured: int, say: Say = lambda text: None
-) -> dict[str, Any]:
-    """Score some models by role (`teacher`, `base`, `student`); all but accuracy and cost compare with the teacher.
+def predict_all(models: Mapping[str, Model], data: Data, *, say: Say = lambda text: None) -> Predictions:
+    """What all models answer to all images of test and validation. The test split is read here."""
 
-    The test split is read here and nowhere else. Maps explain the teacher's top-1 class, on `measured` test images that are
-    drawn once for the data set.
+    def answered(split: Split, name: str) -> SplitPredictions:
+        logits = {}
+        for role, model in models.items():
+            say(f"answers of {role} to {name}")
+            logits[role] = predict(model, Batches(split, EVALUATION_BATCH, device=model.device))
+        return predictions_of(split, logits)
+
+    return Predictions(
+        tuple(map(str, data.classes)), answered(data.test, "test"), answered(data.validation, "validation")
+    )
+
+
+def score_models(
+    models: Mapping[str, Model],
+    data: Data,
+    explainers: Sequence[str],
+    *,
+    measured: int,
+    predictions: Predictions | None = None,
+    say: Say = lambda text: None,
+) -> dict[str, Any]:
+    """Score some models by role (`teacher`, `base`, `student`): their answers, maps and cost.
+
+    Maps explain the teacher's top-1 class, on `measured` test images that are drawn once for the data set.
+
+    Args:
+        predictions: the models' answers, where they are there already.
     """
-    scores: dict[str, dict[str, Any]] = {}
-    test_logits: dict[str, Tensor] = {}
+    answers = predict_all(models, data, say=say) if predictions is None else predictions
+    say("scores of the answers")
+    scores = score_answers(answers)
     for role, model in models.items():
-        say(f"accuracy of {role}")
-        on_validation = predict(model, Batches(data.validation, EVALUATION_BATCH, device=model.device))
-        test_logits[role] = predict(model, Batches(data.test, EVALUATION_BATCH, device=model.device))
+        say(f"cost of {role}")
         scores[role] = {
             "model": model.name,
-            "validation": accuracy(on_validation, labels_of(data.validation)),
-            "test": accuracy(test_logits[role], labels_of(data.test)),
-            "by class": (classes := by_class(test_logits[role], labels_of(data.test), data.classes)),
-            "balanced": balanced(classes),
-            "agreement": None,
+            **scores[role],
             "maps": {},
             "parameters": parameters(model),
             "macs": macs(model),
             "latency_ms": latency(model),
         }
-    if "teacher" in models:
-        for role in models:
-            if role != "teacher":
-                scores[role]["agreement"] = agreement(test_logits[role], test_logits["teacher"])
     positions = drawn_positions(data.test, measured)
-    reference = test_logits.get("teacher", next(iter(test_logits.values())))
+    logits = answers.test.logits
+    reference = torch.from_numpy(logits.get("teacher", next(iter(logits.values()))))
     for explainer, label in labels(explainers).items():
         say(f"maps by {explainer}")
         explain = build_explainer(explainer, data)
