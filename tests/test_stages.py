@@ -10,6 +10,9 @@ from rich.console import Console
 from distilens import roles, stages
 from distilens.errors import UserError
 from distilens.files import locked
+from distilens.fingerprint import fingerprint_of
+from distilens.gallery import gallery
+from distilens.recipe import ComparePart
 from distilens.recipe_file import make_recipe
 from distilens.run import Run, at_work, load_run
 from distilens.stages import run_all
@@ -93,6 +96,18 @@ def test_the_predictions_are_kept_and_are_those_of_the_models(ran):
         assert errors["index"].tolist() == [one["index"] for one in run.scores["errors"]]
         shown, _ = run.data.test.pixels(np.array([one["row"] for one in run.scores["errors"]]))
         np.testing.assert_array_equal(errors["images"], (shown * 255).round().byte().permute(0, 2, 3, 1).numpy())
+
+
+def test_a_model_has_one_fingerprint_wherever_it_is_spoken_of(ran):
+    run = load_run(ran)
+    stages.compare_stage(run, ComparePart(samples=32, reference=16, images=2, measured=4, sets=1))
+    compared = json.loads((ran / "transfer.json").read_text())["models"]
+    recorded = run.about["fingerprints"]
+    for role, scores in run.scores["models"].items():
+        own = fingerprint_of(run.model(role))
+        assert own == scores["fingerprint"] == compared[role]["weights"] == recorded[f"{role} weights"]
+    shown = gallery(f"run:{ran},part=student", run.data, ["gradcam"], images=2, sanity=False)
+    assert shown.fingerprint == recorded["student weights"] != recorded["base weights"]
 
 
 def test_a_run_of_an_earlier_version_has_no_predictions_until_it_is_measured(ran):
@@ -209,7 +224,7 @@ def test_what_a_run_leaves_about_itself(ran):
     assert about["seeds"] == {"data and weights": 0, "variants": 0}
     assert about["machine"]["cores"] > 0
     assert set(about["fingerprints"]) == {"data", "teacher data", "teacher weights", "base weights", "student weights"}
-    assert about["fingerprints"]["student weights"] == load_run(ran).weights_key("student")
+    assert about["fingerprints"]["student weights"] == fingerprint_of(load_run(ran).model("student"))
     assert set(about["seconds"]) == set(ALL)
     before = about["seconds"]
     done(ran)

@@ -17,6 +17,7 @@ from distilens.data.batches import Batches
 from distilens.embeddings import class_embeddings
 from distilens.errors import UserError
 from distilens.explain.side_by_side import as_pixels, choose
+from distilens.fingerprint import fingerprint_of
 from distilens.measure import predict
 from distilens.measure.distance_correlation import FEWEST, Distances
 from distilens.measure.levels import (
@@ -44,7 +45,6 @@ from distilens.measure.pair_maps import (
 from distilens.measure.scores import EVALUATION_BATCH
 from distilens.progress import Work
 from distilens.recipe import ComparePart
-from distilens.subject import fingerprint_of
 
 KIND = "distilens transfer 1"
 GROWN = 512

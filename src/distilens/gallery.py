@@ -30,6 +30,7 @@ from distilens.explain.explanation import checked
 from distilens.explain.maps import overlay
 from distilens.explain.parts import Part, named, with_references
 from distilens.files import read_json, write_arrays, write_atomically, write_json, write_text
+from distilens.fingerprint import fingerprint_of
 from distilens.prepare import prepare
 from distilens.progress import Work
 from distilens.report import gallery_page
@@ -55,7 +56,6 @@ from distilens.subject import (
     built_model,
     check_pixels,
     drawn_images,
-    fingerprint_of,
     found_data,
     run_folder,
     targets,

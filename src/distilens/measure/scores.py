@@ -14,6 +14,7 @@ from distilens.data.batches import Batches
 from distilens.data.subset import Data, Split
 from distilens.explain import Explainer, build_explainer, in_chunks, labels
 from distilens.explain.maps import empty
+from distilens.fingerprint import fingerprint_of
 from distilens.measure.accuracy import commonest, predict
 from distilens.measure.answers import score_answers
 from distilens.measure.cost import latency, macs, parameters
@@ -63,6 +64,7 @@ def score_models(
         say(f"cost of {role}")
         scores[role] = {
             "model": model.name,
+            "fingerprint": fingerprint_of(model),
             **scores[role],
             "maps": {},
             "parameters": parameters(model),
