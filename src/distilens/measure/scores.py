@@ -100,7 +100,7 @@ def compare_maps(
 ) -> dict[str, dict[str, Any]]:
     """For each role: how alike its maps are to the teacher's (mean cosine), and how much of them lies on the evidence.
 
-    Of the student also how much more alike than the base's, by the differences of the same images.
+    Of the student also how much more of both than the base has, by the differences of the same images.
     """
     batch = Batches(split, len(split)).batch(positions, None, 0, 0.0) if len(positions) else None
     if batch is None:
@@ -110,20 +110,26 @@ def compare_maps(
         role: cosine(own, maps["teacher"]) for role, own in maps.items() if "teacher" in maps and role != "teacher"
     }
     found: dict[str, dict[str, Any]] = {}
+    inside = {role: energy_in_mask(own, batch.mask) for role, own in maps.items() if batch.mask is not None}
     for role, own in maps.items():
-        alike = others.get(role)
-        interval = mean_interval(alike) if alike is not None else {"mean": None, "low": None, "high": None}
-        inside = mean_interval(energy_in_mask(own, batch.mask)) if batch.mask is not None else {"mean": None}
+        alike = mean_interval(others[role]) if role in others else {"mean": None, "low": None, "high": None, "n": None}
+        on_mask = (
+            mean_interval(inside[role]) if role in inside else {"mean": None, "low": None, "high": None, "n": None}
+        )
         found[role] = {
-            "similarity": interval["mean"],
-            "low": interval["low"],
-            "high": interval["high"],
+            "similarity": alike["mean"],
+            "low": alike["low"],
+            "high": alike["high"],
             "n": len(positions),
             "empty": int(empty(own).sum()),
-            "energy_in_mask": inside["mean"],
+            "compared": alike["n"],
+            "energy_in_mask": on_mask["mean"],
+            "energy": on_mask,
+            "masks": batch.mask is not None,
         }
-    if {"student", "base"} <= others.keys():  # image by image, which says more than two means
-        found["student"]["more_than_base"] = mean_interval(others["student"] - others["base"])
+    if {"student", "base"} <= maps.keys():  # image by image, which says more than two means
+        for name, values in (("more_than_base", others), ("energy_more_than_base", inside)):
+            found["student"][name] = mean_interval(values["student"] - values["base"]) if "student" in values else None
     return found
 
 
