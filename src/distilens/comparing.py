@@ -16,7 +16,7 @@ from distilens.data import Data, Split
 from distilens.data.batches import Batches
 from distilens.embeddings import class_embeddings
 from distilens.errors import UserError
-from distilens.explain.side_by_side import as_pixels, choose
+from distilens.explain.side_by_side import as_pixels, choose, named_files
 from distilens.fingerprint import fingerprint_of
 from distilens.measure import predict
 from distilens.measure.distance_correlation import FEWEST, Distances
@@ -216,6 +216,8 @@ class Comparing:
             "labels": batch.labels.numpy(),
             "signed": np.array(False),
             "roles": np.array([pair.called for pair in self.pairs]),
+            "answers_of": np.array([pair.of for pair in self.pairs]),
+            **named_files(self.data.test, positions),
         }
         if batch.mask is not None:
             arrays["masks"] = (batch.mask * 255).round().byte().numpy()

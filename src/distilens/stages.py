@@ -13,7 +13,7 @@ from distilens.about import about_run
 from distilens.comparison import compare
 from distilens.data.batches import Batches
 from distilens.explain import build_explainer, labels
-from distilens.explain.side_by_side import as_pixels, choose, explained
+from distilens.explain.side_by_side import as_pixels, choose, explained, named_files
 from distilens.files import key_of, read_json, write_arrays, write_json
 from distilens.kept import KeptModels
 from distilens.measure import predict
@@ -89,7 +89,8 @@ def explain_stage(run: Run) -> None:
         shown = {role: values[positions] for role, values in logits.items()}
         for part, path in files.items():
             run.say(f"explain: {part}")
-            write_arrays(path, explained(models, batch, shown, build_explainer(part, run.data)))
+            found = explained(models, batch, shown, build_explainer(part, run.data))
+            write_arrays(path, {**found, **named_files(test, positions)})
         for path in set((run.folder / "maps").glob("*.npz")) - set(files.values()):
             path.unlink()  # of an explainer that is no longer wanted
 

@@ -11,12 +11,19 @@ from torch import Tensor
 
 from distilens import draws
 from distilens.core import Batch, Model
+from distilens.data.subset import Split
 from distilens.explain.explanation import Explainer, in_chunks
 
 
 def as_pixels(images: Float[Tensor, "b 3 h w"]) -> UInt8[np.ndarray, "b h w 3"]:
     """Images in [0, 1] as they are stored."""
     return (images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def named_files(split: Split, positions: Tensor) -> dict[str, np.ndarray]:
+    """The files of some images of a split, as an array to be stored; nothing where the images are not files."""
+    names = split.names(positions.numpy())
+    return {} if names is None else {"names": np.array(names)}
 
 
 def choose(logits: Mapping[str, Tensor], count: int) -> Tensor:
