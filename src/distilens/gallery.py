@@ -34,8 +34,8 @@ from distilens.fingerprint import fingerprint_of
 from distilens.prepare import prepare
 from distilens.progress import Work
 from distilens.report import gallery_page
+from distilens.report.cells import percent
 from distilens.report.gallery_page import cell, detailed, short
-from distilens.report.table import percent
 from distilens.scoring import (
     CHUNK,
     MEASURES,
