@@ -1,5 +1,6 @@
 """Where a result comes from is written once a stage, and no later command rewrites it."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 from distilens import about
@@ -11,7 +12,7 @@ def run_of(origins):
     recipe = make_recipe({"data": "shapes", "student": {"model": "resnet8"}})
     seconds = dict.fromkeys(origins, 1.0)
     return SimpleNamespace(
-        recipe=recipe, data=data, teacher_data=data, seconds=seconds, origins=origins, weights_key=lambda role: None
+        recipe=recipe, data=data, teacher_data=data, seconds=seconds, origins=origins, folder=Path("nowhere")
     )
 
 

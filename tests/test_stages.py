@@ -10,6 +10,9 @@ from rich.console import Console
 from distilens import roles, stages
 from distilens.errors import UserError
 from distilens.files import locked
+from distilens.fingerprint import fingerprint_of
+from distilens.gallery import gallery
+from distilens.recipe import ComparePart
 from distilens.recipe_file import make_recipe
 from distilens.run import Run, at_work, load_run
 from distilens.stages import run_all
@@ -75,6 +78,47 @@ def test_the_second_time_nothing_is_done(ran):
     assert (ran / "scores.json").read_bytes() == scores
 
 
+def test_the_predictions_are_kept_and_are_those_of_the_models(ran):
+    run = load_run(ran)
+    found = run.predictions()
+    assert found.classes == run.data.classes
+    assert list(found.test.logits) == ["teacher", "base", "student"]
+    for split, answers in ((run.data.test, found.test), (run.data.validation, found.validation)):
+        np.testing.assert_array_equal(answers.labels, split.labels)
+        np.testing.assert_array_equal(answers.index, split.index)
+    student = run.model("student").eval()
+    images, _ = run.data.test.pixels(np.arange(5))
+    np.testing.assert_allclose(student.logits(images).detach().numpy(), found.test.logits["student"][:5], atol=1e-5)
+    scores = run.scores["models"]["student"]
+    right = found.test.predicted("student") == found.test.labels
+    assert scores["test"]["accuracy"] == pytest.approx(right.mean())
+    with np.load(ran / "errors.npz") as errors:
+        assert errors["index"].tolist() == [one["index"] for one in run.scores["errors"]]
+        shown, _ = run.data.test.pixels(np.array([one["row"] for one in run.scores["errors"]]))
+        np.testing.assert_array_equal(errors["images"], (shown * 255).round().byte().permute(0, 2, 3, 1).numpy())
+
+
+def test_a_model_has_one_fingerprint_wherever_it_is_spoken_of(ran):
+    run = load_run(ran)
+    stages.compare_stage(run, ComparePart(samples=32, reference=16, images=2, measured=4, sets=1))
+    compared = json.loads((ran / "transfer.json").read_text())["models"]
+    recorded = run.about["fingerprints"]
+    for role, scores in run.scores["models"].items():
+        own = fingerprint_of(run.model(role))
+        assert own == scores["fingerprint"] == compared[role]["weights"] == recorded[f"{role} weights"]
+    shown = gallery(f"run:{ran},part=student", run.data, ["gradcam"], images=2, sanity=False)
+    assert shown.fingerprint == recorded["student weights"] != recorded["base weights"]
+
+
+def test_a_run_of_an_earlier_version_has_no_predictions_until_it_is_measured(ran):
+    for name in ("predictions.npz", "errors.npz"):
+        (ran / name).unlink()
+    with pytest.raises(UserError, match="distilens measure"):
+        load_run(ran).predictions()
+    assert done(ran) == ["measure"]
+    assert load_run(ran).predictions().test.total == len(load_run(ran).data.test)
+
+
 def test_the_recipe_in_the_folder_is_the_same_run(ran):
     assert done(ran) == []
     assert done(ran, act=lambda run: run_each(run)) == []
@@ -123,6 +167,7 @@ def test_the_maps_of_an_explainer_that_is_not_wanted_any_more_go(ran):
     ("lost", "expected"),
     [
         ("scores.json", ["measure"]),
+        ("predictions.npz", ["measure"]),
         ("maps/ig.npz", ["explain"]),
         ("student/model.safetensors", ["student"]),
         ("teacher/stage.json", ["teacher"]),
@@ -179,7 +224,7 @@ def test_what_a_run_leaves_about_itself(ran):
     assert about["seeds"] == {"data and weights": 0, "variants": 0}
     assert about["machine"]["cores"] > 0
     assert set(about["fingerprints"]) == {"data", "teacher data", "teacher weights", "base weights", "student weights"}
-    assert about["fingerprints"]["student weights"] == load_run(ran).weights_key("student")
+    assert about["fingerprints"]["student weights"] == fingerprint_of(load_run(ran).model("student"))
     assert set(about["seconds"]) == set(ALL)
     before = about["seconds"]
     done(ran)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import PartialState
 
+from distilens.fingerprint import fingerprint_of_file
+
 if TYPE_CHECKING:
     from distilens.run import Run
 
@@ -51,11 +53,17 @@ def about_run(run: Run) -> dict[str, Any]:
         "fingerprints": {
             "data": run.data.fingerprint,
             "teacher data": run.teacher_data.fingerprint,
-            **{f"{role} weights": key for role in roles if (key := run.weights_key(role))},
+            **{f"{role} weights": key for role in roles if (key := fingerprint(run, role))},
         },
         "seconds": run.seconds,
         **({"origins": apart} if len(apart) > 1 else {}),
     }
+
+
+def fingerprint(run: Run, role: str) -> str | None:
+    """That of a trained model of the run, as every page shows it; None where there is none."""
+    path = run.folder / role / "model.safetensors"
+    return fingerprint_of_file(path) if path.is_file() else None
 
 
 def origins_in(about: dict[str, Any]) -> dict[str, dict[str, Any]]:

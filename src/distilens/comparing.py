@@ -16,7 +16,8 @@ from distilens.data import Data, Split
 from distilens.data.batches import Batches
 from distilens.embeddings import class_embeddings
 from distilens.errors import UserError
-from distilens.explain.side_by_side import choose
+from distilens.explain.side_by_side import as_pixels, choose, named_files
+from distilens.fingerprint import fingerprint_of
 from distilens.measure import predict
 from distilens.measure.distance_correlation import FEWEST, Distances
 from distilens.measure.levels import (
@@ -44,7 +45,6 @@ from distilens.measure.pair_maps import (
 from distilens.measure.scores import EVALUATION_BATCH
 from distilens.progress import Work
 from distilens.recipe import ComparePart
-from distilens.subject import fingerprint_of
 
 KIND = "distilens transfer 1"
 GROWN = 512
@@ -212,10 +212,12 @@ class Comparing:
         task, among = self.task_of(batch.labels), reference.among(positions)
         arrays = {
             "index": batch.index.numpy(),
-            "images": (batch.images * 255).round().byte().permute(0, 2, 3, 1).numpy(),
+            "images": as_pixels(batch.images),
             "labels": batch.labels.numpy(),
             "signed": np.array(False),
             "roles": np.array([pair.called for pair in self.pairs]),
+            "answers_of": np.array([pair.of for pair in self.pairs]),
+            **named_files(self.data.test, positions),
         }
         if batch.mask is not None:
             arrays["masks"] = (batch.mask * 255).round().byte().numpy()

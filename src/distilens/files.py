@@ -1,6 +1,6 @@
 """The run folder: what a run leaves behind, written so that a kill at any time loses nothing.
 
-    recipe.toml  about.json  metrics.jsonl  scores.json  report.html
+    recipe.toml  about.json  metrics.jsonl  scores.json  predictions.npz  errors.npz  report.html
     teacher/ base/ student/   model.safetensors, model.json, checkpoints
     maps/                     one .npz an explainer
 

@@ -29,11 +29,12 @@ from distilens.explain.explanation import checked
 from distilens.explain.maps import overlay
 from distilens.explain.parts import Part, named, with_references
 from distilens.files import read_json, write_arrays, write_atomically, write_json, write_text
+from distilens.fingerprint import fingerprint_of
 from distilens.prepare import prepare
 from distilens.progress import Work
 from distilens.report import gallery_page
+from distilens.report.cells import percent
 from distilens.report.gallery_page import cell, detailed, short
-from distilens.report.table import percent
 from distilens.scoring import (
     CHUNK,
     MEASURES,
@@ -54,7 +55,6 @@ from distilens.subject import (
     built_model,
     check_pixels,
     drawn_images,
-    fingerprint_of,
     found_data,
     run_folder,
     targets,

@@ -24,6 +24,8 @@ from distilens.core import Model, Teacher, accompany
 from distilens.data import Data, load
 from distilens.errors import UserError
 from distilens.files import Busy, Metrics, file_key, locked, read_json, write_json, write_text
+from distilens.measure.predictions import FILE as PREDICTIONS
+from distilens.measure.predictions import Predictions, read_predictions
 from distilens.methods import build_methods
 from distilens.models import MODELS
 from distilens.models.adapters import model_folder
@@ -85,6 +87,14 @@ class Run:
     @property
     def about(self) -> dict[str, Any] | None:
         return read_json(self.folder / "about.json")
+
+    def predictions(self) -> Predictions:
+        """The logits of all models on test and validation, with labels and files: `run.predictions().test.logits["student"]`.
+
+        Raises:
+            UserError: an earlier version measured the run, or nobody has yet.
+        """
+        return read_predictions(self.folder / PREDICTIONS)
 
     def model(self, role: str) -> Model:
         """A trained model of the run: `teacher`, `base` or `student`."""
@@ -238,7 +248,8 @@ def stage(run: Run, name: str, key: str, *results: Path) -> Iterator[bool]:
         yield False
         return
     if before:
-        run.say(f"{name}: what it depends on has changed; done again")
+        why = "what it depends on has changed" if before.get("key") != key else "some of its files are not there"
+        run.say(f"{name}: {why}; done again")
     start = time.perf_counter()
     yield True
     if processes().is_main_process:

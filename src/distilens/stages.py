@@ -7,15 +7,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from distilens.about import about_run
 from distilens.comparison import compare
 from distilens.data.batches import Batches
 from distilens.explain import build_explainer, labels
-from distilens.explain.side_by_side import choose, explained
+from distilens.explain.side_by_side import as_pixels, choose, explained, named_files
 from distilens.files import key_of, read_json, write_arrays, write_json
 from distilens.kept import KeptModels
 from distilens.measure import predict
-from distilens.measure.scores import EVALUATION_BATCH, score_models
+from distilens.measure.answers import errors_of
+from distilens.measure.predictions import FILE as PREDICTIONS
+from distilens.measure.scores import EVALUATION_BATCH, predict_all, score_models
 from distilens.recipe import ComparePart, with_options
 from distilens.report import write_report
 from distilens.roles import source_key, train_stage
@@ -38,22 +42,33 @@ def run_all(run: Run) -> None:
 
 
 def measure_stage(run: Run) -> None:
-    """Score all models: accuracy, agreement, likeness of maps, cost. The test split is read here."""
+    """Score all models: what they answer, their maps, their cost. The test split is read here.
+
+    Writes the answers (`predictions.npz`), the scores, and the images that the student gets wrong most surely (`errors.npz`).
+    """
     explain = run.recipe.explain
     weights = [run.weights_key(role) for role in ROLES]
     key = key_of("measure", weights, run.data.fingerprint, with_options(explain.model_dump(exclude={"images"})))
-    with stage(run, "measure", key, run.folder / "scores.json") as due:
-        if due:
-            models = run.models()
-            scores = score_models(
-                models,
-                run.data,
-                explain.explainers,
-                measured=explain.measured,
-                say=lambda text: run.say(f"measure: {text}"),
-            )
-            scores["data"]["note"] = run.recipe.note
-            write_json(run.folder / "scores.json", scores)
+    scores_file, answers_file, errors_file = (run.folder / name for name in ("scores.json", PREDICTIONS, "errors.npz"))
+    with stage(run, "measure", key, scores_file, answers_file, errors_file) as due:
+        if not due:
+            return
+
+        def say(text: str) -> None:
+            run.say(f"measure: {text}")
+
+        models = run.models()
+        answers = predict_all(models, run.data, say=say)
+        answers.save(answers_file)
+        scores = score_models(
+            models, run.data, explain.explainers, measured=explain.measured, predictions=answers, say=say
+        )
+        scores["errors"] = errors_of(answers.test, answers.classes)
+        rows = np.array([one["row"] for one in scores["errors"]], dtype=np.int64)
+        images, _ = run.data.test.pixels(rows)
+        write_arrays(errors_file, {"index": answers.test.index[rows], "images": as_pixels(images)})
+        scores["data"]["note"] = run.recipe.note
+        write_json(scores_file, scores)
 
 
 def explain_stage(run: Run) -> None:
@@ -74,7 +89,8 @@ def explain_stage(run: Run) -> None:
         shown = {role: values[positions] for role, values in logits.items()}
         for part, path in files.items():
             run.say(f"explain: {part}")
-            write_arrays(path, explained(models, batch, shown, build_explainer(part, run.data)))
+            found = explained(models, batch, shown, build_explainer(part, run.data))
+            write_arrays(path, {**found, **named_files(test, positions)})
         for path in set((run.folder / "maps").glob("*.npz")) - set(files.values()):
             path.unlink()  # of an explainer that is no longer wanted
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -11,7 +10,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from distilens import draws
 from distilens.core import Model
@@ -177,17 +175,3 @@ def targets(
 
 def aimed(target: Literal["top1", "label"] | Tensor) -> str:
     return {"top1": "the model's own first class", "label": "the label"}.get(str(target), "the classes that were given")
-
-
-def fingerprint_of(model: Model) -> str:
-    """16 hexadecimal digits that the model's weights decide, on any device."""
-    digest = hashlib.sha256()
-    for key, value in sorted(model.bare_state().items()):
-        for part in tree_leaves(value):  # a quantised layer keeps its weights packed with its type
-            digest.update(
-                f"{key} {part.dtype} {list(part.shape)}".encode() if isinstance(part, Tensor) else str(part).encode()
-            )
-            if isinstance(part, Tensor):
-                part = part.int_repr() if part.is_quantized else part
-                digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -286,6 +286,34 @@ def test_a_relative_path_and_names_that_are_no_text(root, monkeypatch):
     assert Path.cwd() == root
 
 
+def file_of(root, split, position):
+    """The pixels of the file that a split names."""
+    return np.asarray(Image.open(root / split.names()[position]).convert("RGB"))
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [("cat", "dog"), ("train/cat", "train/dog", "val/cat", "val/dog"), ("train/cat", "train/dog", "test/loose")],
+)
+def test_every_image_has_the_name_of_its_file(root, layout):
+    write(root, *layout, count=8)
+    if "test/loose" in layout:  # a test set without labels gives way to the validation set
+        write(root, "val/cat", "val/dog", count=8)
+        for file in (root / "test" / "loose").iterdir():
+            file.rename(root / "test" / file.name)
+        (root / "test" / "loose").rmdir()
+    (root / layout[1] / "broken.png").write_bytes(b"no picture")
+    data = loaded(root, ",skip_bad=true")
+    for split in (data.train, data.validation, data.test):
+        assert len(split.names()) == len(split) > 0
+        for position in range(len(split)):
+            shown = split.rows.images[split.index[position]]
+            np.testing.assert_array_equal(shown, file_of(root, split, position))
+    assert data.test.names(np.array([1, 0])) == data.test.names()[1::-1]
+    one = loaded(root, ",skip_bad=true,classes=[dog,cat],limit=4")
+    np.testing.assert_array_equal(one.test.rows.images[one.test.index[0]], file_of(root, one.test, 0))
+
+
 def test_a_page_and_a_table_say_what_was_found(root):
     write(root, *(f"{part}/{name}" for part in ("Train", "Test") for name in ("cat", "dog")))
     write(root, "predict", count=2)

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from distilens.measure.accuracy import balanced, by_class, commonest
-from distilens.report.table import against_base, imbalance, measures, remarks
+from distilens.report.remarks import against_base, remarks
 from distilens.report.table import by_class as class_rows
+from distilens.report.table import imbalance, measures
 
 LABELS = torch.tensor([0] * 19 + [1] + [-1])
 GUESSED = torch.tensor([[1.0, 0.0, 0.0]]).expand(21, 3)
@@ -37,9 +38,9 @@ def test_an_imbalance_is_said_beside_the_accuracies():
     assert "Guessing the commonest class, healthy, for every image would be right for 95.0 %" in " ".join(
         remarks(scores(0.95))
     )
-    assert "accuracy balanced over classes, test" in [title for title, _ in measures(scores(0.95))]
+    assert "accuracy balanced over classes, test" in [row.title for row in measures(scores(0.95))]
     assert imbalance(scores(0.55)) is None
-    assert "accuracy balanced over classes, test" not in [title for title, _ in measures(scores(0.55))]
+    assert "accuracy balanced over classes, test" not in [row.title for row in measures(scores(0.55))]
 
 
 @pytest.mark.parametrize("old", [{"models": {}}, {"data": {"classes": ["a", "b"]}, "models": {}}])
@@ -64,13 +65,18 @@ def test_classes_on_the_page_the_least_known_first():
     assert class_rows({"models": {"student": {"model": "tiny"}}}) == ([], 0)
 
 
-NOT = "Whether the student's ig maps are more like the teacher's than the control's are, these images do not show"
-MORE = "The student's ig maps are more like the teacher's than the control's are: the cosine differs by +0.020 [+0.010"
+NOT = "Whether the student's Integrated Gradients maps are more like the teacher's than the base's are, these images do not"
+MORE = "Integrated Gradients maps are more like the teacher's than the base's are: the cosine differs by +0.020 [+0.010"
 
 
 @pytest.mark.parametrize(
     ("low", "high", "words"),
-    [(-0.01, 0.05, NOT), (0.01, 0.03, MORE), (-0.05, -0.01, "The student's ig maps are less like"), (None, None, NOT)],
+    [
+        (-0.01, 0.05, NOT),
+        (0.01, 0.03, MORE),
+        (-0.05, -0.01, "The student's Integrated Gradients maps are less like"),
+        (None, None, NOT),
+    ],
 )
 def test_likeness_is_judged_by_differences_of_the_same_images(low, high, words):
     mean = 0.02 if low is None else (low + high) / 2

@@ -147,6 +147,7 @@ def test_latency_says_what_was_measured():
     found = latency(net, batch=2, repeats=8, warm_up=1)
     assert 0 < found["low"] <= found["median"] <= found["high"]
     assert (found["batch"], found["device"]) == (2, "cpu")
+    assert found["busy"] == (found["high"] >= 3 * found["median"])
     assert net.training
 
 
@@ -168,6 +169,28 @@ def test_a_model_is_its_own_best_likeness_and_maps_are_of_the_same_images(data):
         more = found["student"]["more_than_base"]
         if more["n"] == 10 - found["base"]["empty"] == 10 - found["student"]["empty"] > 0:
             assert more["mean"] == pytest.approx(found["student"]["similarity"] - found["base"]["similarity"], abs=1e-6)
+
+
+def test_energy_on_the_evidence_is_compared_image_by_image():
+    random = np.random.default_rng(0)
+    images, masks = random.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8), np.zeros((40, 8, 8))
+    masks[:, 2:5, 2:6] = 1
+    masked = from_arrays(images, np.arange(40) % 3, classes=CLASSES, masks=masks)
+    models = {"teacher": small().eval(), "base": small(1).eval(), "student": small(2).eval()}
+    found = compare_maps(
+        models, masked.test, torch.arange(6), build_explainer("ig:steps=2"), torch.zeros(6, dtype=torch.long)
+    )
+    more = found["student"]["energy_more_than_base"]
+    assert more["n"] == 6
+    assert more["mean"] == pytest.approx(found["student"]["energy_in_mask"] - found["base"]["energy_in_mask"], abs=1e-6)
+    assert found["base"]["energy"]["low"] < found["base"]["energy_in_mask"] < found["base"]["energy"]["high"]
+    assert found["base"]["masks"]
+    plain = from_arrays(images, np.arange(40) % 3, classes=CLASSES)
+    without = compare_maps(
+        models, plain.test, torch.arange(6), build_explainer("ig:steps=2"), torch.zeros(6, dtype=torch.long)
+    )
+    assert without["student"]["energy_more_than_base"] is None
+    assert not without["student"]["masks"]
 
 
 def test_scores_say_split_n_and_interval_for_every_role(data):

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from distilens.errors import UserError
+from distilens.fingerprint import fingerprint_of
 from distilens.models import build_model
 from distilens.models.saved import load_model, save_model
-from distilens.subject import fingerprint_of
 
 CLASSES = tuple("abc")
 OWN = """

@@ -24,7 +24,7 @@ from distilens.data.csv_tables import (
 from distilens.data.decode import Encoded
 from distilens.data.labels import composed, in_order
 from distilens.data.layout import split_of
-from distilens.data.listed import Listed, encoded_files, places_of, with_test
+from distilens.data.listed import Listed, encoded_files, places_of, with_names, with_test
 from distilens.data.pixels import Ground, Pixels, Range, Side
 from distilens.data.source import Inventory, Source, digest
 from distilens.data.tree import Parts, Tree, check_links, walked
@@ -100,7 +100,7 @@ def csv(
     left_out = {reason: names for reason, names in left.items() if names}
     hint = "Wanted are two classes at least: name the column that has them, label=..."
     return replace(
-        source,
+        with_names(source, listed, root),
         inventory=Inventory(places_of(listed, classes, root, source.skipped), left_out, source.inventory.remarks, hint),
     )
 

@@ -14,7 +14,7 @@ from distilens.data.cached import content_of
 from distilens.data.decode import Encoded
 from distilens.data.files import existing
 from distilens.data.layout import Layout, layout_of
-from distilens.data.listed import Listed, encoded_files, places_of, with_test
+from distilens.data.listed import Listed, encoded_files, places_of, with_names, with_test
 from distilens.data.pixels import Ground, Pixels, Range, Side
 from distilens.data.source import Inventory, Source, digest, shortened
 from distilens.data.tree import Tree, check_links, suffixes, walked
@@ -66,7 +66,7 @@ def folder(
         return {part: encoded_files(images, layout.classes, root) for part, images in listed.items()}, layout.classes
 
     source = decoded(cache, key, read, Pixels(size, ground, range_, large), skip_bad=skip_bad)
-    return replace(source, inventory=inventory_of(tree, layout, listed, source))
+    return replace(with_names(source, listed, root), inventory=inventory_of(tree, layout, listed, source))
 
 
 def check_names(tree: Tree) -> None:

@@ -6,11 +6,13 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from distilens.data.decode import Encoded
+from distilens.data.source import Rows, Source
 
 TEST_SHARE = 0.2
 """Of a set without test images."""
@@ -50,6 +52,26 @@ def encoded_files(images: Sequence[tuple[str | None, Path]], classes: Sequence[s
     position = {name: place for place, name in enumerate(classes)}
     labels = np.array([-1 if name is None else position[name] for name, _ in images], dtype=np.int64)
     return Encoded(labels, lambda: (file for _, file in images), lambda row: str(images[row][1].relative_to(root)))
+
+
+def with_names(source: Source, listed: Listed, root: Path) -> Source:
+    """The source with the file of each image: all that were listed, without those that were skipped."""
+    sets = {part: images for part, images in listed.items() if part == "train" or any(name for name, _ in images)}
+    if "test" not in sets and "validation" in sets:  # as in `writing.in_their_roles`
+        sets["test"] = sets.pop("validation")
+    start, without = len(str(root)) + 1, {line.partition(": ")[0] for line in source.skipped}
+    found: dict[str, Rows] = {}
+    for part, images in sets.items():
+        rows: Rows | None = getattr(source, part)
+        names = [name for _, file in images if (name := str(file)[start:]) not in without]
+        if rows is not None and len(names) == len(rows):
+            found[part] = replace(rows, names=tuple(map(readable_name, names)))
+    return replace(source, **found)
+
+
+def readable_name(name: str) -> str:
+    """A file's name with `/` between folders, and a mark for each byte that is not UTF-8."""
+    return os.fsencode(name).decode("utf-8", "replace").replace(os.sep, "/")
 
 
 def places_of(

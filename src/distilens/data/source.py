@@ -25,11 +25,13 @@ class Rows:
         images: uint8 `[n h w 3]`; may be a read-only memory map.
         labels: int64 `[n]`, positions in the source's classes; -1 = none.
         masks: uint8 `[n h w]`, 255 where the evidence for the label is, 0 elsewhere; None where nobody drew any.
+        names: the file of each image, below the set's folder; None where the images are not files.
     """
 
     images: np.ndarray
     labels: np.ndarray
     masks: np.ndarray | None = None
+    names: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -43,6 +43,13 @@ class Split:
         """int64, one for each of `index`; -1 = none."""
         return self.rows.labels[self.index]
 
+    def names(self, positions: np.ndarray | None = None) -> list[str] | None:
+        """The files of the images at some positions, or of all; None where the images are not files."""
+        if self.rows.names is None:
+            return None
+        rows = self.index if positions is None else self.index[positions]
+        return [self.rows.names[row] for row in rows.tolist()]
+
     def pixels(self, positions: np.ndarray) -> tuple[Tensor, Tensor | None]:
         """Images `[n 3 h w]` and masks `[n h w]` at some positions, in [0, 1]; nothing else of the split is read."""
         import torch
@@ -208,7 +215,7 @@ def chosen_classes(source: Source, classes: Sequence[str | int] | None) -> tuple
         )
     table = np.full(len(source.classes) + 1, -1, dtype=np.int64)  # its last entry answers the label -1
     table[positions] = np.arange(len(positions))
-    sets = {part: Rows(rows.images, table[rows.labels], rows.masks) for part, rows in sets.items()}
+    sets = {part: replace(rows, labels=table[rows.labels]) for part, rows in sets.items()}
     return tuple(source.classes[one] for one in positions), sets
 
 

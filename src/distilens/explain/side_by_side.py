@@ -6,11 +6,24 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from distilens import draws
 from distilens.core import Batch, Model
+from distilens.data.subset import Split
 from distilens.explain.explanation import Explainer, in_chunks
+
+
+def as_pixels(images: Float[Tensor, "b 3 h w"]) -> UInt8[np.ndarray, "b h w 3"]:
+    """Images in [0, 1] as they are stored."""
+    return (images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def named_files(split: Split, positions: Tensor) -> dict[str, np.ndarray]:
+    """The files of some images of a split, as an array to be stored; nothing where the images are not files."""
+    names = split.names(positions.numpy())
+    return {} if names is None else {"names": np.array(names)}
 
 
 def choose(logits: Mapping[str, Tensor], count: int) -> Tensor:
@@ -35,7 +48,7 @@ def explained(
     target = logits["teacher" if "teacher" in logits else "student"].argmax(1)
     arrays = {
         "index": batch.index.numpy(),
-        "images": (batch.images * 255).round().byte().permute(0, 2, 3, 1).numpy(),
+        "images": as_pixels(batch.images),
         "labels": batch.labels.numpy(),
         "targets": target.numpy(),
         "signed": np.array(explain.signed),

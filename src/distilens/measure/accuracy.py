@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypedDict
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from distilens.core import Batch, Model
@@ -42,16 +42,32 @@ def share(hits: Tensor) -> Share:
 def accuracy(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> Share | None:
     """The share of labelled images whose top class is the label; None without labels. Higher is better."""
     known = labels >= 0
-    return share(logits[known].argmax(1) == labels[known]) if known.any() else None
+    return share(right(logits[known], labels[known])) if known.any() else None
+
+
+def right(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> Bool[Tensor, " n"]:
+    """Whether the top class of each image is its label; an answer with a NaN is never right."""
+    return (logits.argmax(1) == labels) & ~logits.isnan().any(1)
+
+
+def top_k(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], k: int) -> Share | None:
+    """The share of labelled images whose label is among the k top classes; None without labels. Higher is better."""
+    known = labels >= 0
+    return share(among_top(logits[known], labels[known], k)) if known.any() else None
+
+
+def among_top(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], k: int) -> Bool[Tensor, " n"]:
+    """Whether the label of each image is among the k top classes; an answer with a NaN is never right."""
+    return logits.topk(k).indices.eq(labels[:, None]).any(1) & ~logits.isnan().any(1)
 
 
 def by_class(
     logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], names: Sequence[str]
 ) -> dict[str, Share | None]:
     """The accuracy on the images of each class (its recall); None for a class without images."""
-    right = logits.argmax(1) == labels
+    hits = right(logits, labels)
     return {
-        name: share(right[labels == number]) if (labels == number).any() else None for number, name in enumerate(names)
+        name: share(hits[labels == number]) if (labels == number).any() else None for number, name in enumerate(names)
     }
 
 

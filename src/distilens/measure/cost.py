@@ -12,6 +12,9 @@ from distilens.core import Model
 from distilens.models.objects import takes_modules
 from distilens.taps import evaluating
 
+BUSY = 3
+"""How many times the median the upper end of the latencies is on a machine that does other things."""
+
 
 @takes_modules
 def parameters(model: Model) -> int:
@@ -36,7 +39,10 @@ def macs(model: Model) -> int:
 
 @takes_modules
 def latency(model: Model, *, batch: int = 1, repeats: int = 50, warm_up: int = 10) -> dict[str, float | int | str]:
-    """Milliseconds of a forward in float32: median and the middle 80 %, after warm-up (a cold start is not latency)."""
+    """Milliseconds of a forward in float32: median and the middle 80 %, after warm-up (a cold start is not latency).
+
+    `busy`: the upper end is three times the median or more, so that the machine had other things to do.
+    """
     device = model.device
     images = model.example(batch)
 
@@ -58,6 +64,7 @@ def latency(model: Model, *, batch: int = 1, repeats: int = 50, warm_up: int = 1
         "median": statistics.median(times),
         "low": tenths[0],
         "high": tenths[-1],
+        "busy": tenths[-1] >= BUSY * statistics.median(times),
         "batch": batch,
         "device": device.type,
     }

@@ -14,47 +14,66 @@ from distilens.data.batches import Batches
 from distilens.data.subset import Data, Split
 from distilens.explain import Explainer, build_explainer, in_chunks, labels
 from distilens.explain.maps import empty
-from distilens.measure.accuracy import accuracy, agreement, balanced, by_class, commonest, predict
+from distilens.fingerprint import fingerprint_of
+from distilens.measure.accuracy import commonest, predict
+from distilens.measure.answers import score_answers
 from distilens.measure.cost import latency, macs, parameters
 from distilens.measure.likeness import cosine, mean_interval
 from distilens.measure.localisation import energy_in_mask
+from distilens.measure.predictions import Predictions, SplitPredictions, predictions_of
 
 EVALUATION_BATCH = 500
 Say = Callable[[str], object]
 
 
-def score_models(
-    models: Mapping[str, Model], data: Data, explainers: Sequence[str], *, measured: int, say: Say = lambda text: None
-) -> dict[str, Any]:
-    """Score some models by role (`teacher`, `base`, `student`); all but accuracy and cost compare with the teacher.
+def predict_all(models: Mapping[str, Model], data: Data, *, say: Say = lambda text: None) -> Predictions:
+    """What all models answer to all images of test and validation. The test split is read here."""
 
-    The test split is read here and nowhere else. Maps explain the teacher's top-1 class, on `measured` test images that are
-    drawn once for the data set.
+    def answered(split: Split, name: str) -> SplitPredictions:
+        logits = {}
+        for role, model in models.items():
+            say(f"answers of {role} to {name}")
+            logits[role] = predict(model, Batches(split, EVALUATION_BATCH, device=model.device))
+        return predictions_of(split, logits)
+
+    return Predictions(
+        tuple(map(str, data.classes)), answered(data.test, "test"), answered(data.validation, "validation")
+    )
+
+
+def score_models(
+    models: Mapping[str, Model],
+    data: Data,
+    explainers: Sequence[str],
+    *,
+    measured: int,
+    predictions: Predictions | None = None,
+    say: Say = lambda text: None,
+) -> dict[str, Any]:
+    """Score some models by role (`teacher`, `base`, `student`): their answers, maps and cost.
+
+    Maps explain the teacher's top-1 class, on `measured` test images that are drawn once for the data set.
+
+    Args:
+        predictions: the models' answers, where they are there already.
     """
-    scores: dict[str, dict[str, Any]] = {}
-    test_logits: dict[str, Tensor] = {}
+    answers = predict_all(models, data, say=say) if predictions is None else predictions
+    say("scores of the answers")
+    scores = score_answers(answers)
     for role, model in models.items():
-        say(f"accuracy of {role}")
-        on_validation = predict(model, Batches(data.validation, EVALUATION_BATCH, device=model.device))
-        test_logits[role] = predict(model, Batches(data.test, EVALUATION_BATCH, device=model.device))
+        say(f"cost of {role}")
         scores[role] = {
             "model": model.name,
-            "validation": accuracy(on_validation, labels_of(data.validation)),
-            "test": accuracy(test_logits[role], labels_of(data.test)),
-            "by class": (classes := by_class(test_logits[role], labels_of(data.test), data.classes)),
-            "balanced": balanced(classes),
-            "agreement": None,
+            "fingerprint": fingerprint_of(model),
+            **scores[role],
             "maps": {},
             "parameters": parameters(model),
             "macs": macs(model),
             "latency_ms": latency(model),
         }
-    if "teacher" in models:
-        for role in models:
-            if role != "teacher":
-                scores[role]["agreement"] = agreement(test_logits[role], test_logits["teacher"])
     positions = drawn_positions(data.test, measured)
-    reference = test_logits.get("teacher", next(iter(test_logits.values())))
+    logits = answers.test.logits
+    reference = torch.from_numpy(logits.get("teacher", next(iter(logits.values()))))
     for explainer, label in labels(explainers).items():
         say(f"maps by {explainer}")
         explain = build_explainer(explainer, data)
@@ -81,7 +100,7 @@ def compare_maps(
 ) -> dict[str, dict[str, Any]]:
     """For each role: how alike its maps are to the teacher's (mean cosine), and how much of them lies on the evidence.
 
-    Of the student also how much more alike than the base's, by the differences of the same images.
+    Of the student also how much more of both than the base has, by the differences of the same images.
     """
     batch = Batches(split, len(split)).batch(positions, None, 0, 0.0) if len(positions) else None
     if batch is None:
@@ -91,20 +110,26 @@ def compare_maps(
         role: cosine(own, maps["teacher"]) for role, own in maps.items() if "teacher" in maps and role != "teacher"
     }
     found: dict[str, dict[str, Any]] = {}
+    inside = {role: energy_in_mask(own, batch.mask) for role, own in maps.items() if batch.mask is not None}
     for role, own in maps.items():
-        alike = others.get(role)
-        interval = mean_interval(alike) if alike is not None else {"mean": None, "low": None, "high": None}
-        inside = mean_interval(energy_in_mask(own, batch.mask)) if batch.mask is not None else {"mean": None}
+        alike = mean_interval(others[role]) if role in others else {"mean": None, "low": None, "high": None, "n": None}
+        on_mask = (
+            mean_interval(inside[role]) if role in inside else {"mean": None, "low": None, "high": None, "n": None}
+        )
         found[role] = {
-            "similarity": interval["mean"],
-            "low": interval["low"],
-            "high": interval["high"],
+            "similarity": alike["mean"],
+            "low": alike["low"],
+            "high": alike["high"],
             "n": len(positions),
             "empty": int(empty(own).sum()),
-            "energy_in_mask": inside["mean"],
+            "compared": alike["n"],
+            "energy_in_mask": on_mask["mean"],
+            "energy": on_mask,
+            "masks": batch.mask is not None,
         }
-    if {"student", "base"} <= others.keys():  # image by image, which says more than two means
-        found["student"]["more_than_base"] = mean_interval(others["student"] - others["base"])
+    if {"student", "base"} <= maps.keys():  # image by image, which says more than two means
+        for name, values in (("more_than_base", others), ("energy_more_than_base", inside)):
+            found["student"][name] = mean_interval(values["student"] - values["base"]) if "student" in values else None
     return found
 
 

@@ -9,9 +9,9 @@ from jaxtyping import Float, UInt8
 from markupsafe import Markup
 
 from distilens.report import charts, pictures
+from distilens.report.cells import NOTHING, Cell
 from distilens.report.panels import PICTURE_BYTES
 from distilens.report.rendering import rendered
-from distilens.report.table import NOTHING, Cell
 
 IN_NOTEBOOK = 8  # images
 MOST_LINES = charts.COLOURS  # of a chart that can still be told apart

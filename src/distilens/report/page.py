@@ -3,6 +3,7 @@
 Only files are read; no model is loaded and torch is not imported, so a page takes a second or two.
 """
 
+import base64
 import json
 import shlex
 from pathlib import Path
@@ -13,9 +14,15 @@ import numpy as np
 from distilens.data.source import shortened
 from distilens.errors import UserError
 from distilens.files import write_text
-from distilens.report import charts, table, transfer_section
+from distilens.report import answers_section, charts, table, transfer_section
+from distilens.report.cells import text
 from distilens.report.panels import PICTURE_BYTES, panel
+from distilens.report.paths import shown_folder, without_places
+from distilens.report.remarks import cost, duration, remarks
 from distilens.report.rendering import missing, read_json, rendered
+
+DETAILS = ("threads", "processes")
+"""What stands under *About this run* alone."""
 
 
 def write_report(folder: Path) -> Path:
@@ -33,6 +40,7 @@ def write_report(folder: Path) -> Path:
         "template.html.j2",
         name=name,
         summary=summary(folder),
+        answers=answers_section.section(folder, read_json(folder / "scores.json")[0]),
         training=training(folder),
         explanations=explanations(folder),
         transfer=transfer_section.section(folder),
@@ -53,15 +61,17 @@ def summary(folder: Path) -> dict[str, Any]:
     scores, problem = read_json(folder / "scores.json")
     facts = machine_facts(about or {})
     if scores is None:
-        return {"missing": missing(problem, f"distilens measure {shlex.quote(str(folder))}"), "facts": facts}
-    models = table.measured(scores)
+        return {"missing": missing(problem, f"distilens measure {shlex.quote(shown_folder(folder))}"), "facts": facts}
+    models, seconds = table.measured(scores), (about or {}).get("seconds")
+    spent = cost(scores, seconds if isinstance(seconds, dict) else {})
     return {
         "headline": table.headline(scores),
-        "roles": [(role, table.text(model.get("model"))) for role, model in models.items()],
-        "measures": [(title, [cells[role] for role in models]) for title, cells in table.measures(scores)],
+        "roles": [(role, text(model.get("model"))) for role, model in models.items()],
+        "measures": table.measures(scores),
+        "compared": {"base", "student"} <= models.keys(),
         "classes": table.by_class(scores),
-        "remarks": [*table.remarks(scores), seed_remark(about or {})],
-        "facts": data_facts(scores.get("data") or {}) + facts,
+        "remarks": [*remarks(scores), seed_remark(about or {})],
+        "facts": [*data_facts(scores.get("data") or {}), *([("cost", spent)] if spent else []), *facts],
         "has_base": "base" in models,
     }
 
@@ -103,7 +113,8 @@ def machine_facts(about: dict) -> list[tuple[str, str]]:
     machine = about.get("machine")
     if machine:
         parts = machine.items() if isinstance(machine, dict) else [("", machine)]
-        facts.append(("machine", ", ".join(f"{key} {value}".strip() for key, value in parts)))
+        known = [f"{key} {value}".strip() for key, value in parts if value != "none" and key not in DETAILS]
+        facts.append(("machine", ", ".join(known)))
     seconds = about.get("seconds")
     if isinstance(seconds, dict):
         times = {stage: value for stage, value in seconds.items() if isinstance(value, int | float)}
@@ -112,17 +123,6 @@ def machine_facts(about: dict) -> list[tuple[str, str]]:
     elif isinstance(seconds, int | float):
         facts.append(("time", duration(seconds)))
     return facts
-
-
-def duration(seconds: float) -> str:
-    """`95` → `1 min 35 s`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    if seconds < 3600:
-        minutes, rest = divmod(round(seconds), 60)
-        return f"{minutes} min {rest} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min"
 
 
 def seed_remark(about: dict) -> str:
@@ -234,7 +234,7 @@ def is_number(value: Any) -> bool:
 
 def explanations(folder: Path) -> dict[str, Any]:
     """A panel per explainer, each with the images on which the models disagree first."""
-    command = f"distilens explain {shlex.quote(str(folder))}"
+    command = f"distilens explain {shlex.quote(shown_folder(folder))}"
     paths = sorted((folder / "maps").glob("*.npz"))
     if not paths:
         return {"missing": missing(None, command)}
@@ -252,8 +252,13 @@ def reproduction(folder: Path) -> dict[str, Any]:
     """The recipe, the command that runs it, and everything known of how the run was made."""
     path = folder / "recipe.toml"
     about, problem = read_json(folder / "about.json")
+    recipe = without_places(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else ""
+    versions = (about or {}).get("versions")
+    version = versions.get("distilens") if isinstance(versions, dict) else None
     return {
-        "recipe": path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None,
+        "recipe": recipe or None,
+        "download": f"data:application/toml;base64,{base64.b64encode(recipe.encode()).decode('ascii')}",
+        "install": f"pip install distilens=={version}" if version else None,
         "command": run_command(folder),
         "about": about,
         "missing": missing(problem, run_command(folder)),

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from distilens.report import pictures, table
+from distilens.report.cells import percent
+from distilens.report.names import plain_name
 from distilens.report.rendering import missing
 
 # The page stays below 10 MB: charts and text take little, pictures get this, shared evenly between panels.
@@ -41,7 +43,7 @@ def panel_of(name: str, arrays: Mapping[str, np.ndarray], classes: list[str], bu
             break
         rows.append(row)
     return {
-        "name": name,
+        "name": plain_name(name),
         "signed": signed,
         "roles": roles,
         "count": len(order),
@@ -73,10 +75,13 @@ def map_row(
     label = int(arrays["labels"][at]) if "labels" in arrays else -1
     target = int(arrays["targets"][at]) if "targets" in arrays else -1
     index = int(arrays["index"][at])
+    named_file = str(arrays["names"][at]) if "names" in arrays else ""
     mask = arrays["masks"][at] if "masks" in arrays else None
     has_mask = mask is not None and bool(np.any(mask))
     row: dict[str, Any] = {
         "index": index,
+        "title": named_file or f"Image {index}",
+        "called": named_file or f"image {index}",
         "label": class_name(label, classes),
         "target": class_name(target, classes),
         "differs": differs,
@@ -84,6 +89,7 @@ def map_row(
         "mask": pictures.mask_uri(image, mask) if has_mask and mask is not None else None,
         "models": [],
     }
+    judges = answering(arrays)
     for role in roles:
         values = pictures.normalised(arrays[f"maps_{role}"][at], signed=signed)
         drawn = not isinstance(values, str)
@@ -92,16 +98,26 @@ def map_row(
         row["models"].append(
             {
                 "role": role,
+                "judged": judges.get(role, ""),
                 "picture": pictures.overlay_uri(image, values, mask) if drawn else None,
                 "place": pictures.strongest_place(values) if drawn else None,
                 "problem": values if not drawn else None,
                 "prediction": class_name(predicted, classes),
-                "confidence": table.percent(float(confidence[at])) if confidence is not None else None,
+                "confidence": percent(float(confidence[at])) if confidence is not None else None,
                 "right": predicted == label if label >= 0 and predicted >= 0 else None,
             }
         )
     uris = [row["image"], row["mask"], *(model["picture"] for model in row["models"])]
     return row | {"bytes": sum(len(uri) for uri in uris if uri)}
+
+
+def answering(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Of maps of pairs of models: whose answer stands below the map, by the name of the pair."""
+    if "roles" not in arrays:
+        return {}
+    if "answers_of" in arrays:
+        return dict(zip(map(str, arrays["roles"]), map(str, arrays["answers_of"]), strict=True))
+    return {"distilled": "student", "residual": "base", "missed": "teacher"}
 
 
 def class_name(number: int, classes: list[str]) -> str | None:

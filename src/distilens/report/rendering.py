@@ -7,20 +7,33 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from distilens.colours import ANCHORS
+from distilens.report.confusion import shades
+from distilens.report.paths import without_places
+from distilens.report.shared import shared_pictures
 
 SCALE = [f"#{anchor}" for anchor in ANCHORS]  # of the maps' colours, weak first
 
 
 def rendered(template: str, **content: Any) -> str:
-    """A template of this folder with plain data; every text in the data is escaped."""
+    """A template of this folder with plain data.
+
+    Every text in the data is escaped, and shown without where on the machine files are; pictures are embedded once.
+    """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=fit_to_show,
     )
-    return environment.get_template(template).render(scale=SCALE, **content)
+    environment.globals["shared"] = shared_pictures(content)
+    return environment.get_template(template).render(scale=SCALE, shades=shades(), **content)
+
+
+def fit_to_show(value: Any) -> Any:
+    """A text of the data without absolute paths; what is markup or a picture already, as it is."""
+    return without_places(value) if type(value) is str and not value.startswith("data:") else value
 
 
 def read_json(path: Path) -> tuple[dict | None, str | None]:

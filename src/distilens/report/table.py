@@ -1,20 +1,81 @@
-"""The numbers of a run in words: the summary table and the sentence above it. Plain text, no HTML, no torch."""
+"""The summary table of a run, and the sentence above it. Plain text, no HTML, no torch."""
 
-import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from distilens.report.cells import (
+    NOTHING,
+    Cell,
+    amount,
+    bounds,
+    counted,
+    detail,
+    energy,
+    humanised,
+    latency,
+    percent,
+    sentence,
+    share,
+    similarity,
+    text,
+)
+from distilens.report.names import plain_name
 
 MODELS = ("teacher", "base", "student")
-# An en dash, for a number that there is none of.
-NOTHING = "–"
 
 MOST_CLASSES = 100
 
 UNEVEN = 1.5
 # How many times its even share the commonest class must have for accuracies to be set beside it.
 
-# What a cell says: the number itself, and what it rests on (interval, n, batch, device).
-Cell = tuple[str, str]
+
+@dataclass(frozen=True)
+class Row:
+    """A measure: a cell for each model, which direction is better, and student less base on the same images.
+
+    Attributes:
+        apart: the difference (`mean`, `low`, `high`, `n`), where it was measured on the same images.
+        in_points: shares are written in per cent, and their differences in points.
+    """
+
+    title: str
+    cells: Mapping[str, Cell]
+    better: Literal["higher", "lower", ""] = ""
+    apart: Mapping[str, Any] | None = None
+    in_points: bool = False
+
+    @property
+    def arrow(self) -> str:
+        return {"higher": "↑", "lower": "↓", "": ""}[self.better]
+
+    @property
+    def direction(self) -> str:
+        return f"{self.better} is better" if self.better else ""
+
+    @property
+    def winner(self) -> str | None:
+        """`student` or `base`, where the interval of the difference excludes 0."""
+        apart = self.apart or {}
+        low, high = apart.get("low"), apart.get("high")
+        if not self.better or low is None or high is None or low <= 0 <= high:
+            return None
+        return "student" if (low > 0) == (self.better == "higher") else "base"
+
+    @property
+    def difference(self) -> Cell:
+        """Student less base, and what follows from its interval."""
+        apart = self.apart or {}
+        if apart.get("mean") is None:
+            return NOTHING, ""
+
+        def written(value: float) -> str:
+            return f"{100 * value:+.1f}" if self.in_points else f"{value:+.3f}"
+
+        verdict = "" if apart.get("low") is None else f"{self.winner} better" if self.winner else "not settled"
+        interval = bounds(dict(apart), written).replace("-", "−")
+        value = written(apart["mean"]).replace("-", "−") + " points" * self.in_points
+        return value, detail(interval, counted(dict(apart)), verdict)
 
 
 def rows(scores: dict) -> tuple[list[str], list[list[str]]]:
@@ -26,45 +87,65 @@ def rows(scores: dict) -> tuple[list[str], list[list[str]]]:
     >>> rows({"models": {"student": {"model": "tiny", "test": {"accuracy": 0.5, "n": 8}, "parameters": 77850}}})[1]
     [['student', 'tiny', '–', '50.0 %, n = 8', '77.9 k']]
     """
-    models = measured(scores)
-    columns = measures(scores)
-    header = ["role", "model", *(title for title, _ in columns)]
+    models, columns = measured(scores), measures(scores)
+    header = ["role", "model", *(" ".join(filter(None, (row.title, row.arrow))) for row in columns)]
     lines = [
-        [role, text(model.get("model")), *(sentence(cells[role]) for _, cells in columns)]
+        [role, text(model.get("model")), *(sentence(row.cells[role]) for row in columns)]
         for role, model in models.items()
     ]
     return header, lines
 
 
-def measures(scores: dict) -> list[tuple[str, dict[str, Cell]]]:
-    """The table by measure: a title, and for every measured model a number with its detail."""
+def measures(scores: dict) -> list[Row]:
+    """The table by measure: those that some model has a number for, or a reason why it has none."""
     models = measured(scores)
-    explainers = list(dict.fromkeys(name for model in models.values() for name in model.get("maps") or {}))
-    columns: list[tuple[str, dict[str, Cell]]] = []
+    more = (models.get("student") or {}).get("more than base") or {}
 
-    def add(title: str, cells: dict[str, Cell], always: bool = False) -> None:
-        if always or any(value != NOTHING for value, _ in cells.values()):
-            columns.append((title, cells))
+    def shares(title: str, key: str) -> Row:
+        cells = {role: share(model.get(key)) for role, model in models.items()}
+        return Row(title, cells, "higher", more.get(key), in_points=True)
 
-    for split in ("validation", "test"):
-        add(f"accuracy, {split}", {role: share(model.get(split)) for role, model in models.items()}, always=True)
+    def calibrated(title: str, key: str) -> Row:
+        found = {role: (model.get("calibration") or {}) for role, model in models.items()}
+        cells = {role: amount(entry.get(key)) for role, entry in found.items()}
+        return Row(title, cells, "lower", more.get(key))
+
+    always = [shares("accuracy, validation", "validation"), shares("accuracy, test", "test")]
+    others = [shares("label among the first five, test", "top5")]
     if imbalance(scores):
-        add(
-            "accuracy balanced over classes, test",
-            {
-                role: (NOTHING if model.get("balanced") is None else percent(model["balanced"]), "")
-                for role, model in models.items()
-            },
-        )
-    add("agreement with teacher, test", {role: share(model.get("agreement")) for role, model in models.items()})
-    for name in explainers:
+        cells = {role: balanced(model) for role, model in models.items()}
+        others.append(Row("accuracy balanced over classes, test", cells, "higher"))
+    others += [
+        calibrated("negative log-likelihood, test", "nll"),
+        calibrated("calibration error, test", "ece"),
+        shares("same answer as the teacher, test", "agreement"),
+        *of_maps(models),
+        *(
+            Row(title, {role: (humanised(model.get(key)), "") for role, model in models.items()}, "lower")
+            for key, title in (("parameters", "parameters"), ("macs", "MACs"))
+        ),
+        Row("latency, median", {role: latency(model.get("latency_ms")) for role, model in models.items()}, "lower"),
+    ]
+    return always + [row for row in others if any(value != NOTHING for value, _ in row.cells.values())]
+
+
+def of_maps(models: Mapping[str, dict[str, Any]]) -> list[Row]:
+    """Two rows an explainer: where its maps are as the teacher's, and how much of them lies on the object."""
+    found = []
+    for name in dict.fromkeys(name for model in models.values() for name in model.get("maps") or {}):
         maps = {role: (model.get("maps") or {}).get(name) or {} for role, model in models.items()}
-        add(f"{name} similarity to teacher", {role: similarity(entry) for role, entry in maps.items()})
-        add(f"{name} energy in mask", {role: energy(entry) for role, entry in maps.items()})
-    for key, title in (("parameters", "parameters"), ("macs", "MACs")):
-        add(title, {role: (humanised(model.get(key)), "") for role, model in models.items()})
-    add("latency, median", {role: latency(model.get("latency_ms")) for role, model in models.items()})
-    return columns
+        teacher, student = maps.get("teacher"), maps.get("student") or {}
+        alike = {role: similarity(entry, teacher) for role, entry in maps.items()}
+        inside = {role: energy(entry) for role, entry in maps.items()}
+        title = plain_name(name)
+        found.append(Row(f"same places as the teacher ({title})", alike, "higher", student.get("more_than_base")))
+        apart = student.get("energy_more_than_base")
+        found.append(Row(f"on the object ({title})", inside, "higher", apart, in_points=True))
+    return found
+
+
+def balanced(model: dict[str, Any]) -> Cell:
+    return (NOTHING if model.get("balanced") is None else percent(model["balanced"])), ""
 
 
 def by_class(scores: dict, most: int = MOST_CLASSES) -> tuple[list[tuple[str, list[Cell]]], int]:
@@ -91,46 +172,17 @@ def headline(scores: dict) -> str:
     if student is None or split is None:
         return "No student has been measured yet."
     reached = student[split]["accuracy"]
-    sentence = f"The student{size(student, teacher)} reaches {percent(reached)} on the {split} split"
+    found = f"The student{size(student, teacher)} reaches {percent(reached)} on the {split} split"
     if base is None or accuracy(base, split) is None:
-        return f"{sentence}; the same network without a teacher has not been measured."
+        return f"{found}; the same network without a teacher has not been measured."
     # The difference is rounded once, from the full numbers, so that it may differ by 0.1 from that of the rounded ones.
     points = round(100 * (reached - base[split]["accuracy"]), 1)
     control = "the same network trained without a teacher"
     if points == 0:
-        return f"{sentence}, the same as {control} (to 0.1 points)."
-    return f"{sentence}, {abs(points):.1f} points {'above' if points > 0 else 'below'} {control}."
-
-
-def remarks(scores: dict) -> list[str]:
-    """What must be said next to the headline: n, intervals, whether they overlap, and how the maps compare."""
-    models = measured(scores)
-    split = judged_split(models)
-    said = []
-    if split is not None:
-        shown = {role: model for role, model in models.items() if accuracy(model, split) is not None}
-        listed = "; ".join(f"{role} {sentence(share(model[split]))}" for role, model in shown.items())
-        said.append(f"Accuracy on the {split} split, with 95 % intervals: {listed}.")
-        if overlapping(models.get("student"), models.get("base"), split):
-            said.append(
-                "The intervals of student and base overlap: this comparison alone does not settle which is better."
-            )
-    said += [guessing] if (guessing := imbalance(scores)) else []
-    for name, entry in (models.get("student", {}).get("maps") or {}).items():
-        said += [line] if (line := against_base(name, (entry or {}).get("more_than_base"))) else []
-    return said
-
-
-def against_base(name: str, entry: dict | None) -> str | None:
-    """Whether the student's maps are more like the teacher's than the control's are: by differences on the same images."""
-    if not entry or entry.get("mean") is None:
-        return None
-    value = sentence((f"{entry['mean']:+.3f}", detail(bounds(entry, lambda bound: f"{bound:+.3f}"), counted(entry))))
-    whose, other = f"the student's {name} maps", "like the teacher's than the control's are"
-    if entry.get("low") is None or entry["low"] <= 0 <= entry["high"]:
-        return f"Whether {whose} are more {other}, these images do not show: the cosine differs by {value}, image by image."
-    more = "more" if entry["mean"] > 0 else "less"
-    return f"{whose[0].upper()}{whose[1:]} are {more} {other}: the cosine differs by {value}, image by image."
+        return f"{found}, the same as {control} (to 0.1 points)."
+    apart = (student.get("more than base") or {}).get(split)
+    doubt = " – a difference that these images do not settle" if apart and apart["low"] <= 0 <= apart["high"] else ""
+    return f"{found}, {abs(points):.1f} points {'above' if points > 0 else 'below'} {control}{doubt}."
 
 
 def imbalance(scores: dict) -> str | None:
@@ -161,14 +213,6 @@ def accuracy(model: dict, split: str) -> float | None:
     return (model.get(split) or {}).get("accuracy")
 
 
-def overlapping(one: dict | None, other: dict | None, split: str) -> bool:
-    """Whether both models have an interval on this split and the two share a value."""
-    first, second = ((model or {}).get(split) or {} for model in (one, other))
-    if any(entry.get(key) is None for entry in (first, second) for key in ("low", "high")):
-        return False
-    return first["low"] <= second["high"] and second["low"] <= first["high"]
-
-
 def size(student: dict, teacher: dict | None) -> str:
     """` (77,850 parameters, 3.5 times fewer than the teacher)`, or as much of it as is known."""
     count, other = student.get("parameters"), (teacher or {}).get("parameters")
@@ -182,86 +226,3 @@ def size(student: dict, teacher: dict | None) -> str:
     # 1.04 would be written "1.0 times fewer", which says nothing.
     factor = "slightly" if ratio < 1.05 else f"{ratio:.1f} times"
     return f" ({count:,} parameters, {factor} {'fewer' if count < other else 'more'} than the teacher)"
-
-
-def share(entry: dict | None) -> Cell:
-    """A share of images, as accuracy and agreement are."""
-    if not entry or entry.get("accuracy") is None:
-        return NOTHING, ""
-    interval = bounds(entry, lambda bound: f"{100 * bound:.1f}")
-    return percent(entry["accuracy"]), detail(interval, counted(entry))
-
-
-def similarity(entry: dict) -> Cell:
-    """Mean cosine to the teacher's maps; images whose map is empty are left out of it and counted."""
-    if entry.get("similarity") is None:
-        return NOTHING, ""
-    empty = f"{entry['empty']} empty" if entry.get("empty") else ""
-    interval = bounds(entry, lambda bound: f"{bound:.3f}")
-    return f"{entry['similarity']:.3f}", detail(interval, counted(entry), empty, entry.get("split") or "")
-
-
-def energy(entry: dict) -> Cell:
-    """The share of a map's energy that falls inside the evidence mask."""
-    if entry.get("energy_in_mask") is None:
-        return NOTHING, ""
-    return percent(entry["energy_in_mask"]), detail(counted(entry), entry.get("split") or "")
-
-
-def latency(entry: dict | None) -> Cell:
-    """Median milliseconds of one forward, with its spread, batch and device."""
-    if not entry or entry.get("median") is None:
-        return NOTHING, ""
-    batch = f"batch {entry['batch']}" if entry.get("batch") is not None else ""
-    return f"{entry['median']:.3g} ms", detail(
-        bounds(entry, lambda bound: f"{bound:.3g}"), batch, entry.get("device") or ""
-    )
-
-
-def bounds(entry: dict, written: Callable[[float], str]) -> str:
-    if entry.get("low") is None or entry.get("high") is None:
-        return ""
-    return f"[{written(entry['low'])} to {written(entry['high'])}]"
-
-
-def counted(entry: dict) -> str:
-    return f"n = {entry['n']:,}" if entry.get("n") is not None else ""
-
-
-def detail(*parts: str) -> str:
-    return ", ".join(part for part in parts if part)
-
-
-def sentence(cell: Cell) -> str:
-    """`71.2 % [67.1 to 75.0], n = 500`: a cell as one text."""
-    value, about = cell
-    return value if not about else f"{value} {about}" if about.startswith("[") else f"{value}, {about}"
-
-
-def percent(fraction: float) -> str:
-    """`0.7119` → `71.2 %`."""
-    return f"{100 * fraction:.1f} %"
-
-
-def humanised(count: float | None) -> str:
-    """`77850` → `77.9 k`, `12_300_000` → `12.3 M`.
-
-    >>> [humanised(count) for count in (None, 950, 77850, 999_960, 12_300_000)]
-    ['–', '950', '77.9 k', '1.0 M', '12.3 M']
-    """
-    if count is None:
-        return NOTHING
-    if count < 1000:
-        return f"{count:g}"
-    for unit in ("k", "M", "G"):
-        count /= 1000
-        # Half rounds up, as a reader would: 77,850 is 77.9 k, though as a float it lies just below 77.85.
-        tenths = math.floor(10 * count + 0.5)
-        # Compared after rounding: 999,960 is 1.0 M, not 1000.0 k.
-        if tenths < 10_000:
-            return f"{tenths / 10:.1f} {unit}"
-    return f"{count / 1000:.1f} T"
-
-
-def text(value: Any) -> str:
-    return NOTHING if value is None else str(value)

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from distilens.report import charts
+from distilens.report.cells import NOTHING, Cell, bounds, detail
 from distilens.report.intervals import Estimate, interval_chart
 from distilens.report.panels import PICTURE_BYTES, panel, panel_of
+from distilens.report.paths import shown_folder
 from distilens.report.rendering import missing, read_json, rendered
-from distilens.report.table import NOTHING, Cell, bounds, detail
 from distilens.report.transfer_words import NAMED, Scores, facts, findings, pairs, reliability
 from distilens.specs import safe
 
@@ -38,7 +39,7 @@ def section(folder: Path) -> dict[str, Any]:
 
 
 def command_for(folder: Path) -> str:
-    return f"distilens compare {shlex.quote(str(folder))}"
+    return f"distilens compare {shlex.quote(shown_folder(folder))}"
 
 
 def content(scores: Scores) -> dict[str, Any]:
@@ -69,9 +70,8 @@ def notebook(scores: Scores, maps: Mapping[str, Mapping[str, np.ndarray]]) -> st
     """The findings, the first figures and a few pictures at the last level, as a piece of HTML that needs nothing else."""
     shown = []
     for name, arrays in list(maps.items())[-1:]:
-        few = {
-            key: value if value.ndim == 0 or key == "roles" else value[:IN_NOTEBOOK] for key, value in arrays.items()
-        }
+        whole = {key for key, value in arrays.items() if value.ndim == 0 or key in ("roles", "answers_of")}
+        few = {key: value if key in whole else value[:IN_NOTEBOOK] for key, value in arrays.items()}
         shown.append(panel_of(name, few, scores["classes"], PICTURE_BYTES))
     return rendered("compare_notebook.html.j2", transfer={**content(scores), "panels": shown})
 

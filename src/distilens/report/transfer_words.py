@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distilens.report.table import bounds
+from distilens.report.cells import bounds
 
 Scores = Mapping[str, Any]
 

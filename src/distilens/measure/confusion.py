@@ -1,0 +1,77 @@
+"""Which classes are taken for which, and which answers are the most surely wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+MATRIX_CLASSES = 20
+"""Classes of which `scores.json` holds the whole matrix; of more, the pairs that are most often confused."""
+PAIRS = 20
+ERRORS = 12
+
+
+def confusion(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> Int[Tensor, "classes classes"]:
+    """How many images of each class (rows) were given each class (columns).
+
+    Images without a label, or with a logit that is NaN, are left out.
+    """
+    kept, count = (labels >= 0) & ~logits.isnan().any(1), logits.shape[1]
+    pairs = labels[kept] * count + logits[kept].argmax(1)
+    return torch.bincount(pairs, minlength=count * count).view(count, count)
+
+
+def most_confused(
+    matrix: Int[Tensor, "classes classes"], names: Sequence[str], most: int = PAIRS
+) -> list[dict[str, Any]]:
+    """The pairs of classes that are most often confused: true and given class, how many images, and of how many."""
+    wrong = matrix.clone().fill_diagonal_(0)
+    order = wrong.flatten().argsort(descending=True, stable=True)[:most].tolist()
+    places = [divmod(place, len(names)) for place in order]
+    return [
+        {"true": names[true], "given": names[given], "count": int(wrong[true, given]), "of": int(matrix[true].sum())}
+        for true, given in places
+        if wrong[true, given]
+    ]
+
+
+def confused(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], names: Sequence[str]) -> dict[str, Any]:
+    """The matrix of few classes, and the pairs most often confused, as plain data."""
+    matrix = confusion(logits, labels)
+    whole = matrix.tolist() if len(names) <= MATRIX_CLASSES else None
+    return {"matrix": whole, "pairs": most_confused(matrix, names), "n": int(matrix.sum())}
+
+
+def worst_errors(
+    logits: Mapping[str, Float[Tensor, "n classes"]],
+    labels: Int[Tensor, " n"],
+    names: Sequence[str],
+    *,
+    of: str,
+    most: int = ERRORS,
+) -> list[dict[str, Any]]:
+    """The wrong answers that a model is surest of, the surest first: row, true and given class, confidence in [0, 1].
+
+    Args:
+        logits: by model; `right` says of each whether it is right there.
+        of: whose errors.
+    """
+    probabilities = logits[of].double().softmax(1)
+    sure, given = probabilities.max(1)
+    wrong = (labels >= 0) & (given != labels) & sure.isfinite()
+    rows = wrong.nonzero()[:, 0]
+    rows = rows[sure[rows].argsort(descending=True, stable=True)][:most]
+    return [
+        {
+            "row": row,
+            "label": names[int(labels[row])],
+            "given": names[int(given[row])],
+            "confidence": float(sure[row]),
+            "right": {model: bool(values[row].argmax() == labels[row]) for model, values in logits.items()},
+        }
+        for row in rows.tolist()
+    ]

@@ -1,0 +1,132 @@
+"""Numbers in words: the value, and what it rests on. Plain text, no HTML, no torch."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+NOTHING = "–"
+"""An en dash, for a number that there is none of."""
+
+Cell = tuple[str, str]
+"""What a cell says: the number itself, and what it rests on (interval, n, batch, device)."""
+
+BUSY = 3
+"""How many times the median the upper end of the latencies is on a machine that does other things."""
+
+
+def share(entry: dict | None) -> Cell:
+    """A share of images, as accuracy and agreement are."""
+    if not entry or entry.get("accuracy") is None:
+        return NOTHING, ""
+    interval = bounds(entry, lambda bound: f"{100 * bound:.1f}")
+    return percent(entry["accuracy"]), detail(interval, counted(entry))
+
+
+def amount(entry: dict | None, digits: int = 3) -> Cell:
+    """A number with its interval, such as a calibration error."""
+    if not entry or entry.get("value") is None:
+        return NOTHING, ""
+    return f"{entry['value']:.{digits}f}", bounds(entry, lambda bound: f"{bound:.{digits}f}")
+
+
+def similarity(entry: dict, teacher: dict | None = None) -> Cell:
+    """Mean cosine to the teacher's maps; images whose map is empty are left out of it and counted.
+
+    Where there is no number, why: one of the two models has no map.
+    """
+    if entry.get("similarity") is not None:
+        empty = f"{entry['empty']} empty" if entry.get("empty") else ""
+        interval = bounds(entry, lambda bound: f"{bound:.3f}")
+        return f"{entry['similarity']:.3f}", detail(interval, counted(entry), empty, entry.get("split") or "")
+    if teacher is None or entry is teacher or not entry:
+        return NOTHING, ""
+    if all_empty(entry):
+        return without_map(entry)
+    if all_empty(teacher):
+        return "no map", f"of the teacher: all {teacher['n']:,} are empty"
+    return "no map", "on no image do both models have one"
+
+
+def energy(entry: dict) -> Cell:
+    """The share of a map's energy that falls inside the evidence mask; where all maps are empty, that."""
+    if entry.get("energy_in_mask") is not None:
+        found = entry.get("energy") or entry
+        interval = bounds(found, lambda bound: f"{100 * bound:.1f}") if "energy" in entry else ""
+        return percent(entry["energy_in_mask"]), detail(interval, counted(found), entry.get("split") or "")
+    return without_map(entry) if all_empty(entry) and entry.get("masks", True) else (NOTHING, "")
+
+
+def all_empty(entry: dict) -> bool:
+    """Whether a model has no map of any of the images."""
+    return bool(entry.get("n")) and entry.get("empty") == entry["n"]
+
+
+def without_map(entry: dict) -> Cell:
+    return "no map", f"all {entry['n']:,} are empty"
+
+
+def latency(entry: dict | None) -> Cell:
+    """Median milliseconds of one forward, with its spread, batch and device, and whether the machine was busy."""
+    if not entry or entry.get("median") is None:
+        return NOTHING, ""
+    batch = f"batch {entry['batch']}" if entry.get("batch") is not None else ""
+    busy = "this machine was busy" if is_busy(entry) else ""
+    return f"{entry['median']:.3g} ms", detail(
+        bounds(entry, lambda bound: f"{bound:.3g}"), batch, entry.get("device") or "", busy
+    )
+
+
+def is_busy(entry: dict | None) -> bool:
+    """Whether a latency's upper end is several times its median."""
+    if not entry or not entry.get("median") or entry.get("high") is None:
+        return False
+    return bool(entry.get("busy", entry["high"] >= BUSY * entry["median"]))
+
+
+def bounds(entry: dict, written: Callable[[float], str]) -> str:
+    if entry.get("low") is None or entry.get("high") is None:
+        return ""
+    return f"[{written(entry['low'])} to {written(entry['high'])}]"
+
+
+def counted(entry: dict) -> str:
+    return f"n = {entry['n']:,}" if entry.get("n") is not None else ""
+
+
+def detail(*parts: str) -> str:
+    return ", ".join(part for part in parts if part)
+
+
+def sentence(cell: Cell) -> str:
+    """`71.2 % [67.1 to 75.0], n = 500`: a cell as one text."""
+    value, about = cell
+    return value if not about else f"{value} {about}" if about.startswith("[") else f"{value}, {about}"
+
+
+def percent(fraction: float) -> str:
+    """`0.7119` → `71.2 %`."""
+    return f"{100 * fraction:.1f} %"
+
+
+def humanised(count: float | None) -> str:
+    """`77850` → `77.9 k`, `12_300_000` → `12.3 M`.
+
+    >>> [humanised(count) for count in (None, 950, 77850, 999_960, 12_300_000)]
+    ['–', '950', '77.9 k', '1.0 M', '12.3 M']
+    """
+    if count is None:
+        return NOTHING
+    if count < 1000:
+        return f"{count:g}"
+    for unit in ("k", "M", "G"):
+        count /= 1000
+        # Half rounds up, as a reader would: 77,850 is 77.9 k, though as a float it lies just below 77.85.
+        tenths = math.floor(10 * count + 0.5)
+        # Compared after rounding: 999,960 is 1.0 M, not 1000.0 k.
+        if tenths < 10_000:
+            return f"{tenths / 10:.1f} {unit}"
+    return f"{count / 1000:.1f} T"
+
+
+def text(value: Any) -> str:
+    return NOTHING if value is None else str(value)

@@ -1,0 +1,158 @@
+"""What must be said beside the numbers of a run: what they settle, what they do not, and which are not there."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from distilens.report.cells import bounds, counted, detail, is_busy, sentence, share
+from distilens.report.names import plain_name
+from distilens.report.table import accuracy, imbalance, judged_split, measured
+
+
+def remarks(scores: dict) -> list[str]:
+    """What must be said next to the headline: whether student and base differ, by the same images; and how to read the rest."""
+    models = measured(scores)
+    split = judged_split(models)
+    said = []
+    if split is not None:
+        said += answers_compared(models, split)
+    said += [line] if (line := perfect_teacher(models)) else []
+    said += [line] if (line := imbalance(scores)) else []
+    for name, entry in (models.get("student", {}).get("maps") or {}).items():
+        said += [line] if (line := against_base(name, (entry or {}).get("more_than_base"))) else []
+    said += [line] if (line := busy(models)) else []
+    return said + ([line] if (line := absent(scores)) else [])
+
+
+def answers_compared(models: Mapping[str, dict], split: str) -> list[str]:
+    """Whether the student is right more often than the base; of earlier versions, whether their intervals overlap."""
+    student, base = models.get("student", {}), models.get("base", {})
+    apart = (student.get("more than base") or {}).get(split)
+    if apart:
+        value = f"{100 * apart['mean']:+.1f} points"
+        about = detail(bounds(apart, lambda bound: f"{100 * bound:+.1f}"), counted(apart))
+        if apart["low"] <= 0 <= apart["high"]:
+            return [
+                f"Whether student or base is right more often, the {split} split does not settle: the difference on the same "
+                f"images is {value} {about}."
+            ]
+        more = "more" if apart["mean"] > 0 else "less"
+        return [
+            f"The student is right {more} often than the base: on the same images of the {split} split {value} {about}."
+        ]
+    shown = {role: model for role, model in models.items() if accuracy(model, split) is not None}
+    listed = "; ".join(f"{role} {sentence(share(model[split]))}" for role, model in shown.items())
+    said = [f"Accuracy on the {split} split, with 95 % intervals: {listed}."]
+    if overlapping(student, base, split):
+        said.append("The intervals of student and base overlap: this comparison alone does not settle which is better.")
+    return said
+
+
+def overlapping(one: dict | None, other: dict | None, split: str) -> bool:
+    """Whether both models have an interval on this split and the two share a value."""
+    first, second = ((model or {}).get(split) or {} for model in (one, other))
+    if any(entry.get(key) is None for entry in (first, second) for key in ("low", "high")):
+        return False
+    return first["low"] <= second["high"] and second["low"] <= first["high"]
+
+
+def perfect_teacher(models: Mapping[str, dict]) -> str | None:
+    """Why two rows are the same: whoever answers as a teacher that is always right is right."""
+    teacher = models.get("teacher", {})
+    others = [model for role, model in models.items() if role != "teacher" and model.get("agreement")]
+    if accuracy(teacher, "test") != 1 or not others:
+        return None
+    if any(accuracy(model, "test") != model["agreement"]["accuracy"] for model in others):
+        return None
+    return (
+        "The teacher is right on all images of the test split, so that giving the same answer as the teacher is the same as "
+        "being right: both rows say the same."
+    )
+
+
+def against_base(name: str, entry: dict | None) -> str | None:
+    """Whether the student's maps are more like the teacher's than the base's are: by differences on the same images."""
+    if not entry or entry.get("mean") is None:
+        return None
+    value = sentence((f"{entry['mean']:+.3f}", detail(bounds(entry, lambda bound: f"{bound:+.3f}"), counted(entry))))
+    whose, other = f"the student's {plain_name(name)} maps", "like the teacher's than the base's are"
+    if entry.get("low") is None or entry["low"] <= 0 <= entry["high"]:
+        return f"Whether {whose} are more {other}, these images do not show: the cosine differs by {value}, image by image."
+    more = "more" if entry["mean"] > 0 else "less"
+    return f"{whose[0].upper()}{whose[1:]} are {more} {other}: the cosine differs by {value}, image by image."
+
+
+def busy(models: Mapping[str, dict]) -> str | None:
+    """Whether other work on the machine took part in the latencies."""
+    slowed = [role for role, model in models.items() if is_busy(model.get("latency_ms"))]
+    if not slowed:
+        return None
+    return (
+        f"This machine was busy while the latency of {', '.join(slowed)} was measured: one forward in ten took three times the "
+        "median or more. Measure again on an idle machine before you compare latencies."
+    )
+
+
+def absent(scores: dict) -> str | None:
+    """Which rows the table does not have, and why."""
+    models = measured(scores)
+    said = []
+    if models and not any(model.get("agreement") for model in models.values()):
+        why = "there is one model alone" if len(models) == 1 else "no teacher was measured"
+        said.append(f"same answer as the teacher ({why})")
+    maps: list[dict[str, Any]] = [
+        entry or {} for model in models.values() for entry in (model.get("maps") or {}).values()
+    ]
+    if (
+        maps
+        and all(entry.get("energy_in_mask") is None for entry in maps)
+        and any(without_masks(entry) for entry in maps)
+    ):
+        said.append("on the object (the data do not say where in an image the object is)")
+    classes = (scores.get("data") or {}).get("classes") or ()
+    if any("top5" in model for model in models.values()) and not any(model.get("top5") for model in models.values()):
+        said.append(f"label among the first five (there are {len(classes)} classes)")
+    unsound = {role: (model.get("calibration") or {}).get("not finite") for role, model in models.items()}
+    said += [
+        f"of {count:,} images the {role}'s likelihood and calibration (its answers are not finite numbers)"
+        for role, count in unsound.items()
+        if count
+    ]
+    return f"Not in the table: {'; '.join(said)}." if said else None
+
+
+def without_masks(entry: dict[str, Any]) -> bool:
+    """Whether maps could not be compared with evidence because there is none."""
+    return not entry.get("masks", entry.get("empty") == entry.get("n"))
+
+
+def cost(scores: dict, seconds: Mapping[str, Any]) -> str | None:
+    """What training took, and what the student saves, in one sentence."""
+    models = measured(scores)
+    spent = [value for stage, value in seconds.items() if stage in models and isinstance(value, int | float)]
+    student, teacher = models.get("student", {}), models.get("teacher", {})
+    saved = [
+        f"{max(one, other) / min(one, other):.1f} times {words[one > other]}"
+        for one, other, words in (
+            (student.get("parameters"), teacher.get("parameters"), ("fewer parameters", "more parameters")),
+            (student.get("macs"), teacher.get("macs"), ("less arithmetic", "more arithmetic")),
+            (
+                *((model.get("latency_ms") or {}).get("median") for model in (student, teacher)),
+                ("less time", "more time"),
+            ),
+        )
+        if one and other and max(one, other) / min(one, other) >= 1.05
+    ]
+    said = [f"training took {duration(sum(spent))} in all"] if spent else []
+    said += [f"the student needs {', '.join(saved)} than the teacher"] if saved else []
+    return "; ".join(said) or None
+
+
+def duration(seconds: float) -> str:
+    """`95` → `1 min 35 s`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    if seconds < 3600:
+        minutes, rest = divmod(round(seconds), 60)
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min"
