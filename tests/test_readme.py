@@ -25,6 +25,9 @@ def blocks(page: Path) -> list[str]:
     return [text for text in found if "needs a run" not in text]
 
 
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # of lightning, with a newer torch than it knows
+@pytest.mark.filterwarnings("ignore:Found .* in eval mode")  # of lightning: they are the teacher's
+@pytest.mark.filterwarnings("ignore:'pin_memory':UserWarning")  # of transformers' loaders, without a GPU
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.stem)
 def test_python_examples_run(page, tmp_path, monkeypatch):
     """One after the other, as a reader would: a block may use what those above it made."""

@@ -1,3 +1,4 @@
+from . import losses as losses
 from . import measure as measure
 from .api import distill as distill
 from .attribution import attribute as attribute

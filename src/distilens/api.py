@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from distilens.recipe_file import explain_errors
 from distilens.rehearsal import check_logits, check_trainable
 from distilens.specs import Spec
 from distilens.teachers import LiveTeacher, nobody
+from distilens.trackers import Trackers, check_installed
 from distilens.train import ONE_AT_A_TIME, processes, train
 
 Part = str | Mapping[str, Any] | Spec
@@ -103,10 +105,14 @@ def distilled(
         answering = LiveTeacher(large.to(processes().device))
     elif teacher is not None:
         answering = teacher
-    log = Log(Metrics(Path(folder) / "metrics.jsonl") if folder else None, main=processes().is_main_process)
+    metrics, main = Metrics(Path(folder) / "metrics.jsonl") if folder else None, processes().is_main_process
+    check_installed(given.tracker)
+    trackers = Trackers(given.tracker, Path(folder) if folder else None, settings=given.model_dump())
     checkpoints = Path(folder) / "checkpoints" if folder else None
     chosen = build_methods((USUAL if teacher is not None else ("ce",)) if methods is None else methods)
-    return train(model, chosen, found, given, teacher=answering, folder=checkpoints, log=log, seed=seed), log.rows
+    with contextlib.closing(trackers):
+        log = Log(metrics, main=main, trackers=trackers)
+        return train(model, chosen, found, given, teacher=answering, folder=checkpoints, log=log, seed=seed), log.rows
 
 
 def checked(settings: Mapping[str, Any]) -> Training:

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -28,6 +27,7 @@ from torch import Tensor
 from distilens.core import Batch
 from distilens.errors import UserError
 from distilens.files import Metrics
+from distilens.trackers import Trackers
 
 WIDE = 100
 """Columns of a terminal from which the speed stands in the bar as well."""
@@ -69,7 +69,7 @@ class Log:
         stage: what is trained, for its rows: `teacher`, `base`, `student`.
         console: where the bar goes; None shows nothing.
         main: False on all but one process: neither bar nor rows, but checks.
-        tensorboard: a folder for TensorBoard's files as well.
+        trackers: other services that show the rows.
     """
 
     def __init__(
@@ -79,13 +79,14 @@ class Log:
         *,
         console: Console | None = None,
         main: bool = True,
-        tensorboard: Path | None = None,
+        trackers: Trackers | None = None,
     ):
         self.metrics = metrics if metrics and main else Metrics(None)
         self.stage, self.console = stage, console if main else None
         self.rows: list[dict[str, Any]] = []
         self.pending: list[tuple[int, Tensor, dict[str, Tensor]]] = []
-        self.writer = board(tensorboard / stage) if tensorboard and main else None
+        self.trackers = trackers if trackers and main else Trackers()
+        self.told: dict[bool, int] = {}  # up to which step the trackers have heard of losses, and of validations
         self.bar: Progress | None = None
 
     def start(self, *, epochs: int, steps: int, images: int, at: int, epoch: int) -> None:
@@ -93,8 +94,12 @@ class Log:
         self.epochs, self.steps, self.images, self.at = epochs, steps, images, at
 
         def is_before(row: dict[str, Any]) -> bool:
-            return row["epoch"] < epoch if "validation" in row else row["step"] <= at
+            return row["epoch"] < epoch if is_validation(row) else row["step"] <= at
 
+        before = [row for row in self.metrics.rows() if row["stage"] == self.stage]
+        for row in before:
+            self.told[is_validation(row)] = max(row["step"], self.told.get(is_validation(row), 0))
+        self.trackers.begin(self.stage, resumed=bool(before))
         self.metrics.keep(lambda row: row["stage"] != self.stage or is_before(row))
         self.rows = [row for row in self.metrics.rows() if row["stage"] == self.stage]
         self.since = self.begun = (time.perf_counter(), at)
@@ -118,8 +123,6 @@ class Log:
     def __exit__(self, *error: object) -> None:
         if self.bar is not None:
             self.bar.stop()
-        if self.writer is not None:
-            self.writer.close()
 
     def step(self, batch: Batch, terms: dict[str, Tensor], learning_rate: float, *, every: int) -> None:
         """Take note of a step: of the losses of all processes, which are as many in each."""
@@ -202,11 +205,13 @@ class Log:
         row = {"stage": self.stage, **row}
         self.rows.append(row)
         self.metrics.append(**row)
-        if self.writer is not None:
-            validation = {f"validation/{name}": value for name, value in row.get("validation", {}).items()}
-            numbers = {**row.get("terms", {}), **validation, **row.get("notes", {})}
-            for name, value in numbers.items():
-                self.writer.add_scalar(name, value, row["step"])
+        if row["step"] > self.told.get(is_validation(row), 0):  # others were heard before the run was stopped
+            self.trackers.log(self.stage, row)
+
+
+def is_validation(row: Mapping[str, Any]) -> bool:
+    """Whether a row of the log is of an epoch's validation, not of losses."""
+    return "validation" in row
 
 
 def averaged(terms: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -215,19 +220,6 @@ def averaged(terms: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: term.detach() for name, term in terms.items()}
     values = cast(Tensor, reduce(torch.stack([term.detach() for term in terms.values()]), reduction="mean"))
     return dict(zip(terms, values.unbind(), strict=True))
-
-
-def board(folder: Path) -> Any:
-    """TensorBoard's writer.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UserError("tensorboard=true needs tensorboard: pip install tensorboard") from None
-    return SummaryWriter(folder)
 
 
 class Work:

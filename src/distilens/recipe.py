@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypedDict
 
 import tomlkit
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from distilens.specs import Registry, Spec, split, unbracket
 
@@ -21,6 +21,7 @@ def as_list(parts: Any) -> Any:
     return [unbracket(part) for part in split(unbracket(parts), whole=parts)] if isinstance(parts, str) else parts
 
 
+TrackerName = Literal["tensorboard", "wandb", "mlflow"]
 Part = Annotated[str, BeforeValidator(as_notation)]
 Parts = Annotated[tuple[Part, ...], BeforeValidator(as_list)]
 
@@ -43,7 +44,8 @@ class Training(Section):
     of the loss: as their weights say (`fixed`), or by what their gradients are (`balance.py`). `compile` compiles the
     student's network for training; `graphs` also replays its kernels as CUDA graphs, where there is a GPU: for small
     networks, whose kernels take less time than their launches. Images are `resident` in the device's memory where they fit,
-    or are read by `workers` processes.
+    or are read by `workers` processes. `tracker` names services that show the training as it goes: `tensorboard`, `wandb`,
+    `mlflow` (`trackers.py`).
     """
 
     epochs: Count = 10
@@ -65,7 +67,18 @@ class Training(Section):
     keep_every: Annotated[int, Field(ge=0)] = 0
     workers: Annotated[int, Field(ge=0)] = 2
     resident: bool | Literal["auto"] = "auto"
-    tensorboard: bool = False
+    tracker: Annotated[tuple[TrackerName, ...], BeforeValidator(as_list)] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def takes_older_recipes(cls, given: Any) -> Any:
+        """`tensorboard=true` is what older recipes have for `tracker="tensorboard"`."""
+        if not isinstance(given, Mapping) or "tensorboard" not in given:
+            return given
+        kept = {name: value for name, value in given.items() if name != "tensorboard"}
+        asked = as_list(kept.get("tracker", ()))
+        wanted = given["tensorboard"] in (True, "true", "True", 1)
+        return {**kept, "tracker": [*asked, "tensorboard"] if wanted and "tensorboard" not in asked else asked}
 
     @property
     def shown(self) -> int:
@@ -80,7 +93,7 @@ class Training(Section):
     def decisive(self) -> dict[str, Any]:
         """What the weights depend on, with every option written out: nothing of the log, nor who reads the images."""
         usual = {"sampling"} if self.sampling == "uniform" else set()  # it is younger than runs whose keys must hold
-        outside = {"log_every", "keep_every", "workers", "resident", "tensorboard"}
+        outside = {"log_every", "keep_every", "workers", "resident", "tracker"}
         return with_options(self.model_dump(exclude=outside | usual))
 
 
@@ -107,7 +120,7 @@ class TrainingOptions(TypedDict, total=False):
     keep_every: int
     workers: int
     resident: bool | Literal["auto"]
-    tensorboard: bool
+    tracker: str | Sequence[str]
 
 
 class TeacherPart(Section):

@@ -31,6 +31,7 @@ from distilens.rehearsal import check_logits, check_savable, check_trainable, re
 from distilens.run import Run, at_work, stage
 from distilens.specs import Spec
 from distilens.teachers import ANSWERS, LiveTeacher, as_one, following, nobody
+from distilens.trackers import check_installed
 from distilens.train import processes, train
 from distilens.usual import in_words, kind_of, settled
 
@@ -38,6 +39,7 @@ from distilens.usual import in_words, kind_of, settled
 def train_stage(run: Run) -> None:
     """Train or load the teacher, then train the base student and the student."""
     recipe = run.recipe
+    check_installed(recipe.train.tracker)
     student = build_model(recipe.student.model, run.data.classes, run.data.size)
     check_classes(student, run.data.classes, "student")
     check_taps(recipe.explain.explainers, student)
@@ -191,7 +193,7 @@ def train_role(
                 role,
                 console=run.console,
                 main=processes().is_main_process,
-                tensorboard=run.folder / "tensorboard" if settings.tensorboard else None,
+                trackers=run.trackers,
             )
             methods = build_methods(plan["methods"])
             if role == "student":

@@ -35,6 +35,7 @@ from distilens.recipe_file import read_recipe
 from distilens.specs import Spec
 from distilens.teachers import ANSWERS, LiveTeacher, as_one, nobody
 from distilens.teachers.stored import Recordable
+from distilens.trackers import Trackers
 from distilens.train import processes
 
 ROLES = ("teacher", "base", "student")
@@ -75,6 +76,12 @@ class Run:
         for line in data.inventory.lines():
             self.say(f"{data.name}: {line}")
         return data
+
+    @cached_property
+    def trackers(self) -> Trackers:
+        """The services that show the run's trainings; started by the first of them."""
+        recipe = self.recipe
+        return Trackers(recipe.train.tracker, self.folder, name=recipe.name, settings=recipe.resolved())
 
     @property
     def metrics(self) -> Metrics:
@@ -234,6 +241,8 @@ def at_work(run: Run) -> Iterator[None]:
             with suppress(UserError):  # what went wrong first is what is said
                 write_json(run.folder / "about.json", about_run(run))
             raise
+        finally:
+            run.trackers.close()
         write_json(run.folder / "about.json", about_run(run))
 
 

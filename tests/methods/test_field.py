@@ -220,7 +220,7 @@ def test_r2kd_is_pearsons_and_spearmans_correlation():
     assert np.allclose(found, expected(theirs) + 0.5 * expected(pruned), atol=1e-4)
     (soft_,) = build_methods(["r2kd:temperature=2,rank=3,pruned=0.5"]).values()
     assert np.allclose(numbers(soft_.loss(given, Output(ours), answer)), found, atol=1.0)
-    from distilens.methods.r2kd import soft_ranks
+    from distilens.losses.correlations import soft_ranks
 
     z = numbers(ours) / numbers(ours).std(1, keepdims=True)
     smooth = (1 / (1 + np.exp(-(z[:, :, None] - z[:, None]) / 0.1))).sum(2)
@@ -514,7 +514,7 @@ def test_a_head_that_starts_at_0_is_trained(part, data, batch, teacher):
 
 def test_rkd_of_images_that_are_alike(data, batch, teacher):
     """Two features in one place have no direction from one to the other, and no gradient by it."""
-    from distilens.methods.rkd import angles
+    from distilens.losses.relations import angles
 
     features = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
     features[1] = features[0]

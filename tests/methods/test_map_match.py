@@ -11,8 +11,9 @@ from torch import nn
 from distilens.core import Answer, Batch, Model, Objective
 from distilens.errors import UserError
 from distilens.explain.maps import on_one_grid
+from distilens.losses.maps import distance
 from distilens.methods import build_methods
-from distilens.methods.map_match import MapMatch, distance
+from distilens.methods.map_match import MapMatch
 from distilens.models import build_model
 from distilens.teachers import LiveTeacher
 

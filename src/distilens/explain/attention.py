@@ -30,4 +30,9 @@ class Attention(FeatureMap):
         self.power = power
 
     def read_off(self, feature: Float[Tensor, "b c h w"]) -> Float[Tensor, "b h w"]:
-        return (feature.square() if self.power == 2 else feature.abs() ** self.power).mean(1)
+        return attention(feature, self.power)
+
+
+def attention(feature: Float[Tensor, "b c h w"], power: float = 2.0) -> Float[Tensor, "b h w"]:
+    """`mean_k |A_k|^p` over the channels."""
+    return (feature.square() if power == 2 else feature.abs() ** power).mean(1)

@@ -14,7 +14,7 @@ from torch.nn import functional
 from distilens.core import Answer, Batch, Method, Model, Output
 from distilens.errors import UserError
 from distilens.explain.maps import empty, normalised, on_one_grid, resized
-from distilens.methods.map_match import distance
+from distilens.losses.maps import distance
 from distilens.parts import build_part
 from distilens.specs import Spec
 from distilens.taps import LAST, grid

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional
 
+from distilens import losses
 from distilens.core import Answer, Batch, Method, Model, Output
 from distilens.errors import UserError
 
@@ -50,7 +50,5 @@ class CE(Method):
         return batch.mixed.share * loss + (1 - batch.mixed.share) * self.against(output, batch.mixed.labels)
 
     def against(self, output: Output, labels: Tensor) -> Tensor:
-        loss = functional.cross_entropy(
-            output.logits.float(), labels, ignore_index=-1, label_smoothing=self.smoothing, reduction="none"
-        )
+        loss = losses.ce(output.logits, labels, smoothing=self.smoothing, reduction="none")
         return loss if self.weights is None else loss * self.weights[labels.clamp_min(0)]

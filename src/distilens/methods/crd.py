@@ -13,11 +13,11 @@ from torch.nn.functional import normalize
 from distilens import draws
 from distilens.core import Answer, Batch, Model, Output
 from distilens.gathering import mean_of_processes
+from distilens.losses.relations import contrasted, likenesses
 from distilens.methods.bank import Bank
 from distilens.methods.paired import Paired, Shape
 
 Count = Annotated[int, Field(ge=1)]
-SMALL = 1e-7
 SLICE = 2**16
 """Rows that are filled at once."""
 
@@ -114,15 +114,13 @@ class CRD(Paired):
         negative: Tensor,
     ) -> Float[Tensor, " b"]:
         """One direction: an embedding against what is remembered of the other network."""
-        near = ((said * same).sum(1) / self.temperature).exp()
-        far = (said @ others.T / self.temperature).exp()
-        n, k = len(self.bank), negative.sum(1)
+        near, far = likenesses(said, same, others, self.temperature)
+        n = len(self.bank)
         with torch.no_grad():
-            total, count = mean_of_processes(torch.stack([near.sum() + (far * negative).sum(), len(near) + k.sum()]))
+            total, count = mean_of_processes(
+                torch.stack([near.sum() + (far * negative).sum(), len(near) + negative.sum()])
+            )
             first = n * total / count
             partition = first.where(self.partition[number] == 0, self.partition[number])
             self.partition[number] = partition
-        near, far = near / partition, far / partition
-        noise = k / n
-        missed = (noise[:, None] / (far + noise[:, None] + SMALL)).clamp_min(SMALL).log()
-        return -(near / (near + noise + SMALL)).log() - (missed * negative).sum(1)
+        return contrasted(near / partition, far / partition, negative, n)

@@ -8,14 +8,12 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from distilens import losses
 from distilens.core import Answer, Batch, Method, Model, Output
 from distilens.errors import UserError
+from distilens.losses.correlations import CLASSES
 
 Factor = Annotated[float, Field(ge=0)]
-CLASSES = 3
-"""Over fewer Pearson's correlation is 1 or -1 whatever the numbers."""
-FLAT = 0.03
-"""Numbers whose deviation is a smaller share of their mean are all but alike."""
 
 
 class DIST(Method):
@@ -51,23 +49,5 @@ class DIST(Method):
 
     def loss(self, batch: Batch, output: Output, answer: Answer) -> Float[Tensor, " b"]:
         assert answer.logits is not None, "a teacher gives what is in `needs`"
-        ours, theirs = ((logits.float() / self.temperature).softmax(1) for logits in (output.logits, answer.logits))
-        inter = 1 - pearson(ours, theirs)
-        intra = (1 - pearson(ours.T, theirs.T)).mean() if len(ours) > 1 else 0.0
-        return self.temperature**2 * (self.beta * inter + self.gamma * intra)
-
-
-def pearson(x: Float[Tensor, "b c"], y: Float[Tensor, "b c"]) -> Float[Tensor, " b"]:
-    """Of each row of positive numbers; towards 0 where one varies by less than 3 % of its mean, 0 where it is constant.
-
-    The published code divides by what is left, plus 1e-8: a student whose head starts at 0, as those of many transformers do,
-    then gets a gradient of millions in its first step.
-    """
-    return (deviations(x) * deviations(y)).sum(1)
-
-
-def deviations(x: Float[Tensor, "b c"]) -> Float[Tensor, "b c"]:
-    """Of each row from its mean, over their length."""
-    mean = x.mean(1, keepdim=True)
-    apart = x - mean
-    return apart / apart.norm(dim=1, keepdim=True).clamp_min(1e-8).maximum(FLAT * mean.detach() * x.shape[1] ** 0.5)
+        options = {"temperature": self.temperature, "beta": self.beta, "gamma": self.gamma}
+        return losses.dist(output.logits, answer.logits, **options, reduction="none")

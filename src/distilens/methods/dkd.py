@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional
 
+from distilens import losses
 from distilens.core import Answer, Batch, Method, Output
 
 Factor = Annotated[float, Field(ge=0)]
@@ -47,31 +46,5 @@ class DKD(Method):
 
     def loss(self, batch: Batch, output: Output, answer: Answer) -> Float[Tensor, " b"]:
         assert answer.logits is not None, "a teacher gives what is in `needs`"
-        ours, theirs = (logits.float() / self.temperature for logits in (output.logits, answer.logits))
-        label = torch.where(batch.labels < 0, theirs.argmax(1), batch.labels)
-        chosen = functional.one_hot(label, theirs.shape[1]).bool()
-        whole = self.alpha * divergence(*(target_or_not(logits, chosen) for logits in (theirs, ours)))
-        rest = self.beta * divergence(*(among_others(logits, chosen) for logits in (theirs, ours)))
-        return self.temperature**2 * (whole + rest)
-
-
-def divergence(theirs: Float[Tensor, "b c"], ours: Float[Tensor, "b c"]) -> Float[Tensor, " b"]:
-    """`KL(p_t || p_s)` from logarithms; places where both are minus infinity count nothing."""
-    none = theirs.isneginf() & ours.isneginf()
-    return (
-        functional.kl_div(ours.masked_fill(none, 0), theirs.masked_fill(none, 0), reduction="none", log_target=True)
-        .masked_fill(none, 0)
-        .sum(1)
-    )
-
-
-def target_or_not(logits: Float[Tensor, "b c"], chosen: Bool[Tensor, "b c"]) -> Float[Tensor, "b 2"]:
-    """The logarithms of the class's probability, and of all others' together."""
-    return functional.log_softmax(
-        torch.stack([logits.where(chosen, 0).sum(1), logits.masked_fill(chosen, -torch.inf).logsumexp(1)], 1), dim=1
-    )
-
-
-def among_others(logits: Float[Tensor, "b c"], chosen: Bool[Tensor, "b c"]) -> Float[Tensor, "b c"]:
-    """The logarithms of the other classes' probabilities among themselves; minus infinity for the class."""
-    return functional.log_softmax(logits.masked_fill(chosen, -torch.inf), dim=1)
+        options = {"temperature": self.temperature, "alpha": self.alpha, "beta": self.beta}
+        return losses.dkd(output.logits, answer.logits, batch.labels, **options, reduction="none")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from distilens import losses
 from distilens.core import Answer, Batch, Output
 from distilens.methods.paired import Paired, Shape
 
@@ -35,4 +36,4 @@ class FitNet(Paired):
 
     def loss(self, batch: Batch, output: Output, answer: Answer) -> Float[Tensor, " b"]:
         ((ours, theirs),) = self.features(output, answer)
-        return (self.regressor(ours).float() - theirs).square().flatten(1).mean(1)
+        return losses.fitnet(self.regressor(ours), theirs, reduction="none")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional
 
+from distilens import losses
 from distilens.core import Answer, Batch, Method, Output
 
 
@@ -43,16 +42,5 @@ class KD(Method):
 
     def loss(self, batch: Batch, output: Output, answer: Answer) -> Tensor:
         assert answer.logits is not None, "a teacher gives what is in `needs`"
-        scaled = standardised if self.standardise else Tensor.float
-        student = functional.log_softmax(scaled(output.logits) / self.temperature, dim=1)
-        teacher = functional.log_softmax(scaled(answer.logits) / self.temperature, dim=1)
-        return self.temperature**2 * functional.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
-
-
-def standardised(logits: Float[Tensor, "b classes"]) -> Float[Tensor, "b classes"]:
-    """Each image's logits with mean 0 and deviation 1 over the classes (dividing by `classes - 1`, as the code).
-
-    A deviation below 0.01 counts as 0.01, where the code adds 1e-7 to it: a head that starts at 0 would be thrown far off.
-    """
-    logits = logits.float()
-    return (logits - logits.mean(1, keepdim=True)) / logits.std(1, keepdim=True).clamp_min(0.01)
+        options = {"temperature": self.temperature, "standardise": self.standardise}
+        return losses.kd(output.logits, answer.logits, **options, reduction="none")

@@ -8,17 +8,15 @@ import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional
 
 from distilens.core import Answer, Batch, Method, Model, Output
 from distilens.errors import UserError
 from distilens.explain import EXPLAINERS, Explainer
 from distilens.explain.activation import FeatureMap
 from distilens.explain.explanation import known_to_be_sound
-from distilens.explain.maps import empty, on_one_grid
+from distilens.explain.maps import on_one_grid
+from distilens.losses.maps import Distance, both_say, distance
 from distilens.specs import Spec
-
-Distance = Literal["cosine", "at", "kl", "l2"]
 
 
 class MapMatch(Method):
@@ -96,7 +94,7 @@ class MapMatch(Method):
                 aim = batch.labels.clamp_min(0) if self.target == "label" else answer.targets[self.needs[0]]
                 ours = self.explainer.from_output(output, aim)
         ours, theirs = on_one_grid(ours, theirs, self.pool)
-        known = ~(empty(ours.detach()) | empty(theirs))
+        known = both_say(ours, theirs)
         if self.target == "label" and self.classes == "one":
             known = known & (batch.labels >= 0)
         self.counts[0] += known.numel()
@@ -108,25 +106,3 @@ class MapMatch(Method):
         compared, left_out = self.counts.tolist()
         self.counts.zero_()
         return {"empty maps": left_out / max(compared, 1)}
-
-
-def distance(
-    ours: Float[Tensor, "*b h w"], theirs: Float[Tensor, "*b h w"], kind: Distance, temperature: float = 0.1
-) -> Float[Tensor, "*b"]:
-    """How far two maps are apart, one number a map; see `MapMatch`. An empty map has no direction: its unit map is 0."""
-    ours, theirs = ours.flatten(-2), theirs.flatten(-2)
-    if kind == "l2":
-        return (ours - theirs).square().mean(-1)
-    ours, theirs = unit(ours), unit(theirs)
-    if kind == "cosine":
-        return 1 - (ours * theirs).sum(-1)
-    if kind == "at":
-        return (ours - theirs).square().mean(-1)
-    ours, theirs = (functional.log_softmax(maps / temperature, -1) for maps in (ours, theirs))
-    return functional.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1)
-
-
-def unit(maps: Float[Tensor, "*b p"]) -> Float[Tensor, "*b p"]:
-    """Maps of length 1, whatever their scale: the largest value is brought to 1 first, so that no square vanishes."""
-    largest = maps.detach().abs().amax(-1, keepdim=True)
-    return functional.normalize(maps / largest.where(largest > 0, 1), dim=-1)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional
 
+from distilens import losses
 from distilens.core import Answer, Batch, Method, Output
 
 Factor = Annotated[float, Field(ge=0)]
@@ -52,15 +51,6 @@ class MLKD(Method):
 
     def loss(self, batch: Batch, output: Output, answer: Answer) -> Float[Tensor, " b"]:
         assert answer.logits is not None, "a teacher gives what is in `needs`"
-        ours, theirs = output.logits.float(), answer.logits.float()
-        with torch.autocast(ours.device.type, enabled=False):
-            return torch.stack([self.at(t, ours, theirs) for t in self.temperatures]).sum(0)
-
-    def at(self, temperature: float, ours: Float[Tensor, "b c"], theirs: Float[Tensor, "b c"]) -> Float[Tensor, " b"]:
-        """All three levels at one temperature."""
-        ours, theirs = (functional.log_softmax(logits / temperature, 1) for logits in (ours, theirs))
-        apart = functional.kl_div(ours, theirs, reduction="none", log_target=True).sum(1)
-        ours, theirs = ours.exp(), theirs.exp()
-        between_images = (ours @ ours.T - theirs @ theirs.T).square().sum(1)
-        between_classes = (ours.T @ ours - theirs.T @ theirs).square().sum() / ours.shape[1]
-        return self.instance * temperature**2 * apart + self.images * between_images + self.classes * between_classes
+        factors = {"instance": self.instance, "images": self.images, "classes": self.classes}
+        given = (output.logits, answer.logits)
+        return losses.mlkd(*given, temperatures=self.temperatures, **factors, reduction="none")

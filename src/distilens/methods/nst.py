@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import normalize
 
+from distilens import losses
 from distilens.core import Answer, Batch, Output
 from distilens.methods.paired import Paired
 
@@ -36,11 +36,4 @@ class NST(Paired):
 
     def loss(self, batch: Batch, output: Output, answer: Answer) -> Float[Tensor, " b"]:
         pairs = self.features(output, answer)
-        return torch.stack([(table(ours) - table(theirs)).square().sum((1, 2)) for ours, theirs in pairs]).sum(0)
-
-
-def table(feature: Float[Tensor, "b c h w"]) -> Float[Tensor, "b p p"]:
-    """`mean_k f_k f_k^T`, `[places places]` of each image: how often places are active together."""
-    with torch.autocast(feature.device.type, enabled=False):
-        maps = normalize(feature.flatten(2), dim=2, eps=1e-6)
-        return maps.transpose(1, 2) @ maps / maps.shape[1]
+        return torch.stack([losses.nst(ours, theirs, reduction="none") for ours, theirs in pairs]).sum(0)

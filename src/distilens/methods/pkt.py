@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import normalize
 
+from distilens import losses
 from distilens.methods.relational import Relational
 
 
@@ -25,12 +25,5 @@ class PKT(Relational):
 
     weight = 10000.0
 
-    def apart(self, ours: Float[Tensor, "b d"], theirs: Float[Tensor, "b e"]) -> Float[Tensor, " b"]:
-        ours, theirs = (neighbours(features) for features in (ours, theirs))
-        return (theirs * ((theirs + 1e-7) / (ours + 1e-7)).log()).mean(1)
-
-
-def neighbours(features: Float[Tensor, "b d"]) -> Float[Tensor, "b b"]:
-    directions = normalize(features, dim=1, eps=1e-7)
-    kernel = (directions @ directions.T + 1) / 2
-    return kernel / kernel.sum(1, keepdim=True)
+    def apart(self, ours: Float[Tensor, "b c h w"], theirs: Float[Tensor, "b d i j"]) -> Float[Tensor, " b"]:
+        return losses.pkt(ours, theirs, reduction="none")

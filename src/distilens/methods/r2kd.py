@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from distilens import losses
 from distilens.core import Answer, Batch, Method, Model, Output
 from distilens.errors import UserError
-from distilens.methods.dist import CLASSES, FLAT, pearson
+from distilens.losses.correlations import check_correlated
 
 Factor = Annotated[float, Field(ge=0)]
 ENOUGH = 16
@@ -55,11 +55,7 @@ class R2KD(Method):
 
     def prepare(self, student: Model, batch: Batch, answer: Answer) -> Model:
         assert answer.logits is not None, "a teacher gives what is in `needs`"
-        if answer.logits.shape[1] < CLASSES:
-            raise UserError(
-                f"r2kd correlates the values and ranks of classes, and these answers are of {answer.logits.shape[1]}: two are "
-                "correlated by 1 or -1 whatever they are. kd learns from answers of two classes"
-            )
+        check_correlated(answer.logits)
         if self.pruned and len(batch) >= ENOUGH:
             said, plainly = (len(logits.argmax(1).unique()) for logits in (answer.pruned[self.share], answer.logits))
             if said == 1 < plainly:
@@ -72,27 +68,12 @@ class R2KD(Method):
 
     def loss(self, batch: Batch, output: Output, answer: Answer) -> Float[Tensor, " b"]:
         assert answer.logits is not None, "a teacher gives what is in `needs`"
-        apart = self.apart(output.logits.float(), answer.logits.float())
+        apart = self.apart(output.logits, answer.logits)
         if self.pruned:
-            apart = apart + self.pruned * self.apart(output.logits.float(), answer.pruned[self.share].float())
+            apart = apart + self.pruned * self.apart(output.logits, answer.pruned[self.share])
         return apart
 
     def apart(self, ours: Float[Tensor, "b c"], theirs: Float[Tensor, "b c"]) -> Float[Tensor, " b"]:
         """How far answers are from being correlated, by value and by rank."""
-        values = 1 - pearson(*((logits / self.temperature).softmax(1) for logits in (ours, theirs)))
-        if not self.rank:
-            return values
-        return values + self.rank * (1 - pearson(soft_ranks(ours, self.softness), ranks(theirs)))
-
-
-def ranks(values: Float[Tensor, "b c"]) -> Float[Tensor, "b c"]:
-    """Of each row: how many values are smaller, equal ones counted half."""
-    apart = values[:, :, None] - values[:, None, :]
-    return (apart.sign() / 2 + 0.5).sum(2)
-
-
-def soft_ranks(values: Float[Tensor, "b c"], softness: float) -> Float[Tensor, "b c"]:
-    """Of each row: how many values are clearly smaller, in units of the row's deviation; half of all, if that is below 0.03."""
-    spread = values.std(1, keepdim=True, correction=0)
-    values = (values / spread.clamp_min(FLAT)).where(spread > FLAT, 0)
-    return torch.sigmoid((values[:, :, None] - values[:, None, :]) / softness).sum(2)
+        options = {"temperature": self.temperature, "rank": self.rank, "softness": self.softness}
+        return losses.r2kd(ours, theirs, **options, reduction="none")

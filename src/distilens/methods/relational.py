@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from distilens.core import Answer, Batch, Output
 from distilens.explain.activation import full, tapped
-from distilens.measure.unicam import Features, as_rows
 from distilens.methods.paired import Paired
 from distilens.taps import grid
 
@@ -21,16 +19,14 @@ class Relational(Paired):
         teacher_tap: the teacher's, where it is called otherwise.
     """
 
-    kind: Features = "pooled"
-
     def __init__(self, *, tap: str = "last", teacher_tap: str | None = None):
         super().__init__([tap], [teacher_tap or tap])
 
     def loss(self, batch: Batch, output: Output, answer: Answer) -> Float[Tensor, " b"]:
         """Of each image: how far its relations to the others of the batch are from the teacher's."""
         both = tapped(output, self.taps[0]), answer.features[self.teacher_taps[0]]
-        with torch.autocast(output.logits.device.type, enabled=False):  # products of rows, in full
-            return self.apart(*(as_rows(full(grid(feature, output.size)), self.kind) for feature in both))
+        return self.apart(*(full(grid(feature, output.size)) for feature in both))
 
-    def apart(self, ours: Float[Tensor, "b d"], theirs: Float[Tensor, "b e"]) -> Float[Tensor, " b"]:
+    def apart(self, ours: Float[Tensor, "b c h w"], theirs: Float[Tensor, "b d i j"]) -> Float[Tensor, " b"]:
+        """The loss of the student's features and the teacher's."""
         raise NotImplementedError

@@ -7,12 +7,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from distilens import losses
 from distilens.core import Answer, Batch, Output
-from distilens.explain.maps import resized
 from distilens.methods.paired import LEVELS, Paired, Shape
-
-CELLS = (4, 2, 1)
-"""Cells along a side of the coarser comparisons, each of half the weight of the one before."""
 
 
 class ReviewKD(Paired):
@@ -49,11 +46,11 @@ class ReviewKD(Paired):
         )
 
     def loss(self, batch: Batch, output: Output, answer: Answer) -> Float[Tensor, " b"]:
-        deeper, losses = None, []
+        deeper, found = None, []
         for (ours, theirs), fusion in reversed(list(zip(self.features(output, answer), self.fusions, strict=True))):
             made, deeper = fusion(ours, deeper)
-            losses.append(hierarchical(made.float(), theirs))
-        return torch.stack(losses).sum(0)
+            found.append(losses.hierarchical(made, theirs, reduction="none"))
+        return torch.stack(found).sum(0)
 
 
 class Fusion(nn.Module):
@@ -73,12 +70,3 @@ class Fusion(nn.Module):
             shares = self.attend(torch.cat([own, deeper], 1))
             own = own * shares[:, :1] + deeper * shares[:, 1:]
         return self.leave(own), own
-
-
-def hierarchical(ours: Float[Tensor, "b c h w"], theirs: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
-    """The weighted mean of the squared distances of features and of their averages over ever larger cells."""
-    smaller = [cells for cells in CELLS if cells < min(ours.shape[-2:])]
-    sizes = [tuple(ours.shape[-2:]), *((cells, cells) for cells in smaller)]
-    weights = [0.5**level for level in range(len(sizes))]
-    apart = [(resized(ours, size) - resized(theirs, size)).square().flatten(1).mean(1) for size in sizes]
-    return sum(weight * each for weight, each in zip(weights, apart, strict=True)) / sum(weights)  # type: ignore[return-value]

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
-from torch.nn.functional import normalize, smooth_l1_loss
 
+from distilens import losses
 from distilens.methods.relational import Relational
 
 Factor = Annotated[float, Field(ge=0)]
-CLOSE = 1e-6
-"""Features that are nearer than this have no direction from one to the other."""
 
 
 class RKD(Relational):
@@ -38,23 +35,5 @@ class RKD(Relational):
         super().__init__(tap=tap, teacher_tap=teacher_tap)
         self.distance, self.angle = distance, angle
 
-    def apart(self, ours: Float[Tensor, "b d"], theirs: Float[Tensor, "b e"]) -> Float[Tensor, " b"]:
-        far = smooth_l1_loss(distances(ours), distances(theirs), reduction="none").mean(1)
-        turned = smooth_l1_loss(angles(ours), angles(theirs), reduction="none").mean((1, 2))
-        return self.distance * far + self.angle * turned
-
-
-def distances(features: Float[Tensor, "b d"]) -> Float[Tensor, "b b"]:
-    """Between all images, over their mean; equal ones have no gradient."""
-    found = torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")
-    others = found > 0  # summed, not picked out: how many there are is known on the device alone
-    mean = (found * others).sum() / others.sum().clamp_min(1)
-    return found / mean.where(mean > 0, 1)
-
-
-def angles(features: Float[Tensor, "b d"]) -> Float[Tensor, "b b b"]:
-    """The cosine at image i between the directions to images j and k; 0, without a gradient, where one of them is where i is."""
-    apart = features[None] - features[:, None]
-    there = (apart.detach().norm(dim=2, keepdim=True) > CLOSE).to(apart.dtype)
-    directions = normalize(apart * there, dim=2, eps=CLOSE)
-    return directions @ directions.transpose(1, 2)
+    def apart(self, ours: Float[Tensor, "b c h w"], theirs: Float[Tensor, "b d i j"]) -> Float[Tensor, " b"]:
+        return losses.rkd(ours, theirs, distance=self.distance, angle=self.angle, reduction="none")

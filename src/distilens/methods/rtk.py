@@ -10,8 +10,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from distilens.core import Answer, Batch, Output
+from distilens.explain.attention import attention
 from distilens.explain.maps import on_one_grid
-from distilens.methods.map_match import distance
+from distilens.losses.maps import distance
 from distilens.methods.paired import LEVELS, Paired, Shape
 
 Count = Annotated[int, Field(ge=1)]
@@ -66,10 +67,6 @@ class RTK(Paired):
         fit = queries @ keys.transpose(1, 2) / self.width**0.5
         kept = fit.topk(min(self.keys, fit.shape[2]), dim=2)
         return torch.zeros_like(fit).scatter(2, kept.indices, kept.values.softmax(2))
-
-
-def attention(feature: Float[Tensor, "b c h w"]) -> Float[Tensor, "b h w"]:
-    return feature.square().mean(1)
 
 
 def apart_of(ours: Float[Tensor, "b c h w"], theirs: Float[Tensor, "b d i j"]) -> Float[Tensor, " b"]:

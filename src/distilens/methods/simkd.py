@@ -11,10 +11,10 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
+from distilens import losses
 from distilens.core import Answer, Batch, Model, Output
 from distilens.errors import UserError
 from distilens.explain.activation import full
-from distilens.explain.maps import on_one_grid
 from distilens.methods.paired import Paired, shapes
 from distilens.models.heads import give_head, head_of
 from distilens.parts import build_part
@@ -119,8 +119,7 @@ class SimKD(Paired):
 
     def loss(self, batch: Batch, output: Output, answer: Answer) -> Float[Tensor, " b"]:
         ours = full(grid(output.features[NAME], output.size))
-        ours, theirs = on_one_grid(ours, full(grid(answer.features[LAST], output.size)))
-        return (ours - theirs).square().flatten(1).mean(1)
+        return losses.fitnet(ours, full(grid(answer.features[LAST], output.size)), reduction="none")
 
 
 @torch.no_grad()

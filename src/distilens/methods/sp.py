@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import normalize
 
+from distilens import losses
 from distilens.methods.relational import Relational
 
 
@@ -22,9 +22,7 @@ class SP(Relational):
     Source: Tung and Mori 2019 (arXiv 1907.09682), equation 4.
     """
 
-    kind = "flat"
     weight = 3000.0
 
-    def apart(self, ours: Float[Tensor, "b d"], theirs: Float[Tensor, "b e"]) -> Float[Tensor, " b"]:
-        ours, theirs = (normalize(features @ features.T, dim=1) for features in (ours, theirs))
-        return (ours - theirs).square().mean(1)
+    def apart(self, ours: Float[Tensor, "b c h w"], theirs: Float[Tensor, "b d i j"]) -> Float[Tensor, " b"]:
+        return losses.sp(ours, theirs, reduction="none")

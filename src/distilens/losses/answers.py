@@ -1,0 +1,214 @@
+"""Losses of answers: the student's logits against the teacher's, or against labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from distilens.errors import UserError
+from distilens.losses.checks import (
+    Reduction,
+    check_labels,
+    check_positive,
+    check_tensor,
+    paired,
+    reduced,
+    without_autocast,
+)
+
+
+def ce(
+    student: Float[Tensor, "b classes"],
+    labels: Int[Tensor, " b"],
+    *,
+    smoothing: float = 0.0,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Cross-entropy with labels, in nats.
+
+    `-sum_c q_c log softmax(z)_c`, where `q` is `1 - smoothing` at the label plus `smoothing / classes` everywhere. An image
+    without a label (-1) counts 0.
+
+    Args:
+        student: logits.
+        labels: the class of each image.
+        smoothing: in [0, 1).
+        reduction: `mean`, `sum` or `none`.
+
+    Raises:
+        UserError: shapes that do not fit, or a smoothing outside of [0, 1).
+
+    Source: Szegedy et al. 2016 (arXiv 1512.00567), section 7, for the smoothing.
+    """
+    check_tensor("ce", "student", student)
+    check_labels("ce", labels, student)
+    if not 0 <= smoothing < 1:
+        raise UserError(f"ce: smoothing must be in [0, 1); given {smoothing:g}")
+    losses = functional.cross_entropy(
+        student.float(), labels, ignore_index=-1, label_smoothing=smoothing, reduction="none"
+    )
+    return reduced(losses, reduction)
+
+
+def kd(
+    student: Float[Tensor, "b classes"],
+    teacher: Float[Tensor, "b classes"],
+    *,
+    temperature: float = 4.0,
+    standardise: bool = False,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """The divergence of the student's softened class probabilities from the teacher's, in nats.
+
+    `T^2 * sum_c p_t log(p_t / p_s)` with `p = softmax(z / T)`; 0 where both agree. The factor `T^2` keeps the gradient's size
+    when T changes.
+
+    Args:
+        student: logits.
+        teacher: logits.
+        temperature: `T`, above 0.
+        standardise: first bring each image's logits to mean 0 and deviation 1 over the classes.
+        reduction: `mean`, `sum` or `none`.
+
+    Raises:
+        UserError: shapes that do not fit, or a temperature that is not above 0.
+
+    Source: Hinton, Vinyals and Dean 2015 (arXiv 1503.02531), section 2; Sun et al. 2024 (arXiv 2403.01427) for `standardise`.
+
+    Example:
+        >>> import torch
+        >>> from distilens.losses import kd
+        >>> logits = torch.randn(8, 10, requires_grad=True)
+        >>> kd(logits, torch.randn(8, 10), temperature=4).backward()
+    """
+    ours, theirs = answers("kd", student, teacher, temperature)
+    if standardise:
+        ours, theirs = standardised(ours), standardised(theirs)
+    ours, theirs = (functional.log_softmax(logits / temperature, dim=1) for logits in (ours, theirs))
+    losses = functional.kl_div(ours, theirs, reduction="none", log_target=True).sum(1)
+    return reduced(temperature**2 * losses, reduction)
+
+
+def dkd(
+    student: Float[Tensor, "b classes"],
+    teacher: Float[Tensor, "b classes"],
+    labels: Int[Tensor, " b"],
+    *,
+    temperature: float = 4.0,
+    alpha: float = 1.0,
+    beta: float = 2.0,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """`kd` in two parts: how sure the teacher is of the label, and how it shares out the rest, in nats.
+
+    `T^2 (alpha KL(b_t || b_s) + beta KL(q_t || q_s))`, with `b = (p_c, 1 - p_c)` the probability of the label and of all other
+    classes, and `q` the probabilities of the others among themselves, at temperature `T`. Where there is no label (-1), the
+    teacher's first class is taken.
+
+    Args:
+        student: logits.
+        teacher: logits.
+        labels: the class of each image, or -1.
+        temperature: `T`, above 0.
+        alpha: the factor of the label's part.
+        beta: the factor of the other classes' part; the paper takes 2 to 8.
+        reduction: `mean`, `sum` or `none`.
+
+    Raises:
+        UserError: shapes that do not fit, or a temperature that is not above 0.
+
+    Source: Zhao et al. 2022 (arXiv 2203.08679), equation 7; the term grows over the first epochs there.
+    """
+    ours, theirs = answers("dkd", student, teacher, temperature)
+    check_labels("dkd", labels, ours)
+    ours, theirs = ours / temperature, theirs / temperature
+    label = torch.where(labels < 0, theirs.argmax(1), labels)
+    chosen = functional.one_hot(label, theirs.shape[1]).bool()
+    whole = divergence(target_or_not(theirs, chosen), target_or_not(ours, chosen))
+    rest = divergence(among_others(theirs, chosen), among_others(ours, chosen))
+    return reduced(temperature**2 * (alpha * whole + beta * rest), reduction)
+
+
+def mlkd(
+    student: Float[Tensor, "b classes"],
+    teacher: Float[Tensor, "b classes"],
+    *,
+    temperatures: Sequence[float] = (2.0, 3.0, 4.0, 5.0, 6.0),
+    instance: float = 1.0,
+    images: float = 1.0,
+    classes: float = 1.0,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Answers on three levels, at several temperatures: of each image, between images, between classes.
+
+    The sum over temperatures `T` of, with probabilities `P [b c]` at `T`,
+    `instance T^2 KL(p_t || p_s) + images sum_j (P_s P_s^T - P_t P_t^T)_ij^2 + classes sum_cd (P_s^T P_s - P_t^T P_t)_cd^2 / c`.
+
+    Args:
+        student: logits.
+        teacher: logits.
+        temperatures: each above 0.
+        instance: the factor of the level of single images.
+        images: the factor of relations between images.
+        classes: the factor of relations between classes.
+        reduction: `mean`, `sum` or `none`.
+
+    Raises:
+        UserError: shapes that do not fit, or a temperature that is not above 0.
+
+    Source: Jin et al. 2023 (CVPR, "Multi-Level Logit Distillation"), equations 4 to 8.
+    """
+    ours, theirs = answers("mlkd", student, teacher, *temperatures)
+
+    def at(temperature: float) -> Tensor:
+        p, q = (functional.log_softmax(logits / temperature, 1) for logits in (ours, theirs))
+        apart = functional.kl_div(p, q, reduction="none", log_target=True).sum(1)
+        p, q = p.exp(), q.exp()
+        between_images = (p @ p.T - q @ q.T).square().sum(1)
+        between_classes = (p.T @ p - q.T @ q).square().sum() / p.shape[1]
+        return instance * temperature**2 * apart + images * between_images + classes * between_classes
+
+    with without_autocast(ours):
+        return reduced(torch.stack([at(temperature) for temperature in temperatures]).sum(0), reduction)
+
+
+def answers(name: str, student: Tensor, teacher: Tensor, *temperatures: float) -> tuple[Tensor, Tensor]:
+    """The logits of both, checked, in float32."""
+    for temperature in temperatures:
+        check_positive(name, temperature=temperature)
+    ours, theirs = paired(name, student, teacher, "images, classes", alike=(0, 1))
+    return ours.float(), theirs.float()
+
+
+def standardised(logits: Float[Tensor, "b classes"]) -> Float[Tensor, "b classes"]:
+    """Each image's logits with mean 0 and deviation 1 over the classes (dividing by `classes - 1`, as the code).
+
+    A deviation below 0.01 counts as 0.01, where the code adds 1e-7 to it: a head that starts at 0 would be thrown far off.
+    """
+    return (logits - logits.mean(1, keepdim=True)) / logits.std(1, keepdim=True).clamp_min(0.01)
+
+
+def divergence(theirs: Float[Tensor, "b c"], ours: Float[Tensor, "b c"]) -> Float[Tensor, " b"]:
+    """`KL(p_t || p_s)` from logarithms; places where both are minus infinity count nothing."""
+    none = theirs.isneginf() & ours.isneginf()
+    return (
+        functional.kl_div(ours.masked_fill(none, 0), theirs.masked_fill(none, 0), reduction="none", log_target=True)
+        .masked_fill(none, 0)
+        .sum(1)
+    )
+
+
+def target_or_not(logits: Float[Tensor, "b c"], chosen: Bool[Tensor, "b c"]) -> Float[Tensor, "b 2"]:
+    """The logarithms of the class's probability, and of all others' together."""
+    return functional.log_softmax(
+        torch.stack([logits.where(chosen, 0).sum(1), logits.masked_fill(chosen, -torch.inf).logsumexp(1)], 1), dim=1
+    )
+
+
+def among_others(logits: Float[Tensor, "b c"], chosen: Bool[Tensor, "b c"]) -> Float[Tensor, "b c"]:
+    """The logarithms of the other classes' probabilities among themselves; minus infinity for the class."""
+    return functional.log_softmax(logits.masked_fill(chosen, -torch.inf), dim=1)

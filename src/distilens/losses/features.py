@@ -1,0 +1,148 @@
+"""Losses of features: what the student's layers say against what the teacher's do."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from distilens.errors import UserError
+from distilens.explain.attention import attention
+from distilens.explain.maps import on_one_grid, resized
+from distilens.losses.checks import Reduction, check_positive, paired, reduced, without_autocast
+from distilens.losses.maps import apart
+
+CELLS = (4, 2, 1)
+"""Cells along a side of the coarser comparisons, each of half the weight of the one before."""
+
+
+def fitnet(
+    student: Float[Tensor, "b c h w"], teacher: Float[Tensor, "b c i j"], *, reduction: Reduction = "mean"
+) -> Tensor:
+    """The mean squared error of features: `mean (F_s - F_t)^2` over channels and places.
+
+    Of two grids the smaller counts. The student's features must have the teacher's channels: a 1×1 convolution that is trained
+    along brings them there.
+
+    Args:
+        student: features in the teacher's channels.
+        teacher: features.
+        reduction: `mean`, `sum` or `none`.
+
+    Raises:
+        UserError: shapes that do not fit.
+
+    Source: Romero et al. 2015 (arXiv 1412.6550), equation 3, with half the sum. RepDistiller gives it the weight 100.
+    """
+    return reduced(squared(*same_channels("fitnet", student, teacher)), reduction)
+
+
+def hierarchical(
+    student: Float[Tensor, "b c h w"], teacher: Float[Tensor, "b c i j"], *, reduction: Reduction = "mean"
+) -> Tensor:
+    """The squared errors of features and of their averages over ever larger cells: the distance of `reviewkd`.
+
+    `sum_l w_l mean (P_l(F_s) - P_l(F_t))^2 / sum_l w_l`, with `P_l` the feature itself and its averages over 4×4, 2×2 and 1×1
+    cells, and `w_l = 1, 1/2, 1/4, 1/8`. The student's features must have the teacher's channels; of two grids the smaller counts.
+
+    Args:
+        student: features in the teacher's channels.
+        teacher: features.
+        reduction: `mean`, `sum` or `none`.
+
+    Raises:
+        UserError: shapes that do not fit.
+
+    Source: Chen et al. 2021 (arXiv 2104.09044), section 3.3.
+    """
+    ours, theirs = same_channels("hierarchical", student, teacher)
+    smaller = [cells for cells in CELLS if cells < min(ours.shape[-2:])]
+    sizes = [tuple(ours.shape[-2:]), *((cells, cells) for cells in smaller)]
+    weights = ours.new_tensor([0.5**level for level in range(len(sizes))])
+    levels = torch.stack([squared(resized(ours, size), resized(theirs, size)) for size in sizes])
+    return reduced((weights[:, None] * levels).sum(0) / weights.sum(), reduction)
+
+
+def at(
+    student: Float[Tensor, "b c h w"],
+    teacher: Float[Tensor, "b d i j"],
+    *,
+    power: float = 2.0,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """How far the student's features are from being strong where the teacher's are: attention transfer.
+
+    `mean_places (q_s - q_t)^2`, with `q = m / |m|` and `m = mean_k |A_k|^p`. The numbers of channels may differ; of two grids
+    the smaller counts. An image counts 0 where one of the two features is 0 everywhere.
+
+    Args:
+        student: features.
+        teacher: features.
+        power: `p`, above 0.
+        reduction: `mean`, `sum` or `none`.
+
+    Raises:
+        UserError: shapes that do not fit, or a power that is not above 0.
+
+    Source: Zagoruyko and Komodakis 2017 (arXiv 1612.03928), equation 2, summed over three layers with the weight 1000.
+    """
+    check_positive("at", power=power)
+    ours, theirs = grids("at", student, teacher)
+    return reduced(apart(*on_one_grid(attention(ours, power), attention(theirs, power)), "at"), reduction)
+
+
+def nst(
+    student: Float[Tensor, "b c h w"], teacher: Float[Tensor, "b d i j"], *, reduction: Reduction = "mean"
+) -> Tensor:
+    """The discrepancy between the distributions of where channels are active: neuron selectivity transfer.
+
+    The squared maximum mean discrepancy between the channels' maps `f_k = A_k / |A_k|`, with the kernel `k(x, y) = (x . y)^2`:
+    `|S / c_s - T / c_t|^2`, where `S` and `T` are the tables `sum_k f_k f_k^T` over places. The numbers of channels may differ;
+    of two grids the smaller counts. Costs a table of places by places per image.
+
+    Args:
+        student: features.
+        teacher: features.
+        reduction: `mean`, `sum` or `none`.
+
+    Raises:
+        UserError: shapes that do not fit.
+
+    Source: Huang and Wang 2017 (arXiv 1707.01219), equation 9, with the polynomial kernel; weight 50 in RepDistiller.
+    """
+    ours, theirs = on_one_grid(*grids("nst", student, teacher))
+    return reduced((table(ours) - table(theirs)).square().sum((1, 2)), reduction)
+
+
+def grids(name: str, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """The features of both, checked."""
+    return paired(name, student, teacher, "images, channels, height, width")
+
+
+def same_channels(name: str, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """The features of both on the smaller of their grids.
+
+    Raises:
+        UserError: other numbers of channels.
+    """
+    ours, theirs = grids(name, student, teacher)
+    channels, wanted = ours.shape[1], theirs.shape[1]
+    if channels != wanted:
+        raise UserError(
+            f"{name} needs as many channels of the student as of the teacher; given {channels} and {wanted}. Train a translation "
+            f"along: nn.Conv2d({channels}, {wanted}, 1)"
+        )
+    return on_one_grid(ours, theirs)
+
+
+def squared(ours: Float[Tensor, "b c h w"], theirs: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
+    """The mean squared error of each image."""
+    return (ours - theirs).square().flatten(1).mean(1)
+
+
+def table(feature: Float[Tensor, "b c h w"]) -> Float[Tensor, "b p p"]:
+    """`mean_k f_k f_k^T`, `[places places]` of each image: how often places are active together."""
+    with without_autocast(feature):
+        maps = normalize(feature.flatten(2), dim=2, eps=1e-6)
+        return maps.transpose(1, 2) @ maps / maps.shape[1]

@@ -1,0 +1,184 @@
+"""Where the rows of a training go besides `metrics.jsonl`: TensorBoard, Weights & Biases, MLflow, through accelerate's trackers.
+
+Nothing leaves the machine by itself: rows are kept in the run folder, unless the service's own environment variables say another
+place (`WANDB_MODE` or `WANDB_API_KEY`, `MLFLOW_TRACKING_URI`).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import uuid
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracker, WandBTracker
+
+from distilens.errors import UserError
+from distilens.files import read_json, write_json
+
+NEEDED = {"tensorboard": ("tensorboard",), "wandb": ("wandb",), "mlflow": ("mlflow", "sqlalchemy", "alembic")}
+"""The modules of each service."""
+PROJECT = "distilens"
+"""Of Weights & Biases, and the experiment of MLflow, where their environment variables name none."""
+
+
+class Trackers:
+    """The services that a run's trainings are shown by. One run of each service shows all stages of a run.
+
+    They are started by the first training. `trackers.json` in the folder keeps which runs of the services are meant, so that a
+    run that goes on is shown there too; a stage that is trained anew begins new ones.
+
+    Args:
+        names: of the services.
+        folder: the run's.
+        name: what the run is called there.
+        settings: the run's settings, as plain data.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str] = (),
+        folder: Path | None = None,
+        *,
+        name: str = "run",
+        settings: Mapping | None = None,
+    ):
+        if names and folder is None:
+            raise UserError(f"tracker={', '.join(names)} writes into a folder: give one (folder=)")
+        self.names, self.folder, self.name = tuple(dict.fromkeys(names)), folder or Path(), name
+        self.settings = settings or {}
+        self.open: dict[str, Any] = {}  # accelerate's, by service
+
+    def begin(self, stage: str, *, resumed: bool) -> None:
+        """Start the services for a stage of the run, where they are not started yet.
+
+        Raises:
+            UserError: one that is not installed, or cannot be started.
+        """
+        if not self.names:
+            return
+        check_installed(self.names)
+        path = self.folder / "trackers.json"
+        state = read_json(path) or {}
+        is_new = not state or (not resumed and stage in state["stages"])
+        if is_new:
+            self.close()
+            state = {"id": uuid.uuid4().hex[:8], "stages": [], "runs": {}}
+        state["stages"] = [*dict.fromkeys([*state["stages"], stage])]
+        for name in self.names:
+            if name not in self.open:
+                self.start(name, state)
+        write_json(path, state)
+        if "wandb" in self.open:
+            self.open["wandb"].tracker.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
+
+    def start(self, name: str, state: dict[str, Any]) -> None:
+        """Start one service, with the run's settings where it is new there."""
+        PartialState()  # accelerate's trackers ask it who they are
+        known = state["runs"].get(name)
+        try:
+            tracker: Any = STARTED[name](self.folder, self.name, state["id"], known)
+            if known is None:
+                store(tracker, flattened(self.settings))
+        except Exception as error:  # of libraries with many kinds of their own
+            raise UserError(f"tracker={name} cannot be started: {error}") from error
+        self.open[name] = tracker
+        state["runs"][name] = tracker.tracker.info.run_id if name == "mlflow" else state["id"]
+
+    def log(self, stage: str, row: Mapping[str, Any]) -> None:
+        """Show a row of the log. A service that fails is left out from then on: it never stops a training."""
+        numbers = {f"{stage}/{name}": value for name, value in numbers_of(row).items()}
+        for name, tracker in list(self.open.items()):
+            try:
+                if name == "wandb":  # whose own steps only grow, over all stages
+                    tracker.log({**numbers, f"{stage}/step": row["step"]})
+                else:
+                    tracker.log(numbers, step=row["step"])
+            except Exception as error:
+                warnings.warn(f"{name} no longer takes rows, and is left out: {error}", stacklevel=2)
+                del self.open[name]
+
+    def close(self) -> None:
+        """Close the services; the next training starts them again."""
+        for tracker in self.open.values():
+            tracker.finish()
+        self.open = {}
+
+
+def check_installed(names: Sequence[str]) -> None:
+    """Raise a `UserError` for services that are not installed."""
+    missing = [name for name in names if not all(importlib.util.find_spec(module) for module in NEEDED[name])]
+    if missing:
+        raise UserError(
+            f"tracker={', '.join(missing)} is not installed: pip install 'distilens[{','.join(missing)}]', or leave it out of "
+            "train.tracker"
+        )
+
+
+def start_tensorboard(folder: Path, name: str, identity: str, known: str | None) -> GeneralTracker:
+    return started(TensorBoardTracker(identity, folder / "tensorboard"))
+
+
+def start_wandb(folder: Path, name: str, identity: str, known: str | None) -> GeneralTracker:
+    options: dict[str, Any] = {"settings": {"silent": True, "console": "off"}, "resume": "allow"}
+    if not {"WANDB_MODE", "WANDB_API_KEY"} & os.environ.keys():
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        options["mode"] = "offline"
+    if options.get("mode") == "offline" or os.environ.get("WANDB_MODE") == "offline":
+        del options["resume"]  # rows of one id are joined when they are sent
+    if "WANDB_DIR" not in os.environ:
+        options["dir"] = str(folder)
+    project = os.environ.get("WANDB_PROJECT", PROJECT)
+    return started(WandBTracker(project, name=name, id=os.environ.get("WANDB_RUN_ID", identity), **options))
+
+
+def start_mlflow(folder: Path, name: str, identity: str, known: str | None) -> GeneralTracker:
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    import mlflow
+
+    elsewhere = "MLFLOW_TRACKING_URI" in os.environ
+    if not elsewhere:
+        mlflow.set_tracking_uri(f"sqlite:///{(folder / 'mlflow.db').resolve()}")
+    artifacts = None if elsewhere else (folder / "mlflow").resolve().as_uri()
+    return started(MLflowTracker(PROJECT, artifacts, run_id=known, run_name=name))
+
+
+def started(tracker: GeneralTracker) -> GeneralTracker:
+    tracker.start()
+    return tracker
+
+
+STARTED: dict[str, Callable[[Path, str, str, str | None], GeneralTracker]] = {
+    "tensorboard": start_tensorboard,
+    "wandb": start_wandb,
+    "mlflow": start_mlflow,
+}
+
+
+def store(tracker: GeneralTracker, settings: Mapping[str, Any]) -> None:
+    """Show the run's settings: as text where accelerate would make a run of its own of them."""
+    if isinstance(tracker, TensorBoardTracker):
+        tracker.log({"settings": "\n".join(f"    {name} = {value}" for name, value in settings.items())}, step=0)
+    else:
+        tracker.store_init_configuration(dict(settings))
+
+
+def flattened(content: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings as `{"train.epochs": 3}`; lists as text."""
+    if isinstance(content, Mapping):
+        parts = [flattened(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in content.items()]
+        return {name: value for part in parts for name, value in part.items()}
+    return {prefix: content if isinstance(content, bool | int | float | str) else json.dumps(content, default=str)}
+
+
+def numbers_of(row: Mapping[str, Any]) -> dict[str, float]:
+    """A row of the log as numbers by name: loss terms, validation, learning rate, and what was counted."""
+    validation = {f"validation {name}": value for name, value in row.get("validation", {}).items() if name != "n"}
+    named = {"loss": "total loss", "learning_rate": "learning rate", "images_per_second": "images per second"}
+    others = {name: row[key] for key, name in named.items() if key in row}
+    return {**row.get("terms", {}), **others, **validation, **row.get("notes", {}), "epoch": row["epoch"] + 1}
