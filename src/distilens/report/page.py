@@ -16,6 +16,7 @@ from distilens.errors import UserError
 from distilens.files import write_text
 from distilens.report import answers_section, charts, table, transfer_section
 from distilens.report.cells import text
+from distilens.report.concerns import concerns
 from distilens.report.panels import PICTURE_BYTES, panel
 from distilens.report.paths import shown_folder, without_places
 from distilens.report.remarks import cost, duration, remarks
@@ -70,7 +71,7 @@ def summary(folder: Path) -> dict[str, Any]:
         "measures": table.measures(scores),
         "compared": {"base", "student"} <= models.keys(),
         "classes": table.by_class(scores),
-        "remarks": [*remarks(scores), seed_remark(about or {})],
+        "remarks": [*concerns(scores, read_log(folder)), *remarks(scores), seed_remark(about or {})],
         "facts": [*data_facts(scores.get("data") or {}), *([("cost", spent)] if spent else []), *facts],
         "has_base": "base" in models,
     }
@@ -149,6 +150,12 @@ def training(folder: Path) -> dict[str, Any]:
         "unreadable": unreadable,
         "speeds": [(stage, speed) for stage in stages if (speed := median_speed(records, stage))],
     }
+
+
+def read_log(folder: Path) -> list[dict]:
+    """The rows of a run's log, if it has one."""
+    path = folder / "metrics.jsonl"
+    return read_records(path)[0] if path.is_file() else []
 
 
 def read_records(path: Path) -> tuple[list[dict], int]:
