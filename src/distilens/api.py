@@ -20,7 +20,7 @@ from distilens.models import build_model, check_classes, own_pixels
 from distilens.models.adapters import unwrapped_network
 from distilens.progress import Log
 from distilens.recipe import Training
-from distilens.recipe_file import explain_errors
+from distilens.recipe_problems import explain_errors
 from distilens.rehearsal import check_logits, check_trainable
 from distilens.specs import Spec
 from distilens.teachers import LiveTeacher, nobody
