@@ -25,11 +25,13 @@ def as_table(header: Sequence[str], rows: list) -> Table:
 
 
 def show_scores(run) -> None:
-    from distilens.report.table import rows
+    from distilens.report.table import busy, rows
 
     header, cells = rows(run.scores)
     across = list(zip(*[header, *cells], strict=True))  # a model a column: it fits a terminal
     Console().print(as_table(across[0], across[1:]))
+    for line in busy(run.scores):
+        print(line)
 
 
 def show_gallery(made) -> None:

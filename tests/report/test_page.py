@@ -243,6 +243,17 @@ def test_overlapping_intervals_are_pointed_out() -> None:
     assert not any("overlap" in remark for remark in table.remarks(scores(0.75, 0.65)))
 
 
+def test_latencies_of_a_busy_machine_are_said() -> None:
+    def scores(high: float) -> dict:
+        one = {"test": {"accuracy": 0.5, "n": 8}, "latency_ms": {"median": 2.0, "low": 1.9, "high": high, "batch": 1}}
+        return {"models": {"student": one}}
+
+    assert table.busy(scores(5.9)) == []
+    assert "the slowest took student 10 times the median" in table.busy(scores(20.0))[0]
+    assert table.busy(scores(20.0))[0] in table.remarks(scores(20.0))
+    assert table.busy({"models": {"student": {"test": {"accuracy": 0.5, "n": 8}, "latency_ms": None}}}) == []
+
+
 def test_table_has_one_row_per_model_and_a_cell_per_column() -> None:
     header, lines = table.rows(scores())
     assert [line[0] for line in lines] == ["teacher", "base", "student"]

@@ -10,6 +10,9 @@ NOTHING = "–"
 
 MOST_CLASSES = 100
 
+BUSY = 3.0
+# How many times the median the upper end of a latency must be before it is said that the machine was busy.
+
 UNEVEN = 1.5
 # How many times its even share the commonest class must have for accuracies to be set beside it.
 
@@ -118,7 +121,7 @@ def remarks(scores: dict) -> list[str]:
     said += [guessing] if (guessing := imbalance(scores)) else []
     for name, entry in (models.get("student", {}).get("maps") or {}).items():
         said += [line] if (line := against_base(name, (entry or {}).get("more_than_base"))) else []
-    return said
+    return [*said, *busy(scores)]
 
 
 def against_base(name: str, entry: dict | None) -> str | None:
@@ -215,6 +218,21 @@ def latency(entry: dict | None) -> Cell:
     batch = f"batch {entry['batch']}" if entry.get("batch") is not None else ""
     return f"{entry['median']:.3g} ms", detail(
         bounds(entry, lambda bound: f"{bound:.3g}"), batch, entry.get("device") or ""
+    )
+
+
+def busy(scores: dict) -> list[str]:
+    """What is to be said of latencies that were measured while other work took the machine's time."""
+    found = {role: model.get("latency_ms") or {} for role, model in measured(scores).items()}
+    slow = [
+        f"{role} {each['high'] / each['median']:.0f} times"
+        for role, each in found.items()
+        if each.get("median") and (each.get("high") or 0) > BUSY * each["median"]
+    ]
+    return (
+        [f"This machine was busy when latencies were measured: the slowest took {', '.join(slow)} the median."]
+        if slow
+        else []
     )
 
 
