@@ -18,9 +18,10 @@ from scipy import stats
 from step import OURS
 from studies import STUDIES
 
+from distilens.evidence import EVIDENCE
 from distilens.files import write_json, write_text
 from distilens.models import build_model
-from distilens.recommend import EVIDENCE, kind_of
+from distilens.recommend import kind_of
 from distilens.report.charts import standalone
 from distilens.report.intervals import Estimate, interval_chart
 from methods import Experiment, holm

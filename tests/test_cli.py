@@ -1,5 +1,6 @@
 """The command line: what it accepts, what it prints, and the codes that it ends with."""
 
+import json
 import os
 import re
 import subprocess
@@ -78,9 +79,9 @@ def test_all_that_is_wrong_is_said_at_once(command):
     assert code == 2
     assert output == ""
     for text in (
-        "recipe.toml: 6 problems",
-        "unknown key 'train.epoch'. Did you mean 'epochs'?",
-        "unknown method 'kdd'. Did you mean 'kd'?",
+        "distilens: 6 problems",
+        "--set: unknown key 'train.epoch'. Did you mean 'epochs'?",
+        "--set student.methods: unknown method 'kdd'. Did you mean 'kd'?",
         "unknown option 'learning_rate' of optimizer 'sgd'",
         "--set takes key=value; given 'nonsense'",
         "train.batch_size: input should be a valid integer",
@@ -92,8 +93,15 @@ def test_all_that_is_wrong_is_said_at_once(command):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ([], "Missing subcommand"),
-        (["rum"], "rum"),
+        (["rum"], "no command rum; did you mean run?"),
+        (["export", "--help"], "no command export"),
+        (["run", "demo", "other"], "run takes one recipe; given demo, other"),
+        (["demo", "other"], "demo takes no recipe; given other"),
+        (["run", "demo", "--device", "gpu"], "--device is cpu, cuda, cuda:1 or mps; given 'gpu'"),
+        (["run", "demo.toml"], "no file demo.toml; the shipped recipe is called demo"),
+        (["run", "demo", "epochs=3"], "--set: unknown key 'epochs'. Did you mean 'train.epochs'?"),
+        (["explain", "nope"], "nope is neither a model nor a folder"),
+        (["list", "methods", "kdd"], "unknown method 'kdd'. Did you mean 'kd'?"),
         (["run"], "RECIPE"),
         (["run", "recipe.toml", "--sett", "a=b"], "--set KEY=VALUE"),
         (["list", "method"], "methods"),
@@ -109,9 +117,9 @@ def test_all_that_is_wrong_is_said_at_once(command):
         (["explain", "empty"], "is not a run: it has no recipe.toml"),
         (["measure", "no.toml"], "is not a run"),
         (["explain"], "MODEL_OR_RUN"),
-        (["compare"], "compare takes a run folder, or --models"),
+        (["compare"], "compare takes a run folder, two or more of them, or --models"),
         (["compare", "empty"], "empty is not a run"),
-        (["compare", "empty", "--models", "a=resnet8"], "compare takes a run folder, or --models"),
+        (["compare", "empty", "--models", "a=resnet8"], "compare takes a run folder, two or more of them, or --models"),
         (["compare", "empty", "--data", "digits"], "--data and --out go with --models"),
         (["compare", "--models", "resnet8", "a=resnet8"], "--models takes name=model, such as"),
         (["compare", "--models", "a=resnet8", "--data", "digits"], "two models or more are compared; given a"),
@@ -155,7 +163,9 @@ def test_a_loss_that_is_no_number_ends_with_1_and_can_be_mended(command, tmp_pat
         assert code == 1
         assert output == ""
         assert re.search(
-            r"^distilens: the loss of base is not finite in epoch 1 \(ce=\w+\), on the images .* \[\d", error
+            r"^distilens: the loss of base is not finite in epoch 1 \(ce=\w+\), on the images .* \[\d",
+            error,
+            re.MULTILINE,
         )
     assert not (tmp_path / "runs" / "tiny" / "base" / "model.safetensors").exists()
     code, _, error = command("report", "runs/tiny")
@@ -170,7 +180,7 @@ def test_changes_may_be_many_and_come_twice(command, tmp_path):
     text = (tmp_path / "runs" / "other" / "recipe.toml").read_text()
     assert "epochs = 1" in text
     assert "train=80" in text
-    code, output, error = command("validate", "recipe.toml", "--set", "train.epochs=7", "--no-time")
+    code, output, error = command("validate", "recipe.toml", "--set", "train.epochs=7", "--no-time", "--full")
     assert code == 0, error
     assert "epochs = 7" in output
 
@@ -265,6 +275,71 @@ def test_models_of_any_kind_are_compared_with_a_page_of_their_own(command, tmp_p
     assert sorted(path.name for path in (tmp_path / "side" / "by" / "transfer").iterdir())
 
 
+def test_students_of_several_runs_are_compared(command, tmp_path):
+    for name, seed in (("one", "0"), ("two", "1")):
+        changes = ("seed=" + seed, "train.epochs=1", "explain.explainers=[gradcam]")
+        code, output, error = command("run", "recipe.toml", *changes, "--out", f"runs/{name}", "--json", "-q")
+        assert (code, error) == (0, "")
+        found = json.loads(output)
+        assert found["run"] == f"runs/{name}"
+        assert found["scores"] == json.loads((tmp_path / "runs" / name / "scores.json").read_text())
+    code, output, error = command("compare", "runs/one", "runs/two", *FEW, "--json")
+    assert code == 0, error
+    found = json.loads(output)
+    assert found["page"] == "compare/index.html"
+    assert list(found["models"]) == ["one", "two"]
+    assert found["models"]["one"] != found["models"]["two"]
+    assert found.items() >= json.loads((tmp_path / "compare" / "transfer.json").read_text()).items()
+    code, output, error = command("measure", "runs/one", "--json", "-q")
+    assert (code, error) == (0, "")
+    assert set(json.loads(output)["scores"]["models"]) == {"base", "student"}
+    recipe = tmp_path / "runs" / "two" / "recipe.toml"
+    recipe.write_text(recipe.read_text().replace("train=64", "train=80"))
+    for runs, text in (
+        (("runs/one", "runs/two"), "these runs have different data (runs/one: shapes:"),
+        (("runs/one", "runs/one"), "two of these are the same run"),
+        (
+            ("runs/one", "runs/tow"),
+            "runs/tow is not a run: it has no recipe.toml, for there is no such folder. Did you mean 'runs/t",
+        ),
+    ):
+        code, output, error = command("compare", *runs, *FEW)
+        assert (code, output) == (2, "")
+        assert text in error
+
+
+def test_a_run_says_at_once_what_it_does_and_in_the_end_what_can_be_done_next(command, tmp_path):
+    code, _, error = command("run", "recipe.toml", "train.epochs=1", "--seed", "3", "--device", "cpu")
+    assert code == 0, error
+    lines = error.splitlines()
+    assert lines[0] == "distilens: recipe.toml → runs/tiny"
+    after = lines[lines.index("Next:") :]
+    assert after[1].split()[:2] == ["open", "runs/tiny/report.html"]
+    assert any("distilens explain runs/tiny --explainer" in line for line in after)
+    assert "seed = 3" in (tmp_path / "runs" / "tiny" / "recipe.toml").read_text()
+
+
+def test_json_is_all_that_is_printed(command):
+    code, output, error = command("validate", "recipe.toml", "--no-time", "--json", "train.epochs=5")
+    assert code == 0, error
+    found = json.loads(output)
+    assert found["recipe"]["train"]["epochs"] == 5
+    assert found["cost"] is None
+    code, output, _ = command("list", "methods", "--json")
+    assert {row["name"] for row in json.loads(output)} == set(METHODS)
+    code, output, _ = command("list", "methods", "kd", "--json")
+    assert {each["option"] for each in json.loads(output)["options"]} == set(METHODS.options("kd"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"), [((), "distilens demo"), (("--version",), "distilens "), (("-V",), "distilens ")]
+)
+def test_without_a_command_it_says_what_there_is(command, arguments, text):
+    code, output, error = command(*arguments)
+    assert (code, error) == (0, "")
+    assert text in output
+
+
 def test_stopping_an_explanation_leaves_no_file(command, tmp_path, monkeypatch):
     def stopped(*arguments, **options):
         raise KeyboardInterrupt
@@ -319,6 +394,7 @@ def test_the_codes_that_it_ends_with(command, monkeypatch, raised, code, text):
 def test_list_names_every_part_with_what_it_does(command, kind, names):
     code, output, _ = command("list", kind)
     assert code == 0
+    assert len(output.splitlines()) <= len(list(names)) + 4
     rows = [line.split("  ") for line in output.splitlines()]
     first = {row[0].strip().partition(":")[0] for row in rows}
     assert set(names) <= first
@@ -359,6 +435,35 @@ def test_the_help_answers_at_once():
         times.append(time.perf_counter() - start)
         assert done.returncode == 0, done.stderr
     assert min(times) < 1.0
+
+
+def test_a_wrong_name_is_told_before_torch_is_imported(tmp_path):
+    """Of a recipe, a run, a model, a part and a key; and lists need no torch either."""
+    commands = [
+        ["run", "dmeo"],
+        ["train", "nowhere"],
+        ["compare", "nowhere", "there"],
+        ["explain", "nope"],
+        ["run", "demo", "student.methods=[ce,kdd]"],
+        ["validate", "demo", "train.optimizer=sgd:learning_rate=1", "epochs=3"],
+        ["list", "methods"],
+        ["list", "judges", "insertion"],
+    ]
+    script = f"""
+import contextlib, io, sys
+from distilens.cli import main
+for words in {commands!r}:
+    sys.argv = ["distilens", *words]
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        try:
+            main()
+        except SystemExit as stop:
+            assert stop.code == 2, words
+            assert words[0] != "list"
+    assert "torch" not in sys.modules, words
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_output_into_a_closed_pipe_is_no_error():

@@ -6,7 +6,7 @@ import pytest
 
 from distilens.errors import UserError
 from distilens.recipe import Training
-from distilens.recipe_file import find_recipe, make_recipe, read_recipe, shipped
+from distilens.recipe_file import check_together, find_recipe, make_recipe, read_outline, read_recipe, shipped
 
 SMALL = {"data": "shapes", "student": {"model": "resnet8", "methods": ["ce"]}}
 TAUGHT = {"data": "shapes", "teacher": {"model": "resnet14"}, "student": {"model": "resnet8"}}
@@ -16,7 +16,10 @@ def problems(content, changes=()) -> list[str]:
     with pytest.raises(UserError) as error:
         make_recipe(content, changes)
     first, *rest = str(error.value).split("\n  ")
-    assert first == f"the recipe: {len(rest)} problem{'s' * (len(rest) > 1)}"
+    if changes and not rest:
+        return [first.removeprefix("--set ")]
+    count = f"{len(rest)} problem{'s' * (len(rest) > 1)}"
+    assert first in (f"the recipe: {count}", count)
     return rest
 
 
@@ -105,7 +108,7 @@ def test_terms_of_one_method_are_told_apart_by_as():
         ("train.epoch=3", "unknown key 'train.epoch'. Did you mean 'epochs'?"),
         ("explain.explainers.gradcamm.tap=x", "no part 'gradcamm' in explainers: gradcam, ig:steps=32"),
         ("data.shots=none,", "shots"),
-        ("nothing", "--set takes key=value; given 'nothing'"),
+        ("nothing", "takes key=value; given 'nothing'"),
     ],
 )
 def test_a_change_that_cannot_be_is_said(change, text):
@@ -151,6 +154,41 @@ def test_a_wrong_kind_of_value_is_a_message_and_no_traceback(content):
     assert problems(content)
 
 
+def test_what_a_change_did_is_said_of_the_change():
+    with pytest.raises(UserError, match=r"^--set student\.methods: unknown method 'kdd'\. Did you mean 'kd'\?"):
+        make_recipe(TAUGHT, ["student.methods=[kdd]"])
+    content = {**TAUGHT, "train": {"epochs": 0}}
+    with pytest.raises(UserError) as error:
+        make_recipe(content, ["train.batch_size=0", "data.limit=0"], where="my.toml")
+    first, *rest = str(error.value).split("\n  ")
+    assert first == "my.toml: 3 problems"
+    assert sorted(line.partition(":")[0] for line in rest) == ["--set data", "--set train.batch_size", "train.epochs"]
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("epochs", "Did you mean 'train.epochs'?"),
+        ("lr", "Did you mean 'train.optimizer.lr'?"),
+        ("batch_size", "Did you mean 'train.batch_size'?"),
+        ("batchsize", "Did you mean 'train.batch_size'?"),
+        ("limit", "Did you mean 'data.limit'?"),
+        ("model", "Did you mean 'teacher.model' or 'student.model'?"),
+    ],
+)
+def test_a_key_without_its_section_is_found(key, text):
+    assert text in problems(TAUGHT, [f"{key}=3"])[0]
+
+
+def test_an_outline_is_the_recipe_but_for_what_goes_together(tmp_path):
+    for path in shipped():
+        assert read_outline(path) == read_recipe(path)
+    (tmp_path / "own.toml").write_text('data="shapes"\n[student]\nmodel="resnet8"\nmethods=["kd"]')
+    recipe = read_outline(tmp_path / "own.toml")
+    with pytest.raises(UserError, match="ask a teacher for logits"):
+        check_together(recipe)
+
+
 def test_a_base_has_no_teacher():
     assert problems({**TAUGHT, "base": {"methods": ["ce", "kd"]}}) == [
         "base.methods ask a teacher for logits, and there is none"
@@ -159,15 +197,14 @@ def test_a_base_has_no_teacher():
 
 def test_recipes_are_found_by_path_and_by_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert find_recipe("demo") == find_recipe("demo.toml")
+    with pytest.raises(UserError, match=r"no file demo\.toml; the shipped recipe is called demo"):
+        find_recipe("demo.toml")
     assert find_recipe("demo") in shipped()
     (tmp_path / "demo").write_text(
         'data = "shapes"\nnote = "größer"\n[student]\nmodel="resnet8"\nmethods=["ce"]', "utf-8"
     )
     assert read_recipe("demo").note == "größer"  # a file of one's own comes first
-    with pytest.raises(
-        UserError, match=r"no recipe at runs/demoo.toml. Did you mean 'demo'\? Shipped with distilens: "
-    ):
+    with pytest.raises(UserError, match=r"no file runs/demoo.toml. Did you mean 'demo'\? Shipped with distilens: "):
         find_recipe("runs/demoo.toml")
     (tmp_path / "latin.toml").write_bytes('note = "größer"'.encode("latin-1"))
     with pytest.raises(UserError, match=r"latin\.toml is not TOML"):

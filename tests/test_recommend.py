@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 import distilens
-from distilens import recommend as module
-from distilens.cli import app
+from distilens import evidence as module
+from distilens.cli import main
 from distilens.errors import UserError
+from distilens.evidence import EVIDENCE, warnings
 from distilens.recipe import Training
 from distilens.recipe_file import make_recipe, read_recipe
-from distilens.recommend import EVIDENCE, images_a_class, recommend, warnings
+from distilens.recommend import images_a_class, recommend
 
 
 def row(name: str, methods: list[str], accuracy: float, gain: float | None, half: float = 1.0) -> dict:
@@ -176,7 +177,7 @@ def test_the_command_prints_the_list_and_why(evidence, tmp_path, monkeypatch, ca
 
     def printed(*arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", ["distilens", *arguments])
-        app.cli()
+        main()
         return capsys.readouterr().out
 
     (tmp_path / "mine.toml").write_text(

@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 from distilens.errors import UserError
+from distilens.inspection import show_inspection
 from distilens.models.saved import load_model
 from distilens.recipe_file import make_recipe
 from distilens.recording import record, verify
@@ -186,7 +187,8 @@ def test_a_codebook_is_of_one_teacher():
 @pytest.mark.parametrize("timed", [False, True])
 def test_validate_shows_all_teachers(timed):
     said = io.StringIO()
-    inspect_recipe(make_recipe(CONTENT, ["teacher.control=permuted"]), Console(file=said, width=200), timed=timed)
+    found = inspect_recipe(make_recipe(CONTENT, ["teacher.control=permuted"]), timed=timed)
+    show_inspection(found, console=Console(file=said, width=200), full=True)
     for line in ("teacher: python", "teacher-2: python", "teacher-3: python", "control = "):
         assert line in said.getvalue()
     assert said.getvalue().count("teacher-3") == 1 + timed

@@ -1,21 +1,25 @@
 """A recipe looked at before it is run."""
 
+import dataclasses
 import io
+import json
 import re
 
 import pytest
 from rich.console import Console
 
+from distilens.costs import Timed
 from distilens.data import load
 from distilens.errors import UserError
+from distilens.inspection import duration, show_inspection, verdict
 from distilens.recipe_file import make_recipe
-from distilens.validate import duration, inspect_recipe
+from distilens.validate import Plan, inspect_recipe
 
 
-def inspected(content: dict, tmp_path, monkeypatch, *, timed: bool = False) -> str:
+def inspected(content: dict, tmp_path, monkeypatch, *, timed: bool = False, full: bool = False) -> str:
     monkeypatch.chdir(tmp_path)
     console = Console(file=io.StringIO(), width=160)
-    inspect_recipe(make_recipe(content), console, timed=timed)
+    show_inspection(inspect_recipe(make_recipe(content), timed=timed), full=full, console=console)
     return console.file.getvalue()
 
 
@@ -28,7 +32,7 @@ SMALL = {
 
 
 def test_it_shows_options_shapes_and_counts(tmp_path, monkeypatch):
-    text = inspected(SMALL, tmp_path, monkeypatch)
+    text = inspected(SMALL, tmp_path, monkeypatch, full=True)
     assert "kd:temperature=4,standardise=false,top=none,weight=1" in text  # options that were not given
     assert "gradcam:tap=last" in text
     assert "[1, 64, 8, 8]  ← last feature map" in text
@@ -120,6 +124,42 @@ def test_a_tap_that_does_not_exist_is_said_before_anything_is_trained(tmp_path, 
         inspected({**SMALL, "explain": {"explainers": ["gradcam:tap=layer9"]}}, tmp_path, monkeypatch)
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(7, "7 s"), (61, "1 min 1 s"), (7300, "2 h 1 min")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.04, "0.0 s"), (2.26, "2.3 s"), (7, "7 s"), (61, "1 min 1 s"), (7300, "2 h 1 min")]
+)
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+def test_the_estimate_has_its_spread_and_says_when_the_machine_was_busy(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = inspect_recipe(make_recipe(SMALL), timed=False)
+    calm = Plan("base", 100, 32, Timed((0.1, 0.2, 0.2, 0.2, 0.3), 2**20))
+    assert calm.seconds == (20, 10, pytest.approx(30))
+    idle = dataclasses.replace(found, plans=(calm, calm))
+    assert verdict(idle).startswith("about 40 s of training on this machine, 20 s to 1 min 0 s (")
+    assert verdict(idle).endswith("1 MiB in the largest step")
+    assert idle.busy == ""
+    slow = Plan("student", 100, 32, Timed((0.1, 0.2, 0.2, 0.2, 0.9), 2**20))
+    busy = dataclasses.replace(found, plans=(calm, slow))
+    assert "the slowest of 5 timed steps of student took 4.5 times as long as the median one" in busy.busy
+    shared = dataclasses.replace(idle, others=0.9)
+    assert "other processes take 90% of its processors" in shared.busy
+    text = io.StringIO()
+    show_inspection(shared, console=Console(file=text, width=80))
+    lines = text.getvalue().splitlines()
+    assert lines[0].startswith("about 40 s")
+    assert lines[1] == shared.busy
+    assert "[train]" not in text.getvalue()
+
+
+def test_it_is_plain_data_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = inspect_recipe(make_recipe({**SMALL, "train": {"batch_size": 32, "epochs": 1}}))
+    found = json.loads(json.dumps(made.plain()))
+    assert found["models"]["student"]["parameters"] == 77_912
+    assert found["data"]["data"]["train"] == len(made.data["data"].train)
+    cost = found["cost"]
+    assert 0 < cost["low"] <= cost["seconds"] <= cost["high"]
+    assert sum(each["seconds"] for each in found["trainings"].values()) == pytest.approx(cost["seconds"])
+    assert set(found["methods"]) == {"ce:weight=0.1", "kd"}

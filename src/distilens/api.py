@@ -21,7 +21,7 @@ from distilens.models import check_classes
 from distilens.models.objects import as_model
 from distilens.progress import Log
 from distilens.recipe import Training, TrainingOptions
-from distilens.recipe_file import explain_errors
+from distilens.recipe_problems import explain_errors
 from distilens.rehearsal import check_logits, check_trainable
 from distilens.specs import Spec
 from distilens.teachers import LiveTeacher, nobody

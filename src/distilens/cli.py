@@ -1,91 +1,105 @@
-"""The command line: a function a command. Torch is imported inside them, so that `--help` answers at once."""
+"""The command line: a function a command. Torch is imported inside what they call, so that `--help` answers at once."""
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
 import tyro
-from rich.console import Console
-from tyro.conf import Positional
 
 from distilens.errors import UserError
 from distilens.options import (
+    Again,
     Changes,
     CompareSettings,
     DataName,
     Explainers,
+    Full,
+    How,
     Images,
+    Json,
+    Kind,
+    Manner,
     MapsOut,
     ModelOrRun,
     MostOfAStep,
     NamedModels,
     Out,
     PageOut,
+    PartName,
     RecipeName,
     RunFolder,
-    RunOrNone,
+    RunsToCompare,
+    Seed,
     Share,
     Target,
     Variants,
     Verify,
 )
-from distilens.terminal import conclude, show_advice, show_comparison, show_gallery, show_parts, show_scores
-
-if TYPE_CHECKING:
-    from distilens.recipe import Recipe
+from distilens.words import START, ordered, told_plainly
 
 app = tyro.extras.SubcommandApp()
+COMMANDS: list[str] = []
 
 
-@app.command
-def run(recipe: RecipeName, /, set_: Changes = (), out: Out = None, again: bool = False) -> None:
+def command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a function a command: tyro reads its words, and `main` calls it afterwards."""
+
+    def registered(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def later(*arguments: object, **options: object) -> Callable[[], None]:
+            return functools.partial(function, *arguments, **options)
+
+        app.command(name=name)(later)
+        COMMANDS.append(name)
+        return function
+
+    return registered
+
+
+@command("run")
+def run(
+    recipe: RecipeName,
+    /,
+    set_: Changes = (),
+    out: Out = None,
+    again: Again = False,
+    seed: Seed = None,
+    json: Json = False,
+    how: How = Manner(),  # noqa: B008  # it is frozen
+) -> None:
     """Take a recipe through all its stages: teacher, base, student, measure, explain, report.
 
     What is there already and still valid is skipped, so the same command goes on where it was stopped. A finished run with
     other settings is kept: the new one goes to `runs/NAME-2`.
-
-    Args:
-        again: Train over a finished run with other settings.
     """
-    found = read(recipe, set_)
-    carry_out(found, out or Path("runs") / found.name, again)
+    from distilens.actions import carry_out
+
+    carry_out(recipe, changes_of(set_, seed), out, again, as_json=json, how=how)
 
 
-@app.command
-def demo(set_: Changes = (), out: Path = Path("runs/demo"), again: bool = False) -> None:
+@command("demo")
+def demo(
+    set_: Changes = (),
+    out: Path = Path("runs/demo"),
+    again: Again = False,
+    seed: Seed = None,
+    json: Json = False,
+    how: How = Manner(),  # noqa: B008
+) -> None:
     """Distil a student from generated images in a minute or two, and show whether it looks at the object.
 
     The teacher has seen many images; the student sees few, on backgrounds that give the class away.
-
-    Args:
-        again: Train over a finished run with other settings.
     """
-    carry_out(read("demo", set_), out, again)
+    from distilens.actions import carry_out
+
+    carry_out("demo", changes_of(set_, seed), out, again, as_json=json, how=how)
 
 
-def carry_out(recipe: Recipe, folder: Path, again: bool) -> None:
-    """Run a recipe in a folder, or beside a finished run with other settings."""
-    from distilens.run import Run, folder_for
-    from distilens.stages import run_all
-
-    console = Console(stderr=True)
-    place = folder if again else folder_for(folder, recipe)
-    if place != folder:
-        console.print(
-            f"{folder} is a finished run with other settings: this one goes to {place} (--again trains over the old one)",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
-    made = Run(place, recipe, console)
-    run_all(made)
-    conclude(made)
-
-
-@app.command
+@command("record")
 def record(
     recipe: RecipeName,
     /,
@@ -95,6 +109,8 @@ def record(
     part: Share = "1/1",
     verify: Verify = 0,
     again: bool = False,
+    seed: Seed = None,
+    how: How = Manner(),  # noqa: B008
 ) -> None:
     """Record the teacher's answers that a recipe's (or a run's) methods ask for, so that training reads them.
 
@@ -105,73 +121,64 @@ def record(
     Args:
         again: Throw away what is recorded, and record all of it anew.
     """
+    from distilens.actions import recipe_or_run, share_of
+
+    made = recipe_or_run(recipe, changes_of(set_, seed), out, how, stored=True)  # it is for a run that reads them
     from distilens import recording
 
-    made = recipe_or_run(recipe, set_, out, stored=True)  # what is recorded is for a run that reads it
     if verify == 0:
         recording.record(made, variants=variants, part=share_of(part), again=again)
     elif not recording.verify(made, verify):
         raise UserError("recorded answers are not what the teacher says now: record them --again")
 
 
-@app.command
-def codebook(recipe: RecipeName, /, set_: Changes = (), out: Out = None) -> None:
+@command("codebook")
+def codebook(recipe: RecipeName, /, set_: Changes = (), out: Out = None, how: How = Manner()) -> None:  # noqa: B008
     """Make the codebooks of the teacher's features that a recipe's (or a run's) methods ask for, and print where they are.
 
     A run makes them by itself; this makes them ahead of time, and trains the teacher first where it is not there.
     """
+    from distilens.actions import recipe_or_run
+
+    made = recipe_or_run(recipe, changes_of(set_), out, how)
     from distilens.roles import codebooks
 
-    for path in codebooks(recipe_or_run(recipe, set_, out)):
+    for path in codebooks(made):
         print(path)
 
 
-def recipe_or_run(name: str, set_: tuple[tuple[str, ...], ...], out: Path | None, *, stored: bool = False):
-    """A run that is there, or a new one of a recipe; with `stored`, one that reads its teacher's answers."""
-    from distilens.run import Run, load_run
-
-    if (Path(name) / "recipe.toml").is_file():
-        if set_ or out:
-            raise UserError(f"{name} is a run, which says all itself: --set and --out go with a recipe")
-        return load_run(name, console=Console(stderr=True))
-    found = read(name, set_)
-    if stored and found.teacher and found.teacher.answers.startswith("live"):
-        found = read(name, (*set_, ("teacher.answers=stored",)))
-    return Run(out or Path("runs") / found.name, found, Console(stderr=True))
-
-
-def share_of(text: str) -> tuple[int, int]:
-    """`2/8` as (1, 8)."""
-    number, _, count = text.partition("/")
-    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
-        raise UserError(f"--part is like 2/8, the second of eight shares; given {text!r}")
-    return int(number) - 1, int(count)
-
-
-@app.command
-def train(run: RunFolder, /) -> None:
+@command("train")
+def train(run: RunFolder, /, how: How = Manner()) -> None:  # noqa: B008
     """Train what a run's recipe says and is not trained yet: teacher, base, student."""
-    from distilens.roles import train_stage
-    from distilens.run import at_work, load_run
+    from distilens.actions import run_at
 
-    found = load_run(run, console=Console(stderr=True))
+    found = run_at(run, how)
+    from distilens.roles import train_stage
+    from distilens.run import at_work
+
     with at_work(found):
         train_stage(found)
 
 
-@app.command
-def measure(run: RunFolder, /) -> None:
+@command("measure")
+def measure(run: RunFolder, /, json: Json = False, how: How = Manner()) -> None:  # noqa: B008
     """Score a run's models: accuracy, agreement, likeness of maps, cost."""
-    from distilens.run import at_work, load_run
-    from distilens.stages import measure_stage
+    from distilens.actions import run_at
 
-    found = load_run(run, console=Console(stderr=True))
+    found = run_at(run, how)
+    from distilens.run import at_work
+    from distilens.stages import measure_stage
+    from distilens.terminal import print_json, show_scores
+
     with at_work(found):
         measure_stage(found)
-    show_scores(found)
+    if json:
+        print_json({"run": str(run), "scores": found.scores})
+    else:
+        show_scores(found)
 
 
-@app.command
+@command("explain")
 def explain(
     model: ModelOrRun,
     /,
@@ -182,6 +189,7 @@ def explain(
     out: MapsOut = None,
     sanity: bool = True,
     prepare: bool = True,
+    how: How = Manner(),  # noqa: B008
 ) -> None:
     """Explain any model's answers in several ways, and say how far each of the explanations can be believed.
 
@@ -191,101 +199,51 @@ def explain(
         sanity: Measure whether maps depend on the model's weights, and are stable; takes most of the time.
         prepare: Explain a copy of the model with folded batch norms: the same to rounding, and faster.
     """
+    from distilens.actions import check_model, explain_model, explain_run
+
+    check_model(model)
     plain = (data, explainer, images, target, out, sanity, prepare) == (None, (), None, None, None, True, True)
     if plain and Path(model).is_dir() and not (Path(model) / "model.json").is_file():
-        explain_run(Path(model))
+        explain_run(Path(model), how)
         return
-    from distilens.files import locked
-    from distilens.gallery import check_writable, gallery
-    from distilens.specs import safe
-
-    folder = out or Path("maps") / safe(model)
-    check_writable(folder)
-    made = gallery(
-        model,
-        data,
-        [part for group in explainer for part in group] or ("gradcam", "ig"),
-        images=32 if images is None else images,
-        target=target or "top1",
-        sanity=sanity,
-        prepared=prepare,
-        console=Console(stderr=True),
-    )
-    with locked(folder):
-        page = made.save(folder)
-    show_gallery(made)
-    print(f"\n{page}")
+    options = {"images": 32 if images is None else images, "target": target or "top1", "sanity": sanity}
+    explain_model(model, data, joined(explainer), out, how, **options, prepared=prepare)
 
 
-def explain_run(folder: Path) -> None:
-    """The explain stage of a run: the maps of its models on the same test images."""
-    from distilens.run import at_work, load_run
-    from distilens.stages import explain_stage
-
-    found = load_run(folder, console=Console(stderr=True))
-    with at_work(found):
-        explain_stage(found)
-
-
-@app.command(name="compare")
+@command("compare")
 def compare_(
-    run: RunOrNone = None,
+    runs: RunsToCompare = (),
     /,
     models: NamedModels = (),
     data: DataName = None,
     set_: CompareSettings = (),
     out: PageOut = None,
+    json: Json = False,
+    how: How = Manner(),  # noqa: B008
 ) -> None:
-    """Compare what models know: a run's teacher, base and student, or any others by name.
+    """Compare what models know: a run's teacher, base and student, the students of several runs, or any models by name.
 
     How much of one's features is in another's (FSS), how much of the task is in them (RS), what distillation brought, lost and
     left, and where in the images that is. Becomes a section of the run's page, or a page of its own.
     """
-    named = [part for group in models for part in group]
-    changes = [part for group in set_ for part in group]
-    if (run is None) == (not named):
-        raise UserError("compare takes a run folder, or --models NAME=MODEL NAME=MODEL ... and --data")
-    if named:
-        compare_models(named, data, changes, out or Path("compare"))
-        return
-    assert run is not None
-    if data or out:
+    from distilens import actions
+
+    named, folders = joined(models), list(runs)
+    if bool(folders) == bool(named):
+        raise UserError(
+            "compare takes a run folder, two or more of them, or --models NAME=MODEL NAME=MODEL ... and --data"
+        )
+    if len(folders) > 1:
+        actions.compare_models(*actions.students_of(folders, data), joined(set_), out or Path("compare"), json, how)
+    elif named:
+        actions.compare_models(named, data, joined(set_), out or Path("compare"), json, how)
+    elif data or out:
         raise UserError("a run is compared on its own data and in its own folder: --data and --out go with --models")
-    from distilens.run import at_work, load_run
-    from distilens.stages import compare_stage, report_stage
-
-    found = load_run(run, console=Console(stderr=True))
-    how = changed_compare(found.recipe.compare, changes)
-    with at_work(found):
-        compare_stage(found, how)
-        page = report_stage(found)
-    show_comparison(run)
-    print(f"\n{page}")
+    else:
+        actions.compare_run(folders[0], joined(set_), json, how)
 
 
-def changed_compare(part, changes: list[str]):
-    """A recipe's settings with some changed; None where nothing is."""
-    from distilens.comparison import compare_part, settings_of
-
-    return compare_part({**(part.model_dump() if part else {}), **settings_of(changes)}) if changes else None
-
-
-def compare_models(named: list[str], data: str | None, changes: list[str], out: Path) -> None:
-    """Models by name, with a page of their own."""
-    from distilens.comparison import compare, models_named, settings_of
-    from distilens.files import locked
-    from distilens.gallery import check_writable
-
-    models, how = models_named(named), settings_of(changes)
-    check_writable(out)
-    made = compare(models, data, how, console=Console(stderr=True))
-    with locked(out):
-        page = made.save(out)
-    show_comparison(out)
-    print(f"\n{page}")
-
-
-@app.command
+@command("report")
 def report(run: RunFolder, /) -> None:
     """Write a run's page from what is there."""
     from distilens.report import write_report
@@ -300,56 +258,105 @@ def report(run: RunFolder, /) -> None:
     print(write_report(run))
 
 
-@app.command
-def validate(recipe: RecipeName, /, set_: Changes = (), time: bool = True) -> None:
-    """Resolve a recipe without training: every option, shapes, parameters, MACs, an estimate of time and memory.
+@command("validate")
+def validate(
+    recipe: RecipeName,
+    /,
+    set_: Changes = (),
+    time: bool = True,
+    full: Full = False,
+    seed: Seed = None,
+    json: Json = False,
+    how: How = Manner(),  # noqa: B008
+) -> None:
+    """Look at a recipe without training: an estimate of time and memory, what each method costs, shapes, parameters, MACs.
 
     Args:
         time: Time a few steps of each training for the estimate.
     """
+    from distilens.actions import recipe_of
+
+    found = recipe_of(recipe, changes_of(set_, seed), how)
+    from distilens.inspection import show_inspection
+    from distilens.terminal import print_json
     from distilens.validate import inspect_recipe
 
-    inspect_recipe(read(recipe, set_), Console(), timed=time)
+    inspected = inspect_recipe(found, timed=time)
+    if json:
+        print_json(inspected.plain())
+    else:
+        show_inspection(inspected, full=full)
 
 
-@app.command(name="recommend")
-def recommend_(recipe: RecipeName, /, set_: Changes = (), step: MostOfAStep = None, localise: bool = False) -> None:
+@command("recommend")
+def recommend_(
+    recipe: RecipeName,
+    /,
+    set_: Changes = (),
+    step: MostOfAStep = None,
+    localise: bool = False,
+    json: Json = False,
+) -> None:
     """Say which methods suit a recipe's data, models and budget, by what was measured, and why.
 
     Args:
         localise: It matters that the student looks at the object: backgrounds may give classes away.
     """
+    from distilens.actions import recipe_of
+
+    found = recipe_of(recipe, changes_of(set_), Manner())
+    import dataclasses
+
     from distilens.recommend import recommend
+    from distilens.terminal import print_json, show_advice
 
-    show_advice(recommend(read(recipe, set_), step=step, localise=localise), recipe)
-
-
-@app.command(name="list")
-def list_(
-    kind: Positional[
-        Literal[
-            "methods",
-            "models",
-            "data",
-            "explainers",
-            "judges",
-            "follow",
-            "controls",
-            "balances",
-            "embeddings",
-            "recipes",
-        ]
-    ],
-    /,
-) -> None:
-    """List what there is of a kind, a line each, with options and source."""
-    show_parts(kind)
+    advice = recommend(found, step=step, localise=localise)
+    if json:
+        print_json(dataclasses.asdict(advice))
+    else:
+        show_advice(advice, recipe)
 
 
-def read(name: str, changes: tuple[tuple[str, ...], ...]):
-    from distilens.recipe_file import read_recipe
+@command("list")
+def list_(kind: Kind, name: PartName = None, /, json: Json = False) -> None:
+    """List what there is of a kind, a line each with options and purpose; or all that is known of one."""
+    from distilens.listing import show_list, show_part
 
-    return read_recipe(name, [change for group in changes for change in group])
+    if name is None:
+        show_list(kind, as_json=json)
+    else:
+        show_part(kind, name, as_json=json)
+
+
+def joined(groups: tuple[tuple[str, ...], ...]) -> list[str]:
+    """The words of an option that may come several times."""
+    return [word for group in groups for word in group]
+
+
+def changes_of(set_: tuple[tuple[str, ...], ...], seed: int | None = None) -> list[str]:
+    """The changes of a recipe."""
+    return [*joined(set_), *([] if seed is None else [f"seed={seed}"])]
+
+
+def begin(words: list[str]) -> None:
+    """Carry out a command line.
+
+    Raises:
+        UserError: whatever is wrong with it.
+    """
+    if not words:
+        print(START, end="")
+        return
+    if words[0] in ("--version", "-V"):
+        from distilens import __version__
+
+        print(f"distilens {__version__}")
+        return
+    if not words[0].startswith("--tyro"):
+        words = ordered(words, COMMANDS)
+    about = "Train small image models under the guidance of large ones. distilens --version prints the version."
+    named = words[0] if words[0] in COMMANDS else ""
+    told_plainly(lambda: app.cli(prog="distilens", description=about, args=words), named)()
 
 
 def main() -> None:
@@ -357,7 +364,7 @@ def main() -> None:
     # threads that wait by spinning take the processor from a second run: 0.12 of the speed each instead of 0.54 on two cores
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        app.cli(prog="distilens", description="Train small image models under the guidance of large ones.")
+        begin(sys.argv[1:])
     except UserError as error:
         print(f"distilens: {error}", file=sys.stderr)
         sys.exit(getattr(error, "code", 2))

@@ -21,7 +21,8 @@ from distilens.errors import UserError
 from distilens.files import write_arrays, write_json, write_text
 from distilens.progress import Work
 from distilens.recipe import ComparePart
-from distilens.recipe_file import explain_errors, part_problems, toml_value
+from distilens.recipe_file import toml_value
+from distilens.recipe_problems import explain_errors, part_problems
 from distilens.report import transfer_section
 from distilens.specs import safe
 from distilens.subject import built_model, found_data, run_folder

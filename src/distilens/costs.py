@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,10 +20,44 @@ from distilens.recipe import Training
 from distilens.rehearsal import rehearsed
 from distilens.train import lays_channels_last, make_accelerator, total
 
-TIMED_STEPS = 3
+TIMED_STEPS = 5
+FEW_STEPS = 3
+"""Timed for each method by itself, of which the fastest counts."""
+BUSY = 3.0
+"""How many times the median the slowest step may take before the machine is called busy."""
 LABELS = "ce"
 ALONE = f"{LABELS}:as=the labels alone"
 """The loss beside which a method is timed, for some have none."""
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A step of a training, a few times.
+
+    Attributes:
+        seconds: of each, in order of size.
+        memory: bytes that its forward keeps for its backward, with weights and state.
+    """
+
+    seconds: tuple[float, ...]
+    memory: int
+
+    @property
+    def fastest(self) -> float:
+        return self.seconds[0]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def slowest(self) -> float:
+        return self.seconds[-1]
+
+    @property
+    def busy(self) -> bool:
+        """Whether something else took the machine's time meanwhile."""
+        return self.slowest > BUSY * self.median
 
 
 @dataclass(frozen=True)
@@ -50,12 +85,12 @@ def added(
 
     None for one that cannot be by itself, for it reads what another one puts into the student.
     """
-    floor, _ = time_step(model, (ALONE,), batches, settings, teacher)
+    floor = time_step(model, (ALONE,), batches, settings, teacher, steps=FEW_STEPS).fastest
     found: dict[str, Added | None] = {}
     for part in methods:
         with_it = (part,) if METHODS.resolve(part).name == LABELS else (ALONE, part)
         try:
-            seconds = time_step(model, with_it, batches, settings, teacher)[0] - floor
+            seconds = time_step(model, with_it, batches, settings, teacher, steps=FEW_STEPS).fastest - floor
         except UserError:
             found[part] = None
             continue
@@ -86,9 +121,15 @@ def remembered(objective: Objective) -> int:
 
 
 def time_step(
-    model: Model, methods: tuple[str, ...], batches: Batches, settings: Training, teacher: Teacher
-) -> tuple[float, int]:
-    """Seconds of a step (the fastest of a few), and bytes that its forward keeps for its backward, with weights and state."""
+    model: Model,
+    methods: tuple[str, ...],
+    batches: Batches,
+    settings: Training,
+    teacher: Teacher,
+    *,
+    steps: int = TIMED_STEPS,
+) -> Timed:
+    """A step of a training, timed a few times after a first one that does not count."""
     accelerator = make_accelerator(settings)
     batch = next(batches.epoch(0))
     with accelerator.autocast():
@@ -104,7 +145,7 @@ def time_step(
         return tensor
 
     times = []
-    for _ in range(TIMED_STEPS + 1):
+    for _ in range(steps + 1):
         kept.clear()
         done(accelerator.device)
         start = time.perf_counter()
@@ -114,4 +155,4 @@ def time_step(
         done(accelerator.device)
         times.append(time.perf_counter() - start)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in objective.parameters())
-    return min(times[1:]), sum(kept.values()) + 4 * weights  # weights, gradients, two of state
+    return Timed(tuple(sorted(times[1:])), sum(kept.values()) + 4 * weights)  # weights, gradients, two of state

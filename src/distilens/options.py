@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import re
+import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from tyro.conf import Positional, UseAppendAction, arg
+from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
+
+from distilens.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Changes = Annotated[
     UseAppendAction[tuple[tuple[str, ...], ...]],
-    arg(name="set", metavar="KEY=VALUE ...", help="Change the recipe, for example train.epochs=3 or data.limit=500."),
+    arg(
+        name="set",
+        metavar="KEY=VALUE ...",
+        help="Change the recipe, for example train.epochs=3 or data.limit=500; works without --set too.",
+    ),
 ]
 RecipeName = Annotated[Positional[str], arg(metavar="RECIPE", help="A TOML file, or the name of a shipped recipe.")]
 Out = Annotated[
@@ -91,9 +104,118 @@ MostOfAStep = Annotated[
         help_behavior_hint="(default: any)",
     ),
 ]
-RunOrNone = Annotated[Positional[Path | None], arg(metavar="RUN", help="A run folder.", help_behavior_hint="")]
+RunsToCompare = Annotated[
+    Positional[tuple[Path, ...]],
+    arg(metavar="RUN", help="A run folder; of several, their students are compared.", help_behavior_hint=""),
+]
 PageOut = Annotated[
     Path | None,
-    arg(metavar="PATH", help="The folder to write.", help_behavior_hint="(default: the run's, or compare)"),
+    arg(
+        metavar="PATH",
+        help="The folder to write.",
+        help_behavior_hint="(default: the folder of the one run, else compare)",
+    ),
 ]
 RunFolder = Annotated[Positional[Path], arg(metavar="RUN", help="A run folder.")]
+Again = Annotated[
+    FlagCreatePairsOff[bool], arg(help="Train over a finished run with other settings.", help_behavior_hint="")
+]
+Json = Annotated[
+    FlagCreatePairsOff[bool],
+    arg(help="Print one JSON document in place of tables, and nothing else on stdout.", help_behavior_hint=""),
+]
+Seed = Annotated[int | None, arg(metavar="N", help="Short for seed=N.", help_behavior_hint="(default: the recipe's)")]
+Quiet = Annotated[
+    FlagCreatePairsOff[bool],
+    arg(aliases=["-q"], help="Show no progress; results still go to stdout.", help_behavior_hint=""),
+]
+DeviceName = Annotated[
+    str | None,
+    arg(
+        metavar="DEVICE",
+        help="Where to compute: cpu, cuda, cuda:1, mps.",
+        help_behavior_hint="(default: a GPU, if any)",
+    ),
+]
+Full = Annotated[FlagCreatePairsOff[bool], arg(help="Print the whole recipe too.", help_behavior_hint="")]
+Kind = Annotated[
+    Positional[
+        Literal[
+            "methods",
+            "models",
+            "data",
+            "explainers",
+            "judges",
+            "follow",
+            "controls",
+            "balances",
+            "embeddings",
+            "optimizers",
+            "schedules",
+            "augments",
+            "recipes",
+        ]
+    ],
+    arg(
+        metavar="KIND",
+        help="methods, models, data, explainers, judges, follow, controls, balances, embeddings, "
+        "optimizers, schedules, augments, recipes.",
+    ),
+]
+PartName = Annotated[
+    Positional[str | None], arg(metavar="NAME", help="One of them: all that is known of it.", help_behavior_hint="")
+]
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a command works.
+
+    Attributes:
+        quiet: without progress.
+        device: where it computes; None is a GPU, if there is one.
+    """
+
+    quiet: Quiet = False
+    device: DeviceName = None
+
+    def __post_init__(self) -> None:
+        if self.device is not None and not re.fullmatch(r"cpu|mps|(cuda|xpu)(:\d+)?", self.device):
+            raise UserError(f"--device is cpu, cuda, cuda:1 or mps; given {self.device!r}")
+
+    @property
+    def console(self) -> Console | None:
+        """Where progress goes."""
+        from rich.console import Console
+
+        return None if self.quiet else Console(stderr=True)
+
+    def say(self, text: str) -> None:
+        """A line of progress."""
+        if not self.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    def choose_device(self) -> None:
+        """Let all that follows compute where it was said, as accelerate's own variables do.
+
+        Raises:
+            UserError: there is no such device.
+        """
+        if self.device is None:
+            return
+        import torch
+
+        kind, _, number = self.device.partition(":")
+        if kind == "cpu":
+            os.environ["ACCELERATE_USE_CPU"] = "true"
+            return
+        there = getattr(torch, kind, None)
+        count = there.device_count() if there is not None and there.is_available() else 0
+        if int(number or 0) >= count:
+            raise UserError(
+                f"--device {self.device}: this machine has {count or 'no'} {kind} device{'s' * (count > 1)}"
+            )
+        os.environ["ACCELERATE_TORCH_DEVICE"] = self.device
+
+
+How = Annotated[Manner, arg(name="")]

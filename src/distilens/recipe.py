@@ -234,33 +234,29 @@ class Recipe(Section):
         return tomlkit.dumps(self.resolved())
 
 
-def registries() -> dict[str, Registry]:
-    """Which kind of part stands under which key of a recipe."""
-    from distilens.balance import BALANCES
-    from distilens.data import SOURCES
-    from distilens.data.augment import AUGMENTS
-    from distilens.embeddings import EMBEDDINGS
-    from distilens.explain import EXPLAINERS
-    from distilens.methods import METHODS
-    from distilens.models import MODELS
-    from distilens.optimizers import OPTIMIZERS, SCHEDULES
-    from distilens.teachers import ANSWERS, CONTROLS, FOLLOW
+KINDS = {
+    "data": "data",
+    "model": "models",
+    "others": "models",
+    "follow": "follow",
+    "control": "controls",
+    "methods": "methods",
+    "optimizer": "optimizers",
+    "schedule": "schedules",
+    "augment": "augments",
+    "balance": "balances",
+    "explainers": "explainers",
+    "answers": "answers",
+    "embeddings": "embeddings",
+}
+"""Which kind of part stands under which key of a recipe."""
 
-    return {
-        "data": SOURCES,
-        "model": MODELS,
-        "others": MODELS,
-        "follow": FOLLOW,
-        "control": CONTROLS,
-        "methods": METHODS,
-        "optimizer": OPTIMIZERS,
-        "schedule": SCHEDULES,
-        "augment": AUGMENTS,
-        "balance": BALANCES,
-        "explainers": EXPLAINERS,
-        "answers": ANSWERS,
-        "embeddings": EMBEDDINGS,
-    }
+
+def registries() -> dict[str, Registry]:
+    """By key of a recipe, the registry of the parts that stand under it."""
+    from distilens.catalogue import registry
+
+    return {key: registry(kind) for key, kind in KINDS.items()}
 
 
 def with_options(content: Any) -> Any:

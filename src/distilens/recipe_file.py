@@ -7,23 +7,14 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from distilens.errors import UserError, nearest
-from distilens.recipe import (
-    BasePart,
-    ComparePart,
-    ExplainPart,
-    Recipe,
-    Section,
-    StudentPart,
-    Training,
-    as_list,
-    registries,
-)
-from distilens.specs import Registry, Spec
+from distilens.recipe import BasePart, ComparePart, ExplainPart, Recipe, StudentPart, Training
+from distilens.recipe_problems import explain_errors, method_problems, part_problems, raise_problems
+from distilens.specs import Spec
 
 STORED_VARIANTS = 16
 """Augmentations of an image where a teacher's answers are stored and the recipe says nothing else: see docs/answers.md."""
@@ -39,9 +30,12 @@ def find_recipe(name: str | Path) -> Path:
     if path.is_file():
         return path
     known = {recipe.stem: recipe for recipe in shipped()}
-    if path.name.removesuffix(".toml") in known and len(path.parts) == 1:
-        return known[path.name.removesuffix(".toml")]
-    raise UserError(f"no recipe at {name}.{nearest(path.stem, list(known))} Shipped with distilens: {', '.join(known)}")
+    if str(name) in known:
+        return known[str(name)]
+    if path.suffix == ".toml" and path.stem in known and len(path.parts) == 1:
+        raise UserError(f"no file {name}; the shipped recipe is called {path.stem}")
+    what = f"no file {name}" if path.suffix == ".toml" else f"no recipe at {name}"
+    raise UserError(f"{what}.{nearest(path.stem, list(known))} Shipped with distilens: {', '.join(known)}")
 
 
 def shipped() -> list[Path]:
@@ -57,16 +51,54 @@ def read_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
     Raises:
         UserError: everything that is wrong with it.
     """
-    found = find_recipe(path)
+    return make_recipe(read_toml(find_recipe(path)), changes, where=str(path))
+
+
+def read_outline(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
+    """A recipe as `read_recipe` reads it, but for what its parts say of each other: that imports torch, and this does not.
+
+    Raises:
+        UserError: everything that is wrong with its keys, its parts and their options.
+    """
+    recipe, problems = outlined(read_toml(find_recipe(path)), changes)
+    raise_problems(problems, changes, str(path))
+    assert recipe is not None
+    return recipe
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The content of a recipe file.
+
+    Raises:
+        UserError: it is not TOML.
+    """
     try:
-        content = tomllib.loads(found.read_text(encoding="utf-8-sig"))  # Notepad puts a byte order mark in front
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Notepad puts a byte order mark in front
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{found} is not TOML: {error}") from None
-    return make_recipe(content, changes, where=str(found))
+        raise UserError(f"{path} is not TOML: {error}") from None
 
 
 def make_recipe(content: Mapping[str, Any], changes: Sequence[str] = (), *, where: str = "the recipe") -> Recipe:
     """A checked recipe from plain data."""
+    recipe, problems = outlined(content, changes)
+    if recipe is not None:
+        problems += method_problems(recipe)
+    raise_problems(problems, changes, where)
+    assert recipe is not None
+    return recipe
+
+
+def check_together(recipe: Recipe, changes: Sequence[str] = (), *, where: str = "the recipe") -> None:
+    """Check of a recipe what `read_outline` leaves out.
+
+    Raises:
+        UserError: methods that do not go together, or need a teacher where there is none.
+    """
+    raise_problems(method_problems(recipe), changes, where)
+
+
+def outlined(content: Mapping[str, Any], changes: Sequence[str]) -> tuple[Recipe | None, list[str]]:
+    """A recipe from plain data, None where it has other keys or types, and what is wrong with each of its keys and parts."""
     problems: list[str] = []
     recipe = None
     changed = plain(content)
@@ -90,12 +122,7 @@ def make_recipe(content: Mapping[str, Any], changes: Sequence[str] = (), *, wher
         recipe = Recipe.model_validate(changed)
     except ValidationError as error:
         problems += explain_errors(error, Recipe)
-    else:
-        problems += method_problems(recipe)
-    problems = list(dict.fromkeys(problems))
-    if problems or recipe is None:
-        raise UserError(f"{where}: {len(problems)} problem{'s' * (len(problems) > 1)}\n  " + "\n  ".join(problems))
-    return recipe
+    return recipe, problems
 
 
 def with_methods(content: dict[str, Any]) -> dict[str, Any]:
@@ -120,79 +147,6 @@ def with_variants(content: dict[str, Any]) -> dict[str, Any]:
         return content
     teacher = {**teacher, "train": {"variants": 0, **own}}
     return {**content, "teacher": teacher, "train": {**train, "variants": STORED_VARIANTS}}
-
-
-def part_problems(content: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the parts in a recipe's plain data, whatever else is wrong with it."""
-    known, problems = registries(), []
-
-    def check_part(where: str, registry: Registry, part: Any) -> None:
-        try:
-            registry.resolve(part)
-        except UserError as error:
-            problems.extend(f"{where}: {line}" for line in str(error).split("\n"))
-
-    def check(where: str, key: str, value: Any) -> None:
-        if key in ("methods", "explainers", "others"):
-            try:
-                value = as_list(value)
-            except UserError:
-                return  # brackets that do not match: the section's own check says so
-        if key in known and (isinstance(value, str) or (isinstance(value, Mapping) and "name" in value)):
-            check_part(where, known[key], value)
-        elif key in known and isinstance(value, list):
-            for part in value:
-                check_part(where, known[key], part)
-        elif isinstance(value, Mapping):
-            for name, item in value.items():
-                check(f"{where}.{name}" if where else name, name, item)
-
-    check("", "", content)
-    return list(dict.fromkeys(problems))
-
-
-def method_problems(recipe: Recipe) -> list[str]:
-    """Two terms or explainers of one name, methods that need a teacher where there is none, or what no teacher gives."""
-    from distilens.core import Method, needs_of
-    from distilens.methods import build_methods
-    from distilens.teachers.needs import Need
-
-    problems = []
-    lists = {"student": recipe.student.methods, "base": recipe.base.methods}
-    if recipe.teacher:
-        lists["teacher"] = recipe.teacher.methods
-    for stage, parts in lists.items():
-        try:
-            methods = build_methods(parts)
-            needs = needs_of(methods.values())
-        except UserError as error:
-            problems += [f"{stage}.methods: {line}" for line in str(error).split("\n")]
-            continue
-        second = [name for name, method in methods.items() if method.second_order]
-        if second and recipe.train.compile:
-            problems.append(f"compile=true cannot go with {', '.join(second)}: torch.compile has no second derivative")
-        if all(type(each).loss is Method.loss or each.every > 1 or not each.weight for each in methods.values()):
-            listed = ", ".join(methods) or "none"
-            problems.append(
-                f"{stage}.methods have no loss at some step ({listed}): add one that has, with a weight, as ce or kd"
-            )
-        if recipe.teacher and recipe.teacher.others and any(Spec.parse(part).name == "kd_layer" for part in parts):
-            problems.append(
-                "kd_layer has the codebook of one teacher, and there are teacher.others: take one of the two away"
-            )
-        if needs and (stage != "student" or recipe.teacher is None):
-            problems.append(f"{stage}.methods ask a teacher for {', '.join(needs)}, and there is none")
-        for need in needs:
-            try:
-                Need.parse(need)
-            except UserError as error:
-                problems.append(f"{stage}.methods: {error}")
-    if recipe.teacher and recipe.teacher.follow and not recipe.teacher.others:
-        problems.append("teacher.follow is for several teachers, and there is one: name others in teacher.others")
-    explainers = [Spec.parse(part).name for part in recipe.explain.explainers]
-    twice = dict.fromkeys(name for name in explainers if explainers.count(name) > 1)
-    problems += [f"explain.explainers: two are called {name!r}, and their maps would go to one file" for name in twice]
-    return problems
 
 
 def plain(content: Any) -> Any:
@@ -245,29 +199,3 @@ def change_key(content: dict[str, Any], keys: list[str], value: Any, default: Ma
         ]
     else:
         raise UserError(f"{'.'.join(keys)} cannot be set: {key} is {inside!r}")
-
-
-def explain_errors(error: ValidationError, section: type[Section], place: str = "") -> list[str]:
-    """Pydantic's findings in a section at some place, in our words, each with the nearest known key."""
-    problems = []
-    for found in error.errors():
-        where = place + ".".join(str(step) for step in found["loc"])
-        if found["type"] == "extra_forbidden":
-            known = list(fields_at(section, found["loc"][:-1]))
-            name = str(found["loc"][-1])
-            problems.append(f"unknown key {where!r}.{nearest(name, known)} Known: {', '.join(known)}")
-        elif found["type"] == "missing":
-            problems.append(f"the key {where!r} is missing")
-        else:
-            message = found["msg"].removeprefix("Value error, ")
-            problems.append(f"{where}: {message[0].lower()}{message[1:]}; given {found['input']!r}")
-    return problems
-
-
-def fields_at(section: type[BaseModel], steps: Sequence[str | int]) -> Mapping[str, Any]:
-    """The fields of the section that an error is in, some steps below another one."""
-    for step in steps:
-        annotation = section.model_fields[str(step)].annotation
-        candidates = [annotation, *get_args(annotation)]
-        section = next(kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel))
-    return section.model_fields

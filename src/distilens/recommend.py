@@ -16,7 +16,7 @@ from distilens.core import Batch, Model, Objective, Teacher
 from distilens.data import Data, load
 from distilens.data.batches import Batches
 from distilens.errors import UserError
-from distilens.files import read_json
+from distilens.evidence import KINDS, harmful, read_evidence
 from distilens.measure import parameters
 from distilens.methods import build_methods
 from distilens.models import build_model
@@ -25,20 +25,10 @@ from distilens.rehearsal import rehearsed
 from distilens.specs import Spec
 from distilens.teachers import LiveTeacher, nobody
 
-EVIDENCE = Path(__file__).parent / "evidence.json"
-"""What was measured: written by `benchmarks/evidence.py`, described in docs/which.md."""
 NOISE = 0.1
 """How exactly steps were measured, in multiples of the student's own: what is above the most by less is let through."""
 FAR = 2.0
 """How many doublings of the images a class another kind of pair is worth, when the nearest study is looked for."""
-KINDS = {
-    "vit": "a ViT teaches a network of convolutions",
-    "depthwise": "the student is of depthwise convolutions, as MobileNets are",
-    "same": "both networks are of one family",
-    "other": "the networks are of different families",
-    "vit student": "the student is a ViT",
-    "alone": "there is no teacher",
-}
 
 
 @dataclass(frozen=True)
@@ -102,9 +92,7 @@ def recommend(
     Raises:
         UserError: no study was measured, or nothing that was is left.
     """
-    found = read_json(EVIDENCE)
-    if not found or not found["studies"]:
-        raise UserError(f"no evidence at {EVIDENCE}: benchmarks/evidence.py writes it from finished studies")
+    found = read_evidence()
     data = load(recipe.data, cache or Path("runs/data"))
     student = build_model(recipe.student.model, data.classes, data.size)
     teacher = build_model(recipe.teacher.model, data.classes, data.size) if recipe.teacher else None
@@ -163,22 +151,6 @@ def nearest_study(studies: Sequence[Mapping[str, Any]], shots: float, kind: str,
         return study["shortcut"] != localise, abs(math.log2(shots / study["shots"])) + FAR * (study["kind"] != kind)
 
     return min((study for study in studies if study["ranks"]), key=far)
-
-
-def harmful(studies: Sequence[Mapping[str, Any]], kind: str | None = None) -> dict[str, str]:
-    """By name, the methods that by their defaults lost accuracy beside `kd` on a kind of pair (by default any), and how much."""
-    found: dict[str, list[str]] = {}
-    for study in studies:
-        for row in study["rows"] if study["defaults"] and kind in (None, study["kind"]) else ():
-            if row["gain"] and row["gain"][0] + row["gain"][1] < 0:
-                lost = f"{-row['gain'][0]:.1f} ± {row['gain'][1]:.1f} points where {KINDS[study['kind']]}"
-                found.setdefault(row["row"], []).append(lost)
-    return {name: f"by its defaults it lost beside kd: {'; '.join(each)}" for name, each in found.items()}
-
-
-def warnings() -> dict[str, str]:
-    """By name, the methods whose defaults did harm somewhere."""
-    return harmful((read_json(EVIDENCE) or {"studies": []})["studies"])
 
 
 def candidate(row: Mapping[str, Any], steps: Mapping[str, float]) -> Candidate:

@@ -1,20 +1,21 @@
-"""What commands print: tables, findings, advice."""
+"""What commands print: tables, findings, advice, or JSON."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from distilens.specs import bracket
 
 
 def as_table(header: Sequence[str], rows: list) -> Table:
-    from rich.text import Text
-
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in header:
         table.add_column(title, overflow="fold")
@@ -24,11 +25,14 @@ def as_table(header: Sequence[str], rows: list) -> Table:
 
 
 def show_scores(run) -> None:
-    from distilens.report.table import rows
+    from distilens.report.remarks import busy
+    from distilens.report.table import measured, rows
 
     header, cells = rows(run.scores)
     across = list(zip(*[header, *cells], strict=True))  # a model a column: it fits a terminal
     Console().print(as_table(across[0], across[1:]))
+    if line := busy(measured(run.scores)):
+        print(line)
 
 
 def show_gallery(made) -> None:
@@ -62,16 +66,58 @@ def show_comparison(folder: Path) -> None:
         console.print(line, highlight=False, markup=False)
 
 
-def conclude(run) -> None:
-    """The table and the page, printed by one process."""
+def print_json(content: Any) -> None:
+    """One document on stdout; what is no number of JSON is null."""
+    print(json.dumps(whole(content), indent=1, ensure_ascii=False, default=str))
+
+
+def whole(content: Any) -> Any:
+    """Plain data in which NaN and infinity, which JSON does not know, are None."""
+    if isinstance(content, Mapping):
+        return {str(key): whole(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [whole(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def conclude(run, *, as_json: bool = False) -> None:
+    """The table and the page, or the same as JSON, printed by one process; and what can be done next."""
     from distilens.train import processes
 
     if not processes().is_main_process:
         return
+    from distilens.report.concerns import concerns
+    from distilens.report.page import read_log
     from distilens.report.table import headline
 
-    show_scores(run)
-    print(f"\n{headline(run.scores)}\n{run.folder / 'report.html'}")
+    page, wrong = run.folder / "report.html", concerns(run.scores, read_log(run.folder))
+    if as_json:
+        found = {
+            "run": run.folder,
+            "page": page,
+            "headline": headline(run.scores),
+            "concerns": wrong,
+            "scores": run.scores,
+        }
+        print_json({key: str(value) if isinstance(value, Path) else value for key, value in found.items()})
+    else:
+        show_scores(run)
+        print("\n".join(["", headline(run.scores), *wrong, str(page)]))
+    for line in next_steps(run):
+        run.say(line)
+
+
+def next_steps(run) -> list[str]:
+    """What can be done with a finished run, a command a line."""
+    steps = [(f"open {run.folder / 'report.html'}", "in a browser: scores and maps")]
+    if run.recipe.teacher and not (run.folder / "transfer.json").is_file():
+        steps.append((f"distilens compare {run.folder}", "what the student took over from its teacher"))
+    steps.append(
+        (f"distilens explain {run.folder} --explainer gradcam rise", "the student's maps in other ways, each tested")
+    )
+    steps.append((f"distilens compare {run.folder} runs/OTHER", "this student beside that of another run"))
+    wide = max(len(command) for command, _ in steps)
+    return ["Next:", *(f"  {command.ljust(wide)}  {what}" for command, what in steps)]
 
 
 def show_advice(advice, recipe: str) -> None:
@@ -101,37 +147,3 @@ def show_advice(advice, recipe: str) -> None:
     console.print(f"\nor: distilens run {recipe} --set {sets}", highlight=False, markup=False, soft_wrap=True)
     trained = ", ".join(f"{key} = {value}" for key, value in advice.settings.items())
     console.print(f"\nStudents were trained there with {trained}", highlight=False, markup=False, soft_wrap=True)
-
-
-def show_parts(kind: str) -> None:
-    """What there is of a kind, a line each."""
-    console = Console()
-    if kind == "recipes":
-        import tomllib
-
-        from distilens.recipe_file import shipped
-
-        rows = [(path.stem, tomllib.loads(path.read_text()).get("note", "")) for path in shipped()]
-        console.print(as_table(("recipe", "what it does"), rows))
-        return
-    from distilens.balance import BALANCES
-    from distilens.data import SOURCES
-    from distilens.embeddings import EMBEDDINGS
-    from distilens.explain import EXPLAINERS
-    from distilens.methods import METHODS
-    from distilens.models import MODELS
-    from distilens.teachers import CONTROLS, FOLLOW
-    from distilens.teachers.judges import JUDGES
-
-    kinds = {"methods": METHODS, "models": MODELS, "data": SOURCES, "explainers": EXPLAINERS}
-    kinds |= {"judges": JUDGES, "follow": FOLLOW, "controls": CONTROLS, "balances": BALANCES, "embeddings": EMBEDDINGS}
-    registry = kinds[kind]
-    rows = registry.table()
-    if kind == "methods":
-        from distilens.recommend import warnings
-
-        harm = warnings()
-        rows = [
-            (name, how, f"{what} WARNING: {harm[name]}" if name in harm else what, by) for name, how, what, by in rows
-        ]
-    console.print(as_table((registry.kind, "options", "what it does", "source"), rows))

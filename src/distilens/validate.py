@@ -1,23 +1,21 @@
-"""A recipe looked at before it is run: every option, shapes through the models, parameters, MACs, time and memory."""
+"""A recipe looked at before it is run: time and memory, what methods add, parameters, MACs, shapes."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
+import psutil
 import torch
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from distilens.core import Model, Teacher
-from distilens.costs import TIMED_STEPS, added, time_step
+from distilens.costs import TIMED_STEPS, Added, Timed, added, time_step
 from distilens.data import load
 from distilens.data.augment import AUGMENTS
 from distilens.data.batches import Batches
-from distilens.data.cached import readable
 from distilens.data.subset import Data
 from distilens.explain import check_taps
 from distilens.measure import macs, parameters
@@ -28,14 +26,123 @@ from distilens.teachers import LiveTeacher, as_one, following, nobody
 from distilens.train import processes
 from distilens.usual import in_words, kind_of_model, settled
 
+OTHERS = 0.25
+"""The share of the processors that other processes may take before the machine is called busy."""
+LOOKED = 0.3
+"""Seconds for which that is looked at, while nothing is computed here."""
 
-def inspect_recipe(recipe: Recipe, console: Console, *, timed: bool = True) -> None:
-    """Print a recipe with every option, what it makes of its data and models, and what a run of it would cost."""
+
+@dataclass(frozen=True)
+class Plan:
+    """A training of a run, and what it would take on this machine.
+
+    Attributes:
+        role: of what is trained.
+        steps: of all epochs.
+        images: in a step.
+        step: as it was timed.
+    """
+
+    role: str
+    steps: int
+    images: int
+    step: Timed
+
+    @property
+    def seconds(self) -> tuple[float, float, float]:
+        """Of the training: by the median step, and from the fastest to the slowest."""
+        return self.steps * self.step.median, self.steps * self.step.fastest, self.steps * self.step.slowest
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a recipe makes of its data and models, and what a run of it would cost.
+
+    Attributes:
+        recipe: what was looked at.
+        data: the data sets, by their key in the recipe.
+        models: about each network, by role: plain data.
+        plans: the trainings; empty where nothing was timed.
+        methods: what each method of the student adds by itself; None for one that reads what another one makes.
+        others: the share of the processors' time that other processes took just before.
+    """
+
+    recipe: Recipe
+    data: Mapping[str, Data]
+    models: Mapping[str, Mapping[str, Any]]
+    plans: tuple[Plan, ...] = ()
+    methods: Mapping[str, Added | None] = field(default_factory=dict)
+    others: float = 0.0
+
+    @property
+    def seconds(self) -> tuple[float, float, float]:
+        """Of all trainings: an estimate, its lower and its upper end."""
+        middle, low, high = (sum(ends) for ends in zip(*(plan.seconds for plan in self.plans), strict=True))
+        return middle, low, high
+
+    @property
+    def memory(self) -> int:
+        """Bytes that the largest step takes."""
+        return max(plan.step.memory for plan in self.plans)
+
+    @property
+    def busy(self) -> str:
+        """What is to be said where other work took the machine's time; empty where it did not."""
+        if self.others > OTHERS:
+            return (
+                f"this machine is busy: other processes take {self.others:.0%} of its processors, so the estimate is too long. "
+                "Try again when nothing else runs"
+            )
+        slow = [plan for plan in self.plans if plan.step.busy]
+        if not slow:
+            return ""
+        worst = max(slow, key=lambda plan: plan.step.slowest / plan.step.median)
+        times = worst.step.slowest / worst.step.median
+        return (
+            f"this machine is busy: the slowest of {TIMED_STEPS} timed steps of {worst.role} took {times:.1f} times as long as "
+            "the median one. The estimate is worth little: try again when nothing else runs"
+        )
+
+    def plain(self) -> dict[str, Any]:
+        """All of it as plain data, with the resolved recipe."""
+        trainings = {
+            plan.role: {
+                "steps": plan.steps,
+                "images_per_second": plan.images / plan.step.median,
+                **dict(zip(("seconds", "low", "high"), plan.seconds, strict=True)),
+                "memory": plan.step.memory,
+            }
+            for plan in self.plans
+        }
+        cost = dict(zip(("seconds", "low", "high"), self.seconds, strict=True)) if self.plans else {}
+        return {
+            "recipe": self.recipe.resolved(),
+            "data": {name: about_data(data) for name, data in self.data.items()},
+            "models": dict(self.models),
+            "trainings": trainings,
+            "cost": {
+                **cost,
+                "memory": self.memory,
+                "timed_steps": TIMED_STEPS,
+                "others": self.others,
+                "busy": self.busy,
+            }
+            if self.plans
+            else None,
+            "methods": {part: what and vars(what) for part, what in self.methods.items()},
+        }
+
+
+def inspect_recipe(recipe: Recipe, *, timed: bool = True) -> Inspection:
+    """Look at a recipe: its data, the shapes in its models and, with `timed`, what a few steps of each training take.
+
+    Raises:
+        UserError: data, models, taps or methods that do not fit.
+    """
     cache = Path("runs/data")
-    console.print(recipe.to_toml(), highlight=False, markup=False, soft_wrap=True)
     data = load(recipe.data, cache)
     teacher_data = data if recipe.teacher_data == recipe.data else load(recipe.teacher_data, cache)
-    show_data(console, {"data": data} | ({"teacher.data": teacher_data} if teacher_data is not data else {}))
+    sets = {"data": data} | ({"teacher.data": teacher_data} if teacher_data is not data else {})
     student = build_model(recipe.student.model, data.classes, data.size)
     part = recipe.teacher
     teachers = {
@@ -46,124 +153,92 @@ def inspect_recipe(recipe: Recipe, console: Console, *, timed: bool = True) -> N
     several = following(part.joined, len(part.models)) if part else None
     if several is not None:
         several.check(data)
+    models = {}
     for role, model in (*teachers.items(), ("student", student)):
         trained = recipe.train
         if part and role in part.models:
             trained = recipe.teacher_training if how_trained(part, part.models[role]) != "none" else None
-        show_model(console, role, model, trained)
+        models[role] = about_model(model, trained)
         check_taps(recipe.explain.explainers, model)
-    if timed:
-        show_cost(console, recipe, data, teacher_data, student, teachers)
+    if not timed:
+        return Inspection(recipe, sets, models)
+    others = psutil.cpu_percent(LOOKED) / 100
+    plans, answering = plans_of(recipe, data, teacher_data, student, teachers)
+    batches = batches_of(data, recipe.train, student.device)
+    methods = added(student, recipe.student.methods, batches, recipe.train, answering)
+    return Inspection(recipe, sets, models, plans, methods, others)
 
 
-def show_data(console: Console, sets: Mapping[str, Data]) -> None:
-    table = headed("data", "train", "validation", "test", "classes", "size", "evidence masks", "fingerprint")
-    for name, data in sets.items():
-        counts = [f"{len(split):,}" for split in (data.train, data.validation, data.test)]
-        masks = "yes" if data.test.rows.masks is not None else "no"
-        size = "×".join(map(str, data.size))
-        add(table, f"{name}: {data.name}", *counts, len(data.classes), size, masks, data.fingerprint)
-    console.print(table)
-    for name, data in sets.items():
-        for line in (*data.inventory.origins(), *data.inventory.lines()):
-            console.print(f"{name}: {line}", highlight=False, markup=False, soft_wrap=True)
+def about_data(data: Data) -> dict[str, Any]:
+    """Plain data about a data set."""
+    return {
+        "name": data.name,
+        **{name: len(split) for name, split in zip(("train", "validation", "test"), splits_of(data), strict=True)},
+        "classes": [str(name) for name in data.classes],
+        "size": list(data.size),
+        "masks": data.test.rows.masks is not None,
+        "fingerprint": data.fingerprint,
+        "notes": [*data.inventory.origins(), *data.inventory.lines()],
+    }
 
 
-def show_model(console: Console, role: str, model: Model, settings: Training | None) -> None:
-    """Parameters, MACs, how it is trained, and the shape of each top-level module's output, in the order of the forward."""
-    seen = model.observe()
+def splits_of(data: Data) -> tuple:
+    return data.train, data.validation, data.test
+
+
+def about_model(model: Model, settings: Training | None) -> dict[str, Any]:
+    """Plain data about a network: parameters, MACs, how it is trained, and the output of each top-level module in order."""
     last = model.last_tap
-    table = headed(f"{role}: {model.name}", "module", "output")
-    for path, (output, _) in seen.items():
-        shown = path.count(".") == 0 or path == last
-        if path and shown:
-            mark = "  ← last feature map" if path == last else ""
-            add(table, "", path, f"{shape_of(output)}{mark}")
-    console.print()
-    console.print(table)
-    size = "×".join(map(str, model.size))
-    console.print(f"{parameters(model):,} parameters, {macs(model):,} MACs at {size}, {len(model.classes)} classes")
+    shapes = {
+        path: shape_of(output)
+        for path, (output, _) in model.observe().items()
+        if path and (path.count(".") == 0 or path == last)
+    }
     weights = {True: "loaded", False: "random", None: "as your module brings them"}[model.loaded]
-    mean, std = (", ".join(f"{value:.3g}" for value in each.flatten().tolist()) for each in (model.mean, model.std))
-    console.print(
-        f"weights {weights}; pixels in [0, 1] less {mean}, over {std}, at {size} by {model.interpolation} resizing"
-    )
-    if settings is not None:
-        kind = kind_of_model(model)
-        console.print(f"trained with {in_words(settled(settings, kind))} ({kind})", highlight=False, markup=False)
-    for text in told_of(model):
-        console.print(f"- {text}", highlight=False, markup=False)
+    kind = kind_of_model(model)
+    return {
+        "model": model.name,
+        "parameters": parameters(model),
+        "macs": macs(model),
+        "size": list(model.size),
+        "classes": len(model.classes),
+        "weights": weights,
+        "mean": model.mean.flatten().tolist(),
+        "std": model.std.flatten().tolist(),
+        "interpolation": model.interpolation,
+        "trained_with": None if settings is None else f"{in_words(settled(settings, kind))} ({kind})",
+        "notes": list(told_of(model)),
+        "last": last,
+        "shapes": shapes,
+    }
 
 
-def shape_of(output: object) -> str:
-    return str(list(output.shape)) if isinstance(output, torch.Tensor) else type(output).__name__
+def shape_of(output: object) -> list[int] | str:
+    return list(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
 
 
-def show_cost(
-    console: Console, recipe: Recipe, data: Data, teacher_data: Data, student: Model, teachers: Mapping[str, Model]
-) -> None:
-    """Time a few steps of each training, and say what the whole would take."""
-    table = headed("training", "steps", "images/s", "time", "memory of a step")
-    whole = 0.0
-    plans: list[tuple[str, Model, Data, tuple[str, ...], Training, Teacher]] = []
+def batches_of(data: Data, settings: Training, device: torch.device) -> Batches:
+    return Batches(data.train, settings.batch_size, augment=AUGMENTS.build(settings.augment), device=device)
+
+
+def plans_of(
+    recipe: Recipe, data: Data, teacher_data: Data, student: Model, teachers: Mapping[str, Model]
+) -> tuple[tuple[Plan, ...], Teacher]:
+    """The trainings of a run, each with a few timed steps, and who answers the student's."""
+    wanted: list[tuple[str, Model, Data, tuple[str, ...], Training, Teacher]] = []
     part = recipe.teacher
     for role, model in teachers.items():
         if part and how_trained(part, part.models[role]) != "none":
             model = copy.deepcopy(model)  # who answers is frozen
-            plans.append((role, model, teacher_data, part.methods, recipe.teacher_training, nobody))
-    plans.append(("base", student, data, recipe.base.methods, recipe.train, nobody))
+            wanted.append((role, model, teacher_data, part.methods, recipe.teacher_training, nobody))
+    wanted.append(("base", student, data, recipe.base.methods, recipe.train, nobody))
     device = cast(torch.device, processes().device)
     each = [LiveTeacher(model.to(device)) for model in teachers.values()]
     answering = as_one(each, part.joined, part.control) if part else nobody
-    plans.append(("student", student, data, recipe.student.methods, recipe.train, answering))
-    for role, model, seen, methods, settings, who in plans:
-        batches = Batches(seen.train, settings.batch_size, augment=AUGMENTS.build(settings.augment), device=device)
-        seconds, memory = time_step(model, methods, batches, settings, who)
-        steps = settings.epochs * len(batches)
-        whole += steps * seconds
-        rate = f"{batches.size / seconds:,.0f}"
-        add(table, role, f"{steps:,}", rate, duration(steps * seconds), f"{memory / 2**20:,.0f} MiB")
-    console.print()
-    console.print(table)
-    console.print(f"about {duration(whole)} of training on this machine, from {TIMED_STEPS} timed steps each")
-    show_added(console, recipe, data, student, answering)
-
-
-def show_added(console: Console, recipe: Recipe, data: Data, student: Model, teacher: Teacher) -> None:
-    """What each method of the student adds to its training, and to itself."""
-    settings = recipe.train
-    batches = Batches(data.train, settings.batch_size, augment=AUGMENTS.build(settings.augment), device=student.device)
-    titles = (
-        "each method, beside the labels",
-        "trained with it",
-        "kept of images",
-        "time of a step",
-        "student's parameters",
-        "student's MACs",
-    )
-    table = headed(*titles)
-    for part, what in added(student, recipe.student.methods, batches, settings, teacher).items():
-        if what is None:
-            add(table, part, "reads what another one puts into the student")
-            continue
-        cells = (f"{what.trained:+,}", readable(what.kept), f"{1000 * what.seconds:+.0f} ms")
-        add(table, part, *cells, f"{what.parameters:+,}", f"{what.macs:+,}")
-    console.print()
-    console.print(table)
-
-
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def headed(*titles: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in titles:
-        table.add_column(Text(title), overflow="fold")
-    return table
-
-
-def add(table: Table, *cells: object) -> None:
-    table.add_row(*(Text(str(cell)) for cell in cells))
+    wanted.append(("student", student, data, recipe.student.methods, recipe.train, answering))
+    plans = []
+    for role, model, seen, methods, settings, who in wanted:
+        batches = batches_of(seen, settings, device)
+        step = time_step(model, methods, batches, settings, who)
+        plans.append(Plan(role, settings.epochs * len(batches), batches.size, step))
+    return tuple(plans), answering

@@ -72,7 +72,7 @@ def existing(path: Path) -> Path:
     root = Path(path).expanduser()
     if not root.is_dir():
         what = "is a file, and a folder is wanted" if root.exists() else "does not exist"
-        raise UserError(f"the folder path={path} {what} (looked from {Path.cwd()})")
+        raise UserError(f"the folder {path} {what} (looked from {Path.cwd()})")
     return root
 
 

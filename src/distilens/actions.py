@@ -1,0 +1,209 @@
+"""What commands do once their words are read.
+
+Names are looked up before torch is imported, so that a wrong one is told at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distilens.errors import UserError, nearest
+from distilens.options import Manner
+from distilens.recipe_file import check_together, read_outline
+
+if TYPE_CHECKING:
+    from distilens.recipe import Recipe
+    from distilens.run import Run
+
+
+def recipe_of(name: str, changes: Sequence[str], how: Manner) -> Recipe:
+    """A recipe with all of it checked, on the chosen device.
+
+    Raises:
+        UserError: all that is wrong with it.
+    """
+    recipe = read_outline(name, changes)
+    check_together(recipe, changes, where=name)
+    how.choose_device()
+    return recipe
+
+
+def carry_out(name: str, changes: Sequence[str], out: Path | None, again: bool, *, as_json: bool, how: Manner) -> None:
+    """Run a recipe in a folder, or beside a finished run with other settings."""
+    recipe = read_outline(name, changes)
+    folder = out or Path("runs") / recipe.name
+    how.say(f"distilens: {name} → {folder}")
+    check_together(recipe, changes, where=name)
+    how.choose_device()
+    from distilens.run import Run, folder_for
+    from distilens.stages import run_all
+    from distilens.terminal import conclude
+
+    place = folder if again else folder_for(folder, recipe)
+    made = Run(place, recipe, how.console)
+    if place != folder:
+        made.say(
+            f"{folder} is a finished run with other settings: this one goes to {place} (--again trains over the old one)"
+        )
+    run_all(made)
+    conclude(made, as_json=as_json)
+
+
+def recipe_or_run(name: str, changes: Sequence[str], out: Path | None, how: Manner, *, stored: bool = False) -> Run:
+    """A run that is there, or a new one of a recipe; with `stored`, one that reads its teacher's answers."""
+    if (Path(name) / "recipe.toml").is_file():
+        if changes or out:
+            raise UserError(f"{name} is a run, which says all itself: --set and --out go with a recipe")
+        return run_at(Path(name), how)
+    recipe = read_outline(name, changes)
+    if stored and recipe.teacher and recipe.teacher.answers.startswith("live"):
+        changes = [*changes, "teacher.answers=stored"]
+    recipe = recipe_of(name, changes, how)
+    from distilens.run import Run
+
+    return Run(out or Path("runs") / recipe.name, recipe, how.console)
+
+
+def run_at(folder: Path, how: Manner) -> Run:
+    """A run folder.
+
+    Raises:
+        UserError: there is no run.
+    """
+    check_run(folder)
+    how.choose_device()
+    from distilens.run import load_run
+
+    return load_run(folder, console=how.console)
+
+
+def check_run(folder: Path) -> None:
+    """Raise a `UserError` where there is no run, with the nearest name that is there."""
+    if (folder / "recipe.toml").is_file():
+        return
+    if folder.exists():
+        raise UserError(f"{folder} is not a run: it has no recipe.toml (made by: distilens run RECIPE --out {folder})")
+    known = [str(path.parent) for place in {folder.parent, Path("runs")} for path in place.glob("*/recipe.toml")]
+    raise UserError(
+        f"{folder} is not a run: it has no recipe.toml, for there is no such folder.{nearest(str(folder), sorted(known))} "
+        f"(A run is made by: distilens run RECIPE --out {folder})"
+    )
+
+
+def share_of(text: str) -> tuple[int, int]:
+    """`2/8` as (1, 8)."""
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise UserError(f"--part is like 2/8, the second of eight shares; given {text!r}")
+    return int(number) - 1, int(count)
+
+
+def check_model(name: str) -> None:
+    """Raise a `UserError` where a text is no name of a model, and no folder."""
+    from distilens.models import MODELS
+    from distilens.specs import Spec
+
+    spec = Spec.parse(name)
+    if spec.name in MODELS.entries or Path(name).is_dir() or "/" in name:
+        return
+    runs = [str(path.parent) for path in Path("runs").glob("*/recipe.toml")]
+    meant = f"{nearest(spec.name, [*sorted(MODELS.entries), *runs])}{MODELS.hint(spec.name)}"
+    raise UserError(f"{name} is neither a model nor a folder.{meant} distilens list models names them")
+
+
+def explain_run(folder: Path, how: Manner) -> None:
+    """The explain stage of a run: the maps of its models on the same test images."""
+    found = run_at(folder, how)
+    from distilens.run import at_work
+    from distilens.stages import explain_stage
+
+    with at_work(found):
+        explain_stage(found)
+
+
+def explain_model(
+    model: str, data: str | None, explainers: Sequence[str], out: Path | None, how: Manner, **options: Any
+) -> None:
+    """The maps of any model, scored, with a page."""
+    how.choose_device()
+    from distilens.files import locked
+    from distilens.gallery import check_writable, gallery
+    from distilens.specs import safe
+    from distilens.terminal import show_gallery
+
+    folder = out or Path("maps") / safe(model)
+    check_writable(folder)
+    made = gallery(model, data, explainers or ("gradcam", "ig"), console=how.console, **options)
+    with locked(folder):
+        page = made.save(folder)
+    show_gallery(made)
+    print(f"\n{page}")
+
+
+def compare_run(run: Path, changes: list[str], as_json: bool, how: Manner) -> None:
+    """What was distilled in a run, as a section of its page."""
+    found = run_at(run, how)
+    from distilens.comparison import compare_part, settings_of
+    from distilens.run import at_work
+    from distilens.stages import compare_stage, report_stage
+
+    part = found.recipe.compare
+    changed = compare_part({**(part.model_dump() if part else {}), **settings_of(changes)}) if changes else None
+    with at_work(found):
+        compare_stage(found, changed)
+        page = report_stage(found)
+    tell_comparison(run, page, as_json)
+
+
+def students_of(runs: Sequence[Path], data: str | None) -> tuple[list[str], str | None]:
+    """The students of some runs, named after their folders, and the data that they are compared on: those of all runs.
+
+    Raises:
+        UserError: one is no run or comes twice, or their data differ and none were named.
+    """
+    from distilens.recipe_file import read_outline
+    from distilens.specs import safe
+
+    for run in runs:
+        check_run(run)
+    same_names = len({run.resolve().name for run in runs}) < len(runs)
+    names = [safe(str(run)) if same_names else safe(run.resolve().name) for run in runs]
+    names = [f"run-{name}" if name in ("teacher", "base", "student") else name for name in names]  # they mean something
+    if len(set(names)) < len(names):
+        raise UserError(f"two of these are the same run: {', '.join(map(str, runs))}")
+    used = {str(run): read_outline(run / "recipe.toml").data for run in runs}
+    if data is None and len(set(used.values())) > 1:
+        listed = "; ".join(f"{run}: {each}" for run, each in used.items())
+        raise UserError(f"these runs have different data ({listed}). Say on which they are compared: --data DATA")
+    return [f"{name}=run:{run},part=student" for name, run in zip(names, runs, strict=True)], data
+
+
+def compare_models(
+    named: list[str], data: str | None, changes: list[str], out: Path, as_json: bool, how: Manner
+) -> None:
+    """Models by name, with a page of their own."""
+    how.choose_device()
+    from distilens.comparison import compare, models_named, settings_of
+    from distilens.files import locked
+    from distilens.gallery import check_writable
+
+    models, settings = models_named(named), settings_of(changes)
+    check_writable(out)
+    made = compare(models, data, settings, console=how.console)
+    with locked(out):
+        page = made.save(out)
+    tell_comparison(out, page, as_json)
+
+
+def tell_comparison(folder: Path, page: Path, as_json: bool) -> None:
+    """Print what was compared, and where its page is."""
+    from distilens.files import read_json
+    from distilens.terminal import print_json, show_comparison
+
+    if as_json:
+        print_json({"page": str(page), **read_json(folder / "transfer.json")})
+        return
+    show_comparison(folder)
+    print(f"\n{page}")

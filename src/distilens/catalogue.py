@@ -1,0 +1,186 @@
+"""The parts that there are, read from the sources without running them, so that a wrong name is answered and a list is printed
+before torch is imported.
+
+A `Catalogue` is a registry whose constructors are stand-ins: functions with the signature and the docstring of the real ones,
+made from their source. It resolves notation exactly as the registry does, and builds nothing.
+"""
+
+from __future__ import annotations
+import __future__
+
+import ast
+import contextlib
+import copy
+import importlib
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from distilens.specs import Entry, Registry
+
+ROOT = Path(__file__).parent
+PACKAGE = "distilens"
+QUICK = {"typing", "collections", "pathlib", "math", "re", "functools", "pydantic", "__future__"}
+"""Packages that are imported as they are, for they take no time."""
+OWN_QUICK = {f"{PACKAGE}.{name}" for name in ("specs", "errors", "methods", "models", "data")}
+
+REGISTRIES = {
+    "methods": "methods:METHODS",
+    "models": "models:MODELS",
+    "data": "data:SOURCES",
+    "explainers": "explain:EXPLAINERS",
+    "judges": "teachers.judges:JUDGES",
+    "follow": "teachers:FOLLOW",
+    "controls": "teachers:CONTROLS",
+    "balances": "balance:BALANCES",
+    "embeddings": "embeddings:EMBEDDINGS",
+    "optimizers": "optimizers:OPTIMIZERS",
+    "schedules": "optimizers:SCHEDULES",
+    "augments": "data.augment:AUGMENTS",
+    "answers": "teachers:ANSWERS",
+}
+"""Where the registry of each kind is."""
+
+
+class Written(Entry):
+    """An entry whose constructor is not imported but read."""
+
+    @property
+    def constructor(self) -> Callable[..., Any]:  # type: ignore[override]
+        module, _, attribute = self.target.partition(":")
+        return stand_in(module, attribute)
+
+
+class Catalogue(Registry):
+    """A registry that knows its parts from their sources."""
+
+    def __init__(self, kind: str, entries: Mapping[str, Any], *others: Any, **options: Any):
+        super().__init__(kind, entries, *others, **options)
+        self.entries = {name: Written(entry.target, entry.fixed) for name, entry in self.entries.items()}
+
+    @classmethod
+    def of(cls, registry: Registry) -> Catalogue:
+        """A registry that is there, with stand-ins for its constructors."""
+        entries = {name: (entry.target, entry.fixed) for name, entry in registry.entries.items()}
+        return cls(registry.kind, entries, common=registry.common, hint=registry.hint)
+
+    def build(self, part: Any, *context: Any) -> Any:
+        raise TypeError("a catalogue builds nothing: take the registry")
+
+
+def registry(kind: str) -> Registry:
+    """The registry of a kind itself, which builds its parts."""
+    module, _, name = REGISTRIES[kind].partition(":")
+    return getattr(importlib.import_module(f"{PACKAGE}.{module}"), name)
+
+
+def catalogue(kind: str) -> Catalogue:
+    """The parts of one of the kinds in `REGISTRIES`."""
+    module, _, name = REGISTRIES[kind].partition(":")
+    return namespace(f"{PACKAGE}.{module}")[name]
+
+
+@cache
+def parsed(module: str) -> ast.Module:
+    """The syntax of a module of this package."""
+    path = ROOT.joinpath(*module.split(".")[1:])
+    source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return ast.parse(source.read_text(encoding="utf-8"))
+
+
+@cache
+def namespace(module: str) -> dict[str, Any]:
+    """The names of a module that signatures need: types, constants, registries. What cannot be told without torch is left out."""
+    if module in OWN_QUICK:
+        return {name: as_catalogue(value) for name, value in vars(importlib.import_module(module)).items()}
+    names: dict[str, Any] = {}
+    for statement in parsed(module).body:
+        if isinstance(statement, ast.Import | ast.ImportFrom):
+            names.update(imported(statement))
+        elif isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value is not None:
+            with contextlib.suppress(
+                Exception
+            ):  # it needs what is not there: nobody asks for it, or it is named in the error
+                exec(compile(ast.Module([statement], []), module, "exec", __future__.annotations.compiler_flag), names)
+    return names
+
+
+def as_catalogue(value: Any) -> Any:
+    if value is Registry:
+        return Catalogue
+    return Catalogue.of(value) if isinstance(value, Registry) and not isinstance(value, Catalogue) else value
+
+
+def imported(statement: ast.Import | ast.ImportFrom) -> Iterator[tuple[str, Any]]:
+    """What an import statement brings: of quick packages the real thing, of modules of this package what their sources say."""
+    if isinstance(statement, ast.Import):
+        for each in statement.names:
+            if each.name.partition(".")[0] in QUICK:
+                yield each.asname or each.name.partition(".")[0], importlib.import_module(each.name)
+        return
+    module = statement.module or ""
+    for each in statement.names:
+        if module.partition(".")[0] in QUICK:
+            yield each.asname or each.name, getattr(importlib.import_module(module), each.name)
+        elif module.startswith(f"{PACKAGE}.") and each.name in namespace(module):
+            yield each.asname or each.name, namespace(module)[each.name]
+
+
+@cache
+def stand_in(module: str, attribute: str) -> Callable[..., Any]:
+    """A function with the signature and docstring of a function or class, made from its source."""
+    if not module.startswith(f"{PACKAGE}."):  # somebody else's part
+        return getattr(importlib.import_module(module), attribute)
+    line = list(lineage(module, attribute))
+    home, node = line[0]
+    if isinstance(node, ast.ClassDef):
+        home, header = next(
+            ((place, each) for place, kind in line for each in kind.body if is_constructor(each)),
+            (home, ast.parse("def __init__(self): pass").body[0]),
+        )
+    else:
+        header = node
+    assert isinstance(header, ast.FunctionDef)
+    made = function_of(header, home, method=isinstance(node, ast.ClassDef))
+    made.__name__, made.__module__ = attribute, module
+    made.__doc__ = next((text for _, each in line if (text := ast.get_docstring(each))), None)
+    for _, each in reversed(line):  # a class sets its own defaults for the options that are common to its kind
+        for statement in each.body if isinstance(each, ast.ClassDef) else ():
+            if isinstance(statement, ast.Assign | ast.AnnAssign) and isinstance(statement.value, ast.Constant):
+                for target in statement.targets if isinstance(statement, ast.Assign) else [statement.target]:
+                    setattr(made, ast.unparse(target), statement.value.value)
+    return made
+
+
+def is_constructor(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.FunctionDef) and statement.name == "__init__"
+
+
+def lineage(module: str, name: str) -> Iterator[tuple[str, Any]]:
+    """A function, or a class and its bases in this package, each with the module that it is in; the nearest first."""
+    for statement in parsed(module).body:
+        if isinstance(statement, ast.ImportFrom) and (statement.module or "").startswith(f"{PACKAGE}."):
+            for each in statement.names:
+                if (each.asname or each.name) == name:
+                    yield from lineage(statement.module or "", each.name)
+        elif isinstance(statement, ast.FunctionDef | ast.ClassDef) and statement.name == name:
+            yield module, statement
+            for base in statement.bases if isinstance(statement, ast.ClassDef) else ():
+                if isinstance(base, ast.Name):
+                    yield from lineage(module, base.id)
+
+
+def function_of(node: ast.FunctionDef, module: str, *, method: bool) -> Callable[..., Any]:
+    """A function without a body: its options keep their types, what the library passes itself does not."""
+    given = copy.deepcopy(node.args)
+    for each in (*given.posonlyargs, *given.args, given.vararg, given.kwarg):
+        if each is not None:
+            each.annotation = None
+    if method:  # self
+        (given.posonlyargs or given.args).pop(0)
+    header = ast.FunctionDef(name=node.name, args=given, body=[ast.Pass()], decorator_list=[], returns=None)
+    tree = ast.fix_missing_locations(ast.Module([header], []))
+    names = dict(namespace(module))
+    exec(compile(tree, module, "exec", __future__.annotations.compiler_flag), names)
+    return names[node.name]
