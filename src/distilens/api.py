@@ -16,6 +16,7 @@ from distilens.core import Method, Model, Teacher
 from distilens.data import Data, load
 from distilens.errors import UserError
 from distilens.files import Metrics
+from distilens.history import History
 from distilens.methods import build_methods
 from distilens.models import build_model, check_classes, own_pixels
 from distilens.models.adapters import unwrapped_network
@@ -40,8 +41,8 @@ def distill(
     settings: Training | Mapping[str, Any] | None = None,
     folder: str | Path | None = None,
     seed: int = 0,
-) -> tuple[Model, list[dict[str, Any]]]:
-    """Train a student under a teacher; returns the student as it will be used, and the log.
+) -> tuple[Model, History]:
+    """Train a student under a teacher; returns the student as it will be used, and the log (`log.plot()`).
 
     Args:
         student: a notation (`resnet8`), a `Model`, or any module that maps normalised images (mean 0.5, deviation 0.25) to
@@ -77,7 +78,7 @@ def distilled(
     settings: Training | Mapping[str, Any] | None,
     folder: str | Path | None,
     seed: int,
-) -> tuple[Model, list[dict[str, Any]]]:
+) -> tuple[Model, History]:
     """`distill`, while no other thread of this process trains."""
     found = data if isinstance(data, Data) else load(data)
     for line in found.inventory.lines():
@@ -103,7 +104,8 @@ def distilled(
     chosen = build_methods(methods)
     with contextlib.closing(trackers):
         log = Log(metrics, main=main, trackers=trackers)
-        return train(model, chosen, found, given, teacher=answering, folder=checkpoints, log=log, seed=seed), log.rows
+        trained = train(model, chosen, found, given, teacher=answering, folder=checkpoints, log=log, seed=seed)
+        return trained, History(log.rows)
 
 
 def checked(settings: Mapping[str, Any]) -> Training:
