@@ -248,7 +248,10 @@ def test_a_loaded_run_has_all(ran):
     assert set(run.models()) == {"teacher", "base", "student"}
     assert run.scores["models"]["student"]["test"]["n"] == len(run.data.test)
     assert {row["stage"] for row in run.metrics.rows()} == {"teacher", "base", "student"}
-    assert repr(run) == f"Run({str(ran)!r}, 'staged')"
+    said = ", ".join(f"{role} {run.scores['models'][role]['test']['accuracy']:.1%}" for role in run.scores["models"])
+    assert repr(run) == f"Run({str(ran)!r}, 'staged': {said})"
+    assert 'href="' in run._repr_html_()
+    assert set(run.log.stages()) == {"teacher", "base", "student"}
     with pytest.raises(UserError, match=r"is not a run: it has no recipe.toml \(made by: distilens run"):
         load_run(ran.parent)
 

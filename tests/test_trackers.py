@@ -14,9 +14,10 @@ from distilens import trackers
 from distilens.core import Batch
 from distilens.errors import UserError
 from distilens.files import Metrics, read_json
+from distilens.history import numbers_of
 from distilens.progress import Log
 from distilens.recipe import Training
-from distilens.trackers import Trackers, flattened, numbers_of
+from distilens.trackers import Trackers, flattened
 
 
 class Recorder(GeneralTracker):

@@ -21,6 +21,7 @@ from .explain import Explainer as Explainer
 from .explain import Explanation as Explanation
 from .gallery import Gallery as Gallery
 from .gallery import gallery as gallery
+from .history import History as History
 from .methods import METHODS as METHODS
 from .methods import build_methods as build_methods
 from .models import MODELS as MODELS

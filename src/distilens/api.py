@@ -16,6 +16,7 @@ from distilens.core import Method, Model, Teacher
 from distilens.data import as_data
 from distilens.errors import UserError
 from distilens.files import Metrics
+from distilens.history import History
 from distilens.methods import build_methods
 from distilens.models import check_classes
 from distilens.models.objects import as_model
@@ -44,8 +45,8 @@ def distill(
     folder: str | Path | None = None,
     seed: int = 0,
     **training: Unpack[TrainingOptions],
-) -> tuple[Model, list[dict[str, Any]]]:
-    """Train a student under a teacher; returns the student as it will be used, and the log.
+) -> tuple[Model, History]:
+    """Train a student under a teacher; returns the student as it will be used, and the log (`log.plot()`).
 
     Args:
         student: a notation (`resnet8`), a `Model`, or any module from normalised images to logits (see `as_model`);
@@ -85,7 +86,7 @@ def distilled(
     given: Training,
     folder: str | Path | None,
     seed: int,
-) -> tuple[Model, list[dict[str, Any]]]:
+) -> tuple[Model, History]:
     """`distill`, while no other thread of this process trains."""
     found = as_data(data)
     for line in found.inventory.lines():
@@ -112,7 +113,8 @@ def distilled(
     chosen = build_methods((USUAL if teacher is not None else ("ce",)) if methods is None else methods)
     with contextlib.closing(trackers):
         log = Log(metrics, main=main, trackers=trackers)
-        return train(model, chosen, found, given, teacher=answering, folder=checkpoints, log=log, seed=seed), log.rows
+        trained = train(model, chosen, found, given, teacher=answering, folder=checkpoints, log=log, seed=seed)
+        return trained, History(log.rows)
 
 
 def checked(settings: Mapping[str, Any]) -> Training:

@@ -25,6 +25,7 @@ from distilens.balance import Balance
 from distilens.errors import UserError
 from distilens.model import Model, Output, Prediction
 from distilens.processor import to_device
+from distilens.specs import Spec, write
 from distilens.taps import INPUT
 
 if TYPE_CHECKING:
@@ -201,6 +202,20 @@ class Method(nn.Module):
     def finish(self, student: Model) -> Model:
         """Once, after training: turn the training form into the final one."""
         return student
+
+    def __repr__(self) -> str:
+        """As a call: `kd(temperature=4,weight=0.9)`; what is left out of it is off, or as usual."""
+        if not self.notation:
+            return f"{type(self).__name__}()"
+        spec = Spec.parse(self.notation)
+        usual = {name: write(getattr(type(self), name)) for name in ("weight", "warmup", "decay")}
+        told = {
+            name: value
+            for name, value in spec.options.items()
+            if value not in ("", "none", "false", usual.get(name)) and name != "as"
+        }
+        name, _, options = str(Spec(spec.name, spec.argument, told)).partition(":")
+        return f"{name}({options})"
 
     def ramp(self, progress: float) -> float:
         """How large its term is by now, in [0, 1]."""

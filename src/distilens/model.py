@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.utils import _pytree
 from torch.utils.hooks import RemovableHandle
 
-from distilens import places, taps
+from distilens import notebook, places, taps
 from distilens.errors import UserError
 from distilens.pictures import as_images
 
@@ -33,6 +33,10 @@ class Output:
     logits: Float[Tensor, "b classes"]
     features: Mapping[str, Tensor] = field(default_factory=dict)
     size: tuple[int, int] = (1, 1)
+
+    def __repr__(self) -> str:
+        features = "".join(f", {path} {list(feature.shape)}" for path, feature in self.features.items())
+        return f"Output(logits {list(self.logits.shape)}{features})"
 
 
 # what torch.export and torch.func see of an output: its tensors
@@ -126,6 +130,14 @@ class Model(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.mean.device
+
+    def __repr__(self) -> str:
+        count = sum(parameter.numel() for parameter in self.parameters())
+        pixels = "×".join(map(str, self.size))
+        return f"Model({self.name!r}: {count:,} parameters, {len(self.classes)} classes, {pixels} pixels)"
+
+    def _repr_html_(self) -> str:
+        return notebook.of_model(self)
 
     def forward(self, images: Float[Tensor, "b c h w"], inputs: Mapping[str, Tensor] | None = None) -> Output:
         if not inputs and self.companion is not None:

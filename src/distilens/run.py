@@ -19,11 +19,13 @@ import torch
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
 
+from distilens import notebook
 from distilens.about import about_run, origin, origins_in
 from distilens.core import Model, Teacher, accompany
 from distilens.data import Data, load
 from distilens.errors import UserError
 from distilens.files import Busy, Metrics, file_key, locked, read_json, write_json, write_text
+from distilens.history import History
 from distilens.measure.predictions import FILE as PREDICTIONS
 from distilens.measure.predictions import Predictions, read_predictions
 from distilens.methods import build_methods
@@ -153,8 +155,30 @@ class Run:
         if self.console is not None and processes().is_main_process:
             self.console.print(text, highlight=False, markup=False)
 
+    @property
+    def log(self) -> History:
+        """The log of all trainings of the run: `run.log.plot()`."""
+        return History(self.metrics.rows())
+
     def __repr__(self) -> str:
-        return f"Run({str(self.folder)!r}, {self.recipe.name!r})"
+        scored = (self.scores or {}).get("models", {})
+        said = ", ".join(f"{role} {scores['test']['accuracy']:.1%}" for role, scores in scored.items())
+        return f"Run({str(self.folder)!r}, {self.recipe.name!r}{': ' if said else ''}{said})"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (
+                role,
+                scores["model"],
+                f"{scores['test']['accuracy']:.1%} of {scores['test']['n']:,}",
+                f"{scores['parameters']:,}",
+            )
+            for role, scores in (self.scores or {}).get("models", {}).items()
+        ]
+        header = ("", "model", "test accuracy", "parameters")
+        told = notebook.table(rows, header) if rows else "<p>not measured yet</p>"
+        page = self.folder / "report.html"
+        return notebook.heading(repr(self)) + told + (notebook.link(str(page), "the page") if page.is_file() else "")
 
 
 def load_run(path: str | Path, *, console: Console | None = None) -> Run:

@@ -167,6 +167,14 @@ class Registry:
     def __iter__(self):
         return iter(self.entries)
 
+    def __repr__(self) -> str:
+        return f"Registry({self.kind}: {', '.join(self.entries)})"
+
+    def _repr_html_(self) -> str:
+        from distilens.notebook import table
+
+        return table([(name, purpose) for name, _, purpose, _ in self.table()], (self.kind, "what it is for"))
+
     def entry(self, name: str) -> Entry:
         if name not in self.entries:
             known = sorted(self.entries)

@@ -20,6 +20,7 @@ from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracke
 
 from distilens.errors import UserError
 from distilens.files import read_json, write_json
+from distilens.history import numbers_of
 
 NEEDED = {"tensorboard": ("tensorboard",), "wandb": ("wandb",), "mlflow": ("mlflow", "sqlalchemy", "alembic")}
 """The modules of each service."""
@@ -174,11 +175,3 @@ def flattened(content: Any, prefix: str = "") -> dict[str, Any]:
         parts = [flattened(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in content.items()]
         return {name: value for part in parts for name, value in part.items()}
     return {prefix: content if isinstance(content, bool | int | float | str) else json.dumps(content, default=str)}
-
-
-def numbers_of(row: Mapping[str, Any]) -> dict[str, float]:
-    """A row of the log as numbers by name: loss terms, validation, learning rate, and what was counted."""
-    validation = {f"validation {name}": value for name, value in row.get("validation", {}).items() if name != "n"}
-    named = {"loss": "total loss", "learning_rate": "learning rate", "images_per_second": "images per second"}
-    others = {name: row[key] for key, name in named.items() if key in row}
-    return {**row.get("terms", {}), **others, **validation, **row.get("notes", {}), "epoch": row["epoch"] + 1}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from distilens import notebook
 from distilens.data.copies import said_of_copies
 from distilens.data.labels import composed, said_of_names
 from distilens.data.source import NOTHING, Inventory, Rows, Source, check_count, digest, shortened
@@ -17,6 +18,8 @@ from distilens.errors import UserError, nearest
 if TYPE_CHECKING:
     from torch import Tensor
 
+SHOWN, PICTURES = 20, 10
+"""Classes that a notebook shows counts of, and pictures of."""
 TEST_SHARE = 0.2
 """Held out of train where a source has no test set; by a seed that is always 0, so that every run is tested alike."""
 
@@ -37,6 +40,9 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def __repr__(self) -> str:
+        return f"Split({len(self)} images)"
 
     @property
     def labels(self) -> np.ndarray:
@@ -85,6 +91,37 @@ class Data:
     skipped: tuple[str, ...] = ()
     source_fingerprint: str = ""
     inventory: Inventory = NOTHING
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The splits by name."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{len(split)} {name}" for name, split in self.splits.items())
+        return f"Data({self.name!r}: {counts}; {len(self.classes)} classes, {self.size[0]}×{self.size[1]} pixels)"
+
+    def _repr_html_(self) -> str:
+        counts = {
+            name: np.bincount(split.labels[split.labels >= 0], minlength=len(self.classes))
+            for name, split in self.splits.items()
+        }
+        rows = [
+            (label, *(int(counts[name][place]) for name in counts)) for place, label in enumerate(self.classes[:SHOWN])
+        ]
+        rest = len(self.classes) - len(rows)
+        rows += [(f"{rest} more classes", *(int(counts[name][SHOWN:].sum()) for name in counts))] if rest else []
+        return notebook.heading(repr(self)) + notebook.table(rows, ("class", *counts)) + self.examples()
+
+    def examples(self) -> str:
+        """The first training image of each of the first classes, in a row, as HTML."""
+        labels = self.train.labels
+        first = [(label, np.flatnonzero(labels == place)[:1]) for place, label in enumerate(self.classes[:PICTURES])]
+        return "".join(
+            notebook.picture(np.asarray(self.train.rows.images[self.train.index[found[0]]]), label)
+            for label, found in first
+            if len(found)
+        )
 
 
 def subset(

@@ -39,6 +39,9 @@ class Control:
     def __init__(self, teacher: Teacher):
         self.inner = teacher
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.inner!r})"
+
     def __call__(self, batch: Batch, needs: Sequence[str]) -> Answer:
         raise NotImplementedError
 

@@ -48,6 +48,9 @@ class LiveTeacher:
         self.judges: dict[str, Judge] = {}
         self.copies: dict[str, LiveTeacher] = {}  # pruned, by share
 
+    def __repr__(self) -> str:
+        return f"LiveTeacher({self.model.name!r})"
+
     def __call__(self, batch: Batch, needs: Sequence[str]) -> Answer:
         wanted = [Need.parse(need) for need in needs]
         by = {kind: [need for need in wanted if need.kind == kind] for kind in ("logits", "features", "maps", "scores")}

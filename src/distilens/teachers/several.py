@@ -48,6 +48,10 @@ class Several:
         self.classes = agreed([getattr(teacher, "classes", None) for teacher in self.teachers])
         self.drawing = self.drawing or any(getattr(teacher, "drawing", False) for teacher in self.teachers)
 
+    def __repr__(self) -> str:
+        options = [f"{name}={value!r}" for name, value in self.options.items()]
+        return f"{type(self).__name__}({', '.join([*map(repr, self.teachers), *options])})"
+
     def __call__(self, batch: Batch, needs: Sequence[str]) -> Answer:
         raise NotImplementedError
 

@@ -107,6 +107,9 @@ class StoredTeacher:
         self.opened: dict[tuple, OpenShelf] = {}
         self.recorded = 0  # answers that the teacher was asked for
 
+    def __repr__(self) -> str:
+        return f"StoredTeacher({str(self.folder)!r}, {self.teacher!r})"
+
     def __call__(self, batch: Batch, needs: Sequence[str]) -> Answer:
         wanted = [as_shown(batch, Need.parse(need)) for need in needs]
         logits = [need for need in wanted if need.kind == "logits"]
