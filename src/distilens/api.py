@@ -24,6 +24,7 @@ from distilens.progress import Log
 from distilens.recipe import Training, TrainingOptions
 from distilens.recipe_problems import explain_errors
 from distilens.rehearsal import check_logits, check_trainable
+from distilens.report.concerns import risen
 from distilens.specs import Spec
 from distilens.teachers import LiveTeacher, nobody
 from distilens.trackers import Trackers, check_installed
@@ -114,6 +115,8 @@ def distilled(
     with contextlib.closing(trackers):
         log = Log(metrics, main=main, trackers=trackers)
         trained = train(model, chosen, found, given, teacher=answering, folder=checkpoints, log=log, seed=seed)
+        if line := risen(log.rows, log.stage):
+            warnings.warn(line, stacklevel=3)
         return trained, History(log.rows)
 
 
