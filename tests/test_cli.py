@@ -19,7 +19,7 @@ from distilens.explain import EXPLAINERS
 from distilens.files import locked
 from distilens.methods import METHODS
 from distilens.models import MODELS
-from distilens.recipe_file import shipped
+from distilens.recipe_names import shipped
 from distilens.teachers import CONTROLS, FOLLOW
 from distilens.teachers.judges import JUDGES
 
@@ -369,10 +369,10 @@ def test_a_folder_that_is_in_use_is_said(command, tmp_path):
     ],
 )
 def test_the_codes_that_it_ends_with(command, monkeypatch, raised, code, text):
-    def fails(**options):
+    def fails(words):
         raise raised
 
-    monkeypatch.setattr(cli.app, "cli", fails)
+    monkeypatch.setattr(cli, "begin", fails)
     assert command("list", "methods") == (code, "", text)
 
 

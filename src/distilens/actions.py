@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from distilens.errors import UserError, nearest
 from distilens.options import Manner
-from distilens.recipe_file import check_together, read_outline
+from distilens.recipe_names import find_recipe
 
 if TYPE_CHECKING:
     from distilens.recipe import Recipe
@@ -24,17 +24,29 @@ def recipe_of(name: str, changes: Sequence[str], how: Manner) -> Recipe:
     Raises:
         UserError: all that is wrong with it.
     """
-    recipe = read_outline(name, changes)
+    recipe = outline_of(name, changes)
+    from distilens.recipe_file import check_together
+
     check_together(recipe, changes, where=name)
     how.choose_device()
     return recipe
 
 
+def outline_of(name: str, changes: Sequence[str]) -> Recipe:
+    """A recipe, but for what its parts say of each other: the name is looked up first, for it takes no time."""
+    find_recipe(name)
+    from distilens.recipe_file import read_outline
+
+    return read_outline(name, changes)
+
+
 def carry_out(name: str, changes: Sequence[str], out: Path | None, again: bool, *, as_json: bool, how: Manner) -> None:
     """Run a recipe in a folder, or beside a finished run with other settings."""
-    recipe = read_outline(name, changes)
+    recipe = outline_of(name, changes)
     folder = out or Path("runs") / recipe.name
     how.say(f"distilens: {name} → {folder}")
+    from distilens.recipe_file import check_together
+
     check_together(recipe, changes, where=name)
     how.choose_device()
     from distilens.run import Run, folder_for
@@ -57,7 +69,7 @@ def recipe_or_run(name: str, changes: Sequence[str], out: Path | None, how: Mann
         if changes or out:
             raise UserError(f"{name} is a run, which says all itself: --set and --out go with a recipe")
         return run_at(Path(name), how)
-    recipe = read_outline(name, changes)
+    recipe = outline_of(name, changes)
     if stored and recipe.teacher and recipe.teacher.answers.startswith("live"):
         changes = [*changes, "teacher.answers=stored"]
     recipe = recipe_of(name, changes, how)
