@@ -300,7 +300,7 @@ def test_students_of_several_runs_are_compared(command, tmp_path):
         (("runs/one", "runs/one"), "two of these are the same run"),
         (
             ("runs/one", "runs/tow"),
-            "runs/tow is not a run: it has no recipe.toml, for there is no such folder. Did you mean 'runs/t",
+            "runs/tow is not a run: it has no recipe.toml, for there is no such folder. Did you mean runs/two?",
         ),
     ):
         code, output, error = command("compare", *runs, *FEW)

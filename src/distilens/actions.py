@@ -6,6 +6,7 @@ Names are looked up before torch is imported, so that a wrong one is told at onc
 from __future__ import annotations
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,9 +98,13 @@ def check_run(folder: Path) -> None:
         return
     if folder.exists():
         raise UserError(f"{folder} is not a run: it has no recipe.toml (made by: distilens run RECIPE --out {folder})")
-    known = [str(path.parent) for place in {folder.parent, Path("runs")} for path in place.glob("*/recipe.toml")]
+    known = {
+        path.parent.name: path.parent for place in (Path("runs"), folder.parent) for path in place.glob("*/recipe.toml")
+    }
+    near = get_close_matches(folder.name, known, n=1, cutoff=0.5)
+    meant = f" Did you mean {known[near[0]]}?" if near else ""
     raise UserError(
-        f"{folder} is not a run: it has no recipe.toml, for there is no such folder.{nearest(str(folder), sorted(known))} "
+        f"{folder} is not a run: it has no recipe.toml, for there is no such folder.{meant} "
         f"(A run is made by: distilens run RECIPE --out {folder})"
     )
 
@@ -121,7 +126,7 @@ def check_model(name: str) -> None:
     if spec.name in MODELS.entries or Path(name).is_dir() or "/" in name:
         return
     runs = [str(path.parent) for path in Path("runs").glob("*/recipe.toml")]
-    meant = f"{nearest(spec.name, [*sorted(MODELS.entries), *runs])}{MODELS.hint(spec.name)}"
+    meant = f"{MODELS.hint(spec.name)}{nearest(spec.name, [*sorted(MODELS.entries), *runs])}"
     raise UserError(f"{name} is neither a model nor a folder.{meant} distilens list models names them")
 
 
