@@ -19,7 +19,7 @@ from distilens.explain import EXPLAINERS
 from distilens.files import locked
 from distilens.methods import METHODS
 from distilens.models import MODELS
-from distilens.recipe_file import shipped
+from distilens.recipe_names import shipped
 from distilens.teachers import CONTROLS, FOLLOW
 from distilens.teachers.judges import JUDGES
 
@@ -300,7 +300,7 @@ def test_students_of_several_runs_are_compared(command, tmp_path):
         (("runs/one", "runs/one"), "two of these are the same run"),
         (
             ("runs/one", "runs/tow"),
-            "runs/tow is not a run: it has no recipe.toml, for there is no such folder. Did you mean 'runs/t",
+            "runs/tow is not a run: it has no recipe.toml, for there is no such folder. Did you mean runs/two?",
         ),
     ):
         code, output, error = command("compare", *runs, *FEW)
@@ -369,10 +369,10 @@ def test_a_folder_that_is_in_use_is_said(command, tmp_path):
     ],
 )
 def test_the_codes_that_it_ends_with(command, monkeypatch, raised, code, text):
-    def fails(**options):
+    def fails(words):
         raise raised
 
-    monkeypatch.setattr(cli.app, "cli", fails)
+    monkeypatch.setattr(cli, "begin", fails)
     assert command("list", "methods") == (code, "", text)
 
 

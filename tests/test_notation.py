@@ -13,7 +13,8 @@ from distilens.explain import EXPLAINERS
 from distilens.methods import METHODS
 from distilens.models import MODELS
 from distilens.optimizers import OPTIMIZERS, SCHEDULES
-from distilens.recipe_file import make_recipe, read_recipe, shipped
+from distilens.recipe_file import make_recipe, read_recipe
+from distilens.recipe_names import shipped
 from distilens.specs import Registry, Spec
 
 REGISTRIES = {"data": SOURCES, "augment": AUGMENTS, "explain": EXPLAINERS, "methods": METHODS, "models": MODELS}

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from distilens import cli
-from distilens.recipe_file import shipped
+from distilens.recipe_names import shipped
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

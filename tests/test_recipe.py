@@ -6,7 +6,8 @@ import pytest
 
 from distilens.errors import UserError
 from distilens.recipe import Training
-from distilens.recipe_file import check_together, find_recipe, make_recipe, read_outline, read_recipe, shipped
+from distilens.recipe_file import check_together, make_recipe, read_outline, read_recipe
+from distilens.recipe_names import find_recipe, shipped
 
 SMALL = {"data": "shapes", "student": {"model": "resnet8", "methods": ["ce"]}}
 TAUGHT = {"data": "shapes", "teacher": {"model": "resnet14"}, "student": {"model": "resnet8"}}

@@ -89,7 +89,7 @@ def test_a_loaded_teacher_is_planned_as_it_will_be_trained(tmp_path, monkeypatch
     loaded = {"model": f"run:{tmp_path}/other,part=student", "finetune": "head"}
     whole = {**SMALL, "data": "shapes:train=128,test=40,size=16"}
     text = inspected({**whole, "teacher": loaded}, tmp_path, monkeypatch, timed=True)
-    assert re.search(r"^teacher +\d", text.partition("memory of a step")[2], re.MULTILINE)
+    assert re.search(r"^teacher +\d", text.partition("from to")[2], re.MULTILINE)
     with pytest.raises(UserError, match="knows 2 classes, the data has 8"):
         inspected({**whole, "teacher": {**loaded, "finetune": "none"}}, tmp_path, monkeypatch, timed=True)
 

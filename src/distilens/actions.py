@@ -6,12 +6,13 @@ Names are looked up before torch is imported, so that a wrong one is told at onc
 from __future__ import annotations
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distilens.errors import UserError, nearest
 from distilens.options import Manner
-from distilens.recipe_file import check_together, read_outline
+from distilens.recipe_names import find_recipe
 
 if TYPE_CHECKING:
     from distilens.recipe import Recipe
@@ -24,17 +25,29 @@ def recipe_of(name: str, changes: Sequence[str], how: Manner) -> Recipe:
     Raises:
         UserError: all that is wrong with it.
     """
-    recipe = read_outline(name, changes)
+    recipe = outline_of(name, changes)
+    from distilens.recipe_file import check_together
+
     check_together(recipe, changes, where=name)
     how.choose_device()
     return recipe
 
 
+def outline_of(name: str, changes: Sequence[str]) -> Recipe:
+    """A recipe, but for what its parts say of each other: the name is looked up first, for it takes no time."""
+    find_recipe(name)
+    from distilens.recipe_file import read_outline
+
+    return read_outline(name, changes)
+
+
 def carry_out(name: str, changes: Sequence[str], out: Path | None, again: bool, *, as_json: bool, how: Manner) -> None:
     """Run a recipe in a folder, or beside a finished run with other settings."""
-    recipe = read_outline(name, changes)
+    recipe = outline_of(name, changes)
     folder = out or Path("runs") / recipe.name
     how.say(f"distilens: {name} → {folder}")
+    from distilens.recipe_file import check_together
+
     check_together(recipe, changes, where=name)
     how.choose_device()
     from distilens.run import Run, folder_for
@@ -57,7 +70,7 @@ def recipe_or_run(name: str, changes: Sequence[str], out: Path | None, how: Mann
         if changes or out:
             raise UserError(f"{name} is a run, which says all itself: --set and --out go with a recipe")
         return run_at(Path(name), how)
-    recipe = read_outline(name, changes)
+    recipe = outline_of(name, changes)
     if stored and recipe.teacher and recipe.teacher.answers.startswith("live"):
         changes = [*changes, "teacher.answers=stored"]
     recipe = recipe_of(name, changes, how)
@@ -85,9 +98,13 @@ def check_run(folder: Path) -> None:
         return
     if folder.exists():
         raise UserError(f"{folder} is not a run: it has no recipe.toml (made by: distilens run RECIPE --out {folder})")
-    known = [str(path.parent) for place in {folder.parent, Path("runs")} for path in place.glob("*/recipe.toml")]
+    known = {
+        path.parent.name: path.parent for place in (Path("runs"), folder.parent) for path in place.glob("*/recipe.toml")
+    }
+    near = get_close_matches(folder.name, known, n=1, cutoff=0.5)
+    meant = f" Did you mean {known[near[0]]}?" if near else ""
     raise UserError(
-        f"{folder} is not a run: it has no recipe.toml, for there is no such folder.{nearest(str(folder), sorted(known))} "
+        f"{folder} is not a run: it has no recipe.toml, for there is no such folder.{meant} "
         f"(A run is made by: distilens run RECIPE --out {folder})"
     )
 
@@ -109,7 +126,7 @@ def check_model(name: str) -> None:
     if spec.name in MODELS.entries or Path(name).is_dir() or "/" in name:
         return
     runs = [str(path.parent) for path in Path("runs").glob("*/recipe.toml")]
-    meant = f"{nearest(spec.name, [*sorted(MODELS.entries), *runs])}{MODELS.hint(spec.name)}"
+    meant = f"{MODELS.hint(spec.name)}{nearest(spec.name, [*sorted(MODELS.entries), *runs])}"
     raise UserError(f"{name} is neither a model nor a folder.{meant} distilens list models names them")
 
 

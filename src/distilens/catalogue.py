@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent
 PACKAGE = "distilens"
 QUICK = {"typing", "collections", "pathlib", "math", "re", "functools", "pydantic", "__future__"}
 """Packages that are imported as they are, for they take no time."""
-OWN_QUICK = {f"{PACKAGE}.{name}" for name in ("specs", "errors", "methods", "models", "data")}
+OWN_QUICK = {f"{PACKAGE}.{name}" for name in ("specs", "errors", "methods", "models")}
 
 REGISTRIES = {
     "methods": "methods:METHODS",
@@ -95,14 +95,34 @@ def namespace(module: str) -> dict[str, Any]:
     if module in OWN_QUICK:
         return {name: as_catalogue(value) for name, value in vars(importlib.import_module(module)).items()}
     names: dict[str, Any] = {}
+    used = used_names(parsed(module).body)
     for statement in parsed(module).body:
         if isinstance(statement, ast.Import | ast.ImportFrom):
-            names.update(imported(statement))
-        elif isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value is not None:
+            names.update(imported(statement, used))
+        elif is_constant(statement) or (isinstance(statement, ast.FunctionDef) and statement.name in used):
             with contextlib.suppress(
                 Exception
             ):  # it needs what is not there: nobody asks for it, or it is named in the error
                 exec(compile(ast.Module([statement], []), module, "exec", __future__.annotations.compiler_flag), names)
+    return names
+
+
+def is_constant(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value is not None
+
+
+def used_names(body: list[ast.stmt]) -> set[str]:
+    """The names that a module's constants and the options of its functions and classes use; all else is not asked for."""
+    seen: list[ast.AST] = [statement.value for statement in body if is_constant(statement)]  # type: ignore[attr-defined]
+    functions = {statement.name: statement for statement in body if isinstance(statement, ast.FunctionDef)}
+    methods = [each for statement in body if isinstance(statement, ast.ClassDef) for each in statement.body]
+    for function in (*functions.values(), *methods):
+        if isinstance(function, ast.FunctionDef):
+            seen += [each.annotation for each in function.args.kwonlyargs if each.annotation]
+            seen += [default for default in function.args.kw_defaults if default]
+    names = {each.id for node in seen for each in ast.walk(node) if isinstance(each, ast.Name)}
+    for name in names & set(functions):  # a function that a constant calls or holds
+        names |= {each.id for each in ast.walk(functions[name]) if isinstance(each, ast.Name)}
     return names
 
 
@@ -112,8 +132,8 @@ def as_catalogue(value: Any) -> Any:
     return Catalogue.of(value) if isinstance(value, Registry) and not isinstance(value, Catalogue) else value
 
 
-def imported(statement: ast.Import | ast.ImportFrom) -> Iterator[tuple[str, Any]]:
-    """What an import statement brings: of quick packages the real thing, of modules of this package what their sources say."""
+def imported(statement: ast.Import | ast.ImportFrom, used: set[str]) -> Iterator[tuple[str, Any]]:
+    """What an import statement brings of what is used: of quick packages the real thing, of this one what its sources say."""
     if isinstance(statement, ast.Import):
         for each in statement.names:
             if each.name.partition(".")[0] in QUICK:
@@ -121,6 +141,8 @@ def imported(statement: ast.Import | ast.ImportFrom) -> Iterator[tuple[str, Any]
         return
     module = statement.module or ""
     for each in statement.names:
+        if (each.asname or each.name) not in used:
+            continue
         if module.partition(".")[0] in QUICK:
             yield each.asname or each.name, getattr(importlib.import_module(module), each.name)
         elif module.startswith(f"{PACKAGE}.") and each.name in namespace(module):

@@ -42,7 +42,9 @@ from distilens.options import (
 from distilens.words import START, ordered, told_plainly
 
 app = tyro.extras.SubcommandApp()
-COMMANDS: list[str] = []
+ABOUT = "Train small image models under the guidance of large ones. distilens --version prints the version."
+COMMANDS: dict[str, Callable[..., Callable[[], None]]] = {}
+"""By name; a command that is named is read alone, which takes half the time of reading all."""
 
 
 def command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -54,7 +56,7 @@ def command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
             return functools.partial(function, *arguments, **options)
 
         app.command(name=name)(later)
-        COMMANDS.append(name)
+        COMMANDS[name] = later
         return function
 
     return registered
@@ -352,11 +354,11 @@ def begin(words: list[str]) -> None:
 
         print(f"distilens {__version__}")
         return
-    if not words[0].startswith("--tyro"):
-        words = ordered(words, COMMANDS)
-    about = "Train small image models under the guidance of large ones. distilens --version prints the version."
-    named = words[0] if words[0] in COMMANDS else ""
-    told_plainly(lambda: app.cli(prog="distilens", description=about, args=words), named)()
+    if words[0].startswith("-"):
+        told_plainly(lambda: app.cli(prog="distilens", description=ABOUT, args=words), "")
+        return
+    command, *rest = ordered(words, list(COMMANDS))
+    told_plainly(lambda: tyro.cli(COMMANDS[command], prog=f"distilens {command}", args=rest), command)()
 
 
 def main() -> None:

@@ -10,8 +10,12 @@ from rich.table import Table
 
 from distilens.costs import TIMED_STEPS, Added
 from distilens.data.cached import readable
+from distilens.listing import shortened
 from distilens.terminal import as_table
 from distilens.validate import Inspection, about_data
+
+NAME_WIDE = 24
+"""Columns that a method's notation takes; the rest is left out."""
 
 
 def show_inspection(found: Inspection, *, full: bool = False, console: Console | None = None) -> None:
@@ -58,16 +62,16 @@ def cost_table(found: Inspection) -> Table:
         rate = f"{plan.images / plan.step.median:,.0f}"
         memory = f"{plan.step.memory / 2**20:,.0f} MiB"
         rows.append((plan.role, f"{plan.steps:,}", rate, middle, f"{low} to {high}", memory))
-    return as_table(("training", "steps", "images/s", "time", "from to", "memory of a step"), rows)
+    return as_table(("training", "steps", "images/s", "time", "from to", "memory"), rows)
 
 
 def methods_table(methods: Mapping[str, Added | None]) -> Table:
-    titles = ("method", "trained with it", "kept of images", "time of a step", "parameters", "MACs")
+    titles = ("method", "trained", "kept of images", "a step", "parameters", "MACs")
     rows = [
-        (part, "reads what another one puts into the student", "", "", "", "")
+        (shortened(part, NAME_WIDE), "reads what another one puts into the student", "", "", "", "")
         if what is None
         else (
-            part,
+            shortened(part, NAME_WIDE),
             f"{what.trained:+,}",
             readable(what.kept),
             f"{1000 * what.seconds:+.0f} ms",

@@ -15,7 +15,7 @@ from pydantic.errors import PydanticInvalidForJsonSchema
 
 from distilens.catalogue import catalogue
 from distilens.evidence import warnings
-from distilens.recipe_file import shipped
+from distilens.recipe_names import find_recipe, shipped
 from distilens.specs import Registry, keywords, write
 
 OPTIONS_SHARE = 3
@@ -47,8 +47,6 @@ def show_part(kind: str, name: str, *, as_json: bool = False) -> None:
         UserError: there is none of that name.
     """
     if kind == "recipes":
-        from distilens.recipe_file import find_recipe
-
         print(find_recipe(name).read_text(encoding="utf-8"), end="")
         return
     registry = catalogue(kind)

@@ -11,38 +11,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from distilens.errors import UserError, nearest
+from distilens.errors import UserError
 from distilens.recipe import BasePart, ComparePart, ExplainPart, Recipe, StudentPart, Training
+from distilens.recipe_names import find_recipe
 from distilens.recipe_problems import explain_errors, method_problems, part_problems, raise_problems
 from distilens.specs import Spec
 
 STORED_VARIANTS = 16
 """Augmentations of an image where a teacher's answers are stored and the recipe says nothing else: see docs/answers.md."""
-
-
-def find_recipe(name: str | Path) -> Path:
-    """A recipe file by path, or one that comes with distilens by name.
-
-    Raises:
-        UserError: neither; the nearest name is given.
-    """
-    path = Path(name)
-    if path.is_file():
-        return path
-    known = {recipe.stem: recipe for recipe in shipped()}
-    if str(name) in known:
-        return known[str(name)]
-    if path.suffix == ".toml" and path.stem in known and len(path.parts) == 1:
-        raise UserError(f"no file {name}; the shipped recipe is called {path.stem}")
-    what = f"no file {name}" if path.suffix == ".toml" else f"no recipe at {name}"
-    raise UserError(f"{what}.{nearest(path.stem, list(known))} Shipped with distilens: {', '.join(known)}")
-
-
-def shipped() -> list[Path]:
-    """The recipes that come with distilens: in the wheel, or beside the source tree."""
-    here = Path(__file__).parent
-    places = [here / "recipes", here.parents[1] / "recipes"]
-    return sorted(path for place in places if place.is_dir() for path in place.glob("*.toml"))
 
 
 def read_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:

@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from distilens.catalogue import catalogue
 from distilens.errors import UserError, nearest
 from distilens.recipe import KINDS, Recipe, Section, as_list, registries
 from distilens.specs import Registry, Spec
@@ -48,11 +49,23 @@ def is_of_change(problem: str, keys: Sequence[str]) -> bool:
 
 def registries_to_read() -> Mapping[str, Registry]:
     """By key of a recipe, the registries; before torch is imported, what their sources say: that takes no time."""
-    if "torch" in sys.modules:
-        return registries()
-    from distilens.catalogue import catalogue
+    return registries() if "torch" in sys.modules else Catalogues()
 
-    return {key: catalogue(kind) for key, kind in KINDS.items()}
+
+class Catalogues(Mapping[str, Registry]):
+    """The catalogues by key of a recipe, each read when it is asked for."""
+
+    def __getitem__(self, key: str) -> Registry:
+        return catalogue(KINDS[key])
+
+    def __contains__(self, key: object) -> bool:
+        return key in KINDS
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(KINDS)
+
+    def __len__(self) -> int:
+        return len(KINDS)
 
 
 def part_problems(content: Mapping[str, Any]) -> list[str]:

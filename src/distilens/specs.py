@@ -146,7 +146,7 @@ class Registry:
     Args:
         kind: what the parts are called in messages, such as `method`.
         entries: `name -> "module:attribute"` or `(target, fixed options)`.
-        hint: what to say of an unknown name, beside the nearest known one; empty for nothing.
+        hint: what to say of an unknown name, before the nearest known one; empty for nothing.
         common: a function whose keyword-only parameters every part of this kind takes as well. An attribute of that name of the
             part's class is its default.
     """
@@ -178,7 +178,7 @@ class Registry:
     def entry(self, name: str) -> Entry:
         if name not in self.entries:
             known = sorted(self.entries)
-            said = f"{nearest(name, known)}{self.hint(name)}"
+            said = f"{self.hint(name)}{nearest(name, known)}"
             raise UserError(f"unknown {self.kind} {name!r}.{said} Known: {', '.join(known)}")
         return self.entries[name]
 

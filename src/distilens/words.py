@@ -100,7 +100,7 @@ def told_plainly(read: Callable[[], Any], command: str) -> Any:
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise UserError(f"{plain(drawn.getvalue())}. See: distilens {command} --help") from None
+        raise UserError(f"{plain(drawn.getvalue())}. See: {' '.join(f'distilens {command}'.split())} --help") from None
 
 
 def plain(drawn: str) -> str:

@@ -70,7 +70,7 @@ def test_models_of_one_input_size_bring_it():
         ("python:no.such:make", "No module named 'no'"),
         ("python:json:decoder", "python:json:decoder is not callable: it is a module"),
         ("run:nowhere", "no run at nowhere: there is no such folder"),
-        ("resnet21", "unknown model 'resnet21'. Did you mean 'resnet"),
+        ("resnet21", "unknown model 'resnet21'.*Did you mean 'resnet"),
         ("resnet8:size=0", "greater than 0"),
         ("hf:nobody/nothing", r"hf:nobody/nothing could not be loaded: .*give weights from a folder or a file"),
         ("timm:resnet18,pretrained=true", r"could not be loaded: .*without a network"),
