@@ -110,6 +110,7 @@ def test_lost_or_foreign_pictures_leave_the_table(tmp_path: Path) -> None:
     (folder / "errors.npz").unlink()
     assert "image " + str(scores()["errors"][0]["index"]) in changed(folder).text
     assert "It answers no image of the test split wrongly." in changed(folder, errors=[]).text
+    assert "The errors were not kept. Make them with distilens measure run." in changed(folder, errors=None).text
 
 
 def test_a_run_of_an_earlier_version_says_what_measures_it(tmp_path: Path) -> None:
