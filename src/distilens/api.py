@@ -100,7 +100,7 @@ def distilled(
     answering: Teacher = nobody
     if isinstance(teacher, nn.Module | str | Mapping | Spec):
         large = as_model(teacher, found.classes, found.size)
-        for line in large.notes:
+        for line in () if isinstance(teacher, Model) else large.notes:
             warnings.warn(f"the teacher {large.name}: {line}", stacklevel=3)
         check_classes(large, found.classes, "teacher")
         check_logits(large, found, "teacher")

@@ -81,6 +81,7 @@ class Gallery:
         curves: by label: `shares`, and the mean `insertion` and `deletion` there.
         seconds: by label, an image.
         remarks: what a reader has to know before believing any of it.
+        names: the files of the images, below the data set's folder; None where they are not files.
     """
 
     images: Float[Tensor, "b 3 h w"]
@@ -102,6 +103,7 @@ class Gallery:
     curves: Mapping[str, Mapping[str, list[float]]]
     seconds: Mapping[str, float]
     remarks: tuple[str, ...] = ()
+    names: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -155,6 +157,7 @@ class Gallery:
                 prediction=name_of(predicted[at], self.classes) or "",
                 confidence=percent(float(confidence[at])),
                 right=bool(predicted[at] == self.labels[at]) if comparable and self.labels[at] >= 0 else None,
+                name=self.names[at] if self.names else "",
             )
             for at in range(len(self))
         ]
@@ -228,6 +231,7 @@ class Gallery:
             "signed": np.array(part.signed),
             "index": self.index.numpy(),
             "labels": self.labels.numpy(),
+            **({"names": np.array(self.names)} if self.names else {}),
             "target": explanation.target.numpy(),
             "logits": explanation.logits.float().numpy(),
             "explainer": np.array(part.notation),
@@ -361,6 +365,7 @@ def gallery(
         curves=means,
         seconds=timed,
         remarks=remarks,
+        names=chosen.names,
     )
 
 

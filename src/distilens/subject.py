@@ -36,6 +36,7 @@ class Chosen:
     classes: tuple[str, ...]
     name: str
     about: str
+    names: tuple[str, ...] | None = None  # of their files, where they are files
 
 
 def run_folder(model: Any) -> Path | None:
@@ -139,7 +140,9 @@ def drawn_images(data: Data, split: str, count: int) -> Chosen:
     about = f"{len(positions):,} of {len(rows):,} of the {split} split, drawn with seed 0, the classes in turn"
     index = torch.from_numpy(rows.index[positions])
     labels = torch.from_numpy(rows.labels[positions]).long()
-    return Chosen(images, labels, index, masks, tuple(map(str, data.classes)), data.name, about)
+    names = rows.names(positions)
+    files = None if names is None else tuple(names)
+    return Chosen(images, labels, index, masks, tuple(map(str, data.classes)), data.name, about, files)
 
 
 def in_turn(labels: np.ndarray, order: np.ndarray) -> np.ndarray:

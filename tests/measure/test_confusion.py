@@ -36,12 +36,15 @@ def test_answers_with_nan_are_neither_right_nor_in_the_matrix():
 
 def test_the_pairs_most_often_confused():
     matrix = torch.tensor([[5, 3, 0, 0], [7, 1, 2, 0], [0, 0, 9, 0], [0, 0, 0, 0]])
-    assert most_confused(matrix, NAMES) == [
+    labels = torch.arange(4).repeat_interleave(matrix.sum(1))
+    logits = torch.eye(4)[torch.cat([torch.arange(4).repeat_interleave(counts) for counts in matrix])]
+    assert confusion(logits, labels).tolist() == matrix.tolist()
+    assert most_confused(logits, labels, NAMES) == [
         {"true": "dog", "given": "cat", "count": 7, "of": 10},
         {"true": "cat", "given": "dog", "count": 3, "of": 8},
         {"true": "dog", "given": "ship", "count": 2, "of": 10},
     ]
-    assert len(most_confused(matrix, NAMES, most=1)) == 1
+    assert len(most_confused(logits, labels, NAMES, most=1)) == 1
 
 
 def test_of_many_classes_the_pairs_stand_for_the_matrix():

@@ -110,6 +110,7 @@ def test_lost_or_foreign_pictures_leave_the_table(tmp_path: Path) -> None:
     (folder / "errors.npz").unlink()
     assert "image " + str(scores()["errors"][0]["index"]) in changed(folder).text
     assert "It answers no image of the test split wrongly." in changed(folder, errors=[]).text
+    assert "The errors were not kept. Make them with distilens measure run." in changed(folder, errors=None).text
 
 
 def test_a_run_of_an_earlier_version_says_what_measures_it(tmp_path: Path) -> None:
@@ -337,4 +338,23 @@ def test_on_paper_nothing_is_hidden_or_cut(whole: Path) -> None:
         view.evaluate("dispatchEvent(new Event('beforeprint'))")
         assert view.locator("details:not([open])").count() == 0
         view.evaluate("dispatchEvent(new Event('afterprint'))")
+        browser.close()
+
+
+def test_axe_finds_no_violation(whole: Path) -> None:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+    executable = shutil.which("chromium")
+    if executable is None:
+        pytest.skip("chromium is not installed")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
+        for scheme, width in (("light", 1280), ("dark", 400)):
+            view = browser.new_context(
+                color_scheme=scheme, viewport={"width": width, "height": 900}, bypass_csp=True
+            ).new_page()
+            view.goto((whole / "report.html").as_uri())
+            view.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true; })")
+            found = axe.Axe().run(view).response["violations"]
+            assert [(one["id"], one["nodes"][0]["html"]) for one in found] == []
         browser.close()

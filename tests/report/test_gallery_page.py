@@ -64,6 +64,18 @@ def content(count: int = 4, labels: tuple[str, ...] = ("gradcam", "ig"), *, side
     )
 
 
+def test_images_that_are_files_are_named():
+    named = content()
+    rows = [dataclasses.replace(row, name=f"pets/{at}.jpg") for at, row in enumerate(named.rows)]
+    page = gallery_page.page(dataclasses.replace(named, rows=rows, model="net from /home/me/runs/net"))
+    assert "pets/0.jpg" in Parsed(page).text
+    assert "of pets/1.jpg, strongest" in page
+    assert "Image 100" not in page
+    assert "/home/me" not in page
+    assert "net from net" in page
+    assert "pets/0.jpg" in gallery_page.notebook(dataclasses.replace(named, rows=rows))
+
+
 @pytest.fixture(scope="module")
 def markup() -> str:
     return gallery_page.page(content())

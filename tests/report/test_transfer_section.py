@@ -199,6 +199,23 @@ def test_intervals_are_drawn_to_scale_and_said_in_words():
     assert interval_chart("x", "t", [("a", [Estimate("b", math.nan)])], x_label="") == ""
 
 
+def test_whose_answer_stands_below_a_map(tmp_path: Path):
+    folder = fabricate(tmp_path / "run")
+    path = next((folder / "transfer").glob("*.npz"))
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    arrays.pop("answers_of", None)  # as earlier versions wrote it
+    roles = [str(role) for role in arrays["roles"]]
+    for role in roles:
+        arrays[f"prediction_{role}"] = arrays["labels"]
+    np.savez(path, **arrays)
+    earlier = transfer_section.page(folder)
+    for judge in ("student", "base", "teacher"):
+        assert f"</span> {judge} right" in earlier
+    np.savez(path, **arrays, answers_of=np.array(["a model"] * len(roles)))
+    assert "</span> a model right" in transfer_section.page(folder)
+
+
 def test_a_chart_can_stand_alone():
     chart = charts.line_chart("c", "A & B", [charts.Series("one", [1, 2], [3, 4])], x_label="x", y_label="y")
     root = ElementTree.fromstring(charts.standalone(chart))

@@ -20,30 +20,39 @@ def confusion(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> 
 
     Images without a label, or with a logit that is NaN, are left out.
     """
-    kept, count = (labels >= 0) & ~logits.isnan().any(1), logits.shape[1]
-    pairs = labels[kept] * count + logits[kept].argmax(1)
-    return torch.bincount(pairs, minlength=count * count).view(count, count)
+    true, given = answered(logits, labels)
+    count = logits.shape[1]
+    return torch.bincount(true * count + given, minlength=count * count).view(count, count)
+
+
+def answered(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> tuple[Tensor, Tensor]:
+    """The true and the given class of each image that has a label, and an answer that is not NaN."""
+    kept = (labels >= 0) & ~logits.isnan().any(1)
+    return labels[kept], logits[kept].argmax(1)
 
 
 def most_confused(
-    matrix: Int[Tensor, "classes classes"], names: Sequence[str], most: int = PAIRS
+    logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], names: Sequence[str], most: int = PAIRS
 ) -> list[dict[str, Any]]:
-    """The pairs of classes that are most often confused: true and given class, how many images, and of how many."""
-    wrong = matrix.clone().fill_diagonal_(0)
-    order = wrong.flatten().argsort(descending=True, stable=True)[:most].tolist()
-    places = [divmod(place, len(names)) for place in order]
+    """The pairs of classes that are most often confused: true and given class, how many images, and of how many.
+
+    However many classes there are, no matrix of them is made.
+    """
+    true, given = answered(logits, labels)
+    totals, wrong = torch.bincount(true, minlength=len(names)), true != given
+    pairs, counts = torch.unique(true[wrong] * len(names) + given[wrong], return_counts=True)
+    order = counts.argsort(descending=True, stable=True)[:most].tolist()
     return [
-        {"true": names[true], "given": names[given], "count": int(wrong[true, given]), "of": int(matrix[true].sum())}
-        for true, given in places
-        if wrong[true, given]
+        {"true": names[place // len(names)], "given": names[place % len(names)], "count": int(count)}
+        | {"of": int(totals[place // len(names)])}
+        for place, count in ((int(pairs[at]), counts[at]) for at in order)
     ]
 
 
 def confused(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], names: Sequence[str]) -> dict[str, Any]:
     """The matrix of few classes, and the pairs most often confused, as plain data."""
-    matrix = confusion(logits, labels)
-    whole = matrix.tolist() if len(names) <= MATRIX_CLASSES else None
-    return {"matrix": whole, "pairs": most_confused(matrix, names), "n": int(matrix.sum())}
+    whole = confusion(logits, labels).tolist() if len(names) <= MATRIX_CLASSES else None
+    return {"matrix": whole, "pairs": most_confused(logits, labels, names), "n": len(answered(logits, labels)[0])}
 
 
 def worst_errors(

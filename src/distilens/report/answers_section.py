@@ -21,9 +21,9 @@ def section(folder: Path, scores: dict | None) -> dict[str, Any]:
     """All that the section shows; where an earlier version measured the run, the command that measures it."""
     if scores is None:
         return {}
-    models = measured(scores)
+    models, command = measured(scores), f"distilens measure {shlex.quote(shown_folder(folder))}"
     if not any("calibration" in model for model in models.values()):
-        return {"missing": missing(None, f"distilens measure {shlex.quote(shown_folder(folder))}")} if models else {}
+        return {"missing": missing(None, command)} if models else {}
     classes = [str(name) for name in (scores.get("data") or {}).get("classes") or ()]
     return {
         "roles": list(models),
@@ -32,6 +32,7 @@ def section(folder: Path, scores: dict | None) -> dict[str, Any]:
         "pairs": pairs(models),
         "calibration": calibration_rows(models),
         "diagrams": diagrams(models),
+        "command": command,
         "errors": errors(folder, scores, list(models)),
         "judge": "student" if "student" in models else list(models)[-1],
     }
@@ -101,9 +102,11 @@ def diagrams(models: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def errors(folder: Path, scores: dict, roles: list[str]) -> list[dict[str, Any]]:
-    """The surest errors, each with its picture where that was kept."""
-    listed = scores.get("errors") or []
+def errors(folder: Path, scores: dict, roles: list[str]) -> list[dict[str, Any]] | None:
+    """The surest errors, each with its picture where that was kept; None where nobody listed them."""
+    listed = scores.get("errors")
+    if listed is None:
+        return None
     images = kept_images(folder / "errors.npz", [one["index"] for one in listed])
     return [
         {

@@ -19,7 +19,10 @@ MOST_LINES = charts.COLOURS  # of a chart that can still be told apart
 
 @dataclass(frozen=True)
 class Row:
-    """An image: its row in the source, its label, and what the model made of it. `right` is None where nobody can say."""
+    """An image: its row in the source, its label, and what the model made of it. `right` is None where nobody can say.
+
+    `name` is its file, where it is one.
+    """
 
     index: int
     label: str | None
@@ -27,6 +30,17 @@ class Row:
     prediction: str
     confidence: str
     right: bool | None
+    name: str = ""
+
+    @property
+    def title(self) -> str:
+        """The image's file, or its row."""
+        return self.name or f"Image {self.index}"
+
+    @property
+    def called(self) -> str:
+        """The same inside of a sentence."""
+        return self.name or f"image {self.index}"
 
 
 @dataclass(frozen=True)

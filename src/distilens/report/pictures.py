@@ -2,6 +2,7 @@
 
 import base64
 import io
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped, UInt8
@@ -117,11 +118,16 @@ def grown(region: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
 
 def encoded(pixels: UInt8[np.ndarray, "H W 3"], *, sharp: bool) -> str:
     """A data URI: PNG where edges must stay sharp (and few pixels make it small), WebP for smooth pictures."""
+    return sharp_uri(pixels.tobytes(), pixels.shape[:2]) if sharp else uri_of(pixels, "WEBP", quality=82)
+
+
+@lru_cache(maxsize=256)
+def sharp_uri(pixels: bytes, shape: tuple[int, int]) -> str:
+    """A PNG as a data URI, kept: the same images and masks stand in every panel."""
+    return uri_of(np.frombuffer(pixels, dtype=np.uint8).reshape(*shape, 3), "PNG", optimize=True)
+
+
+def uri_of(pixels: UInt8[np.ndarray, "H W 3"], kind: str, **how: int) -> str:
     stream = io.BytesIO()
-    picture = Image.fromarray(pixels)
-    if sharp:
-        picture.save(stream, "PNG", optimize=True)
-    else:
-        picture.save(stream, "WEBP", quality=82)
-    kind = "png" if sharp else "webp"
-    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"
+    Image.fromarray(pixels).save(stream, kind, **how)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"
