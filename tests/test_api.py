@@ -1,8 +1,11 @@
 """Distillation in one call."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 import distilens
@@ -189,3 +192,11 @@ def test_the_typed_keywords_are_the_settings():
 def test_a_teacher_whose_pixels_nobody_knows_is_said(data):
     with pytest.warns(UserWarning, match="how its pixels are normalised"):
         distilens.distill(tiny(), tiny(8), data, epochs=1, batch_size=16)
+
+
+def test_progress_is_shown_where_it_is_asked_for(data, capsys):
+    console = Console(file=io.StringIO(), width=80)
+    distilens.distill(tiny(), None, data, epochs=1, batch_size=16, progress=console)
+    assert "epoch 1/1" in console.file.getvalue()
+    distilens.distill(tiny(), None, data, epochs=1, batch_size=16)  # nobody watches a test
+    assert capsys.readouterr() == ("", "")

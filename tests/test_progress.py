@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 
 from distilens.core import Batch
-from distilens.progress import Log, clock
+from distilens.progress import Log, clock, shows_bars
 
 
 def lines_of(width: int) -> list[str]:
@@ -44,3 +44,13 @@ def test_the_bar_stays_on_one_line(width):
 )
 def test_times_are_short(seconds, text):
     assert clock(seconds) == text
+
+
+def test_notebooks_have_a_bar_or_lines(monkeypatch):
+    notebook = Console(force_jupyter=True, file=io.StringIO())
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if name == "ipywidgets" else None)
+    assert shows_bars(notebook)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert not shows_bars(notebook)
+    assert not shows_bars(Console(file=io.StringIO()))
+    assert shows_bars(Console(file=io.StringIO(), force_terminal=True))

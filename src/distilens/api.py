@@ -6,10 +6,11 @@ import contextlib
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack
 
 import torch
 from pydantic import ValidationError
+from rich.console import Console
 from torch import nn
 
 from distilens.core import Method, Model, Teacher
@@ -20,7 +21,7 @@ from distilens.history import History
 from distilens.methods import build_methods
 from distilens.models import check_classes
 from distilens.models.objects import as_model
-from distilens.progress import Log
+from distilens.progress import Log, watched
 from distilens.recipe import Training, TrainingOptions
 from distilens.recipe_problems import explain_errors
 from distilens.rehearsal import check_logits, check_trainable
@@ -45,6 +46,7 @@ def distill(
     settings: Training | Mapping[str, Any] | None = None,
     folder: str | Path | None = None,
     seed: int = 0,
+    progress: Console | Literal[False] | None = None,
     **training: Unpack[TrainingOptions],
 ) -> tuple[Model, History]:
     """Train a student under a teacher; returns the student as it will be used, and the log (`log.plot()`).
@@ -60,6 +62,7 @@ def distill(
         settings: what a recipe's `[train]` says, as a dict: `{"epochs": 20, "optimizer": "sgd:lr=0.1"}`.
         folder: keeps checkpoints and `metrics.jsonl`; the same call then goes on where it was stopped.
         seed: of weights, order and dropout; augmentation is drawn from `variant_seed` in the settings.
+        progress: a console of rich for the bar; by default it is shown in terminals and notebooks. False shows nothing.
         **training: the same settings as keywords: `epochs=20, batch_size=64`, and `lr=0.001` for the usual optimizer at this
             learning rate.
 
@@ -76,7 +79,7 @@ def distill(
         torch.Size([1, 8])
     """
     with ONE_AT_A_TIME:  # from the first weight that is drawn on
-        return distilled(student, teacher, data, methods, merged(settings, training), folder, seed)
+        return distilled(student, teacher, data, methods, merged(settings, training), folder, seed, progress)
 
 
 def distilled(
@@ -87,6 +90,7 @@ def distilled(
     given: Training,
     folder: str | Path | None,
     seed: int,
+    progress: Console | Literal[False] | None,
 ) -> tuple[Model, History]:
     """`distill`, while no other thread of this process trains."""
     found = as_data(data)
@@ -113,7 +117,7 @@ def distilled(
     checkpoints = Path(folder) / "checkpoints" if folder else None
     chosen = build_methods((USUAL if teacher is not None else ("ce",)) if methods is None else methods)
     with contextlib.closing(trackers):
-        log = Log(metrics, main=main, trackers=trackers)
+        log = Log(metrics, main=main, trackers=trackers, console=watched() if progress is None else progress or None)
         trained = train(model, chosen, found, given, teacher=answering, folder=checkpoints, log=log, seed=seed)
         if line := risen(log.rows, log.stage):
             warnings.warn(line, stacklevel=3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -39,6 +40,17 @@ class NotFinite(UserError):  # noqa: N818  # it is what the loss is
     """A loss that is no number: training stopped, and the last good checkpoint stays."""
 
     code = 1
+
+
+def shows_bars(console: Console) -> bool:
+    """Whether a bar can be drawn: in a terminal, and in a notebook that has ipywidgets; elsewhere there are lines."""
+    return console.is_terminal or (console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None)
+
+
+def watched() -> Console | None:
+    """Where progress is shown by itself: in a terminal and in a notebook; None where nobody watches."""
+    console = Console(stderr=True)
+    return console if console.is_terminal or console.is_jupyter else None
 
 
 class Left(ProgressColumn):
@@ -114,7 +126,7 @@ class Log:
                 TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
                 Left(table_column=Column(no_wrap=True, min_width=9)),
             )
-            self.bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
+            self.bar = Progress(*columns, console=self.console, disable=not shows_bars(self.console))
             self.validated = ""
             self.task = self.bar.add_task(self.stage, total=self.epochs * self.steps, completed=self.at, note="")
             self.bar.start()
@@ -187,7 +199,7 @@ class Log:
         self.write(epoch=epoch, step=self.at, validation=scores, **({"notes": notes} if notes else {}))
         self.since = (time.perf_counter(), self.at)  # validation is no training time
         self.validated = f"{scores['accuracy']:.1%} val"
-        if self.console is not None and not self.console.is_terminal:
+        if self.console is not None and not shows_bars(self.console):
             last = next((row for row in reversed(self.rows) if "terms" in row), None)
             terms = " ".join(f"{name} {value:.3f}" for name, value in last["terms"].items()) if last else ""
             rate = f"{last['images_per_second']:,.0f} images/s" if last else ""
@@ -238,7 +250,7 @@ class Work:
             TaskProgressColumn(),
             Left(table_column=Column(no_wrap=True, min_width=9)),
         )
-        self.bar = Progress(*columns, console=console, disable=console is None or not console.is_terminal)
+        self.bar = Progress(*columns, console=console, disable=console is None or not shows_bars(console))
         self.task = self.bar.add_task(name, total=None)
         self.total = self.done = self.start = 0.0
 
@@ -255,7 +267,7 @@ class Work:
 
     def begin(self, label: str) -> None:
         """Say in a log which part is begun."""
-        if self.console is not None and not self.console.is_terminal:
+        if self.console is not None and not shows_bars(self.console):
             self.console.print(f"{self.name}: {label}{self.left()}", highlight=False, markup=False)
 
     def plan(self, seconds: Mapping[str, float]) -> None:

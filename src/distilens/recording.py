@@ -20,7 +20,7 @@ from distilens.data.batches import Batches
 from distilens.data.cached import readable
 from distilens.errors import UserError
 from distilens.methods import build_methods
-from distilens.progress import Left
+from distilens.progress import Left, shows_bars
 from distilens.roles import train_teacher
 from distilens.run import Run, in_turn
 from distilens.teachers import StoredTeacher, following
@@ -187,7 +187,7 @@ class Advance:
             MofNCompleteColumn(),
             TextColumn("{task.fields[note]}"),
         )
-        self.bar = Progress(*columns, Left(), console=console, disable=console is None or not console.is_terminal)
+        self.bar = Progress(*columns, Left(), console=console, disable=console is None or not shows_bars(console))
         self.task = self.bar.add_task("", total=total, note="")
 
     def __enter__(self) -> Advance:
@@ -204,7 +204,7 @@ class Advance:
         rate = self.done / max(seconds, 1e-9)
         self.bar.update(self.task, completed=self.done, note=f"{rate:,.0f} images/s")
         tenth = 10 * self.done // self.total
-        if self.console is not None and not self.console.is_terminal and tenth > self.said:
+        if self.console is not None and not shows_bars(self.console) and tenth > self.said:
             self.said = tenth
             left = (self.total - self.done) / rate
             said = f"recording {self.done:,}/{self.total:,}  {rate:,.0f} images/s  {left:,.0f} s left"

@@ -6,7 +6,6 @@ one split, folders beside the splits, two levels of folders, flat pictures, one 
 folders and files, suffixes, links to nothing, to folders, to themselves, empty folders, bytes in names.
 """
 
-import io
 import os
 import re
 from pathlib import Path
@@ -14,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from rich.console import Console
 
 from distilens.data import load
 from distilens.data.layout import split_of, splits_among
@@ -22,7 +20,7 @@ from distilens.errors import UserError
 from distilens.gallery import gallery
 from distilens.models import build_model
 from distilens.report.page import found_facts
-from distilens.validate import show_data
+from distilens.validate import about_data
 
 COUNT = 3
 
@@ -323,11 +321,9 @@ def test_a_page_and_a_table_say_what_was_found(root):
         ("classes", "cat (3 from Test/cat, 3 from Train/cat), dog (3 from Test/dog, 3 from Train/dog)"),
         ("left out", "2 pictures in folders beside the splits: predict/0.png, predict/1.png"),
     ]
-    console = Console(file=io.StringIO(), width=200)
-    show_data(console, {"data": data})
-    said = console.file.getvalue()
-    assert "data: cat: 3 from Test/cat, 3 from Train/cat" in said
-    assert "data: left out: 2 pictures in folders beside the splits, as predict/0.png" in said
+    notes = about_data(data)["notes"]
+    assert "cat: 3 from Test/cat, 3 from Train/cat" in notes
+    assert any(line.startswith("left out: 2 pictures in folders beside the splits, as predict/0.png") for line in notes)
 
 
 def test_a_gallery_of_pictures_without_classes(root, monkeypatch):
@@ -339,3 +335,24 @@ def test_a_gallery_of_pictures_without_classes(root, monkeypatch):
     assert made.label_classes == ()
     with pytest.raises(UserError, match="resnet8 says nothing of its classes, and neither does a data set"):
         gallery("resnet8", "folder:path=set", ["random"])
+
+
+def test_one_picture(tmp_path):
+    picture = Image.new("RGB", (40, 30), (250, 10, 10))
+    picture.putpixel((3, 3), (0, 0, 255))
+    picture.save(tmp_path / "red.png")
+    data = load(f"image:{tmp_path / 'red.png'}", tmp_path / "cache", to_explain=True)
+    assert data.size == (30, 40)
+    assert len(data.test) == 1
+    assert data.test.rows.names == ("red.png",)
+    assert np.array_equal(data.test.rows.images[0], np.asarray(picture))
+    assert load(f"image:{tmp_path / 'red.png'},size=16", tmp_path / "cache", to_explain=True).size == (16, 16)
+    for given, message in (
+        (f"image:{tmp_path}", "is a folder: folder:path="),
+        (f"image:{tmp_path}/blue.png", "cannot be read: No such file"),
+        (f"{tmp_path}/red.png", r"If it is a picture to be explained: image:.*red\.png"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load(given, tmp_path / "cache", to_explain=True)
+    with pytest.raises(UserError, match="nothing can be learnt"):
+        load(f"image:{tmp_path / 'red.png'}", tmp_path / "cache")

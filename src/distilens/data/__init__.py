@@ -48,11 +48,11 @@ def as_source(name: str) -> str:
             else "folder"
         )
         return f" It is a folder: {kind}:path={name} reads it."
-    return (
-        f" It is a file: csv:path={name} reads it."
-        if path.suffix.lower() in (".csv", ".tsv") and path.is_file()
-        else ""
-    )
+    if not path.is_file():
+        return ""
+    if path.suffix.lower() in (".csv", ".tsv"):
+        return f" It is a file: csv:path={name} reads it."
+    return f" If it is a picture to be explained: image:{name}."
 
 
 SOURCES = Registry(
@@ -64,6 +64,7 @@ SOURCES = Registry(
         "folder": "distilens.data.folders:folder",
         "csv": "distilens.data.csv_labels:csv",
         "hf": "distilens.data.hub:hf",
+        "image": "distilens.data.image:image",
         "torchvision": "distilens.data.hub:torchvision",
     },
     common=options,
