@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from distilens import notebook, places, taps
 from distilens.errors import UserError
 from distilens.pictures import as_images
+from distilens.prediction import Prediction, predicted
 
 Interpolation = Literal["bilinear", "bicubic", "nearest"]
 GREY = (0.299, 0.587, 0.114)
@@ -43,23 +44,6 @@ class Output:
 _pytree.register_dataclass(
     Output, field_names=["logits", "features"], drop_field_names=["size"], serialized_type_name="distilens.Output"
 )
-
-
-@dataclass(frozen=True, eq=False)
-class Prediction:
-    """What a model says of some pictures: for each the name of its class, and the probabilities of all classes."""
-
-    classes: list[str]
-    probabilities: Float[Tensor, "b classes"]
-
-    def __len__(self) -> int:
-        return len(self.classes)
-
-    def __repr__(self) -> str:
-        shown = ", ".join(
-            f"{name} {float(row.max()):.0%}" for name, row in zip(self.classes[:5], self.probabilities, strict=False)
-        )
-        return f"Prediction({shown}{', …' if len(self) > 5 else ''})"
 
 
 class Model(nn.Module):
@@ -187,11 +171,7 @@ class Model(nn.Module):
             >>> len(found.classes), found.probabilities.shape
             (2, torch.Size([2, 2]))
         """
-        pixels = as_images(images)
-        with taps.evaluating(self), torch.inference_mode():
-            logits = [self.logits(part.to(self.device, torch.float32)).float() for part in pixels.split(chunk)]
-        probabilities = torch.cat(logits).softmax(1).cpu().clone()
-        return Prediction([str(self.classes[one]) for one in probabilities.argmax(1).tolist()], probabilities)
+        return predicted(self, as_images(images), chunk)
 
     def prepare(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d height width"]:
         """Resize and normalise: pixels in [0, 1] as the network was trained to see them."""
