@@ -9,8 +9,8 @@ from distilens.report.table import accuracy, measured
 
 SLOWER = "Try a lower learning rate (optimizer=auto:lr=..., a tenth of what it was), or clip=1"
 LEARN = (
-    "Look whether the labels fit the images, and whether the size leaves anything to see; then train for longer (epochs=), or "
-    "start from pretrained weights"
+    "Check that the labels fit the images and that the objects can be seen at this size. Then train for longer (train.epochs=), "
+    "start from pretrained weights, or add images"
 )
 WEIGH = (
     "Try smaller weights of the methods (kd:weight=0.3 for example), a teacher that is better on these data, or what "
@@ -28,7 +28,7 @@ def concerns(scores: dict, records: Sequence[Mapping[str, Any]]) -> list[str]:
     stages = dict.fromkeys(str(row.get("stage")) for row in records)
     said = [line for stage in stages if (line := risen([row for row in records if row.get("stage") == stage], stage))]
     models = measured(scores)
-    said += [line for role, model in models.items() if (line := guessing(role, model, scores.get("data") or {}))]
+    said += [line] if (line := guessing(models, scores.get("data") or {})) else []
     return said + ([line] if (line := below_base(models)) else [])
 
 
@@ -52,19 +52,23 @@ def risen(rows: Sequence[Mapping[str, Any]], stage: str) -> str | None:
     return f"The training of {stage} did not go down: its loss ends above where it began ({shown}). {SLOWER}."
 
 
-def guessing(role: str, model: Mapping[str, Any], data: Mapping[str, Any]) -> str | None:
-    """Whether a model is no better than guessing the commonest class, by the 95 % interval of its accuracy on test."""
+def guessing(models: Mapping[str, dict], data: Mapping[str, Any]) -> str | None:
+    """Which models are not shown to be better than guessing the commonest class: by the 95 % intervals on the test split."""
     guess, classes = data.get("commonest"), data.get("classes") or ()
-    found = model.get("test") or {}
-    if accuracy(dict(model), "test") is None or found.get("low") is None or len(classes) < 2:
+    if len(classes) < 2:
         return None
     chance = guess["share"] if guess else 1 / len(classes)
-    if found["low"] > chance:
+    lost = {
+        role: f"{role} {sentence(share(model['test']))}"
+        for role, model in models.items()
+        if accuracy(model, "test") is not None and (model["test"].get("low") or 0) <= chance
+    }
+    if not lost:
         return None
-    teaches = " A student learns nothing from such answers." if role == "teacher" else ""
+    teaches = " A student learns nothing from a teacher that guesses." if "teacher" in lost else ""
     return (
-        f"The {role} is no better than guessing: {sentence(share(found))} on the test split, and the commonest class alone is "
-        f"{100 * chance:.1f} %.{teaches} {LEARN}."
+        f"The test split does not show that these are better than guessing the commonest class, which is right for "
+        f"{100 * chance:.1f} %: {'; '.join(lost.values())}.{teaches} {LEARN}."
     )
 
 
