@@ -13,8 +13,11 @@ from distilens.core import Answer, Method, Model
 from distilens.errors import UserError
 from distilens.recipe import Training, TrainingOptions
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*how its pixels are normalised")
-"""Teachers here are modules that say nothing of their pixels."""
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*how its pixels are normalised"),
+    pytest.mark.filterwarnings("ignore:.*it may know nothing of these data"),
+]
+"""Most teachers here are modules that say nothing of their pixels, and untrained."""
 
 SETTINGS = {"epochs": 2, "batch_size": 16, "optimizer": "sgd:lr=0.05", "precision": "float32"}
 
@@ -174,6 +177,7 @@ def test_settings_as_keywords(data):
     ("options", "message"),
     [
         ({"epoch": 3}, "unknown key 'epoch'.*epochs"),
+        ({"learning_rate": 0.1}, "Did you mean lr=0.1"),
         ({"epochs": 3, "settings": {"epochs": 2}}, "epochs is given twice"),
         ({"lr": 0.1, "optimizer": "sgd"}, "optimizer='sgd:lr=0.1'"),
         ({"lr": -1.0}, "lr"),
@@ -200,3 +204,23 @@ def test_progress_is_shown_where_it_is_asked_for(data, capsys):
     assert "epoch 1/1" in console.file.getvalue()
     distilens.distill(tiny(), None, data, epochs=1, batch_size=16)  # nobody watches a test
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_teacher_that_knows_nothing_is_said(data):
+    class Wrong(nn.Module):
+        """Always the class after the right one: the brightest channel says the right one."""
+
+        def __init__(self, step: int):
+            super().__init__()
+            self.step = step
+
+        def forward(self, images):
+            return 10 * images.mean((2, 3)).roll(self.step, 1)
+
+    with pytest.raises(UserError, match="is right for 0 of"):
+        distilens.distill(tiny(), Wrong(1), data, epochs=1, batch_size=16)
+    distilens.distill(tiny(), Wrong(0), data, epochs=1, batch_size=16)  # this one knows all
+    constant = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+    nn.init.zeros_(constant[1].weight)
+    with pytest.warns(UserWarning, match="it may know nothing of these data"):
+        distilens.distill(tiny(), constant, data, epochs=1, batch_size=16)

@@ -145,7 +145,7 @@ def test_it_is_saved_whole_and_shown(found, tmp_path):
     with np.load(tmp_path / "out" / "transfer" / "layer3.npz") as stored:
         assert np.array_equal(stored["maps_distilled"], found.maps["layer3"]["maps_distilled"])
     text = page.read_text()
-    assert text.count("<svg") == 3
+    assert text.count('<svg class="chart"') == 3
     assert not re.search(r"https?://", text)
     (tmp_path / "out" / "transfer" / "layer1.npz").write_bytes(b"old")
     found.save(tmp_path / "out")

@@ -531,13 +531,13 @@ def test_names_of_files(text, name):
     ("arguments", "options", "message"),
     [
         (("resnet8",), {}, "there are no images to explain: name a data set"),
-        (("resnet9", "DATA"), {}, "unknown model 'resnet9'. Did you mean"),
+        (("resnet9", "DATA"), {}, "unknown model 'resnet9'.*Did you mean"),
         (("runs/absent", "DATA"), {}, "no run and no model at runs/absent"),
         (("run:absent",), {}, "no run at absent: there is no such folder"),
-        ((nn.Linear(2, 2), "DATA"), {}, r"given a Linear: wrap it, Model\(network"),
-        ((3, "DATA"), {}, "a model is a Model, a notation or a folder; given a int"),
+        ((nn.Linear(2, 2), "DATA"), {}, "Linear fails on an image of 16×16 pixels"),
+        ((3, "DATA"), {}, "a model is a Model, a notation or a torch module; given a int"),
         (("resnet8", torch.rand(2, 3, 8, 8)), {}, "resnet8 says nothing of its classes"),
-        (("MODEL", 3), {}, "data are a notation, Data, or images"),
+        (("MODEL", 3), {}, "no data in a int. Data are a notation"),
         (("MODEL", torch.rand(3, 8, 8)), {}, r"images to explain are \[b 3 h w\]; given \[3, 8, 8\]"),
         (("MODEL", torch.randn(2, 3, 8, 8)), {}, r"pixels in \[0, 1\], and the model normalises them itself; given -"),
         (("MODEL", torch.ones(2, 3, 8, 8).byte()), {}, "divide them by 255"),
@@ -652,3 +652,12 @@ def test_overlays_are_images_whose_colour_is_the_map_alone():
     last, first = (torch.from_numpy(pictures.TABLE[at]).float() / 255 * 0.62 for at in (-1, 0))
     torch.testing.assert_close(black[0, :, 0, 0], last)
     torch.testing.assert_close(black[0, :, 0, 3], first)
+
+
+def test_pictures_in_other_forms(model, tmp_path):
+    pictures = [Image.new("RGB", (16, 16), (60 * one, 0, 200)) for one in range(3)]
+    expected = torch.stack([torch.from_numpy(np.array(one)).permute(2, 0, 1) for one in pictures]).float() / 255
+    pictures[0].save(tmp_path / "one.png")
+    for given, count in ((pictures, 3), (np.stack(pictures), 3), (tmp_path / "one.png", 1), (pictures[0], 1)):
+        found = distilens.gallery(model, given, ["gradcam"], sanity=False)
+        assert torch.allclose(found.images, expected[:count])

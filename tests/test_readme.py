@@ -26,6 +26,8 @@ def blocks(page: Path) -> list[str]:
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # of lightning, with a newer torch than it knows
 @pytest.mark.filterwarnings("ignore:Found .* in eval mode")  # of lightning: they are the teacher's
+@pytest.mark.filterwarnings("ignore:.*it may know nothing of these data")  # teachers of an epoch or none
+@pytest.mark.filterwarnings("ignore:.*how its pixels are normalised")
 @pytest.mark.filterwarnings("ignore:'pin_memory':UserWarning")  # of transformers' loaders, without a GPU
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.stem)
 def test_python_examples_run(page, tmp_path, monkeypatch):

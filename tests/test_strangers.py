@@ -166,9 +166,7 @@ def test_a_folder_in_place_of_a_source_is_told_how(tmp_path, monkeypatch):
 
 
 def test_names_of_other_libraries_are_told_how():
-    with pytest.raises(
-        UserError, match=r"Did you mean .*If it is a network of torchvision or timm: torchvision:resnet18, timm:r"
-    ):
+    with pytest.raises(UserError, match=r"If it is a network of torchvision or timm: torchvision:resnet18, timm:r"):
         build_network("resnet18", 2)
     with pytest.raises(UserError, match=r"unknown model 'nope'\."):
         build_network("nope", 2)

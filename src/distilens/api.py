@@ -107,7 +107,8 @@ def distilled(
         for line in () if isinstance(teacher, Model) else large.notes:
             warnings.warn(f"the teacher {large.name}: {line}", stacklevel=3)
         check_classes(large, found.classes, "teacher")
-        check_logits(large, found, "teacher")
+        if line := check_logits(large, found, "teacher", used=True):
+            warnings.warn(line, stacklevel=3)
         answering = LiveTeacher(large.to(processes().device))
     elif teacher is not None:
         answering = teacher
@@ -144,6 +145,8 @@ def merged(settings: Training | Mapping[str, Any] | None, keywords: Mapping[str,
     twice = sorted(given.keys() & keywords.keys())
     if twice:
         raise UserError(f"{', '.join(twice)} is given twice: in settings= and as a keyword")
+    if "learning_rate" in keywords:
+        raise UserError(f"unknown key 'learning_rate'. Did you mean lr={keywords['learning_rate']}?")
     if "lr" in keywords:
         rate = keywords.pop("lr")
         if "optimizer" in {**given, **keywords}:

@@ -30,6 +30,7 @@ from distilens.explain.maps import overlay
 from distilens.explain.parts import Part, named, with_references
 from distilens.files import read_json, write_arrays, write_atomically, write_json, write_text
 from distilens.fingerprint import fingerprint_of
+from distilens.pictures import as_images, holds_pictures
 from distilens.prepare import prepare
 from distilens.progress import Work
 from distilens.report import gallery_page
@@ -290,7 +291,8 @@ def gallery(
         model: a `Model`, any `nn.Module` (see `as_model`), any notation (`timm:resnet18,pretrained=true`, `file:…`,
             `run:runs/demo,part=teacher`), or a folder: of a run, or what `save_model` wrote. What a notation makes goes to the
             GPU, where there is one.
-        data: a data set by notation, `Data`, images `[b 3 h w]` in [0, 1], or what `as_data` takes. A run brings its own.
+        data: a data set by notation, `Data`, images `[b 3 h w]` in [0, 1], a Pillow image, a path (`Path`),
+            a list of these, or what `as_data` takes. A run brings its own.
         explainers: notations or explainers. `random`, `random:grid=7` and `centre`, which know nothing of the model, are
             always added, as floors.
         images: how many are drawn from the data set: once for the set, the classes in turn. Given images are taken whole.
@@ -314,6 +316,8 @@ def gallery(
         raise UserError(f"a gallery needs an image at least; images={images}")
     parts = named([explainers] if isinstance(explainers, str | Explainer) else explainers)
     folder = run_folder(model)
+    if holds_pictures(data):
+        data = as_images(data)
     given = check_pixels(data) if isinstance(data, Tensor) else found_data(data, folder, to_explain=True)
     built, remarks = built_model(model, folder, given)
     remarks += given.inventory.remarks if isinstance(given, Data) else ()

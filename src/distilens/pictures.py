@@ -31,6 +31,13 @@ def is_picture(given: Any) -> bool:
     return hasattr(given, "convert") or (is_array(given) and given.ndim in (2, 3))
 
 
+def holds_pictures(given: Any) -> bool:
+    """Whether something is pictures and no data set: a Pillow image, a path, an array of several, or a list of one of these."""
+    if isinstance(given, list):
+        return bool(given) and all(isinstance(one, Path) or is_picture(one) for one in given)
+    return isinstance(given, Path) or hasattr(given, "convert") or isinstance(given, np.ndarray)
+
+
 def as_array(given: Any) -> np.ndarray:
     """An array of a tensor on any device, of a Pillow image, or of nested lists."""
     if hasattr(given, "detach"):

@@ -97,7 +97,7 @@ def check_logits(model: Model, data: Data, role: str, *, used: bool = False) -> 
     if test.proportion_ci(SURE, method="wilson").high < chance:
         raise UserError(
             f"{found}: its classes may stand in another order than the data's, or it expects other pixels (mean=, std=, size=). "
-            f"Train it for these data: {role}.finetune=head (or all)"
+            f"Train it for these data first (in a recipe: {role}.finetune=head, or all)"
         )
     if test.proportion_ci(method="wilson").low <= chance:
         return f"{found}: it may know nothing of these data"

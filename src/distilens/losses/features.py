@@ -59,9 +59,12 @@ def hierarchical(
     ours, theirs = same_channels("hierarchical", student, teacher)
     smaller = [cells for cells in CELLS if cells < min(ours.shape[-2:])]
     sizes = [tuple(ours.shape[-2:]), *((cells, cells) for cells in smaller)]
-    weights = ours.new_tensor([0.5**level for level in range(len(sizes))])
-    levels = torch.stack([squared(resized(ours, size), resized(theirs, size)) for size in sizes])
-    return reduced((weights[:, None] * levels).sum(0) / weights.sum(), reduction)
+    weights = [0.5**level for level in range(len(sizes))]
+    levels = [
+        weight * squared(resized(ours, size), resized(theirs, size))
+        for weight, size in zip(weights, sizes, strict=True)
+    ]
+    return reduced(torch.stack(levels).sum(0) / sum(weights), reduction)
 
 
 def at(

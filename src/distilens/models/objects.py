@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -26,16 +26,15 @@ UNSAID = (
 )
 
 
-def as_model(
-    given: Any, classes: Sequence[str] | None = None, size: tuple[int, int] | None = None, *, name: str = ""
-) -> Model:
+def as_model(given: Any, classes: Any = None, size: tuple[int, int] | None = None, *, name: str = "") -> Model:
     """A `Model` from whatever a user has.
 
     Args:
         given: a `Model` (taken as it is), a notation, any `nn.Module` from images to logits, or a pipeline of transformers.
             Mean and deviation of the pixels are those of `pretrained_cfg` (timm), of an attribute `weights` (torchvision), or
             of the image processor (transformers); else 0.5 and 0.25.
-        classes: their names; by default those that the module's configuration has, or numbers.
+        classes: their names, or the `Data` whose classes and size they are; by default the names that the module's
+            configuration has, or numbers.
         size: height and width of the pictures that will be seen. A module that takes only one size keeps it.
         name: what it is called; by default its class's name.
 
@@ -44,6 +43,8 @@ def as_model(
     """
     if isinstance(given, Model):
         return given
+    if hasattr(classes, "classes"):
+        classes, size = classes.classes, size or classes.size
     if isinstance(given, str | Mapping | Spec):
         if classes is None or size is None:
             raise UserError("a model by notation needs the classes and the size of the pictures: classes=, size=")

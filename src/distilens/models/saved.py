@@ -55,12 +55,13 @@ def described(file: Path) -> Description:
         ) from None
 
 
-def save_model(model: Model, folder: Path) -> None:
+def save_model(model: Model, folder: str | Path) -> None:
     """Write `model.safetensors` (the bare network and its parts) and `model.json` (what is needed to build it again)."""
     from safetensors.torch import save
 
     from distilens.files import write_atomically, write_json
 
+    folder = Path(folder)
     state = {key: value.detach().cpu().clone().contiguous() for key, value in model.bare_state().items()}
     about = {
         "model": model.name,
@@ -78,7 +79,7 @@ def save_model(model: Model, folder: Path) -> None:
     write_json(folder / "model.json", about)
 
 
-def load_model(folder: Path) -> Model:
+def load_model(folder: str | Path) -> Model:
     """The model that `save_model` wrote.
 
     Raises:
@@ -90,11 +91,19 @@ def load_model(folder: Path) -> Model:
     from distilens.models.weights import fit, load_state
     from distilens.parts import build_part
 
+    folder = Path(folder)
     for name in ("model.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise UserError(f"no model in {folder}: {name} is missing")
     about = described(folder / "model.json")
-    spec = architecture(about.model, about.size)
+    try:
+        spec = architecture(about.model, about.size)
+    except UserError as error:
+        raise UserError(
+            f"the model in {folder} was saved from a module of your own, {about.model}, and nothing says how to build it. In "
+            "Python: Model(network, classes, size=...), then model.load_bare_state(safetensors.torch.load_file(...)). Or give it "
+            f"name='python:module:callable' before it is saved ({error})"
+        ) from None
     made = MODELS.build(spec, len(about.classes))
     network = made.network if isinstance(made, Expecting) else made
     model = Model(

@@ -37,7 +37,7 @@ def risen(rows: Sequence[Mapping[str, Any]], stage: str) -> str | None:
 
     Terms that grow by themselves, as their weights warm up, stand beside others that fall.
     """
-    losses = [row for row in rows if row.get("terms")]
+    losses = [row for row in rows if row.get("terms") and "epoch" in row]
     if len(losses) < 2:
         return None
     last = [row for row in losses if row["epoch"] == losses[-1]["epoch"] and row is not losses[0]]

@@ -71,7 +71,8 @@ def summary(folder: Path) -> dict[str, Any]:
         "measures": table.measures(scores),
         "compared": {"base", "student"} <= models.keys(),
         "classes": table.by_class(scores),
-        "remarks": [*concerns(scores, read_log(folder)), *remarks(scores), seed_remark(about or {})],
+        "concerns": concerns(scores, read_log(folder)),
+        "remarks": [*remarks(scores), seed_remark(about or {})],
         "facts": [*data_facts(scores.get("data") or {}), *([("cost", spent)] if spent else []), *facts],
         "has_base": "base" in models,
     }
