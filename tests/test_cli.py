@@ -286,7 +286,7 @@ def test_students_of_several_runs_are_compared(command, tmp_path):
     code, output, error = command("compare", "runs/one", "runs/two", *FEW, "--json")
     assert code == 0, error
     found = json.loads(output)
-    assert found["page"] == "compare/index.html"
+    assert found["page"] == "compare/one-two/index.html"
     assert list(found["models"]) == ["one", "two"]
     assert found["models"]["one"] != found["models"]["two"]
     assert found.items() >= json.loads((tmp_path / "compare" / "transfer.json").read_text()).items()

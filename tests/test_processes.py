@@ -71,7 +71,13 @@ def launch(place, out: str, processes: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("net", "methods"), [("grouped", '"ce"'), ("frozen", '"ce"'), ("frozen", GUIDED), ("frozen", BANKS)]
+    ("net", "methods"),
+    [
+        ("grouped", '"ce"'),
+        ("frozen", GUIDED),
+        pytest.param("frozen", '"ce"', marks=pytest.mark.slow),  # the lists above and below have it
+        pytest.param("frozen", BANKS, marks=pytest.mark.slow),
+    ],
 )
 def test_two_processes_train_as_one(tmp_path, net, methods):
     (tmp_path / "nets.py").write_text(NETS)

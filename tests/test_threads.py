@@ -2,11 +2,13 @@
 
 import threading
 
+import pytest
 import torch
 
 import distilens
 
 
+@pytest.mark.filterwarnings("ignore:.*it may know nothing of these data")  # it is untrained
 def test_trainings_in_threads_take_turns(cache):
     found = {}
 

@@ -197,6 +197,12 @@ def students_of(runs: Sequence[Path], data: str | None) -> tuple[list[str], str 
     return [f"{name}=run:{run},part=student" for name, run in zip(names, runs, strict=True)], data
 
 
+def page_of(named: Sequence[str]) -> Path:
+    """The folder for a comparison, named after its models: `compare/a-b`."""
+    names = [name.partition("=")[0] for name in named]
+    return Path("compare") / "-".join(names[:3] + ["more"] * (len(names) > 3))
+
+
 def compare_models(
     named: list[str], data: str | None, changes: list[str], out: Path, as_json: bool, how: Manner
 ) -> None:

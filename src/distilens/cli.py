@@ -236,9 +236,9 @@ def compare_(
             "compare takes a run folder, two or more of them, or --models NAME=MODEL NAME=MODEL ... and --data"
         )
     if len(folders) > 1:
-        actions.compare_models(*actions.students_of(folders, data), joined(set_), out or Path("compare"), json, how)
-    elif named:
-        actions.compare_models(named, data, joined(set_), out or Path("compare"), json, how)
+        named, data = actions.students_of(folders, data)
+    if named:
+        actions.compare_models(named, data, joined(set_), out or actions.page_of(named), json, how)
     elif data or out:
         raise UserError("a run is compared on its own data and in its own folder: --data and --out go with --models")
     else:

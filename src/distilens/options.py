@@ -113,7 +113,7 @@ PageOut = Annotated[
     arg(
         metavar="PATH",
         help="The folder to write.",
-        help_behavior_hint="(default: the folder of the one run, else compare)",
+        help_behavior_hint="(default: the folder of the one run, else compare/NAME-NAME)",
     ),
 ]
 RunFolder = Annotated[Positional[Path], arg(metavar="RUN", help="A run folder.")]

@@ -415,6 +415,17 @@ def test_damaged_files_are_named_with_the_command_that_mends_them(tmp_path: Path
     assert "distilens explain run" in text
 
 
+def test_what_went_wrong_stands_on_top(tmp_path: Path) -> None:
+    folder = fabricate(tmp_path / "run", count=2)
+    assert 'class="concerns"' not in write_report(folder).read_text()
+    rows = [{"stage": "base", "epoch": e, "step": e, "terms": {"ce": 17.0 + e}, "loss": 17.0 + e} for e in range(3)]
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    page = write_report(folder).read_text()
+    box = page[page.index('class="concerns"') :]
+    assert "did not go down: its loss ends above where it began (ce 17 → 19)" in box
+    assert page.index('class="lead"') < page.index('class="concerns"') < page.index('class="scores')
+
+
 def test_a_truncated_log_line_is_counted_not_fatal(tmp_path: Path) -> None:
     folder = fabricate(tmp_path / "run", count=2)
     with (folder / "metrics.jsonl").open("a") as log:
