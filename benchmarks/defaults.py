@@ -1,6 +1,6 @@
 """Do the default settings train networks of every kind? Twelve networks on three data sets, two seeds each, nothing set.
 
-    python benchmarks/defaults.py [--out runs/defaults]   # goes on with the rows that are missing
+    python benchmarks/defaults.py [--out benchmarks/results]   # goes on with the rows that are missing
     python benchmarks/defaults.py --section               # writes the table of docs/results.md
 
 Each network is trained from random weights with labels alone (`ce`), for the default 10 epochs, or for as many as a budget
@@ -227,7 +227,7 @@ def write_section(path: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/defaults"))
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--section", action="store_true", help="write the table of docs/results.md, and end")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
