@@ -1,7 +1,7 @@
 """Do the default settings train networks of every kind? Twelve networks on three data sets, two seeds each, nothing set.
 
     python benchmarks/defaults.py [--out benchmarks/results]   # goes on with the rows that are missing
-    python benchmarks/defaults.py --section               # writes the table of docs/results.md
+    python benchmarks/defaults.py --section                          # writes the table of docs/results.md
 
 Each network is trained from random weights with labels alone (`ce`), for the default 10 epochs, or for as many as a budget
 of operations allows (at least 3), so that a training takes a minute or so on a processor. A row passes if no loss is NaN, the

@@ -289,7 +289,7 @@ def test_students_of_several_runs_are_compared(command, tmp_path):
     assert found["page"] == "compare/one-two/index.html"
     assert list(found["models"]) == ["one", "two"]
     assert found["models"]["one"] != found["models"]["two"]
-    assert found.items() >= json.loads((tmp_path / "compare" / "transfer.json").read_text()).items()
+    assert found.items() >= json.loads((tmp_path / "compare" / "one-two" / "transfer.json").read_text()).items()
     code, output, error = command("measure", "runs/one", "--json", "-q")
     assert (code, error) == (0, "")
     assert set(json.loads(output)["scores"]["models"]) == {"base", "student"}

@@ -127,7 +127,11 @@ def as_data(
             second reading of a few, and remarked on.
         cache: where the pixels of data sets are kept; `runs/data` by default. Arrays stay in memory.
         size: the side of the pictures, or height and width; by default as they are, or a usual side if they are of several.
-        limit, shots, val_fraction, seed: which of them are used and held out, as of every data set: see `subset`.
+        limit: at most so many images of each split.
+        shots: so many training images of every class.
+        val_fraction: the share of every class that is held out to validate on.
+        seed: of what is held out, of `limit` and of `shots`.
+        to_explain: also take images that cannot be trained and tested on: without classes, or one of each.
 
     Raises:
         UserError: nothing that holds pictures and labels (it says what would), pictures or labels at fault.
