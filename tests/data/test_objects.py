@@ -200,3 +200,10 @@ def chw_all(pixels):
 def test_options_of_a_notation_stay_in_it():
     with pytest.raises(UserError, match="said in its notation"):
         as_data("digits", limit=3)
+
+
+def test_joined_sets_must_name_the_same_classes(pixels, labels, tmp_path):
+    one, other = (Pictures(pixels, labels, chw, classes=names) for names in (NAMES, NAMES[::-1]))
+    assert as_data(ConcatDataset([one, one]), tmp_path).classes == NAMES
+    with pytest.raises(UserError, match=r"name their classes differently.*ant, bee, cow; cow, bee, ant"):
+        as_data(ConcatDataset([one, other]), tmp_path)

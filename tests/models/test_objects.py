@@ -1,5 +1,7 @@
 """Models from Python objects: any module is a model, with the pixels that it carries."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -214,3 +216,18 @@ def test_a_file_that_is_no_picture(model, tmp_path):
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(UserError, match=r"text.png is no picture"):
         model.predict(tmp_path / "text.png")
+
+
+def test_classes_in_another_order_are_refused():
+    class Named(nn.Sequential):
+        config = SimpleNamespace(id2label={0: "cat", 1: "dog", 2: "ant"})
+
+    network = Named(small())
+    assert as_model(network, ["cat", "dog", "ant"], (12, 16)).classes == ("cat", "dog", "ant")
+    assert as_model(network, ["x", "y", "z"], (12, 16)).classes == (
+        "x",
+        "y",
+        "z",
+    )  # it was trained for others: a new task
+    with pytest.raises(UserError, match="another order: cat, dog, ant; given ant, cat, dog"):
+        as_model(network, ["ant", "cat", "dog"], (12, 16))

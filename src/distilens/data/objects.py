@@ -201,8 +201,14 @@ def names_of(given: Any) -> Sequence[str] | None:
     if hasattr(given, "features"):
         declared = [getattr(feature, "names", None) for feature in given.features.values()]
         return next((names for names in declared if names), None)
-    inner = getattr(given, "dataset", None) or next(iter(getattr(given, "datasets", None) or ()), None)
-    return None if inner is None else names_of(inner)
+    joined = [names_of(one) for one in getattr(given, "datasets", None) or ()]
+    if any(names != joined[0] for names in joined):
+        raise UserError(
+            "the data sets that are joined name their classes differently, so that a number means several of them: "
+            f"{'; '.join(shortened(names) if names else 'no names' for names in joined)}. Give labels as names"
+        )
+    inner = getattr(given, "dataset", None)
+    return joined[0] if joined else None if inner is None else names_of(inner)
 
 
 def label_of(item: Any) -> Any:

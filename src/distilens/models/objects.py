@@ -16,7 +16,7 @@ from distilens.errors import UserError
 from distilens.model import logits_of
 from distilens.models import build_model
 from distilens.models.adapters import of_processor, unwrapped_network
-from distilens.models.named import check_channels
+from distilens.models.named import check_channels, positions_of
 from distilens.specs import Spec
 from distilens.taps import evaluating
 
@@ -65,6 +65,8 @@ def as_model(given: Any, classes: Any = None, size: tuple[int, int] | None = Non
     check_channels(made)
     if classes is None:
         made.classes = classes_of(made)
+    else:
+        check_order(network, made)
     if not pixels:
         made.notes += (UNSAID,)
     return made
@@ -129,6 +131,18 @@ def processor_beside(network: nn.Module) -> Any:
     with suppress(OSError, ValueError, ImportError):
         return AutoImageProcessor.from_pretrained(folder)
     return None
+
+
+def check_order(network: nn.Module, model: Model) -> None:
+    """Raise a `UserError` where a network of transformers names the model's classes in another order."""
+    words = getattr(getattr(network, "config", None), "id2label", None) or {}
+    own = [str(words[number]) for number in sorted(words)]
+    positions = positions_of(model.classes, own)
+    if len(own) == len(model.classes) and positions is not None and positions != sorted(positions):
+        raise UserError(
+            f"{model.name} has the classes in another order: {', '.join(own)}; given {', '.join(model.classes)}. Give the data "
+            "its classes in the network's order (classes=[...])"
+        )
 
 
 def classes_of(model: Model) -> tuple[str, ...]:
