@@ -1,6 +1,6 @@
 """What commands do once their words are read.
 
-Names are looked up before torch is imported, so that a wrong one is told at once.
+Names are looked up before torch is imported, so that the command refuses a wrong one at once.
 """
 
 from __future__ import annotations

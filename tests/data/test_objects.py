@@ -164,6 +164,7 @@ class Stream(IterableDataset):
         (lambda x, y: 3, "no data in a int"),
         (lambda x, y: Stream(), "a Stream has no items by number"),
         (lambda x, y: (x.reshape(N, -1), y), r"Flat rows take their shape back by reshape\(-1, 3, height, width\)"),
+        (lambda x, y: (x // 128, y), "whole numbers from 0 to 1, which would be black pictures"),
         (lambda x, y: (x, y[:-1]), f"wanted are {N} integers"),
         (lambda x, y: (chw_all(x) * 4 - 2, y), "They look normalised: take Normalize out"),
         (lambda x, y: (chw_all(x) * float("nan"), y), "NaN or infinite"),

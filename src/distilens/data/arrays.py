@@ -111,6 +111,11 @@ def pixels_of(images: Any, what: str) -> np.ndarray:
         values = channels_last(values, torch_like=hasattr(images, "detach"), what=what)
     if values.ndim == 4 and values.shape[-1] == 4:
         raise UserError(f"{what} have 4 channels; wanted are 3. Leave the transparency out: images[..., :3]")
+    if values.dtype.kind in "iu" and values[:256].max() <= 1 and values.max() == 1:
+        raise UserError(
+            f"{what} hold whole numbers from 0 to 1, which would be black pictures: where 1 is white, give floats "
+            "(images.astype('float32')), or 255 * images"
+        )
     exact = values.dtype == np.uint8
     low, high = (0.0, 255.0) if exact else (float(values.min()), float(values.max()))
     return as_rgb(as_uint8(values, low, high, what))
