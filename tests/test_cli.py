@@ -444,6 +444,8 @@ def test_a_wrong_name_is_told_before_torch_is_imported(tmp_path):
         ["train", "nowhere"],
         ["compare", "nowhere", "there"],
         ["explain", "nope"],
+        ["explain", "timm:resnet10t", "--data", "digits", "--explainer", "gradcamm"],
+        ["explain", "timm:resnet10t", "--data", "digits", "--explainer", "ig:stepz=3"],
         ["run", "demo", "student.methods=[ce,kdd]"],
         ["validate", "demo", "train.optimizer=sgd:learning_rate=1", "epochs=3"],
         ["list", "methods"],

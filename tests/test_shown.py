@@ -20,6 +20,7 @@ from distilens.teachers import LiveTeacher, MeanTeacher, PermutedTeacher, Stored
 
 ROWS = [
     {"stage": "student", "epoch": 0, "step": 5, "terms": {"ce": 2.0, "kd": 1.0}, "loss": 3.0, "learning_rate": 0.1},
+    {"stage": "student", "epoch": 0, "step": 10, "terms": {"ce": 1.5}, "loss": 1.5},
     {"stage": "student", "epoch": 0, "step": 10, "validation": {"accuracy": 0.5, "loss": 1.0, "n": 8}},
     {"stage": "student", "epoch": 1, "step": 15, "terms": {"ce": 1.0}, "loss": 1.0, "learning_rate": 0.05},
     {"stage": "student", "epoch": 1, "step": 20, "validation": {"accuracy": 0.25, "loss": 2.0, "n": 8}},
@@ -101,7 +102,9 @@ def test_the_log_as_a_table():
     log = History(ROWS)
     found = log.frame()
     assert list(found.columns[:3]) == ["stage", "epoch", "step"]
-    assert list(found["epoch"]) == [1, 1, 2, 2]
+    assert list(found["epoch"]) == [1, 1, 2, 2]  # losses and validation after step 10 are one row
+    assert found["total loss"].tolist()[:3] == [3.0, 1.5, 1.0]
+    assert found["validation accuracy"].isna().tolist() == [True, False, True, False]
     assert found["kd"].isna().tolist() == [False, True, True, True]
     assert found["validation accuracy"].dropna().tolist() == [0.5, 0.25]
     assert found["learning rate"].dropna().tolist() == [0.1, 0.05]
@@ -115,7 +118,7 @@ def test_the_log_as_a_chart(monkeypatch):
     matplotlib.use("Agg")
     losses, accuracy = History(ROWS).plot()
     lines = {line.get_label(): line.get_xydata().tolist() for line in losses.get_lines()}
-    assert lines == {"ce": [[0.5, 2.0], [1.5, 1.0]], "kd": [[0.5, 1.0]]}
+    assert lines == {"ce": [[0.5, 2.0], [1.0, 1.5], [1.5, 1.0]], "kd": [[0.5, 1.0]]}
     assert accuracy.get_lines()[0].get_xydata().tolist() == [[1, 50], [2, 25]]
     losses.figure.canvas.draw()
     with pytest.raises(UserError, match="the log is empty"):

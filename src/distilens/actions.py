@@ -130,6 +130,14 @@ def check_model(name: str) -> None:
     raise UserError(f"{name} is neither a model nor a folder.{meant} distilens list models names them")
 
 
+def check_explainers(names: Sequence[str]) -> None:
+    """Raise a `UserError` where a text is no explainer, or has options that it does not take."""
+    from distilens.catalogue import catalogue
+
+    for name in names:
+        catalogue("explainers").resolve(name)
+
+
 def explain_run(folder: Path, how: Manner) -> None:
     """The explain stage of a run: the maps of its models on the same test images."""
     found = run_at(folder, how)

@@ -201,15 +201,17 @@ def explain(
         sanity: Measure whether maps depend on the model's weights, and are stable; takes most of the time.
         prepare: Explain a copy of the model with folded batch norms: the same to rounding, and faster.
     """
-    from distilens.actions import check_model, explain_model, explain_run
+    from distilens.actions import check_explainers, check_model, explain_model, explain_run
 
     check_model(model)
+    names = joined(explainer)
+    check_explainers(names)
     plain = (data, explainer, images, target, out, sanity, prepare) == (None, (), None, None, None, True, True)
     if plain and Path(model).is_dir() and not (Path(model) / "model.json").is_file():
         explain_run(Path(model), how)
         return
     options = {"images": 32 if images is None else images, "target": target or "top1", "sanity": sanity}
-    explain_model(model, data, joined(explainer), out, how, **options, prepared=prepare)
+    explain_model(model, data, names, out, how, **options, prepared=prepare)
 
 
 @command("compare")

@@ -36,7 +36,7 @@ class History(list[dict[str, Any]]):
         return found
 
     def frame(self) -> pandas.DataFrame:
-        """The rows as a table of pandas: `stage`, `epoch` (from 1), `step`, and a column per number; NaN where a row has none.
+        """A table of pandas with a row per stage and step: `epoch` (from 1), and a column per number; NaN where there is none.
 
         Raises:
             UserError: pandas is not installed.
@@ -45,7 +45,11 @@ class History(list[dict[str, Any]]):
             import pandas
         except ImportError:
             raise UserError("frame() needs pandas: pip install pandas") from None
-        rows = [{"stage": row["stage"], "step": row["step"], **numbers_of(row)} for row in self]
+        joined: dict[tuple[str, int], dict[str, Any]] = {}  # losses and validation of the same step are one row
+        for row in self:
+            stage, step = row["stage"], row["step"]
+            joined.setdefault((stage, step), {"stage": stage, "step": step}).update(numbers_of(row))
+        rows = list(joined.values())
         found = pandas.DataFrame(rows, columns=None if rows else ["stage", "epoch", "step"])
         first = ["stage", "epoch", "step"]
         return found.reindex(columns=[*first, *(name for name in found.columns if name not in first)])

@@ -96,6 +96,16 @@ def test_names_of_classes(pixels, labels, tmp_path):
     same(as_data(Pictures(pixels, np.array(NAMES)[labels].tolist()), tmp_path), pixels, labels)
 
 
+def test_names_that_are_given_to_classes(pixels, labels, tmp_path):
+    plain, named = as_data((pixels, labels), tmp_path), as_data((pixels, labels), tmp_path, class_names=NAMES)
+    assert named.classes == NAMES != plain.classes
+    same(named, pixels, labels)
+    assert named.source_fingerprint != plain.source_fingerprint  # a teacher that knows names answers in their order
+    for wrong in (NAMES[:2], (*NAMES[:2], NAMES[0]), "abc"):
+        with pytest.raises(UserError, match=r"class_names gives each of the 3 classes .* a name of its own"):
+            as_data((pixels, labels), tmp_path, class_names=wrong)
+
+
 def test_pairs_triples_and_dictionaries(pixels, labels, tmp_path):
     pictures = Pictures(pixels, labels, chw)
     train, rest = Subset(pictures, range(18)), Subset(pictures, range(18, 24))

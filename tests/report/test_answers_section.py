@@ -162,7 +162,7 @@ def test_what_the_images_do_not_settle_is_no_finding(tmp_path: Path) -> None:
     )
     assert any(line.startswith("The student is right more often than the base") for line in remarks(settled))
     assert any(
-        "the test split does not settle" in line and "+6.0 points [-1.0 to +13.0]" in line for line in remarks(open_)
+        "the test split does not settle" in line and "+6.0 points [−1.0 to +13.0]" in line for line in remarks(open_)
     )
     bold = {}
     for name, content in (("settled", settled), ("open", open_)):

@@ -6,7 +6,8 @@ choose from it the rows of a run, a `Data`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +15,7 @@ from pydantic import Field
 
 from distilens.data.arrays import from_arrays, source_of
 from distilens.data.pixels import Side
-from distilens.data.source import Rows, Source
+from distilens.data.source import Rows, Source, digest, shortened
 from distilens.data.subset import Data, Split, subset
 from distilens.data.unsplit import can_be_split, unsplit
 from distilens.errors import UserError
@@ -53,6 +54,21 @@ def as_source(name: str) -> str:
     if path.suffix.lower() in (".csv", ".tsv"):
         return f" It is a file: csv:path={name} reads it."
     return f" If it is a picture to be explained: image:{name}."
+
+
+def named(source: Source, names: Sequence[str]) -> Source:
+    """A source whose classes have other names, in their order.
+
+    Raises:
+        UserError: not one name for each class, or the same name twice.
+    """
+    if isinstance(names, str) or len(names) != len(source.classes) or len(set(names)) < len(names):
+        raise UserError(
+            f"class_names gives each of the {len(source.classes)} classes ({shortened(source.classes)}) a name of its own, in "
+            f"this order; given {names if isinstance(names, str) else shortened(list(map(str, names)))}"
+        )
+    classes = tuple(map(str, names))
+    return replace(source, classes=classes, fingerprint=digest(source.fingerprint, *classes))
 
 
 SOURCES = Registry(
@@ -111,6 +127,7 @@ def as_data(
     shots: int | None = None,
     val_fraction: float = 0.1,
     seed: int = 0,
+    class_names: Sequence[str] | None = None,
     to_explain: bool = False,
 ) -> Data:
     """Data from whatever holds pictures and labels.
@@ -131,6 +148,7 @@ def as_data(
         shots: so many training images of every class.
         val_fraction: the share of every class that is held out to validate on.
         seed: of what is held out, of `limit` and of `shots`.
+        class_names: a name for each class, in the order of the labels; by default the names that the data carry, or the labels.
         to_explain: also take images that cannot be trained and tested on: without classes, or one of each.
 
     Raises:
@@ -145,12 +163,14 @@ def as_data(
     from distilens.data.objects import source_of_objects
 
     if isinstance(given, Data) or is_notation(given):
-        if (size, limit, shots, val_fraction, seed) != (None, None, None, 0.1, 0):
+        if (size, limit, shots, val_fraction, seed, class_names) != (None, None, None, 0.1, 0, None):
             raise UserError(
                 "options of a data set that has a name are said in its notation: folder:path=pictures,size=96"
             )
         return load(given, cache, to_explain=to_explain)
     source = source_of_objects(given, CACHE if cache is None else Path(cache), size)
+    if class_names is not None:
+        source = named(source, class_names)
     name = type(given).__name__ if not isinstance(given, tuple | list | dict) else "objects"
     if to_explain and not can_be_split(source, None):
         return unsplit(source, name, limit=limit, seed=seed)

@@ -14,6 +14,20 @@ BUSY = 3
 """How many times the median the upper end of the latencies is on a machine that does other things."""
 
 
+def signed(value: float, digits: int) -> str:
+    """A number with its sign, as print has it: a minus, not a hyphen.
+
+    >>> signed(-9.31, 1)
+    '−9.3'
+    """
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def points(share: float) -> str:
+    """A difference of two shares in percentage points: `+1.2`."""
+    return signed(100 * share, 1)
+
+
 def share(entry: dict | None) -> Cell:
     """A share of images, as accuracy and agreement are."""
     if not entry or entry.get("accuracy") is None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from distilens.report.cells import bounds, counted, detail, is_busy, sentence, share
+from distilens.report.cells import bounds, counted, detail, is_busy, points, sentence, share, signed
 from distilens.report.names import plain_name
 from distilens.report.table import accuracy, imbalance, judged_split, measured
 
@@ -28,8 +28,8 @@ def answers_compared(models: Mapping[str, dict], split: str) -> list[str]:
     student, base = models.get("student", {}), models.get("base", {})
     apart = (student.get("more than base") or {}).get(split)
     if apart:
-        value = f"{100 * apart['mean']:+.1f} points"
-        about = detail(bounds(apart, lambda bound: f"{100 * bound:+.1f}"), counted(apart))
+        value = f"{points(apart['mean'])} points"
+        about = detail(bounds(apart, points), counted(apart))
         if apart["low"] <= 0 <= apart["high"]:
             return [
                 f"Whether student or base is right more often, the {split} split does not settle: the difference on the same "
@@ -73,7 +73,7 @@ def against_base(name: str, entry: dict | None) -> str | None:
     """Whether the student's maps are more like the teacher's than the base's are: by differences on the same images."""
     if not entry or entry.get("mean") is None:
         return None
-    value = sentence((f"{entry['mean']:+.3f}", detail(bounds(entry, lambda bound: f"{bound:+.3f}"), counted(entry))))
+    value = sentence((signed(entry["mean"], 3), detail(bounds(entry, lambda bound: signed(bound, 3)), counted(entry))))
     whose, other = f"the student's {plain_name(name)} maps", "like the teacher's than the base's are"
     if entry.get("low") is None or entry["low"] <= 0 <= entry["high"]:
         return f"Whether {whose} are more {other}, these images do not show: the cosine differs by {value}, image by image."

@@ -15,8 +15,10 @@ from distilens.report.cells import (
     humanised,
     latency,
     percent,
+    points,
     sentence,
     share,
+    signed,
     similarity,
     text,
 )
@@ -70,11 +72,11 @@ class Row:
             return NOTHING, ""
 
         def written(value: float) -> str:
-            return f"{100 * value:+.1f}" if self.in_points else f"{value:+.3f}"
+            return points(value) if self.in_points else signed(value, 3)
 
         verdict = "" if apart.get("low") is None else f"{self.winner} better" if self.winner else "not settled"
-        interval = bounds(dict(apart), written).replace("-", "−")
-        value = written(apart["mean"]).replace("-", "−") + " points" * self.in_points
+        interval = bounds(dict(apart), written)
+        value = written(apart["mean"]) + " points" * self.in_points
         return value, detail(interval, counted(dict(apart)), verdict)
 
 

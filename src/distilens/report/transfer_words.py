@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distilens.report.cells import bounds
+from distilens.report.cells import bounds, points
 
 Scores = Mapping[str, Any]
 
@@ -62,8 +62,8 @@ def energies(scores: Scores, level: str) -> list[str]:
     if not one or one["low"] is None:
         return []
     where = "more" if one["mean"] > 0 else "less"
-    points = f"{100 * one['mean']:+.1f} points [{100 * one['low']:+.1f} to {100 * one['high']:+.1f}]"
-    return [f"Of the distilled maps {where} lies on the evidence than of the residual ones: {points}{doubt(one)}."]
+    difference = f"{points(one['mean'])} points [{points(one['low'])} to {points(one['high'])}]"
+    return [f"Of the distilled maps {where} lies on the evidence than of the residual ones: {difference}{doubt(one)}."]
 
 
 def judged(scores: Scores) -> dict[str, Any]:
