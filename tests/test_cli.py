@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -72,14 +73,22 @@ def command(tmp_path, monkeypatch, capsys):
 
 
 def test_all_that_is_wrong_is_said_at_once(command):
-    changes = ["train.epoch=1", "student.methods=[ce,kdd]", "train.optimizer=sgd:learning_rate=1", "nonsense"]
+    Path("photos").mkdir()
+    changes = [
+        "data=folder:photoz",
+        "train.epoch=1",
+        "student.methods=[ce,kdd]",
+        "train.optimizer=sgd:learning_rate=1",
+        "nonsense",
+    ]
     code, output, error = command(
         "run", "recipe.toml", "--set", *changes, "--set", "train.batch_size=many", "explain.images=0"
     )
     assert code == 2
     assert output == ""
     for text in (
-        "distilens: 6 problems",
+        "distilens: 7 problems",
+        f"--set data: path=photoz does not exist (looked from {Path.cwd()}). Did you mean 'photos'?",
         "--set: unknown key 'train.epoch'. Did you mean 'epochs'?",
         "--set student.methods: unknown method 'kdd'. Did you mean 'kd'?",
         "unknown option 'learning_rate' of optimizer 'sgd'",

@@ -274,3 +274,9 @@ def test_a_list_of_methods_says_all_that_is_wrong():
         build_methods(["kdd", "ce:smoothing=2", "kd", "kd"])
     for text in ("Did you mean 'kd'", "less than 1", "two terms are called 'kd'"):
         assert text in str(error.value)
+
+
+def test_one_text_is_one_method():
+    assert list(build_methods("kd:temperature=2,weight=0.5")) == ["kd"]
+    with pytest.raises(UserError, match=r"unknown method 'kdd'\. Did you mean 'kd'"):
+        build_methods("kdd")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from distilens import rehearsal
 from distilens.core import Model
 from distilens.data import load
 from distilens.errors import UserError
@@ -73,6 +74,16 @@ def test_no_better_than_chance_is_said(data):
     said = judged(data, lambda logits: torch.arange(8.0).expand(len(logits), 8) + 0 * logits)
     assert said is not None
     assert "it may know nothing of these data" in said
+
+
+def test_few_images_are_no_reason_to_doubt_a_teacher(data, monkeypatch):
+    """Right for 2 of 4 where chance is 12 %: it may as well be right for half of all."""
+    monkeypatch.setattr(rehearsal, "IMAGES", 4)
+    monkeypatch.setattr(rehearsal, "KNOWS", 0.0)
+    wrong_half = lambda logits: torch.where(torch.arange(len(logits))[:, None] < 3, logits.roll(1, 1), logits)  # noqa: E731
+    assert judged(data, wrong_half) is None
+    monkeypatch.setattr(rehearsal, "KNOWS", 0.9)
+    assert "is right for 1 of 4" in judged(data, wrong_half)
 
 
 def test_a_batch_of_one_is_refused_where_a_batch_norm_cannot_take_it(data):

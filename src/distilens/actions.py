@@ -38,7 +38,7 @@ def outline_of(name: str, changes: Sequence[str]) -> Recipe:
     find_recipe(name)
     from distilens.recipe_file import read_outline
 
-    return read_outline(name, changes)
+    return read_outline(name, changes, look=True)
 
 
 def carry_out(name: str, changes: Sequence[str], out: Path | None, again: bool, *, as_json: bool, how: Manner) -> None:

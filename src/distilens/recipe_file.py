@@ -14,7 +14,14 @@ from pydantic import ValidationError
 from distilens.errors import UserError
 from distilens.recipe import BasePart, ComparePart, ExplainPart, Recipe, StudentPart, Training
 from distilens.recipe_names import find_recipe
-from distilens.recipe_problems import explain_errors, method_problems, part_problems, raise_problems
+from distilens.recipe_problems import (
+    explain_errors,
+    method_problems,
+    missing_places,
+    model_problems,
+    part_problems,
+    raise_problems,
+)
 from distilens.specs import Spec
 
 STORED_VARIANTS = 16
@@ -30,13 +37,16 @@ def read_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
     return make_recipe(read_toml(find_recipe(path)), changes, where=str(path))
 
 
-def read_outline(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
+def read_outline(path: str | Path, changes: Sequence[str] = (), *, look: bool = False) -> Recipe:
     """A recipe as `read_recipe` reads it, but for what its parts say of each other: that imports torch, and this does not.
+
+    Args:
+        look: also look whether the data are there.
 
     Raises:
         UserError: everything that is wrong with its keys, its parts and their options.
     """
-    recipe, problems = outlined(read_toml(find_recipe(path)), changes)
+    recipe, problems = outlined(read_toml(find_recipe(path)), changes, look=look)
     raise_problems(problems, changes, str(path))
     assert recipe is not None
     return recipe
@@ -68,12 +78,14 @@ def check_together(recipe: Recipe, changes: Sequence[str] = (), *, where: str = 
     """Check of a recipe what `read_outline` leaves out.
 
     Raises:
-        UserError: methods that do not go together, or need a teacher where there is none.
+        UserError: methods that do not go together, or need a teacher where there is none; models that timm does not have.
     """
-    raise_problems(method_problems(recipe), changes, where)
+    raise_problems(method_problems(recipe) + model_problems(recipe), changes, where)
 
 
-def outlined(content: Mapping[str, Any], changes: Sequence[str]) -> tuple[Recipe | None, list[str]]:
+def outlined(
+    content: Mapping[str, Any], changes: Sequence[str], *, look: bool = False
+) -> tuple[Recipe | None, list[str]]:
     """A recipe from plain data, None where it has other keys or types, and what is wrong with each of its keys and parts."""
     problems: list[str] = []
     recipe = None
@@ -87,7 +99,7 @@ def outlined(content: Mapping[str, Any], changes: Sequence[str]) -> tuple[Recipe
         except UserError as error:
             problems.append(str(error))
     changed = with_variants(with_methods(changed))
-    problems += part_problems(changed)
+    problems += part_problems(changed) + (missing_places(changed) if look else [])
     teacher = changed.get("teacher")
     overrides = teacher.get("train") if isinstance(teacher, Mapping) else None
     try:

@@ -6,6 +6,7 @@ import difflib
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -138,6 +139,46 @@ def method_problems(recipe: Recipe) -> list[str]:
     explainers = [Spec.parse(part).name for part in recipe.explain.explainers]
     twice = dict.fromkeys(name for name in explainers if explainers.count(name) > 1)
     problems += [f"explain.explainers: two are called {name!r}, and their maps would go to one file" for name in twice]
+    return problems
+
+
+def missing_places(content: Mapping[str, Any]) -> list[str]:
+    """The files and folders that a recipe's data name and that are not there: found before torch is imported."""
+    teacher = content.get("teacher")
+    named = {"data": content.get("data"), "teacher.data": teacher.get("data") if isinstance(teacher, Mapping) else None}
+    problems = []
+    for key, part in named.items():
+        try:
+            options = catalogue("data").resolve(part).options if isinstance(part, str) else {}
+        except UserError:
+            continue  # it is told with the other parts
+        for option in ("path", "pictures"):
+            place = options.get(option)
+            if isinstance(place, str | Path) and not Path(place).expanduser().exists():
+                problems.append(f"{key}: {option}={place} does not exist (looked from {Path.cwd()}).{sibling(place)}")
+    return problems
+
+
+def sibling(place: str | Path) -> str:
+    """`" Did you mean 'photos'?"` for what lies beside a path that is not there."""
+    path = Path(place).expanduser()
+    beside = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, beside, n=1)
+    return f" Did you mean {str(Path(place).with_name(close[0]))!r}?" if close else ""
+
+
+def model_problems(recipe: Recipe) -> list[str]:
+    """The names of models that timm and torchvision do not have."""
+    from distilens.models.adapters import check_name
+
+    models = {"student.model": recipe.student.model}
+    models |= {f"{role}.model": part for role, part in (recipe.teacher.models if recipe.teacher else {}).items()}
+    problems = []
+    for key, part in models.items():
+        try:
+            check_name(part)
+        except UserError as error:
+            problems.append(f"{key}: {error}")
     return problems
 
 

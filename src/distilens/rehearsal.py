@@ -22,6 +22,8 @@ SECONDS = 1.0
 """How long a model answers validation images, at most: what is wrong with it shows soon."""
 CHUNK = 4
 IMAGES, FEW = 128, 64
+KNOWS = 0.4
+"""A teacher that may close this share of the gap between chance and all right is not warned of."""
 SURE = 0.999
 """The confidence with which a teacher must be worse than chance to be refused."""
 
@@ -99,7 +101,8 @@ def check_logits(model: Model, data: Data, role: str, *, used: bool = False) -> 
             f"{found}: its classes may stand in another order than the data's, or it expects other pixels (mean=, std=, size=). "
             f"Train it for these data first (in a recipe: {role}.finetune=head, or all)"
         )
-    if test.proportion_ci(method="wilson").low <= chance:
+    likely = test.proportion_ci(method="wilson")
+    if likely.low <= chance and likely.high < chance + KNOWS * (1 - chance):  # few images alone tell nothing
         return f"{found}: it may know nothing of these data"
     return None
 

@@ -219,7 +219,9 @@ def finding(label: str, own: Float[Tensor, " b"], floors: Mapping[str, Float[Ten
     if not below and not alike:
         return f"{label} is above the floors: {said}; {against}."
     told = [f"overlaps with {', '.join(alike)}"] * bool(alike) + [f"is below {', '.join(below)}"] * bool(below)
-    verdict = "is NOT above the floors"
-    if all((other["low"] or 0.0) > 0 for other in ahead.values()):
-        verdict = "is above the floors only image by image"
+    verdict = "is above the floors only image by image"
+    undecided = [name for name, other in ahead.items() if (other["low"] or 0.0) <= 0]
+    if undecided:
+        verdict = "is NOT above the floors"
+        against += "".join(f"; {name} {interval(ahead[name], '+')}" for name in undecided if name != best)
     return f"{label} {verdict}: its {said} {' and '.join(told)} ({against})."

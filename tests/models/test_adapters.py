@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from distilens.errors import UserError
-from distilens.models import build_model, check_classes
+from distilens.models import adapters, build_model, check_classes
 from distilens.models.adapters import IMAGENET, load_state
 from distilens.models.heads import head_of, replace_heads
 from distilens.models.saved import load_model, save_model
@@ -256,3 +256,29 @@ def test_classes_must_be_the_datas_in_their_order():
         check_classes(model, ("a", "b"), "teacher")
     with pytest.raises(UserError, match="classes in another order: a, b, c"):
         check_classes(model, ("b", "a", "c"), "teacher")
+
+
+def test_a_hub_without_an_address_is_not_tried(monkeypatch):
+    """Without this the library tries for a minute."""
+    from huggingface_hub import constants
+
+    def nowhere(host, port):
+        assert host == "hub.example"
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(adapters.socket, "getaddrinfo", nowhere)
+    monkeypatch.setattr(adapters, "getproxies", dict)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("HF_ENDPOINT", "https://hub.example")
+
+    def load():
+        with adapters.offline_told("mine"):
+            raise OSError(f"offline: {constants.HF_HUB_OFFLINE}")
+
+    with pytest.raises(UserError, match="mine could not be loaded: offline: True"):
+        load()
+    assert not constants.HF_HUB_OFFLINE
+    monkeypatch.setattr(adapters, "getproxies", lambda: {"https": "a proxy"})  # which may find it
+    with adapters.offline_told("mine"):
+        assert not constants.HF_HUB_OFFLINE

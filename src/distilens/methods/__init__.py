@@ -63,14 +63,14 @@ METHODS = Registry(
 )
 
 
-def build_methods(parts: Sequence[str | Mapping[str, Any] | Spec | Method]) -> dict[str, Method]:
-    """A run's list of methods, as term name -> method. Objects are taken as they are.
+def build_methods(parts: str | Sequence[str | Mapping[str, Any] | Spec | Method]) -> dict[str, Method]:
+    """A run's list of methods, as term name -> method. Objects are taken as they are; one text is one method.
 
     Raises:
         UserError: all problems of the list at once.
     """
     problems, methods = [], {}
-    for part in parts:
+    for part in [parts] if isinstance(parts, str) else parts:
         try:
             if not isinstance(part, str | Mapping | Spec):
                 name, method = type(part).__name__.lower(), part

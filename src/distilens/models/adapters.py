@@ -7,11 +7,14 @@ import importlib
 import importlib.util
 import inspect
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 from pydantic import Field
@@ -22,6 +25,7 @@ from distilens.errors import UserError, nearest
 from distilens.model import Interpolation
 from distilens.models.heads import head_of, replace_heads
 from distilens.models.weights import fit, found_state, load_state, matched
+from distilens.specs import Spec
 
 __all__ = [
     "Expecting",
@@ -66,6 +70,28 @@ class Expecting:
     notes: tuple[str, ...] = ()
 
 
+def check_name(part: str | Spec) -> None:
+    """Raise a `UserError` where timm or torchvision have no model of the name in a notation."""
+    spec = Spec.parse(part)
+    if spec.argument and spec.name in ("timm", "torchvision"):
+        (check_timm if spec.name == "timm" else check_torchvision)(spec.argument)
+
+
+def check_timm(name: str) -> None:
+    import timm as library
+
+    if not library.is_model(name.split(".")[0]):
+        raise UserError(f"timm has no model {name!r}.{nearest(name, library.list_models())}")
+
+
+def check_torchvision(name: str) -> None:
+    from torchvision import models as library
+
+    known = library.list_models(module=library)
+    if name not in known:
+        raise UserError(f"torchvision has no classifier {name!r}.{nearest(name, known)}")
+
+
 def timm(name: str, /, classes: int, *, pretrained: bool = False, size: Side | None = None) -> Expecting:
     """Any image model of timm, at its own input size; `size` where the architecture depends on it (a ViT).
 
@@ -74,8 +100,7 @@ def timm(name: str, /, classes: int, *, pretrained: bool = False, size: Side | N
     import timm as library
     from timm.data.config import resolve_model_data_config
 
-    if not library.is_model(name.split(".")[0]):
-        raise UserError(f"timm has no model {name!r}.{nearest(name, library.list_models())}")
+    check_timm(name)
     fixed = bool((library.get_pretrained_cfg(name, allow_unregistered=True) or object).__dict__.get("fixed_input_size"))
     with offline_told(f"timm:{name},pretrained=true"):
         extra: dict[str, Any] = {"img_size": size} if fixed and size else {}
@@ -100,9 +125,7 @@ def torchvision(name: str, /, classes: int, *, weights: str | None = None, size:
     """
     from torchvision import models as library
 
-    known = library.list_models(module=library)
-    if name not in known:
-        raise UserError(f"torchvision has no classifier {name!r}.{nearest(name, known)}")
+    check_torchvision(name)
     if weights is None:
         if name.startswith("vit_") and isinstance(size, tuple) and size[0] != size[1]:
             raise UserError(f"torchvision:{name} takes square images: size={max(size)} for example; given {list(size)}")
@@ -346,16 +369,41 @@ def model_folder(path: str, part: str | None) -> Path:
     return folder / (part or there[0])
 
 
+def finds_hub() -> bool:
+    """Whether the hub has an address; behind a proxy, the proxy knows."""
+    host = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co").hostname
+    if getproxies() or os.environ.get("HF_HUB_OFFLINE"):
+        return True  # the library knows best
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError:
+        return False
+    return True
+
+
 @contextlib.contextmanager
-def offline_told(part: str) -> Iterator[None]:
-    """Turn a failed download into one sentence."""
+def hub_offline() -> Iterator[None]:
+    """Within, the hub's library reads its cache and does not try to reach the hub, which it does for a minute."""
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
     try:
         yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+@contextlib.contextmanager
+def offline_told(part: str) -> Iterator[None]:
+    """Turn a failed download into one sentence, at once where the hub cannot be reached."""
+    try:
+        with hub_offline() if not finds_hub() else contextlib.nullcontext():
+            yield
     except UserError:
         raise
     except (OSError, RuntimeError) as error:
         said = str(error).strip().split("\n")[0][:300]
         raise UserError(
             f"{part} could not be loaded: {said} "
-            "(without a network, give weights from a folder or a file: file:PATH,model=...)"
+            "(without a network, give weights from a folder or a file, file:PATH,model=..., or start from random weights)"
         ) from error
