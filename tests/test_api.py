@@ -112,6 +112,10 @@ def test_with_a_folder_the_same_call_has_its_result_already(data, tmp_path):
         methods = given.pop("methods")
         with pytest.raises(UserError, match=r"the checkpoint in .* is of another training \(other data, settings"):
             distilens.distill("resnet8", None, data, methods, folder=tmp_path, **given)
+    with pytest.raises(
+        UserError, match=r"checkpoint in .* is of another network\. Give another folder, or delete this one$"
+    ):
+        distilens.distill("resnet14", None, data, ["ce"], settings=SETTINGS, folder=tmp_path)
 
 
 @pytest.mark.parametrize(
