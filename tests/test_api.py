@@ -112,6 +112,10 @@ def test_with_a_folder_the_same_call_has_its_result_already(data, tmp_path):
         methods = given.pop("methods")
         with pytest.raises(UserError, match=r"the checkpoint in .* is of another training \(other data, settings"):
             distilens.distill("resnet8", None, data, methods, folder=tmp_path, **given)
+    with pytest.raises(
+        UserError, match=r"checkpoint in .* is of another network\. Give another folder, or delete this one$"
+    ):
+        distilens.distill("resnet14", None, data, ["ce"], settings=SETTINGS, folder=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -123,6 +127,7 @@ def test_with_a_folder_the_same_call_has_its_result_already(data, tmp_path):
             "epochs: input should be greater.*; batch_size: input should be",
         ),
         ({"settings": {"optimizer": "sdg"}}, "Did you mean 'sgd'"),
+        ({"settings": {"device": "cuda"}}, "distill takes no device.*ACCELERATE_USE_CPU.*CUDA_VISIBLE_DEVICES"),
         ({"methods": ["kdd"]}, "Did you mean 'kd'"),
         ({"methods": ["ce", "ce"]}, "two terms are called 'ce'"),
         ({"methods": ["kd"], "teacher": None}, "need a teacher"),

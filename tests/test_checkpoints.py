@@ -233,7 +233,7 @@ def test_the_state_of_a_method_with_other_options_is_refused(data, tmp_path):
 )
 def test_the_state_of_another_training_is_refused(data, tmp_path, changes):
     go(data, tmp_path)
-    with pytest.raises(UserError, match=r"the checkpoint in .* is of another training \(.*\): delete the folder"):
+    with pytest.raises(UserError, match=r"the checkpoint in .* is of another training \(.*\)\. Give another folder"):
         go(data, tmp_path, **changes)
 
 

@@ -89,7 +89,7 @@ def test_all_that_is_wrong_is_said_at_once(command):
     for text in (
         "distilens: 7 problems",
         f"--set data: path=photoz does not exist (looked from {Path.cwd()}). Did you mean 'photos'?",
-        "--set: unknown key 'train.epoch'. Did you mean 'epochs'?",
+        "\n  unknown key 'train.epoch'. Did you mean 'epochs'?",
         "--set student.methods: unknown method 'kdd'. Did you mean 'kd'?",
         "unknown option 'learning_rate' of optimizer 'sgd'",
         "--set takes key=value; given 'nonsense'",
@@ -108,7 +108,7 @@ def test_all_that_is_wrong_is_said_at_once(command):
         (["demo", "other"], "demo takes no recipe; given other"),
         (["run", "demo", "--device", "gpu"], "--device is cpu, cuda, cuda:1 or mps; given 'gpu'"),
         (["run", "demo.toml"], "no file demo.toml; the shipped recipe is called demo"),
-        (["run", "demo", "epochs=3"], "--set: unknown key 'epochs'. Did you mean 'train.epochs'?"),
+        (["run", "demo", "epochs=3"], "distilens: unknown key 'epochs'. Did you mean 'train.epochs'?"),
         (["explain", "nope"], "nope is neither a model nor a folder"),
         (["list", "methods", "kdd"], "unknown method 'kdd'. Did you mean 'kd'?"),
         (["run"], "RECIPE"),

@@ -122,7 +122,7 @@ def test_the_table_is_the_scores(found):
     assert titles[:6] == ["RS of teacher", "RS of base", "RS of student", "RS, distilled", "RS, residual", "RS, missed"]
     assert titles[-3:] == ["RS: student − base", "RS: distilled − residual", "FSS to teacher: student − base"]
     one = found.scores["levels"][1]["rs"][0]
-    assert rows[0][2] == f"{one['value']:.3f} ±{(one['high'] - one['low']) / 2:.3f}"
+    assert rows[0][2] == f"{one['value']:.3f} ±{(one['high'] - one['low']) / 2:.3f}".replace("-", "−")
 
 
 def test_findings_say_what_is_sure_and_what_is_not(found):

@@ -250,10 +250,11 @@ def test_explainers_are_compared_with_the_floors_in_words():
     )
     assert "overlaps with random and is below centre" in finding(0.2, random=0.2, centre=0.4)
     assert finding(0.402, centre=0.4).startswith("ig is above the floors only image by image: its insertion AUC 0.402 ")
+    assert "image by image −0.200 [−0.200 to −0.200]" in finding(0.2, centre=0.4)
     far = torch.linspace(0, 1, 20)
     said = galleries.finding("ig", far + 0.01, {"centre": far, "random": (1 - far) * 0.9})
     assert said.startswith("ig is NOT above the floors")
-    assert re.search(r"\(the best floor, centre, .* \+0\.010 .*; random \+0\.\d+ \[-0\.", said)  # the one that stops it
+    assert re.search(r"\(the best floor, centre, .* \+0\.010 .*; random \+0\.\d+ \[−0\.", said)  # the one that stops it
     nothing = galleries.finding("ig", torch.full((3,), math.nan), {"random": torch.rand(3)})
     assert nothing == "ig says nothing: all of its maps are empty."
     one = galleries.finding("ig", torch.tensor([0.5]), {"random": torch.tensor([0.1])})

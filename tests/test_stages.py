@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from distilens import roles, stages
+from distilens.actions import check_run
 from distilens.errors import UserError
 from distilens.files import locked
 from distilens.fingerprint import fingerprint_of
@@ -254,6 +255,16 @@ def test_a_loaded_run_has_all(ran):
     assert set(run.log.stages()) == {"teacher", "base", "student"}
     with pytest.raises(UserError, match=r"is not a run: it has no recipe.toml \(made by: distilens run"):
         load_run(ran.parent)
+
+
+def test_a_folder_of_distill_is_said_to_be_no_run(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "metrics.jsonl").touch()
+    for refused in (load_run, check_run):
+        with pytest.raises(
+            UserError, match=r"it is the folder of distill\(folder=...\).*made by: distilens run RECIPE$"
+        ):
+            refused(tmp_path)
 
 
 def test_weights_of_another_run_that_changed_are_noticed(ran, place):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distilens.errors import UserError, nearest
+from distilens.files import without_recipe
 from distilens.options import Manner
 from distilens.recipe_names import find_recipe
 
@@ -97,7 +98,7 @@ def check_run(folder: Path) -> None:
     if (folder / "recipe.toml").is_file():
         return
     if folder.exists():
-        raise UserError(f"{folder} is not a run: it has no recipe.toml (made by: distilens run RECIPE --out {folder})")
+        raise UserError(without_recipe(folder))
     known = {
         path.parent.name: path.parent for place in (Path("runs"), folder.parent) for path in place.glob("*/recipe.toml")
     }

@@ -145,6 +145,11 @@ def merged(settings: Training | Mapping[str, Any] | None, keywords: Mapping[str,
     twice = sorted(given.keys() & keywords.keys())
     if twice:
         raise UserError(f"{', '.join(twice)} is given twice: in settings= and as a keyword")
+    if "device" in {**given, **keywords}:
+        raise UserError(
+            "distill takes no device: it takes an accelerator where there is one. Set os.environ before the first training: "
+            "ACCELERATE_USE_CPU='1' for the CPU, CUDA_VISIBLE_DEVICES='1' for the second GPU"
+        )
     if "learning_rate" in keywords:
         raise UserError(f"unknown key 'learning_rate'. Did you mean lr={keywords['learning_rate']}?")
     if "lr" in keywords:

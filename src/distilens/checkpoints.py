@@ -124,18 +124,19 @@ class Checkpoints:
         if self.folder is None or not (self.folder / "last.pt").is_file():
             return Place()
         state = read(self.folder / "last.pt")
+        if state.get("plan") != self.plan:
+            raise self.refusal("another training (other data, settings, methods or seed)")
         try:
-            if state["plan"] != self.plan:
-                raise ValueError("other data, settings, methods or seed")
             self.load_weights(state)
             self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, KeyError, ValueError) as error:
-            raise UserError(
-                f"the checkpoint in {self.folder} is of another training ({str(error).splitlines()[0]}): delete the folder"
-            ) from None
+        except (RuntimeError, KeyError, ValueError):
+            raise self.refusal("another network") from None
         if self.main:  # it is the main process's; the others go on with draws of their own
             set_random_state(state["random"])
         return Place(**state["place"])
+
+    def refusal(self, other: str) -> UserError:
+        return UserError(f"the checkpoint in {self.folder} is of {other}. Give another folder, or delete this one")
 
     def restore_best(self) -> None:
         """The weights of the best epoch on validation; without any (labels that are all -1), those of the last."""

@@ -170,3 +170,13 @@ def remove_unfinished(folder: Path) -> None:
         *_, host, process = path.name.rsplit(".", 2)
         if host == HOST and process.isdecimal() and not psutil.pid_exists(int(process)):
             path.unlink(missing_ok=True)
+
+
+def without_recipe(folder: Path) -> str:
+    """Why a folder without a recipe is not a run, and what makes one."""
+    if (folder / "checkpoints").is_dir() and (folder / "metrics.jsonl").is_file():
+        return (
+            f"{folder} is not a run: it is the folder of distill(folder=...), which keeps checkpoints and the log only. A run "
+            "with models and a page is made by: distilens run RECIPE"
+        )
+    return f"{folder} is not a run: it has no recipe.toml (made by: distilens run RECIPE --out {folder})"

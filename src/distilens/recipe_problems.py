@@ -21,12 +21,13 @@ def raise_problems(problems: Sequence[str], changes: Sequence[str], where: str) 
     """Say all that is wrong at once, if anything is. What a change did is said of the change, all else of the recipe.
 
     Raises:
-        UserError: it names `--set KEY` or the recipe.
+        UserError: it names the key that was changed, or the recipe.
     """
     keys = [change.partition("=")[0].strip() for change in changes if "=" in change]
     listed = list(dict.fromkeys(problems))
-    said = [said_of_change(text) if is_of_change(text, keys) else text for text in listed]
-    own = all(text.startswith("--set") for text in said)
+    changed = [is_of_change(text, keys) for text in listed]
+    said = [said_of_change(text) if own else text for text, own in zip(listed, changed, strict=True)]
+    own = all(changed)
     if len(said) == 1 and own:
         raise UserError(said[0])
     if said:
@@ -35,7 +36,8 @@ def raise_problems(problems: Sequence[str], changes: Sequence[str], where: str) 
 
 
 def said_of_change(problem: str) -> str:
-    return f"--set: {problem}" if problem.startswith("unknown key") else f"--set {problem.removeprefix('--set ')}"
+    """An unknown key speaks for itself: it may have been typed without `--set`."""
+    return problem if problem.startswith("unknown key") else f"--set {problem.removeprefix('--set ')}"
 
 
 def is_of_change(problem: str, keys: Sequence[str]) -> bool:

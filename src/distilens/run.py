@@ -24,7 +24,7 @@ from distilens.about import about_run, origin, origins_in
 from distilens.core import Model, Teacher, accompany
 from distilens.data import Data, load
 from distilens.errors import UserError
-from distilens.files import Busy, Metrics, file_key, locked, read_json, write_json, write_text
+from distilens.files import Busy, Metrics, file_key, locked, read_json, without_recipe, write_json, write_text
 from distilens.history import History
 from distilens.measure.predictions import FILE as PREDICTIONS
 from distilens.measure.predictions import Predictions, read_predictions
@@ -189,7 +189,7 @@ def load_run(path: str | Path, *, console: Console | None = None) -> Run:
     """
     folder = Path(path)
     if not (folder / "recipe.toml").is_file():
-        raise UserError(f"{folder} is not a run: it has no recipe.toml (made by: distilens run RECIPE --out {folder})")
+        raise UserError(without_recipe(folder))
     return Run(folder, read_recipe(folder / "recipe.toml"), console)
 
 

@@ -234,6 +234,13 @@ def test_only_pictures_that_cannot_be_read(root):
     (root / "cat").mkdir()
     (root / "cat" / "a.heic").touch()
     refused(root, "no images in .*: wanted is a folder a class", "there are 1 files ending in .heic")
+    refused(root, r"Images end in .jpg, .png or one of \d+ others; there")
+
+
+def test_one_class_folder_is_told_of_the_folders_beside_it(root):
+    write(root, "cat", "dog")
+    (root / "empty").mkdir()
+    refused(root / "cat", rf"{root} holds several folders with pictures \(cat, dog\): path={root}\.$")
 
 
 def test_links_to_nothing(root):

@@ -104,7 +104,10 @@ def test_classes_without_pictures_are_left_out_by_choice(tmp_path):
     (tmp_path / "set").mkdir()
     pq.write_table(table, tmp_path / "set" / "train.parquet")
     part, cache = f"parquet:path={tmp_path / 'set'}", tmp_path / "cache"
-    with pytest.raises(UserError, match=r"in 2 of 4 classes: 'bee' 0, 'dog' 0\. Each needs 3, .* min_images=3$"):
+    with pytest.raises(
+        UserError,
+        match=r"in 2 of 4 classes: 'bee' 0, 'dog' 0\. Each needs 3, .* min_images=3 \(an option of the data: .*\)$",
+    ):
         load(part, cache)
     data = load(f"{part},min_images=3", cache)
     assert data.classes == ("ant", "cat")

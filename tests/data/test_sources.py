@@ -300,6 +300,8 @@ def test_without_labelled_tests_the_validation_set_is_the_test_set(small, cache,
 
 def test_parquet_at_fault(small, cache, tmp_path):
     fails(r"the folder .*nowhere does not exist \(looked from ", "parquet", cache, path=tmp_path / "nowhere")
+    (tmp_path / "photos").mkdir()
+    fails(r"photo does not exist .*\. Did you mean 'photos'\?$", "parquet", cache, path=tmp_path / "photo")
     fails("is a file, and a folder is wanted", "parquet", cache, path=small / "train.parquet")
     fails(
         r"train\.parquet has no column 'image' \(image=image\)\. .*Its columns: img, label",

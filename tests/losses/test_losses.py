@@ -213,6 +213,8 @@ MISTAKES = [
     (lambda: losses.kd(logits(0).long(), logits(1)), r"floating-point numbers; the student's tensor has torch.int64"),
     (lambda: losses.dkd(logits(0), logits(1), LABELS[:5]), r"one label per image, torch.int64 \[6\]; given .*\[5\]"),
     (lambda: losses.ce(logits(0), LABELS.float()), r"one label per image.*given torch.float32"),
+    (lambda: losses.ce(logits(0), LABELS + 100), r"ce: labels go from 0 to \d+, and -1 is for none; given 10\d"),
+    (lambda: losses.dkd(logits(0), logits(1), LABELS - 100), r"dkd: labels go from 0 to \d+.*given -\d+"),
     (lambda: losses.ce(logits(0), LABELS, smoothing=1.0), r"smoothing must be in \[0, 1\)"),
     (lambda: losses.dist(logits(0)[:, :2], logits(1)[:, :2], gamma=0), r"at least 3 classes; given 2"),
     (lambda: losses.r2kd(logits(0)[:, :2], logits(1)[:, :2]), r"kd learns from answers of two classes"),

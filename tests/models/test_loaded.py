@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from distilens.core import Model
 from distilens.errors import UserError
 from distilens.models import MODELS, build_model
 from distilens.models.adapters import of_processor
@@ -160,6 +161,15 @@ def test_the_number_of_classes_is_given_by_its_name(own):
     assert own("deep").logits(torch.rand(1, 3, 16, 16)).shape == (1, 3)
 
 
+def test_a_module_that_nothing_can_build_again_is_said_when_it_is_saved(own, tmp_path):
+    save_model(own("deep"), tmp_path / "named")  # any warning would fail the test
+    model = Model(own("deep").network, CLASSES, size=(16, 16))
+    with pytest.warns(UserWarning, match=r"load_model cannot build Of again.*name='python:module:callable'"):
+        save_model(model, tmp_path / "saved")
+    with pytest.raises(UserError, match=r"a module of your own, Of, and nothing(?!.*[Uu]nknown model)"):
+        load_model(tmp_path / "saved")
+
+
 def test_sides_need_not_be_equal(tmp_path):
     wide = {"size": {"height": 32, "width": 64}}
     vit(tmp_path, CLASSES, size=(32, 64), processor=wide)
@@ -276,7 +286,10 @@ def test_a_pretrained_timm_model_answers_for_the_datas_classes_by_name(monkeypat
         (lambda about: about.update(classes=[]), "does not describe a model: classes"),
         (lambda about: about.update(parts=[{"name": "head"}]), "the key 'parts.0.tap' is missing"),
         (lambda about: about.update(interpolation="lanczos"), "does not describe a model: interpolation"),
-        (lambda about: about.update(model="resnet21"), "unknown model 'resnet21'"),
+        (
+            lambda about: about.update(model="resnet21"),
+            "saved from a module of your own, resnet21, and nothing says how",
+        ),
     ],
 )
 def test_a_description_at_fault_is_said(tmp_path, change, message):

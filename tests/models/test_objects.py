@@ -95,6 +95,7 @@ def test_pixels_and_names_of_transformers(tmp_path, images):
     ("given", "options", "message"),
     [
         (3, {"size": (8, 8)}, "a model is a Model, a notation or a torch module; given a int"),
+        (nn.Flatten, {"size": (8, 8)}, r"given a type\. Call it, and give what it returns: Flatten\(\)"),
         (small(), {}, r"nothing says which pictures Sequential takes: as_model\(network, size="),
         ("resnet8", {}, "needs the classes and the size"),
         (nn.Linear(3, 2), {"size": (8, 8)}, "Linear"),

@@ -192,7 +192,7 @@ def test_intervals_are_drawn_to_scale_and_said_in_words():
     rows = [Estimate("first", 0.5, 0.4, 0.6, 0), Estimate("second", -0.1, None, None, 1)]
     svg = interval_chart("chart-x", "Title <i>", [("here", rows), ("nothing", [])], x_label="score")
     assert "Title &lt;i&gt;" in svg
-    assert "here first 0.500 [0.400 to 0.600]; here second -0.100." in svg
+    assert "here first 0.500 [0.400 to 0.600]; here second −0.100." in svg
     assert "nothing" not in svg
     assert svg.count('class="line series-0"') == 1
     assert svg.count('class="marker') == 2

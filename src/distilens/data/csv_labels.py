@@ -26,10 +26,10 @@ from distilens.data.labels import composed, in_order
 from distilens.data.layout import split_of
 from distilens.data.listed import Listed, encoded_files, places_of, with_names, with_test
 from distilens.data.pixels import Ground, Pixels, Range, Side
-from distilens.data.source import Inventory, Source, digest
+from distilens.data.source import Inventory, Source, digest, said_option
 from distilens.data.tree import Parts, Tree, check_links, walked
 from distilens.data.writing import decoded
-from distilens.errors import UserError
+from distilens.errors import UserError, nearest_beside
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,9 @@ def csv(
     home = next(iter(files.values())).parent
     root = home.absolute() if pictures is None else Path(pictures).expanduser().absolute()
     if not root.is_dir():
-        raise UserError(f"the folder pictures={pictures} does not exist (looked from {Path.cwd()})")
+        raise UserError(
+            f"the folder pictures={pictures} does not exist (looked from {Path.cwd()}){nearest_beside(root)}"
+        )
     tree = walked(root)
     check_links(tree, skip_bad=skip_bad)
     index = Index(tree)
@@ -169,7 +171,7 @@ def labelled(
         raise UserError(
             f"{len(missing):,} of {len(table.rows):,} pictures of {table.file.name} (column "
             f"{table.columns[image]!r}) are not below {index.tree.root}, the first is {missing[0]!r}. Name their folder, "
-            "pictures=..., or another column, image=...; or leave them out: skip_bad=true"
+            "pictures=..., or another column, image=...; or leave them out: " + said_option("skip_bad=true")
         )
     left[f"pictures of {table.file.name} that are not there"] += missing
     return found

@@ -14,7 +14,7 @@ from distilens.data.labels import NAMES
 from distilens.data.layout import WORDS
 from distilens.data.source import shortened
 from distilens.data.tree import suffixes
-from distilens.errors import UserError, nearest
+from distilens.errors import UserError, nearest, nearest_beside
 
 IMAGES = (
     *("image", "image_id", "image_name", "image_path", "img", "img_id", "img_name", "img_path", "id", "id_code"),
@@ -41,6 +41,7 @@ def table_files(path: Path) -> tuple[dict[str, Path], list[str]]:
     if not path.is_dir():
         raise UserError(
             f"path={path} does not exist (looked from {Path.cwd()}); wanted is a CSV file, or a folder with one"
+            f"{nearest_beside(path)}"
         )
     there = sorted(one for one in path.iterdir() if one.suffix.lower() in (".csv", ".tsv") and one.name[0] != ".")
     parts: dict[str, list[Path]] = defaultdict(list)

@@ -16,7 +16,7 @@ from distilens.data.labels import NAMES, as_declared, classes_in, column_values,
 from distilens.data.pixels import Ground, Pixels, Range, Side
 from distilens.data.source import Source, digest, shortened
 from distilens.data.writing import decoded
-from distilens.errors import UserError, nearest
+from distilens.errors import UserError, nearest, nearest_beside
 
 if TYPE_CHECKING:
     import pyarrow
@@ -72,7 +72,7 @@ def existing(path: Path) -> Path:
     root = Path(path).expanduser()
     if not root.is_dir():
         what = "is a file, and a folder is wanted" if root.exists() else "does not exist"
-        raise UserError(f"the folder {path} {what} (looked from {Path.cwd()})")
+        raise UserError(f"the folder {path} {what} (looked from {Path.cwd()}){nearest_beside(root)}")
     return root
 
 

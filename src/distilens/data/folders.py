@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +18,7 @@ from distilens.data.layout import Layout, layout_of
 from distilens.data.listed import Listed, encoded_files, places_of, with_names, with_test
 from distilens.data.pixels import Ground, Pixels, Range, Side
 from distilens.data.source import Inventory, Source, digest, shortened
-from distilens.data.tree import Tree, check_links, suffixes, walked
+from distilens.data.tree import Tree, check_links, is_picture, suffixes, walked
 from distilens.data.writing import decoded
 from distilens.errors import UserError
 
@@ -86,7 +87,9 @@ def no_pictures(tree: Tree) -> UserError:
     there = ", ".join(f"{len(names):,} {reason}" for reason, names in tree.left_out.items())
     return UserError(
         f"no images in {tree.root}: wanted is a folder a class ({tree.root / 'cat' / '1.png'}), or train/ and test/ with a "
-        f"folder a class each. Images end in {', '.join(sorted(suffixes()))}" + f"; there are {there}" * bool(there)
+        f"folder a class each. Images end in .jpg, .png or one of {len(suffixes()) - 2} others"
+        + f"; there are {there}"
+        * bool(there)
     )
 
 
@@ -116,4 +119,19 @@ def hint_of(tree: Tree) -> str:
     if tables:
         name = next((one for one in tables if "train" in one.lower()), tables[0])
         said.append(f"If the labels are in {shortened(tables)}, name it: csv:path={tree.root / name}.")
+    beside = [] if folders else folders_of_pictures(tree.root.parent)
+    if len(beside) > 1:
+        said.append(
+            f"{tree.root.parent} holds several folders with pictures ({shortened(beside)}): path={tree.root.parent}."
+        )
     return " ".join(["Wanted is a folder a class, two at least.", *said])
+
+
+def folders_of_pictures(place: Path) -> list[str]:
+    """The names of the folders right below a place that have a picture among their first hundred entries."""
+    if not os.access(place, os.R_OK):
+        return []
+    folders = [one for one in place.iterdir() if one.name[0] != "." and one.is_dir() and os.access(one, os.R_OK)]
+    return sorted(
+        one.name for one in folders if any(is_picture(file.suffix.lower()) for file in islice(one.iterdir(), 100))
+    )

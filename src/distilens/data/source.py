@@ -138,6 +138,11 @@ def check_labels(
             )
 
 
+def said_option(option: str) -> str:
+    """An option of the data as a remedy, with how the command line spells it."""
+    return f"{option} (an option of the data: data.{option} on the command line)"
+
+
 def check_count(names: Sequence[str], hint: str = "") -> None:
     """Two classes are the least that can be told apart.
 

@@ -12,7 +12,7 @@ import numpy as np
 from distilens import notebook
 from distilens.data.copies import said_of_copies
 from distilens.data.labels import composed, said_of_names
-from distilens.data.source import NOTHING, Inventory, Rows, Source, check_count, digest, shortened
+from distilens.data.source import NOTHING, Inventory, Rows, Source, check_count, digest, said_option, shortened
 from distilens.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -309,7 +309,7 @@ def check_images(names: Sequence[str], sets: Mapping[str, Rows]) -> None:
     spelling = said_of_names(names)
     kept = [place for place in range(len(names)) if place not in short]
     tested = "test" not in sets or tests[kept].all()
-    remedy = f", or leave these classes out: min_images={least}" if len(kept) > 1 and tested else ""
+    remedy = f", or leave these classes out: {said_option(f'min_images={least}')}" if len(kept) > 1 and tested else ""
     raise UserError(
         f"too few training images in {len(short):,} of {len(names):,} classes: {shown}. Each needs {needs}. Add images{remedy}"
         + f". {spelling[:1].upper()}{spelling[1:]}" * bool(spelling)

@@ -31,7 +31,7 @@ from distilens.data.pixels import (
     said_of_flat,
     usual_size,
 )
-from distilens.data.source import Source, check_labels, digest
+from distilens.data.source import Source, check_labels, digest, said_option
 from distilens.data.waiting import Progress
 from distilens.errors import UserError
 
@@ -165,7 +165,8 @@ def write_sets(
                         words = f"{encoded.name(row)}: {image.reason}"
                         if not skip_bad:
                             raise UserError(
-                                f"cannot decode {words}. Mend or remove it, or leave such images out: skip_bad=true"
+                                f"cannot decode {words}. Mend or remove it, or leave such images out: "
+                                + said_option("skip_bad=true")
                             )
                         written.skipped.append(words)
                         continue

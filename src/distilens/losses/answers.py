@@ -40,7 +40,7 @@ def ce(
         reduction: `mean`, `sum` or `none`.
 
     Raises:
-        UserError: shapes that do not fit, or a smoothing outside of [0, 1).
+        UserError: shapes that do not fit, a smoothing outside of [0, 1), or (on the CPU) a label that is no class.
 
     Source: Szegedy et al. 2016 (arXiv 1512.00567), section 7, for the smoothing.
     """
@@ -119,7 +119,7 @@ def dkd(
         reduction: `mean`, `sum` or `none`.
 
     Raises:
-        UserError: shapes that do not fit, or a temperature that is not above 0.
+        UserError: shapes that do not fit, a temperature that is not above 0, or (on the CPU) a label that is no class.
 
     Source: Zhao et al. 2022 (arXiv 2203.08679), equation 7; the term grows over the first epochs there.
     """

@@ -53,11 +53,20 @@ def check_tensor(name: str, whose: str, values: Tensor) -> None:
 
 
 def check_labels(name: str, labels: Tensor, logits: Tensor) -> None:
-    """Raise a `UserError` unless there is one label per image. Their values are not read, which would wait for a GPU."""
+    """Raise a `UserError` unless there is one label per image, and each is -1 or one of the classes.
+
+    The values are read on the CPU only: to read them from a GPU would wait for it.
+    """
     fits = isinstance(labels, Tensor) and labels.shape == logits.shape[:1] and labels.dtype == torch.long
     if not fits:
         given = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
         raise UserError(f"{name} needs one label per image, torch.int64 [{len(logits)}]; given {given}")
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        wrong = labels[(labels < -1) | (labels >= logits.shape[1])]
+        if len(wrong):
+            raise UserError(
+                f"{name}: labels go from 0 to {logits.shape[1] - 1}, and -1 is for none; given {int(wrong[0])}"
+            )
 
 
 def check_positive(name: str, **options: float) -> None:

@@ -53,7 +53,8 @@ def as_model(given: Any, classes: Any = None, size: tuple[int, int] | None = Non
     if not isinstance(given, nn.Module) and isinstance(getattr(given, "model", None), nn.Module):
         given = given.model  # a pipeline
     if not isinstance(given, nn.Module):
-        raise UserError(f"a model is a Model, a notation or a torch module; given a {type(given).__name__}")
+        called = f". Call it, and give what it returns: {getattr(given, '__name__', 'it')}()" if callable(given) else ""
+        raise UserError(f"a model is a Model, a notation or a torch module; given a {type(given).__name__}{called}")
     network = unwrapped_network(given, type(given).__name__)
     chosen = only_size(network) or size
     if chosen is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -56,12 +57,21 @@ def described(file: Path) -> Description:
 
 
 def save_model(model: Model, folder: str | Path) -> None:
-    """Write `model.safetensors` (the bare network and its parts) and `model.json` (what is needed to build it again)."""
+    """Write `model.safetensors` (the bare network and its parts) and `model.json` (what is needed to build it again).
+
+    It warns where `load_model` cannot build the network: a module of your own that has no notation.
+    """
     from safetensors.torch import save
 
     from distilens.files import write_atomically, write_json
 
     folder = Path(folder)
+    if own_module(model.name):
+        warnings.warn(
+            f"load_model cannot build {model.name} again: nothing says where its class is. Give the model "
+            "name='python:module:callable' before it is saved, or keep the class and load the weights into it yourself",
+            stacklevel=2,
+        )
     state = {key: value.detach().cpu().clone().contiguous() for key, value in model.bare_state().items()}
     about = {
         "model": model.name,
@@ -96,14 +106,13 @@ def load_model(folder: str | Path) -> Model:
         if not (folder / name).is_file():
             raise UserError(f"no model in {folder}: {name} is missing")
     about = described(folder / "model.json")
-    try:
-        spec = architecture(about.model, about.size)
-    except UserError as error:
+    if own_module(about.model):
         raise UserError(
             f"the model in {folder} was saved from a module of your own, {about.model}, and nothing says how to build it. In "
             "Python: Model(network, classes, size=...), then model.load_bare_state(safetensors.torch.load_file(...)). Or give it "
-            f"name='python:module:callable' before it is saved ({error})"
-        ) from None
+            "name='python:module:callable' before it is saved"
+        )
+    spec = architecture(about.model, about.size)
     made = MODELS.build(spec, len(about.classes))
     network = made.network if isinstance(made, Expecting) else made
     model = Model(
@@ -135,6 +144,16 @@ def load_model(folder: str | Path) -> Model:
         architecture=str([part.part for part in about.parts]),
     )
     return model.eval()
+
+
+def own_module(name: str) -> bool:
+    """Whether a model's name is no notation, as that of a module of one's own: nothing can build it from its name."""
+    from distilens.models import MODELS
+
+    try:
+        return Spec.parse(name).name not in MODELS.entries
+    except UserError:
+        return True
 
 
 def architecture(part: str | Spec, size: tuple[int, int]) -> Spec:

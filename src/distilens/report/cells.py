@@ -14,13 +14,18 @@ BUSY = 3
 """How many times the median the upper end of the latencies is on a machine that does other things."""
 
 
+def minus(number: str) -> str:
+    """A number as print has it: with a minus, not a hyphen."""
+    return number.replace("-", "−")
+
+
 def signed(value: float, digits: int) -> str:
-    """A number with its sign, as print has it: a minus, not a hyphen.
+    """A number with its sign.
 
     >>> signed(-9.31, 1)
     '−9.3'
     """
-    return f"{value:+.{digits}f}".replace("-", "−")
+    return minus(f"{value:+.{digits}f}")
 
 
 def points(share: float) -> str:
@@ -40,7 +45,7 @@ def amount(entry: dict | None, digits: int = 3) -> Cell:
     """A number with its interval, such as a calibration error."""
     if not entry or entry.get("value") is None:
         return NOTHING, ""
-    return f"{entry['value']:.{digits}f}", bounds(entry, lambda bound: f"{bound:.{digits}f}")
+    return minus(f"{entry['value']:.{digits}f}"), bounds(entry, lambda bound: f"{bound:.{digits}f}")
 
 
 def similarity(entry: dict, teacher: dict | None = None) -> Cell:
@@ -100,7 +105,7 @@ def is_busy(entry: dict | None) -> bool:
 def bounds(entry: dict, written: Callable[[float], str]) -> str:
     if entry.get("low") is None or entry.get("high") is None:
         return ""
-    return f"[{written(entry['low'])} to {written(entry['high'])}]"
+    return minus(f"[{written(entry['low'])} to {written(entry['high'])}]")
 
 
 def counted(entry: dict) -> str:

@@ -9,7 +9,7 @@ from jaxtyping import Float, UInt8
 from markupsafe import Markup
 
 from distilens.report import charts, pictures
-from distilens.report.cells import NOTHING, Cell
+from distilens.report.cells import NOTHING, Cell, minus
 from distilens.report.panels import PICTURE_BYTES
 from distilens.report.rendering import rendered
 
@@ -200,7 +200,7 @@ def detailed(entry: Mapping[str, Any] | None, as_percent: bool) -> tuple[str, st
 
 
 def written(value: float, as_percent: bool) -> str:
-    return f"{100 * value:.1f}" if as_percent else short(value)
+    return minus(f"{100 * value:.1f}") if as_percent else short(value)
 
 
 def short(value: float | None, sign: str = "") -> str:
@@ -209,4 +209,4 @@ def short(value: float | None, sign: str = "") -> str:
         return NOTHING
     size = abs(value)
     digits = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3 if size >= 0.001 or size < 1e-9 else 5
-    return f"{value:{sign},.{digits}f}"
+    return minus(f"{value:{sign},.{digits}f}")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+from distilens.report.cells import minus
 from distilens.report.charts import CHARACTER, COLOURS, RIGHT, TOP, WIDTH, Scale, label, marker, straight, ticks
 
 ROW = 22
@@ -53,7 +54,8 @@ def interval_chart(
     axis += [label(f"{x:g}", across.place(x), y + 20, "middle") for x in x_ticks]
     axis.append(label(x_label, (left + WIDTH - RIGHT) / 2, y + 40, "middle"))
     said = "; ".join(
-        f"{name} {one.name} {one.value:.3f}" + (f" [{one.low:.3f} to {one.high:.3f}]" if bounded(one) else "")
+        f"{name} {one.name} {minus(f'{one.value:.3f}')}"
+        + (minus(f" [{one.low:.3f} to {one.high:.3f}]") if bounded(one) else "")
         for name, rows in groups
         for one in rows
     )

@@ -182,10 +182,11 @@ def stage_order(stage: str) -> tuple[int, str]:
 
 
 def accuracy_chart(records: list[dict], stages: list[str]) -> dict[str, Any]:
+    """Epochs count from 1: the first validation comes after one epoch."""
     lines = []
     for colour, stage in enumerate(stages):
         values = {
-            record["epoch"]: record["validation"]["accuracy"]
+            record["epoch"] + 1: record["validation"]["accuracy"]
             for record in records
             if record["stage"] == stage
             and is_number(record.get("epoch"))

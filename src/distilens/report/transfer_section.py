@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from distilens.report import charts
-from distilens.report.cells import NOTHING, Cell, bounds, detail
+from distilens.report.cells import NOTHING, Cell, bounds, detail, minus
 from distilens.report.intervals import Estimate, interval_chart
 from distilens.report.panels import PICTURE_BYTES, panel, panel_of
 from distilens.report.paths import shown_folder
@@ -112,7 +112,7 @@ def title_of(one: Mapping[str, Any]) -> str:
 
 def cell(one: Mapping[str, Any]) -> Cell:
     chance = f"p = {one['p']:.2g}" if one.get("p") is not None and one["p"] >= 0.001 else ""
-    return f"{one['value']:.3f}", detail(bounds(dict(one), lambda bound: f"{bound:.3f}"), chance)
+    return minus(f"{one['value']:.3f}"), detail(bounds(dict(one), lambda bound: f"{bound:.3f}"), chance)
 
 
 def table(scores: Scores) -> tuple[list[str], list[list[str]]]:
@@ -127,7 +127,7 @@ def briefly(one: Mapping[str, Any] | None) -> str:
     if one is None:
         return NOTHING
     half = f" ±{(one['high'] - one['low']) / 2:.3f}" if one.get("low") is not None else ""
-    return f"{one['value']:.3f}{half}"
+    return minus(f"{one['value']:.3f}{half}")
 
 
 def figures(scores: Scores) -> list[dict[str, Any]]:
@@ -207,7 +207,8 @@ def tests(scores: Scores) -> list[tuple[str, dict[str, Cell]]]:
             return NOTHING, ""
         scale, digits = (100, 1) if share else (1, 3)
         unit = " %" if share else ""
-        return f"{scale * one['mean']:.{digits}f}{unit}", bounds(dict(one), lambda bound: f"{scale * bound:.{digits}f}")
+        value = minus(f"{scale * one['mean']:.{digits}f}{unit}")
+        return value, bounds(dict(one), lambda bound: f"{scale * bound:.{digits}f}")
 
     titles = {
         "stability": ("correlation over reference sets", False),

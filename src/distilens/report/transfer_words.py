@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distilens.report.cells import bounds, points
+from distilens.report.cells import bounds, minus, points
 
 Scores = Mapping[str, Any]
 
@@ -82,11 +82,11 @@ def doubt(one: Mapping[str, Any]) -> str:
 
 
 def values(listed: Sequence[Mapping[str, Any]], of: str) -> str:
-    return f"{next(one['value'] for one in listed if one['of'] == of):.3f}"
+    return minus(f"{next(one['value'] for one in listed if one['of'] == of):.3f}")
 
 
 def interval(one: Mapping[str, Any], sign: str = "") -> str:
-    return f"{one['value']:{sign}.3f} {bounds(dict(one), lambda bound: f'{bound:{sign}.3f}')}".strip()
+    return minus(f"{one['value']:{sign}.3f} {bounds(dict(one), lambda bound: f'{bound:{sign}.3f}')}".strip())
 
 
 def reliability(scores: Scores) -> str:
@@ -103,6 +103,7 @@ def reliability(scores: Scores) -> str:
     if not stable:
         return "All maps are empty: the models know the same."
     least, most = (pick(stable, key=lambda one: one[2]["mean"]) for pick in (min, max))
+    lowest, highest = (minus(f"{one[2]['mean']:.2f}") for one in (least, most))
     firm = [f"{called} at {level}" for level, called, entry in stable if entry["mean"] >= RELIABLE]
     told = {
         0: f"None reach {RELIABLE}: read what many of them have in common, not single maps.",
@@ -116,7 +117,7 @@ def reliability(scores: Scores) -> str:
     return (
         f"A map depends on the images that it is explained against, here {reference['n']} of the test split, the same for all. "
         f"Against {reference['sets']} other such sets{flattered} the maps of {reference['measured']} images correlate "
-        f"{least[2]['mean']:.2f} ({least[1]} at {least[0]}) to {most[2]['mean']:.2f} ({most[1]} at {most[0]}). {told}"
+        f"{lowest} ({least[1]} at {least[0]}) to {highest} ({most[1]} at {most[0]}). {told}"
     )
 
 
