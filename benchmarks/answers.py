@@ -20,11 +20,11 @@ import numpy as np
 import torch
 import tyro
 
-from distilens.allocation import kept as memory_kept
 from distilens.data import load
 from distilens.data.augment import crop
-from distilens.data.batches import Batches
+from distilens.data.pipeline import Batches
 from distilens.explain.path import rows_at_once
+from distilens.foundation.memory import kept as memory_kept
 from distilens.models import build_model
 from distilens.teachers import LiveTeacher, StoredTeacher
 from distilens.teachers.needs import Need

@@ -11,17 +11,17 @@ import time
 import torch
 import tyro
 
-from distilens.balance import BALANCES, Measured
 from distilens.core import Objective
 from distilens.data import load
 from distilens.data.augment import AUGMENTS
-from distilens.data.batches import Batches
+from distilens.data.pipeline import Batches
 from distilens.methods import build_methods
 from distilens.models import build_model
-from distilens.optimizers import OPTIMIZERS
-from distilens.recipe import Training
 from distilens.teachers import LiveTeacher
-from distilens.train import lays_channels_last, make_accelerator, total
+from distilens.training.balance import BALANCES, Measured
+from distilens.training.loop import lays_channels_last, make_accelerator, total
+from distilens.training.optimizers import OPTIMIZERS
+from distilens.training.settings import Training
 
 
 def main(

@@ -16,12 +16,12 @@ import tyro
 from rich.console import Console
 from scipy.stats import t
 
-from distilens.data.batches import Batches
+from distilens.data.pipeline import Batches
 from distilens.measure import accuracy, predict
 from distilens.measure.scores import EVALUATION_BATCH, labels_of
-from distilens.recipe_file import read_recipe
-from distilens.roles import train_teacher
-from distilens.run import Run, at_work
+from distilens.runs.recipe_file import read_recipe
+from distilens.runs.run import Run, at_work
+from distilens.runs.training import train_teacher
 
 
 def main(

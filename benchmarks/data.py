@@ -18,7 +18,7 @@ from torchvision import transforms
 
 from distilens.data import load
 from distilens.data.augment import crop
-from distilens.data.batches import Batches
+from distilens.data.pipeline import Batches
 
 
 class Pictures(Dataset):

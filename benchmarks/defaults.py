@@ -28,10 +28,10 @@ from torch import Tensor, nn
 import distilens
 from distilens.core import Model
 from distilens.data import Data
-from distilens.data.batches import Batches
-from distilens.measure.accuracy import predict
+from distilens.data.pipeline import Batches
 from distilens.measure.cost import macs
-from distilens.usual import in_words, kind_of_model, settled
+from distilens.measure.shares import predict
+from distilens.training.defaults import in_words, kind_of_model, settled
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 SETS = {  # notation, and the side that a network with a fixed input size is built for

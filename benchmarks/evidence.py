@@ -16,15 +16,15 @@ import numpy as np
 import tyro
 from scipy import stats
 from step import OURS
-from studies import STUDIES
 
-from distilens.evidence import EVIDENCE
-from distilens.files import write_json, write_text
+from distilens.foundation.files import write_json, write_text
 from distilens.models import build_model
-from distilens.recommend import kind_of
 from distilens.report.charts import standalone
 from distilens.report.intervals import Estimate, interval_chart
+from distilens.studies.evidence import EVIDENCE
+from distilens.studies.recommend import kind_of
 from methods import Experiment, holm
+from studies import STUDIES
 
 SEEDS = range(20)
 ALIKE = {

@@ -33,8 +33,8 @@ from distilens.explain.gradcam import GradCAM
 from distilens.explain.path import rows_at_once
 from distilens.measure import cosine, curves
 from distilens.models import build_model
-from distilens.prepare import prepare
-from distilens.taps import find
+from distilens.models.folding import prepare
+from distilens.models.taps import find
 
 Contestants = dict[str, Callable[[], object]]
 CLASSES = tuple("abcdefghij")

@@ -15,7 +15,7 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from distilens.explain import EXPLAINERS, in_chunks
-from distilens.gallery import gallery
+from distilens.measure.maps.gallery import gallery
 from distilens.models import build_model
 
 EXPLAINED = (

@@ -26,28 +26,29 @@ from rich.console import Console
 from rich.table import Table
 from rows import Row
 from scipy import stats
-from studies import STUDIES
 from tyro.conf import Positional
 from variants import interval, stratified
 
-from distilens.codebook import make_codebook
 from distilens.core import Model, accompany
-from distilens.data.batches import Batches
-from distilens.data.subset import Data, Split
-from distilens.errors import UserError
+from distilens.data.pipeline import Batches
+from distilens.data.splits import Data, Split
 from distilens.explain import build_explainer
-from distilens.files import key_of, read_json, write_json
+from distilens.foundation.errors import UserError
+from distilens.foundation.files import read_json, write_json
+from distilens.foundation.fingerprints import key_of
 from distilens.measure import predict
 from distilens.measure.scores import compare_maps
 from distilens.methods import build_methods
+from distilens.methods.codebook import make_codebook
 from distilens.methods.kd_layer import KDLayer
 from distilens.models import build_model
 from distilens.models.saved import load_model, save_model
-from distilens.progress import Log, NotFinite
-from distilens.recipe import Training
-from distilens.run import load_run
+from distilens.runs.run import load_run
 from distilens.teachers import CONTROLS, FOLLOW, LiveTeacher, StoredTeacher
-from distilens.train import train
+from distilens.training.log import Log, NotFinite
+from distilens.training.loop import train
+from distilens.training.settings import Training
+from studies import STUDIES
 
 TUNING = 1000
 """The seed whose subset weights are chosen on: no result is reported for it."""

@@ -27,19 +27,19 @@ import tyro
 from peers import Task, peers
 from torch import Tensor, nn
 
-from distilens.allocation import kept as memory_kept
 from distilens.core import Answer, Batch, Model, Objective
 from distilens.data import Data, load
 from distilens.data.augment import AUGMENTS
-from distilens.data.batches import Batches
+from distilens.data.pipeline import Batches
+from distilens.foundation.memory import kept as memory_kept
 from distilens.methods import build_methods
 from distilens.models import build_model
-from distilens.optimizers import OPTIMIZERS
-from distilens.progress import Log
-from distilens.recipe import Training
 from distilens.teachers import LiveTeacher, StoredTeacher, nobody
-from distilens.train import lays_channels_last, make_accelerator, total, train
-from distilens.usual import kind_of_model, settled
+from distilens.training.defaults import kind_of_model, settled
+from distilens.training.log import Log
+from distilens.training.loop import lays_channels_last, make_accelerator, total, train
+from distilens.training.optimizers import OPTIMIZERS
+from distilens.training.settings import Training
 
 KD = "kd:temperature=4,weight=0.9"
 FIELD = ("fitnet", "vid", "nst", "reviewkd", "rtk", "simkd", "sp", "rkd", "pkt", "crd", "osakd", "opdf", "powerprop")

@@ -23,10 +23,9 @@ from pathlib import Path
 import torch
 import tyro
 
-from distilens import taps
 from distilens.core import Model
-from distilens.errors import UserError
-from distilens.models import build_model
+from distilens.foundation.errors import UserError
+from distilens.models import build_model, taps
 
 CLASSES = tuple("abcde")
 SMALL = 128
@@ -158,7 +157,7 @@ def seen_at(model: Model) -> list[Seen]:
         try:
             found[tap] = model.tap(tap)
         except UserError as error:
-            one = "of one size" in str(error)
+            one = "have one size" in str(error)
             found[tap] = "" if one or "sizes of feature maps" in str(error) else str(error)[:80]
     with torch.no_grad():
         features = {tap: taps.grid(feature, model.size) for tap, feature in model(patched(model)).features.items()}

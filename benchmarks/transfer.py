@@ -29,14 +29,15 @@ from rich.table import Table
 from tyro.conf import Positional
 from variants import interval
 
-from distilens.comparison import compare
 from distilens.data import load
-from distilens.files import read_json, write_json, write_text
-from distilens.measure.dependence import dependence
-from distilens.measure.distance_correlation import Distances, distance_correlation
-from distilens.measure.levels import Pair, balanced, levels_of
-from distilens.measure.likeness import pearson
-from distilens.measure.pair_maps import pair_maps, pixels_of, reference_positions, reference_set, seen_at
+from distilens.data.pipeline import batch_at
+from distilens.foundation.files import read_json, write_json, write_text
+from distilens.measure.maps.likeness import pearson
+from distilens.measure.transfer.comparison import compare
+from distilens.measure.transfer.dependence import dependence
+from distilens.measure.transfer.distance_correlation import Distances, distance_correlation
+from distilens.measure.transfer.levels import Pair, balanced, levels_of
+from distilens.measure.transfer.pair_maps import pair_maps, reference_positions, reference_set, seen_at
 from distilens.models import build_model
 from distilens.report import charts
 from methods import Experiment
@@ -57,7 +58,7 @@ def speed(data: str, samples: int = 2000, rounds: int = 3) -> None:
     whole = time.perf_counter() - start
     start = time.perf_counter()
     positions = balanced(found.test.labels, samples)
-    batch = pixels_of(found.test, torch.from_numpy(positions))
+    batch = batch_at(found.test, torch.from_numpy(positions))
     for model in models.values():
         for part in batch.images.split(500):
             with torch.no_grad():
@@ -150,7 +151,7 @@ def stability(run: tuple[Path, ...], out: Path = Path("runs/methods"), seed: int
     test, eye = study.data.test, torch.eye(len(study.data.classes))
     levels = levels_of(models, ["last"])
     positions = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:images]
-    batch = pixels_of(test, positions)
+    batch = batch_at(test, positions)
     seen, task = seen_at(models, levels[0], batch.images), eye[batch.labels]
     pairs = (Pair("student", "base"), Pair("base", "student"), Pair("teacher", "student"))
     table = Table("images", *(pair.called for pair in pairs), box=None, pad_edge=False)

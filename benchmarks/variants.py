@@ -17,15 +17,15 @@ import torch
 import tyro
 from scipy import stats
 
-from distilens.data.batches import Batches
-from distilens.files import read_json, write_json
+from distilens.data.pipeline import Batches
+from distilens.foundation.files import read_json, write_json
 from distilens.measure import predict
 from distilens.methods import build_methods
 from distilens.models import build_model
-from distilens.recipe import Training
-from distilens.run import load_run
+from distilens.runs.run import load_run
 from distilens.teachers import LiveTeacher, StoredTeacher
-from distilens.train import train
+from distilens.training.loop import train
+from distilens.training.settings import Training
 
 
 def main(

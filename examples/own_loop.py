@@ -10,7 +10,7 @@ import torch
 import distilens
 from distilens import Answer, Objective, build_methods, build_model
 from distilens.data.augment import crop
-from distilens.data.batches import Batches
+from distilens.data.pipeline import Batches
 
 if __name__ == "__main__":
     torch.manual_seed(0)

@@ -7,7 +7,7 @@ import torch
 
 import distilens
 from distilens import Method
-from distilens.explain.maps import resized
+from distilens.models.grids import resized
 
 
 class Attention(Method):

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from distilens import cli
-from distilens.recipe_names import shipped
+from distilens.cli import commands as command_line
+from distilens.runs.recipe_names import shipped
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -24,12 +24,23 @@ def blocks(page: Path) -> list[str]:
     return [text for text in found if "needs a run" not in text]
 
 
+SOME = ("README", "python", "own-loop")
+"""The pages whose examples run with the quick tests."""
+
+
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # of lightning, with a newer torch than it knows
 @pytest.mark.filterwarnings("ignore:Found .* in eval mode")  # of lightning: they are the teacher's
 @pytest.mark.filterwarnings("ignore:.*it may know nothing of these data")  # teachers of an epoch or none
 @pytest.mark.filterwarnings("ignore:.*how its pixels are normalised")
 @pytest.mark.filterwarnings("ignore:'pin_memory':UserWarning")  # of transformers' loaders, without a GPU
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=[] if page.stem in SOME else [pytest.mark.slow], id=page.stem)
+        for page in PAGES
+        if blocks(page)
+    ],
+)
 def test_python_examples_run(page, tmp_path, monkeypatch):
     """One after the other, as a reader would: a block may use what those above it made."""
     monkeypatch.chdir(tmp_path)
@@ -51,9 +62,9 @@ def test_the_pages_show_commands():
 def test_commands_in_the_pages_parse(command, monkeypatch):
     """Each command is known with its options; what it starts is stopped at the door."""
     called = []
-    for name, function in list(cli.COMMANDS.items()):
-        monkeypatch.setitem(cli.COMMANDS, name, recorder(function, called))
-    cli.begin(shlex.split(command)[1:])
+    for name, function in list(command_line.COMMANDS.items()):
+        monkeypatch.setitem(command_line.COMMANDS, name, recorder(function, called))
+    command_line.begin(shlex.split(command)[1:])
     assert len(called) == 1
 
 

@@ -25,6 +25,14 @@ def test_the_stub_names_what_can_be_imported():
     assert all(getattr(distilens, name) is not None for name in distilens.__all__)
 
 
+def test_all_measures_can_be_imported_and_stand_in_the_reference():
+    page = (Path(__file__).parents[1] / "docs" / "reference.md").read_text(encoding="utf-8")
+    for name in distilens.measure.__all__:
+        made = getattr(distilens.measure, name)
+        assert callable(made), f"{name} is a module, not a function"
+        assert f"::: {made.__module__}.{name}\n" in page
+
+
 def test_pyright_sees_types_and_wrong_arguments(tmp_path):
     (tmp_path / "call.py").write_text(CALL)
     pyright = shutil.which("pyright", path=str(Path(sys.executable).parent)) or shutil.which("pyright")

@@ -14,8 +14,8 @@ import torch
 from distilens.core import Model
 from distilens.methods import build_methods
 from distilens.models.saved import load_model, save_model
-from distilens.recipe import Training
 from distilens.teachers import LiveTeacher
+from distilens.training.settings import Training
 from gpu_parts.bench import Bench, percent_right
 from gpu_parts.card import Rows
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from distilens.data.augment import AUGMENTS
-from distilens.data.batches import Batches
-from distilens.recipe import Training
+from distilens.data.pipeline import Batches
 from distilens.teachers import LiveTeacher, StoredTeacher
-from distilens.train import make_accelerator
+from distilens.training.loop import make_accelerator
+from distilens.training.settings import Training
 from gpu_parts.bench import Bench
 from gpu_parts.card import Rows
 

@@ -13,15 +13,15 @@ import torch
 
 from distilens.core import Method, Model
 from distilens.data import Data, Split, load
-from distilens.data.batches import Batches
+from distilens.data.pipeline import Batches
+from distilens.foundation.notation import Spec
 from distilens.measure import predict
 from distilens.measure.scores import EVALUATION_BATCH, labels_of
 from distilens.models import build_model
-from distilens.progress import Log
-from distilens.recipe import Training
-from distilens.specs import Spec
 from distilens.teachers import nobody
-from distilens.train import lays_channels_last, train
+from distilens.training.log import Log
+from distilens.training.loop import lays_channels_last, train
+from distilens.training.settings import Training
 
 CIFAR10 = "parquet:path=data/cifar10"
 TINY = "shapes:train=400,test=100,size=32"

@@ -24,15 +24,16 @@ import torch
 from distilens.core import Model, Teacher, needs_of
 from distilens.data import Data, load
 from distilens.data.augment import AUGMENTS
-from distilens.data.batches import Batches
+from distilens.data.pipeline import Batches
+from distilens.foundation.devices import processes
 from distilens.methods import build_methods
 from distilens.models import build_model
 from distilens.models.saved import load_model, save_model
-from distilens.progress import Log
-from distilens.recipe import Training
 from distilens.teachers import LiveTeacher, PermutedTeacher, StoredTeacher, nobody
 from distilens.teachers.needs import Need
-from distilens.train import make_accelerator, processes, train
+from distilens.training.log import Log
+from distilens.training.loop import make_accelerator, train
+from distilens.training.settings import Training
 from gpu_parts.bench import Bench, OutOfTime, percent_right
 from gpu_parts.card import Rows
 

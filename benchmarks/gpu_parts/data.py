@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from distilens.data.augment import AUGMENTS
-from distilens.data.batches import Batches
+from distilens.data.pipeline import Batches
 from gpu_parts.bench import Bench
 from gpu_parts.card import Rows
 

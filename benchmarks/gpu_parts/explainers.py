@@ -12,9 +12,9 @@ from torch import Tensor
 from distilens.core import Model
 from distilens.explain import EXPLAINERS
 from distilens.explain.from_captum import Logits
-from distilens.measure.distance_correlation import distance_correlation
+from distilens.measure.transfer.distance_correlation import distance_correlation
 from distilens.models import build_model
-from distilens.prepare import prepare
+from distilens.models.folding import prepare
 from gpu_parts.bench import Bench
 from gpu_parts.card import Rows
 

@@ -11,7 +11,7 @@ from collections.abc import Collection
 
 import torch
 
-from distilens.errors import UserError
+from distilens.foundation.errors import UserError
 from gpu_parts.bench import Bench, OutOfTime
 from gpu_parts.results import Results
 

@@ -17,18 +17,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distilens.allocation import kept as memory_kept
 from distilens.core import Answer, Batch, Objective, Teacher
 from distilens.data.augment import AUGMENTS
-from distilens.data.batches import Batches
+from distilens.data.pipeline import Batches
+from distilens.foundation.devices import fastest_convolutions
+from distilens.foundation.memory import kept as memory_kept
 from distilens.methods import build_methods
-from distilens.optimizers import OPTIMIZERS
-from distilens.processor import fastest_convolutions
-from distilens.progress import Log
-from distilens.recipe import Training
 from distilens.teachers import LiveTeacher, StoredTeacher, nobody
-from distilens.train import compile_student, make_accelerator, total
-from distilens.usual import kind_of_model, settled
+from distilens.training.defaults import kind_of_model, settled
+from distilens.training.log import Log
+from distilens.training.loop import compile_student, make_accelerator, total
+from distilens.training.optimizers import OPTIMIZERS
+from distilens.training.settings import Training
 from gpu_parts.bench import Bench
 from gpu_parts.card import Rows
 

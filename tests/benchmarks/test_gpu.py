@@ -29,6 +29,7 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=200)
 
 
+@pytest.mark.slow
 def test_it_measures_what_is_missing_and_writes_each_row(parts, tmp_path):
     results, _ = parts
     file, kept = results.Results(tmp_path / "out/gpu.json"), {"images_per_second": -1}
@@ -143,7 +144,7 @@ pyarrow.parquet.write_table(table, "set/train.parquet")
 
 import distilens
 from distilens.explain import EXPLAINERS
-from distilens.measure.distance_correlation import distance_correlation
+from distilens.measure.transfer.distance_correlation import distance_correlation
 from distilens.teachers import LiveTeacher, PermutedTeacher, StoredTeacher
 
 data = distilens.load("parquet:path=set")
@@ -162,6 +163,7 @@ print("trained")
 """
 
 
+@pytest.mark.slow
 def test_a_zoo_model_trains_on_parquet_without_what_it_does_not_need(tmp_path):
     """What the measurement imports on a machine that has little."""
     done = subprocess.run([sys.executable, "-c", LEAN], cwd=tmp_path, capture_output=True, text=True, timeout=120)

@@ -8,8 +8,8 @@ import torch
 
 from distilens.data import from_arrays, source_of, subset
 from distilens.data.augment import AUGMENTS, crop
-from distilens.data.batches import Batches, balanced_order
-from distilens.data.subset import Split
+from distilens.data.pipeline import Batches, balanced_order
+from distilens.data.splits import Split
 
 
 @pytest.fixture(scope="module")

@@ -111,14 +111,11 @@ def test_what_is_said_of_arrays():
     data = from_arrays(images, labels, test=(test, np.array([0, 1, 0, *[0, 1, 2] * 3])))
     here = [row for row in (0, 1, 6) if row in data.train.index]
     (said,) = [line for line in data.inventory.remarks if " test " in line]
-    assert said.startswith(f"{len(here)} of 12 test pictures are in the training set too (")
+    assert said.startswith(f"{len(here)} of 12 test pictures are also in the training set (")
     assert "nearly" in said
-    assert f"as row {'012'[here[0]]} of test and row {here[0]} of train: a model can know them by heart" in said
+    assert f"such as row {'012'[here[0]]} of test and row {here[0]} of train: a model can memorise them" in said
     data = from_arrays(images, labels, test=(test, np.array([1, 1, 0, *[0, 1, 2] * 3])))
-    assert any(
-        "2 pictures are copies of one that is in another class, as row 0 of t" in line
-        for line in data.inventory.remarks
-    )
+    assert any("2 pictures have a copy in another class, such as row 0 of t" in line for line in data.inventory.remarks)
 
 
 def test_pictures_that_a_choice_leaves_out_are_not_counted():
@@ -132,9 +129,9 @@ def test_pictures_that_a_choice_leaves_out_are_not_counted():
     images = pictures(60)
     images[1::3] = images[1]
     remarks = from_arrays(images, np.arange(60) % 3).inventory.remarks
-    assert remarks[0].startswith("4 of 12 test pictures are in the training set too (the same to the last pixel)")
+    assert remarks[0].startswith("4 of 12 test pictures are also in the training set (with equal pixels)")
     assert remarks[1].startswith("2 of 6 validation pictures")
-    assert remarks[2].startswith("13 of 42 training pictures are copies of others, as row ")
+    assert remarks[2].startswith("13 of 42 training pictures are copies of others, such as row ")
 
 
 def test_files_are_named_and_remembered(tmp_path):
@@ -150,8 +147,8 @@ def test_files_are_named_and_remembered(tmp_path):
     for _ in range(2):
         data = load(f"folder:path={tmp_path / 'set'}", tmp_path / "cache")
         leak, two = data.inventory.remarks[0], data.inventory.remarks[-1]
-        assert " of 19 test pictures are in the training set too (" in leak
-        assert "18 pictures are copies of one that is in another class" in two
+        assert " of 19 test pictures are also in the training set (" in leak
+        assert "18 pictures have a copy in another class" in two
         assert ".jpg (cat)" in two or "stray.png (cat)" in two
 
 

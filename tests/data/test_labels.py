@@ -14,7 +14,7 @@ from PIL import Image
 
 from distilens.data import from_arrays, load
 from distilens.data.labels import classes_in, column_values, said_of_names
-from distilens.errors import UserError
+from distilens.foundation.errors import UserError
 
 WORDS = ["cat", "dog", "owl", "dog"]
 
@@ -63,9 +63,9 @@ def test_types(column, classes, labels, chunked):
 @pytest.mark.parametrize(
     ("column", "message"),
     [
-        (pa.array([0.0, 1.5]), "the labels hold numbers that are not whole, 1.5 in row 1: wanted are classes"),
-        (pa.array([[1, 0], [0]]), r"the labels hold several labels a row \(list<item: int64>\): wanted is one class"),
-        (pa.array([{"a": 1}]), "the labels are struct<a: int64>: wanted are whole numbers or names"),
+        (pa.array([0.0, 1.5]), "the labels hold numbers that are not whole, 1.5 in row 1: expected classes"),
+        (pa.array([[1, 0], [0]]), r"the labels hold several labels per row \(list<item: int64>\): expected one class"),
+        (pa.array([{"a": 1}]), "the labels are struct<a: int64>: expected whole numbers or names"),
         (pa.array([0], pa.timestamp("s")), r"the labels are timestamp\[s\]"),
     ],
 )
@@ -136,10 +136,12 @@ def test_the_columns_are_found(tmp_path):
     ):
         load(part, tmp_path / "cache")
     assert len(load(f"{part},image=thumb", tmp_path / "cache").classes) == 3
-    with pytest.raises(UserError, match="there is one class alone, 'a'"):
+    with pytest.raises(UserError, match="there is only one class, 'a'"):
         load(f"{part},image=thumb,label=name", tmp_path / "cache")
     pq.write_table(pa.table({"picture": columns["picture"]}), tmp_path / "set" / "train.parquet")
-    with pytest.raises(UserError, match=r"no column of train.parquet is known to hold labels: name it, label=\.\.\."):
+    with pytest.raises(
+        UserError, match=r"no column of train.parquet has a usual name for labels: name it, label=\.\.\."
+    ):
         load(part, tmp_path / "cache")
 
 
@@ -170,9 +172,9 @@ def test_names_that_differ_in_case_or_spaces_are_said(tmp_path):
         ["Cat", "cat", "cat ", "dog house", "doghouse", "owl"]
     )
     data = load(write(tmp_path / "set", pa.array(["Cat", "cat"] * 6)), tmp_path / "cache")
-    assert "differ in case or spaces alone, 'Cat', 'cat'" in " ".join(data.inventory.remarks)
+    assert "differ only in case or spaces, 'Cat', 'cat'" in " ".join(data.inventory.remarks)
     part = write(tmp_path / "rare", pa.array(["Cat", "cat", "cat", "dog"] * 2))
-    with pytest.raises(UserError, match=r"min_images=3|Add images\. Some classes differ in case"):
+    with pytest.raises(UserError, match=r"min_images=3|Add images\. Some classes differ only in case"):
         load(part, tmp_path / "cache")
 
 
@@ -264,14 +266,14 @@ def test_files_that_declare_other_names_are_read_by_name(tmp_path):
     assert data.classes == ("ant", "bee", "cat")
     assert data.train.rows.labels.tolist() == [0, 1, 2] * 4 + [2, 0, 1, 1]
     assert data.test.rows.labels.tolist() == [1, 2, -1]
-    assert "the test split has no picture of 'ant': its accuracy says nothing of them" in data.inventory.remarks
+    assert "the test split has no picture of 'ant': its accuracy says nothing about them" in data.inventory.remarks
 
 
 @pytest.mark.parametrize("label", [-2, 2])
 def test_a_label_without_a_declared_name_is_refused(tmp_path, label):
     declared(["ant", "bee"], [0, 1] * 6, tmp_path / "set", "train.parquet")
     declared(["bee", "ant"], [0, label], tmp_path / "set", "test.parquet")
-    with pytest.raises(UserError, match=f"there is the label {label}, and the names declared are bee, ant"):
+    with pytest.raises(UserError, match=f"there is a label {label}, and the declared names are bee, ant"):
         load(f"parquet:path={tmp_path / 'set'}", tmp_path / "cache")
 
 
@@ -311,7 +313,7 @@ def test_leaving_classes_out_is_not_advised_where_nothing_would_be_tested(tmp_pa
         load(part, tmp_path / "cache")
     assert "'Cat' 0 (and 2 to test)" in str(error.value)
     assert "min_images" not in str(error.value)
-    assert "Some classes differ in case or spaces alone, 'Cat', 'cat'" in str(error.value)
+    assert "Some classes differ only in case or spaces, 'Cat', 'cat'" in str(error.value)
 
 
 def test_unreadable_pictures_are_left_out_of_the_counts_too(tmp_path):
@@ -322,7 +324,7 @@ def test_unreadable_pictures_are_left_out_of_the_counts_too(tmp_path):
     (tmp_path / "set" / "cat" / "zero.png").write_bytes(b"")
     found = load(f"folder:path={tmp_path / 'set'},skip_bad=true", tmp_path / "cache").inventory
     assert found.places == {"cat": {"cat": 8}, "dog": {"dog": 8}}
-    assert found.left_out["pictures that cannot be decoded"] == ("cat/zero.png: the bytes are no image",)
+    assert found.left_out["pictures that cannot be decoded"] == ("cat/zero.png: the bytes are not an image",)
 
 
 def test_a_folder_whose_name_is_not_utf8_is_refused(tmp_path):
@@ -343,9 +345,9 @@ def test_a_folder_whose_name_is_not_utf8_is_refused(tmp_path):
     [
         (
             "image,label\n0.png,0.5\n1.png,0.0\n",
-            "the labels are numbers that are not whole, as 0.5: wanted are classes",
+            "the labels are numbers that are not whole, such as 0.5: expected classes",
         ),
-        ("image,label,label\n0.png,a,b\n", "has two columns 'label': give each column a name of its own"),
+        ("image,label,label\n0.png,a,b\n", "has two columns 'label': give each column a different name"),
     ],
 )
 def test_tables_that_say_no_classes(tmp_path, text, message):
@@ -361,5 +363,5 @@ def test_pictures_of_nothing_but_nan_are_unreadable(tmp_path):
     (tmp_path / "set" / "dog").mkdir()
     for name in ("cat", "dog"):
         Image.fromarray(np.full((8, 8), np.nan, np.float32)).save(tmp_path / "set" / name / "0.tif")
-    with pytest.raises(UserError, match=r"cannot decode .*\.tif: it holds values that are no finite numbers"):
+    with pytest.raises(UserError, match=r"cannot decode .*\.tif: it holds values that are NaN or infinite"):
         load(f"folder:path={tmp_path / 'set'}", tmp_path / "cache")

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from distilens import draws
 from distilens.data import from_arrays
 from distilens.data.augment import AUGMENTS, crop
-from distilens.data.batches import Batches
 from distilens.data.geometry import Geometry, reflected
-from distilens.data.subset import Split
-from distilens.explain.maps import resized
+from distilens.data.pipeline import Batches
+from distilens.data.splits import Split
+from distilens.foundation import randomness
+from distilens.models.grids import resized
 
 
 @pytest.fixture(scope="module")
@@ -30,15 +30,15 @@ def by_index(batches: Batches, epoch: int = 0) -> dict[int, torch.Tensor]:
 
 def test_draws_depend_on_their_keys_alone():
     index = torch.arange(1000)
-    found = draws.uniform("crop", index, 3, 5, count=2)
+    found = randomness.uniform("crop", index, 3, 5, count=2)
     order = torch.randperm(1000)
-    assert torch.equal(draws.uniform("crop", index[order], 3, 5, count=2), found[order])
+    assert torch.equal(randomness.uniform("crop", index[order], 3, 5, count=2), found[order])
     assert found.min() >= 0
     assert found.max() < 1
     for other in (
-        draws.uniform("flip", index, 3, 5),
-        draws.uniform("crop", index, 3, 6),
-        draws.uniform("crop", index, 4, 5),
+        randomness.uniform("flip", index, 3, 5),
+        randomness.uniform("crop", index, 3, 6),
+        randomness.uniform("crop", index, 4, 5),
     ):
         assert abs(float(np.corrcoef(found[:, 0], other[:, 0])[0, 1])) < 0.1
     assert abs(float(np.corrcoef(found[:-1, 0], found[1:, 0])[0, 1])) < 0.1
@@ -46,7 +46,7 @@ def test_draws_depend_on_their_keys_alone():
 
 
 def test_draws_are_uniform():
-    found = draws.uniform("x", torch.arange(20000), 1)[:, 0]
+    found = randomness.uniform("x", torch.arange(20000), 1)[:, 0]
     counts = torch.histc(found, 20, 0, 1)
     assert float(((counts - 1000) ** 2 / 1000).sum()) < 50  # chi squared, 19 degrees of freedom: p < 1e-4
 
@@ -178,5 +178,5 @@ def test_erasing_takes_the_evidence_with_it(data):
 
 def test_batch_draws_are_keyed_by_name(data):
     (batch, *_) = Batches(data.train, 30, augment=crop(), seed=2).epoch(1)
-    assert torch.equal(batch.draw("overlay"), draws.uniform("overlay", batch.index, 2, 1))
+    assert torch.equal(batch.draw("overlay"), randomness.uniform("overlay", batch.index, 2, 1))
     assert not torch.equal(batch.draw("overlay"), batch.draw("dropout"))

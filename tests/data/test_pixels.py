@@ -15,7 +15,7 @@ from PIL import Image
 from distilens.data import load
 from distilens.data.decode import decode
 from distilens.data.pixels import DeepError, Pixels, as_rgb_image, nearly_one_colour
-from distilens.errors import UserError
+from distilens.foundation.errors import UserError
 
 GREY = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
 
@@ -120,7 +120,7 @@ def test_a_set_with_transparency_says_so_and_each_ground_is_a_set_of_its_own(roo
     assert black.train.rows.images.max() == 0
     assert black.fingerprint != data.fingerprint
     assert re.match(
-        r"12 of 12 pictures are nearly one colour, as a/\d.png, among them all of the class 'a', 'b': nothing can be seen",
+        r"12 of 12 pictures are nearly one colour, such as a/\d.png, among them all of the class 'a', 'b': nothing can be seen",
         black.inventory.remarks[1],
     )
     refused(root, "input should be 'white', 'black' or 'grey'", options=",ground=green")
@@ -151,7 +151,7 @@ def test_deep_values_are_scaled_by_one_range_for_the_whole_set(root, top, dtype,
     remark = data.inventory.remarks[0]
     assert remark.startswith(f"12 pictures of more than 8 bits hold values from 0 to {top}")
     assert remark.endswith(
-        f"0 to {top} became black to white, in the whole set (elsewhere the same is range=[0,{top}])"
+        f"0 to {top} became black to white, in the whole set (for the same range with other data: range=[0,{top}])"
     )
     given = loaded(root, f",range=[0,{top}]")
     np.testing.assert_array_equal(given.train.rows.images, data.train.rows.images)
@@ -174,7 +174,7 @@ def test_deep_and_plain_pictures_in_one_set(root):
 )
 def test_values_of_no_known_range_are_refused_with_the_option(root, make, words):
     fill(root, lambda random: Image.fromarray(make(random)), suffix=".tif")
-    refused(root, words, r"nothing says which of them are black and white .*range=\[")
+    refused(root, words, r"it is not known which values are black and white .*range=\[")
     data = loaded(root, ",range=[0,200]")
     assert data.train.rows.images.max() == 255
 
@@ -186,9 +186,9 @@ def test_what_a_range_makes_of_values():
     with pytest.raises(DeepError):
         decode(encoded(Image.fromarray(values), "TIFF"))
     endless = Image.fromarray(np.array([[np.nan, 1]], np.float32))
-    with pytest.raises(ValueError, match="it holds values that are no finite numbers"):
+    with pytest.raises(ValueError, match="it holds values that are NaN or infinite"):
         decode(encoded(endless, "TIFF"), Pixels(bounds=(0, 1)))
-    with pytest.raises(UserError, match=r"range=\[9,3\] goes down; wanted is range=\[low,high\]"):
+    with pytest.raises(UserError, match=r"range=\[9,3\] goes down; expected range=\[low,high\]"):
         Pixels(bounds=(9, 3))
 
 
@@ -227,7 +227,7 @@ def test_of_an_animation_the_first_frame_is_read_and_said(root):
         options = {"lossless": True} if kind == "WEBP" else {}
         found = decode(encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options), said=said)
         np.testing.assert_allclose(found[..., 0], GREY, atol=3)
-        assert said == ["animated or of several pages, the first is read"], kind
+        assert said == ["animated or with several pages, only the first is read"], kind
 
 
 @pytest.mark.parametrize("turn", range(1, 9))
@@ -249,7 +249,7 @@ def test_large_pictures_are_an_option(root, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
     refused(
         root,
-        r"cannot decode a/\d.png: it has 64 pixels, and Pillow takes twice 20 to be safe. If you trust it: large=true",
+        r"cannot decode a/\d.png: it has 64 pixels, and Pillow's limit is twice 20. If you trust it: large=true",
     )
     assert len(loaded(root, ",large=true").train.rows) + len(loaded(root, ",large=true").test.rows) == 12
     assert Image.MAX_IMAGE_PIXELS == 20
@@ -280,7 +280,7 @@ def test_many_pictures_of_one_colour_are_said(root, flat, said):
     remarks = loaded(root).inventory.remarks
     assert bool(remarks) == said
     if said:
-        assert remarks[0].startswith(f"{flat} of 12 pictures are nearly one colour, as b/")
+        assert remarks[0].startswith(f"{flat} of 12 pictures are nearly one colour, such as b/")
         assert ("among them all of the class 'b'" in remarks[0]) == (flat == 6)
 
 
@@ -301,4 +301,4 @@ def test_colours_of_16_bits_are_said(root):
             body = chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
             (root / name / f"{number}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + head + body)
             assert np.abs(decode(root / name / f"{number}.png").astype(int) - (values >> 8)).max() == 0
-    assert loaded(root).inventory.remarks == ("of 16 bits a colour, the upper 8 are read: 12 pictures",)
+    assert loaded(root).inventory.remarks == ("16 bits per colour, only the upper 8 are read: 12 pictures",)

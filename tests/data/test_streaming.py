@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from distilens.data.batches import Streamed
+from distilens.data.pipeline import Streamed
 
 
 def test_a_memory_map_travels_by_its_path(tmp_path):

@@ -5,12 +5,12 @@ import torch
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTForImageClassification
 
-from distilens import draws
 from distilens.core import Model
 from distilens.explain import EXPLAINERS
 from distilens.explain.controls import CentreMap, RandomMap
 from distilens.explain.occlusion import Occlusion
 from distilens.explain.rise import RISE, shifted
+from distilens.foundation import randomness
 from distilens.models import build_model
 
 CLASSES = tuple("abcd")
@@ -124,7 +124,7 @@ def test_rises_map_is_the_sum_of_its_formula():
     """`1/(keep N) sum_n p_c(x behind m_n) m_n`, as a loop over the masks of the same seed."""
     net, explain = quiet(), RISE(masks=12, grid=3, keep=0.4, baseline=0.2, seed=3)
     found = explain(net, images(), TARGET).maps
-    source = draws.generator("rise", 3)
+    source = randomness.generator("rise", 3)
     cells, shifts = (torch.rand(12, 4, 4, generator=source) < 0.4).float(), torch.rand(12, 2, generator=source)
     expected = torch.zeros(3, 16, 16)
     for mask in shifted(cells, shifts, (16, 16)):

@@ -10,9 +10,9 @@ from jaxtyping import config
 from torch import Tensor, nn
 
 from distilens.core import Model
-from distilens.errors import UserError
 from distilens.explain import EXPLAINERS, check_taps
 from distilens.explain.gradcam import GradCAM
+from distilens.foundation.errors import UserError
 from distilens.models import build_model
 
 CLASSES = tuple("abcd")
@@ -71,7 +71,7 @@ def test_a_tap_without_places(tap):
             GradCAM(tap=tap)(small(), images(), TARGET)
     else:
         with pytest.raises(
-            UserError, match=r"a feature of shape \[3, 5, 1, 1\] has one place only: tap a layer before"
+            UserError, match=r"a feature of shape \[3, 5, 1, 1\] has only one place: tap a layer before"
         ):
             GradCAM(tap=tap)(small(), images(), TARGET)
 
@@ -97,7 +97,7 @@ def test_a_tap_that_the_logits_do_not_depend_on():
             return super().forward(x)
 
     net = Model(Aside(), CLASSES, size=(12, 12)).eval()
-    with pytest.raises(UserError, match=r"no gradient reaches the tap 'unused'.*do not depend on it by gradients"):
+    with pytest.raises(UserError, match=r"no gradient reaches the tap 'unused'.*have no gradient with respect to it"):
         GradCAM(tap="unused")(net, images(), TARGET)
     with pytest.raises(UserError, match="'features', 'unused'"):
         GradCAM().at(["features", "unused"], net, images(), TARGET)
@@ -159,7 +159,7 @@ def test_a_model_that_returns_logits_in_a_structure_is_explained(make, part):
         (torch.tensor([0, 4, 1]), "targets must be classes from 0 to 3; given 0 to 4"),
         (torch.tensor([0, -1, 1]), "targets must be classes from 0 to 3; given -1 to 1"),
         (-1, "given -1 to -1"),
-        ([0, 1], r"one target an image: 3 images, targets of shape \[2\]"),
+        ([0, 1], r"one target per image: 3 images, targets of shape \[2\]"),
         (torch.zeros(3, 1, dtype=torch.long), r"targets of shape \[3, 1\]"),
         (torch.tensor([0.0, 1, 2]), "targets must be class numbers; given torch.float32"),
         (torch.tensor([True, False, True]), "targets must be class numbers; given torch.bool"),
@@ -257,13 +257,13 @@ def test_an_output_of_a_forward_without_a_graph():
     net.tap("features")
     with torch.no_grad():
         output = net(images())
-    with pytest.raises(UserError, match="the output must be of a forward with a graph"):
+    with pytest.raises(UserError, match="the output must come from a forward pass with a graph"):
         GradCAM(tap="features").from_output(output, TARGET)
 
 
 def test_an_output_without_the_tap():
     net = small()
-    with pytest.raises(UserError, match=r"no feature at 'last': call model.tap\('last'\) before. Tapped: none"):
+    with pytest.raises(UserError, match=r"no feature at 'last': call model.tap\('last'\) first. Tapped: none"):
         GradCAM().from_output(net(images()), TARGET)
     net.tap("features")
     with pytest.raises(UserError, match="Tapped: features"):
@@ -287,9 +287,11 @@ def test_cam_of_a_network_that_does_not_end_in_a_mean_and_a_layer(head):
 
 def test_expected_gradients_and_its_references():
     made = EXPLAINERS.build("expected_gradients:samples=2")
-    with pytest.raises(UserError, match=r"has none: expected_gradients:data=\[DATA\], or set explainer.reference"):
+    with pytest.raises(
+        UserError, match=r"needs reference images: write expected_gradients:data=\[DATA\], or set explainer.reference"
+    ):
         made(small(), images(), TARGET)
-    with pytest.raises(UserError, match="has none"):
+    with pytest.raises(UserError, match="needs reference images"):
         made.from_model(small(), images(), TARGET)
     made.reference = torch.rand(4, 3, 8, 8)
     with pytest.raises(UserError, match=r"reference images are \[3, 8, 8\], the images to explain \[3, 12, 12\]"):
@@ -323,7 +325,7 @@ def test_captum_that_compares_needs_references():
 def test_captum_that_gives_no_map_an_image():
     made = EXPLAINERS.build("captum:FeatureAblation")
     made.method = type("Whole", (made.method,), {"attribute": lambda self, inputs, target=None: torch.ones(1)})
-    with pytest.raises(UserError, match="captum:FeatureAblation gives no map an image"):
+    with pytest.raises(UserError, match="captum:FeatureAblation does not return one map per image"):
         made(small(), images(), TARGET)
 
 

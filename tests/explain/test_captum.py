@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from distilens.core import Model
-from distilens.errors import UserError
 from distilens.explain import EXPLAINERS
 from distilens.explain.from_captum import attribution, required
+from distilens.foundation.errors import UserError
 
 TARGET = torch.tensor([0, 2])
 

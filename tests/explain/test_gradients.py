@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from distilens.core import Model
-from distilens.errors import UserError
 from distilens.explain import EXPLAINERS
 from distilens.explain.explanation import Explainer
+from distilens.foundation.errors import UserError
 
 CLASSES = tuple("abcd")
 TARGET = torch.tensor([1, 1, 2])
@@ -227,7 +227,7 @@ def test_explainers_without_a_derivative_say_so(part):
 @pytest.mark.parametrize("part", ["ig", "expected_gradients", "smoothgrad"])
 def test_explainers_that_need_forwards_say_where(part):
     net = smooth()
-    with pytest.raises(UserError, match=r"needs forwards of its own: from_model\(model, images, target\)"):
+    with pytest.raises(UserError, match=r"needs its own forward passes: use from_model\(model, images, target\)"):
         build(part).from_output(net(images()), TARGET)
 
 

@@ -9,13 +9,13 @@ from captum.attr import IntegratedGradients as CaptumIG
 from torch import nn
 
 from distilens.core import Model
-from distilens.errors import UserError
 from distilens.explain import EXPLAINERS, check_taps, in_chunks
 from distilens.explain.gradcam import GradCAM
 from distilens.explain.integrated_gradients import IntegratedGradients, quadrature
-from distilens.explain.side_by_side import choose
+from distilens.foundation.errors import UserError
+from distilens.measure.maps.side_by_side import choose
 from distilens.models import build_model
-from distilens.taps import cutting, grid
+from distilens.models.taps import cutting, grid
 
 CLASSES = tuple("abcd")
 TARGET = torch.tensor([0, 1, 2, 3, 1])

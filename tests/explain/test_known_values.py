@@ -6,7 +6,6 @@ from captum.testing.helpers.basic_models import BasicModel2, BasicModel3, BasicM
 from torch import Tensor, nn
 
 from distilens.core import Model, Output
-from distilens.errors import UserError
 from distilens.explain import EXPLAINERS
 from distilens.explain.cam import CAM
 from distilens.explain.eigencam import EigenCAM
@@ -20,6 +19,7 @@ from distilens.explain.layercam import LayerCAM
 from distilens.explain.occlusion import Occlusion
 from distilens.explain.rise import RISE
 from distilens.explain.smoothgrad import SmoothGrad
+from distilens.foundation.errors import UserError
 from distilens.models import build_model
 
 CLASSES = tuple("abcd")
@@ -358,7 +358,7 @@ def test_attention_and_channels_are_read_off_the_features():
     strong = EXPLAINERS.build("attention:tap=layer2,power=3")(net, images()).maps
     assert torch.allclose(strong, feature.abs().pow(3).mean(1), rtol=1e-5)
     assert torch.allclose(EXPLAINERS.build("channel:tap=layer2,number=5")(net, images()).maps, feature[:, 5])
-    with pytest.raises(UserError, match="channel 32 of the tap 'layer2', which has 32 channels"):
+    with pytest.raises(UserError, match="no channel 32 at the tap 'layer2', which has 32 channels"):
         EXPLAINERS.build("channel:tap=layer2,number=32")(net, images())
 
 

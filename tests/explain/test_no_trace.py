@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from distilens.core import Model
-from distilens.errors import UserError
 from distilens.explain import EXPLAINERS
 from distilens.explain.explanation import Explainer
+from distilens.foundation.errors import UserError
 
 CLASSES = tuple("abcd")
 TARGET = torch.tensor([0, 1, 2, 3, 1])

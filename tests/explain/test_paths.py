@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from distilens.core import Model
-from distilens.errors import UserError
 from distilens.explain import EXPLAINERS
 from distilens.explain.cam import CAM
 from distilens.explain.gradcam import GradCAM
 from distilens.explain.gradient import Gradient
+from distilens.foundation.errors import UserError
 from distilens.models import build_model
 
 CLASSES = tuple("abcd")
@@ -267,7 +267,7 @@ def test_the_tap_of_the_images():
     found = GradCAM(tap="input")(net, pixels, TARGET).maps
     assert close(found, (pixels * gradient.mean((2, 3), keepdim=True)).sum(1).relu())
     assert close(Gradient()(net, pixels, TARGET).maps, gradient.abs().amax(1))
-    with pytest.raises(UserError, match=r"call model.tap\('input'\) before"):
+    with pytest.raises(UserError, match=r"call model.tap\('input'\) first"):
         Gradient().from_output(net(pixels), TARGET)
     net.tap("input")
     output = net(pixels)

@@ -24,7 +24,7 @@ from distilens.explain.layercam import LayerCAM
 from distilens.explain.occlusion import Occlusion
 from distilens.explain.smoothgrad import SmoothGrad
 from distilens.models import build_model
-from distilens.taps import find, grid
+from distilens.models.taps import find, grid
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what it imports

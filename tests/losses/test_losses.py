@@ -10,8 +10,8 @@ from torch.nn import functional
 import distilens
 from distilens import losses
 from distilens.core import Answer, Batch, Output
-from distilens.errors import UserError
 from distilens.explain.attention import attention
+from distilens.foundation.errors import UserError
 from distilens.losses.checks import reduced
 from distilens.methods import build_methods
 
@@ -203,8 +203,8 @@ def unchecked():
 
 
 MISTAKES = [
-    (lambda: losses.kd(logits(0), normal(6, 9, seed=1)), r"as many classes .* given \[6, 4\] and \[6, 9\]"),
-    (lambda: losses.kd(logits(0), normal(5, 9, seed=1)), r"as many images and classes"),
+    (lambda: losses.kd(logits(0), normal(6, 9, seed=1)), r"same number of classes .* given \[6, 4\] and \[6, 9\]"),
+    (lambda: losses.kd(logits(0), normal(5, 9, seed=1)), r"same number of images and classes"),
     (lambda: losses.kd(logits(0)[0], logits(1)), r"kd needs tensors \[images, classes\]; the student's is \[4\]"),
     (lambda: losses.kd(logits(0), logits(1), temperature=0), r"temperature must be above 0; given 0"),
     (lambda: losses.mlkd(logits(0), logits(1), temperatures=[2, -1]), r"mlkd: temperature must be above 0; given -1"),
@@ -213,7 +213,7 @@ MISTAKES = [
     (lambda: losses.kd(logits(0).long(), logits(1)), r"floating-point numbers; the student's tensor has torch.int64"),
     (lambda: losses.dkd(logits(0), logits(1), LABELS[:5]), r"one label per image, torch.int64 \[6\]; given .*\[5\]"),
     (lambda: losses.ce(logits(0), LABELS.float()), r"one label per image.*given torch.float32"),
-    (lambda: losses.ce(logits(0), LABELS + 100), r"ce: labels go from 0 to \d+, and -1 is for none; given 10\d"),
+    (lambda: losses.ce(logits(0), LABELS + 100), r"ce: labels go from 0 to \d+, and -1 means no label; given 10\d"),
     (lambda: losses.dkd(logits(0), logits(1), LABELS - 100), r"dkd: labels go from 0 to \d+.*given -\d+"),
     (lambda: losses.ce(logits(0), LABELS, smoothing=1.0), r"smoothing must be in \[0, 1\)"),
     (lambda: losses.dist(logits(0)[:, :2], logits(1)[:, :2], gamma=0), r"at least 3 classes; given 2"),

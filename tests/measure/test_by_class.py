@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from distilens.measure.accuracy import balanced, by_class, commonest
+from distilens.measure.shares import balanced, by_class, commonest
 from distilens.report.remarks import against_base, remarks
 from distilens.report.table import by_class as class_rows
 from distilens.report.table import imbalance, measures
@@ -65,7 +65,7 @@ def test_classes_on_the_page_the_least_known_first():
     assert class_rows({"models": {"student": {"model": "tiny"}}}) == ([], 0)
 
 
-NOT = "Whether the student's Integrated Gradients maps are more like the teacher's than the base's are, these images do not"
+NOT = "These images do not show whether the student's Integrated Gradients maps are more like the teacher's than the base's"
 MORE = "Integrated Gradients maps are more like the teacher's than the base's are: the cosine differs by +0.020 [+0.010"
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from distilens.errors import UserError
+from distilens.foundation.errors import UserError
 from distilens.measure import predictions
 from distilens.measure.answers import errors_of, score_answers
 from distilens.measure.predictions import Predictions, SplitPredictions, read_predictions
@@ -62,7 +62,7 @@ def test_many_logits_are_halved_and_very_many_bounded(tmp_path, monkeypatch):
 
 
 def test_no_file_and_a_damaged_one(tmp_path):
-    with pytest.raises(UserError, match=r"an earlier version measured this run.*distilens measure"):
+    with pytest.raises(UserError, match=r"an earlier version measured it.*distilens measure"):
         read_predictions(tmp_path / "predictions.npz")
     Predictions(CLASSES, split(20), split(5)).save(tmp_path / "predictions.npz")
     whole = (tmp_path / "predictions.npz").read_bytes()

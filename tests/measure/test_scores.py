@@ -9,7 +9,7 @@ from torch import nn
 
 from distilens.core import Model
 from distilens.data import from_arrays
-from distilens.data.batches import Batches
+from distilens.data.pipeline import Batches
 from distilens.explain import build_explainer
 from distilens.measure import (
     accuracy,

@@ -9,19 +9,20 @@ from torch.nn.functional import conv_transpose2d
 
 from distilens.core import Answer, Batch, Model, Objective, accompany
 from distilens.data import load
-from distilens.errors import UserError
+from distilens.foundation.errors import UserError
 from distilens.methods import build_methods
-from distilens.methods.cam_fusion import CamFusion, MapFusion, Nearby
+from distilens.methods.cam_fusion import CamFusion
 from distilens.models import build_model
+from distilens.models.parts import build_part
+from distilens.models.parts.map_fusion import MapFusion, Nearby
 from distilens.models.saved import load_model, save_model
-from distilens.parts import build_part
-from distilens.recipe import Training
-from distilens.recipe_file import make_recipe
-from distilens.run import Run
-from distilens.stages import run_all
+from distilens.runs.recipe_file import make_recipe
+from distilens.runs.run import Run
+from distilens.runs.stages import run_all
 from distilens.teachers import LiveTeacher
 from distilens.teachers.needs import Need
-from distilens.train import train
+from distilens.training.loop import train
+from distilens.training.settings import Training
 
 CLASSES = tuple("abcd")
 FUSES = ["concat", "gate", "film"]
@@ -332,7 +333,7 @@ def test_a_student_with_its_teacher_is_none_without(tmp_path):
     loaded = load_model(tmp_path)
     for one in (made.student, student, loaded):
         with pytest.raises(
-            UserError, match="cannot answer alone: its part cam_fusion needs the input cam, which its teacher"
+            UserError, match="cannot answer alone: its part cam_fusion needs the input cam from its teacher"
         ):
             one.logits(given.images)
     for one in (student, loaded):
@@ -363,12 +364,14 @@ class Tail(nn.Module):
 def test_another_layout_says_so(layout, shape):
     student = Model(Tail(layout), CLASSES, size=(32, 32))
     with pytest.raises(
-        UserError, match=rf"last feature \[b c h w\], channels first; that of Tail at 'norm' is {shape}"
+        UserError, match=rf"last feature \[b c h w\], channels first; the feature of Tail at 'norm' is {shape}"
     ):
         objective("cam_fusion", batch(), student=student)
 
 
-@pytest.mark.parametrize("deploy", DEPLOYS)
+@pytest.mark.parametrize(
+    "deploy", [pytest.param(deploy, marks=[] if deploy == "self" else [pytest.mark.slow]) for deploy in DEPLOYS]
+)
 def test_a_run_trains_with_it(deploy, tmp_path):
     data = load("shapes:limit=40,size=32", tmp_path)
     teacher = LiveTeacher(build_model("resnet8", data.classes, data.size))
@@ -384,6 +387,7 @@ def test_a_run_trains_with_it(deploy, tmp_path):
     assert not any("teacher" in key for key in student.bare_state())
 
 
+@pytest.mark.slow
 def test_a_run_measures_a_student_that_needs_its_teacher_beside_it(cache):
     content = {
         "data": "shapes:limit=40,size=32",

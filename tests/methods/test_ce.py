@@ -9,8 +9,8 @@ from torch.nn import functional
 
 from distilens.core import Answer, Batch, Output
 from distilens.data import load
-from distilens.data.batches import Batches
-from distilens.errors import UserError
+from distilens.data.pipeline import Batches
+from distilens.foundation.errors import UserError
 from distilens.methods.ce import CE
 from distilens.models import build_model
 

@@ -13,8 +13,8 @@ from torch import nn
 
 from distilens.core import Answer, Batch, Model, Objective, Output
 from distilens.data import load
-from distilens.data.batches import Batches
-from distilens.errors import UserError
+from distilens.data.pipeline import Batches
+from distilens.foundation.errors import UserError
 from distilens.methods import METHODS, build_methods
 from distilens.methods.bank import Bank
 from distilens.models import build_model
@@ -355,7 +355,7 @@ def test_simkd_refuses_a_classifier_that_does_not_fit(data, batch, teacher):
             return self.fc(self.features(images).amax((2, 3)))
 
     odd = LiveTeacher(Model(Pools(), data.classes, size=data.size))
-    with pytest.raises(UserError, match="not one linear layer of the mean of its last feature"):
+    with pytest.raises(UserError, match="not one linear layer on the mean of its last feature"):
         prepared("simkd", model("resnet8", data), batch, odd)
 
     class Narrow(Pools):
@@ -368,7 +368,7 @@ def test_simkd_refuses_a_classifier_that_does_not_fit(data, batch, teacher):
         def forward(self, images):
             return self.fc(self.between(self.features(images).mean((2, 3))))
 
-    with pytest.raises(UserError, match="cannot take 64 channels"):
+    with pytest.raises(UserError, match=r"takes 64 channels, but .* cannot take them"):
         prepared("simkd", Model(Narrow(), data.classes, size=data.size), batch, LiveTeacher(model("resnet20", data)))
 
     class Largest(nn.Module):
@@ -379,7 +379,7 @@ def test_simkd_refuses_a_classifier_that_does_not_fit(data, batch, teacher):
         def forward(self, images):
             return self.fc(self.features(images).amax((2, 3)))
 
-    with pytest.raises(UserError, match="does something else between the two"):
+    with pytest.raises(UserError, match="has something else there"):
         prepared("simkd", Model(Largest(), data.classes, size=data.size), batch, LiveTeacher(model("resnet20", data)))
 
 
@@ -591,11 +591,11 @@ def test_r2kd_refuses_a_teacher_that_says_one_class_when_pruned():
     flat = torch.tensor([9.0, 0, 0, 0]).repeat(20, 1)
     given = Batch(torch.rand(20, 3, 4, 4), torch.arange(20) % 4, torch.arange(20))
     (method,) = build_methods(["r2kd"]).values()
-    with pytest.raises(UserError, match="without the smallest 30 % of its weights says one class of all 20 images"):
+    with pytest.raises(UserError, match="without the smallest 30 % of its weights gives one class for all 20 images"):
         method.prepare(student, given, Answer(logits, pruned={"0.3": flat}))
     method.prepare(student, given, Answer(logits, pruned={"0.3": logits}))
     for classes in (1, 2):
-        with pytest.raises(UserError, match=f"answers are of {classes}: two are correlated"):
+        with pytest.raises(UserError, match=f"at least 3 classes; given {classes}: the correlation"):
             method.prepare(student, given, Answer(logits[:, :classes], pruned={"0.3": flat[:, :classes]}))
 
 
@@ -603,7 +603,7 @@ def test_dist_of_two_classes_needs_its_second_part():
     student = Model(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), "ab", size=(4, 4))
     given = Batch(torch.rand(4, 3, 4, 4), torch.arange(4) % 2, torch.arange(4))
     build_methods(["dist"])["dist"].prepare(student, given, Answer())
-    with pytest.raises(UserError, match=r"over classes alone where gamma=0, and .* has 2"):
+    with pytest.raises(UserError, match=r"gamma=0 needs at least 3 classes; .* has 2"):
         build_methods(["dist:gamma=0"])["dist"].prepare(student, given, Answer())
 
 
@@ -661,14 +661,14 @@ def test_features_that_are_no_grid_are_refused(data, batch, teacher):
 @pytest.mark.parametrize("part", ["crd", "osakd"])
 def test_a_bank_larger_than_memory_is_refused_before_training(part, data, batch, teacher, monkeypatch):
     monkeypatch.setattr("distilens.methods.bank.psutil.virtual_memory", lambda: type("Free", (), {"available": 1000})())
-    with pytest.raises(UserError, match=rf"{part} keeps .* for each of \d+ images: .* of memory are free"):
+    with pytest.raises(UserError, match=rf"{part} stores .* for each of \d+ images.* of memory are free"):
         prepared(part, model("resnet8", data), batch, teacher)
-    with pytest.raises(UserError, match="does not say of which set"):
+    with pytest.raises(UserError, match="does not say which set"):
         prepared(part, model("resnet8", data), batch.replaced(variant=None), teacher)
 
 
 def test_a_width_that_no_machine_has_is_said_of_the_bank(data, batch, teacher):
-    with pytest.raises(UserError, match=r"crd keeps 2 × 2000000000 numbers .* take a smaller width"):
+    with pytest.raises(UserError, match=r"crd stores 2 × 2000000000 numbers .* use a smaller width"):
         prepared("crd:width=2000000000", model("resnet8", data), batch, teacher)
 
 

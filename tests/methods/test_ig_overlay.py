@@ -8,19 +8,19 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from distilens.core import Answer, Batch, Model, Objective
+from distilens.core import Answer, Batch, Model, Objective, Teacher
 from distilens.data import from_arrays, load
 from distilens.data.augment import AUGMENTS
-from distilens.data.batches import Batches
-from distilens.errors import UserError
+from distilens.data.pipeline import Batches
+from distilens.foundation.errors import UserError
 from distilens.measure import parameters
 from distilens.methods import build_methods
 from distilens.methods.ig_overlay import IGOverlay, sharpened
 from distilens.models import build_model
-from distilens.recipe import Training
 from distilens.teachers import LiveTeacher, StoredTeacher
 from distilens.teachers.needs import Need
-from distilens.train import train
+from distilens.training.loop import train
+from distilens.training.settings import Training
 
 CLASSES = tuple("abcd")
 MODES = ["blend", "highlight", "blur_rest", "channel"]
@@ -179,7 +179,7 @@ def test_annealing_ends_with_the_images_as_they_are():
     assert shares[-1] == 0
 
 
-class Green:
+class Green(Teacher):
     """A teacher whose map is the green channel of the untransformed image, from 0 to 255."""
 
     precision = "float32"
@@ -338,7 +338,9 @@ def test_a_padding_by_name_is_the_same_padding():
         IGOverlay(mode="channel").prepare(Model(lopsided, CLASSES, size=(16, 16)), batch(side=16), Answer())
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "mode", [pytest.param(mode, marks=[] if mode == "channel" else [pytest.mark.slow]) for mode in MODES]
+)
 def test_a_run_trains_with_it(mode, tmp_path):
     data = load("shapes:limit=40,size=32", tmp_path)
     teacher = LiveTeacher(build_model("resnet8", data.classes, data.size))

@@ -5,22 +5,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from distilens.codebook import Codebook, make_codebook
-from distilens.core import Answer, Batch, Objective, Output
+from distilens.core import Answer, Batch, Model, Objective, Output
 from distilens.data import load
-from distilens.errors import UserError
 from distilens.explain import EXPLAINERS
-from distilens.explain.maps import resized
+from distilens.foundation.errors import UserError
 from distilens.measure import macs, parameters
 from distilens.methods import build_methods
+from distilens.methods.codebook import Codebook, make_codebook
 from distilens.methods.kd_layer import KDLayer
-from distilens.model import Model
 from distilens.models import build_model
+from distilens.models.grids import resized
+from distilens.models.parts import build_part
 from distilens.models.saved import load_model, save_model
-from distilens.parts import build_part
-from distilens.recipe import Training
 from distilens.teachers import LiveTeacher
-from distilens.train import train
+from distilens.training.loop import train
+from distilens.training.settings import Training
 
 CLASSES, TEMPLATES = 3, 10
 SETTINGS = {"epochs": 2, "batch_size": 8, "precision": "float32", "workers": 0, "channels_last": False}
@@ -273,10 +272,10 @@ def test_codebooks_that_do_not_fit_are_refused_with_both_sides(world):
     books = world[2]
     of_layer3 = {"teacher_tap": "layer3"}
     wrong = {
-        "features with 32 channels, and the teacher's at 'layer3' have 64": (1, "layer2", 1, "abc"),
-        r"is of stage 2, and kd_layer has stage=1": (2, "layer3", 1, "abc"),
-        r"is of stage 1, and kd_layer has stage=2": (1, "layer3", 2, "abc"),
-        r"is of 3 classes, and the student has 4": (2, "layer3", 2, "abcd"),
+        "features with 32 channels, but the teacher's features at 'layer3' have 64": (1, "layer2", 1, "abc"),
+        r"is for stage 2, but kd_layer has stage=1": (2, "layer3", 1, "abc"),
+        r"is for stage 1, but kd_layer has stage=2": (1, "layer3", 2, "abc"),
+        r"has 3 classes, but the student has 4": (2, "layer3", 2, "abcd"),
     }
     for text, (of, tap, stage, classes) in wrong.items():
         model = build_model("resnet8", tuple(classes), (16, 16))
@@ -301,7 +300,9 @@ class Tokens(nn.Module):
 
 def test_a_student_whose_feature_has_its_channels_elsewhere_is_refused(world):
     model = Model(Tokens(), tuple("abc"), size=(16, 16))
-    with pytest.raises(UserError, match=r"takes features \[b c h w\]; that of Tokens at 'same' is \[1, 4, 4, 6\]"):
+    with pytest.raises(
+        UserError, match=r"takes features \[b c h w\], but the feature of Tokens at 'same' is \[1, 4, 4, 6\]"
+    ):
         prepared(world, method_of(world, tap="same", their="layer3"), model)
     with pytest.raises(UserError, match="no tap 'layer9'"):
         prepared(world, method_of(world, tap="layer9", their="layer3"))

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from distilens.core import Answer, Batch, Model, Objective
-from distilens.errors import UserError
-from distilens.explain.maps import on_one_grid
+from distilens.foundation.errors import UserError
 from distilens.losses.maps import distance
 from distilens.methods import build_methods
 from distilens.methods.map_match import MapMatch
 from distilens.models import build_model
+from distilens.models.grids import on_one_grid
 from distilens.teachers import LiveTeacher
 
 CLASSES = tuple("abcd")
@@ -277,8 +277,8 @@ def test_every_other_step_costs_neither_teacher_nor_student_anything():
 @pytest.mark.parametrize(
     ("part", "said"),
     [
-        ("map_match:explainer=rise", "rise makes no maps from features"),
-        ("map_match:explainer=ig", "ig makes no maps from features"),
+        ("map_match:explainer=rise", "cannot train through the maps of rise"),
+        ("map_match:explainer=ig", "cannot train through the maps of ig"),
         ("map_match:distance=cos", "distance"),
         ("map_match:weight=-1", "weight"),
         ("map_match:weight=nan", "weight"),
@@ -318,7 +318,7 @@ def test_at_is_the_sum_over_taps_of_the_formula():
 
 
 def test_at_needs_as_many_taps_of_the_teacher():
-    with pytest.raises(UserError, match="as many taps"):
+    with pytest.raises(UserError, match="one tap of the teacher per tap of the student"):
         build_methods(["at:taps=[layer1,layer2],teacher_taps=[layer1]"])
 
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from distilens.errors import UserError
+from distilens.foundation.errors import UserError
 from distilens.models import adapters, build_model, check_classes
 from distilens.models.adapters import IMAGENET, load_state
 from distilens.models.heads import head_of, replace_heads
@@ -72,7 +72,7 @@ def test_models_of_one_input_size_bring_it():
         ("run:nowhere", "no run at nowhere: there is no such folder"),
         ("resnet21", "unknown model 'resnet21'.*Did you mean 'resnet"),
         ("resnet8:size=0", "greater than 0"),
-        ("hf:nobody/nothing", r"hf:nobody/nothing could not be loaded: .*give weights from a folder or a file"),
+        ("hf:nobody/nothing", r"hf:nobody/nothing could not be loaded: .*give weights in a folder or a file"),
         ("timm:resnet18,pretrained=true", r"could not be loaded: .*without a network"),
     ],
 )
@@ -154,7 +154,7 @@ def test_truncated_weights_and_other_contents_are_said(place):
         with pytest.raises(UserError, match="is not a weights file"):
             load_state(place / "cut.pt")
     torch.save([torch.zeros(2)], "list.pt")
-    with pytest.raises(UserError, match="holds no state dict: expected names with tensors"):
+    with pytest.raises(UserError, match="has no state dict: expected names with tensors"):
         load_state(place / "list.pt")
     torch.save(nn.Linear(2, 2), "module.pt")
     with pytest.raises(UserError, match="reading it would run code"):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from distilens.core import Model
-from distilens.errors import UserError
+from distilens.foundation.errors import UserError
 from distilens.models import build_model
 from distilens.models.heads import head_of, heads, keep_classes, replace_heads
 from distilens.models.named import are_named, positions_of

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from distilens.core import Model
-from distilens.errors import UserError
+from distilens.foundation.errors import UserError
 from distilens.models import MODELS, build_model
 from distilens.models.adapters import of_processor
 from distilens.models.named import check_answers, own_classes, positions_of
@@ -67,9 +67,7 @@ def test_the_datas_classes_are_taken_from_more(tmp_path):
 def test_other_names_are_refused_where_the_answers_are_used(tmp_path):
     vit(tmp_path, ("lion", "tiger", "owl"))
     model = built(tmp_path)
-    with pytest.raises(
-        UserError, match=r"answers for lion, tiger, owl, and not for the data's cat, dog, .*finetune=head"
-    ):
+    with pytest.raises(UserError, match=r"answers for lion, tiger, owl, not for the data's cat, dog, .*finetune=head"):
         check_answers(model, CLASSES, "teacher")
 
 
@@ -84,7 +82,7 @@ def test_a_head_that_was_not_loaded_is_refused_by_the_names_of_its_weights(tmp_p
     vit(tmp_path, ("ant", "bee"))
     model = built(tmp_path)
     assert set(model.missing) == {"classifier.weight", "classifier.bias"}
-    with pytest.raises(UserError, match=r"lacks weights, which were drawn at random: classifier"):
+    with pytest.raises(UserError, match=r"has random weights in classifier"):
         check_answers(model, CLASSES, "teacher")
 
 
@@ -150,7 +148,7 @@ def test_own_networks_of_other_channels_and_types(own):
     model = own("grey")
     assert model.logits(torch.rand(2, 3, 16, 16)).shape == (2, 3)
     assert "takes grey images" in " ".join(model.notes)
-    with pytest.raises(UserError, match="takes images of 4 channels, and pictures have three"):
+    with pytest.raises(UserError, match="takes images of 4 channels, but pictures have three"):
         own("four")
     half = own("half")
     assert half.logits(torch.rand(2, 3, 16, 16)).dtype == torch.float32
@@ -224,8 +222,8 @@ def test_interpolation_is_the_models_own_and_is_saved(tmp_path):
 def test_a_module_of_timm_brings_its_pixels(cache):
     import timm
 
-    from distilens.api import as_model
     from distilens.data import load
+    from distilens.training.distill import as_model
 
     data = load("shapes:train=40,test=40,size=16")
     model = as_model(timm.create_model("resnet10t", num_classes=8), data)
@@ -268,7 +266,7 @@ def test_a_pretrained_timm_model_answers_for_the_datas_classes_by_name(monkeypat
     torch.manual_seed(0)
     other = build_model("timm:resnet10t,pretrained=true", ("one", "two"), (32, 32))
     assert other.missing == ("fc",)
-    with pytest.raises(UserError, match="lacks weights, which were drawn at random: fc"):
+    with pytest.raises(UserError, match="has random weights in fc"):
         check_answers(other, ("one", "two"), "teacher")
 
 
@@ -277,7 +275,7 @@ def test_a_pretrained_timm_model_answers_for_the_datas_classes_by_name(monkeypat
     [
         (
             lambda about: about.pop("model"),
-            "the key 'model' is missing. Wanted is what save_model writes: model, classes",
+            "the key 'model' is missing. Expected are the keys that save_model writes: model, classes",
         ),
         (lambda about: about.pop("classes"), "the key 'classes' is missing"),
         (lambda about: about.update(size=[32]), "the key 'size.1' is missing"),

@@ -11,8 +11,8 @@ from torch import nn
 import distilens
 from distilens import as_model, attribute, measure
 from distilens.core import Model
-from distilens.errors import UserError
 from distilens.explain import EXPLAINERS
+from distilens.foundation.errors import UserError
 
 IMAGENET = (0.485, 0.456, 0.406)
 
@@ -96,7 +96,7 @@ def test_pixels_and_names_of_transformers(tmp_path, images):
     [
         (3, {"size": (8, 8)}, "a model is a Model, a notation or a torch module; given a int"),
         (nn.Flatten, {"size": (8, 8)}, r"given a type\. Call it, and give what it returns: Flatten\(\)"),
-        (small(), {}, r"nothing says which pictures Sequential takes: as_model\(network, size="),
+        (small(), {}, r"the picture size of Sequential is unknown: as_model\(network, size="),
         ("resnet8", {}, "needs the classes and the size"),
         (nn.Linear(3, 2), {"size": (8, 8)}, "Linear"),
     ],
@@ -204,7 +204,7 @@ def test_predict_leaves_the_model_as_it_was(images):
         (torch.rand(2, 5, 8, 8), "1, 3 or 4 channels"),
         (torch.rand(8), r"given \[8\]"),
         (3, "given a int|given \\[\\]"),
-        ([Image.new("RGB", (4, 4)), Image.new("RGB", (5, 4))], "of 2 sizes"),
+        ([Image.new("RGB", (4, 4)), Image.new("RGB", (5, 4))], "have 2 sizes"),
         (np.zeros((1, 8, 8, 4), dtype=np.uint8), "4 channels"),
     ],
 )
@@ -215,7 +215,7 @@ def test_what_is_no_picture_is_refused(model, given, message):
 
 def test_a_file_that_is_no_picture(model, tmp_path):
     (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(UserError, match=r"text.png is no picture"):
+    with pytest.raises(UserError, match=r"text.png is not a picture"):
         model.predict(tmp_path / "text.png")
 
 

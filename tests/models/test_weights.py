@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from distilens.errors import UserError
+from distilens.foundation.errors import UserError
 from distilens.models import build_model
 
 CLASSES = tuple("abc")
@@ -40,7 +40,7 @@ FILES = {
     ),
     "ema": (
         lambda s: {"state_dict": zeros(s), "state_dict_ema": s},
-        "the mean of the weights, 'state_dict_ema', is taken",
+        "the averaged weights 'state_dict_ema' are used",
     ),
     "nested": (lambda s: {"checkpoint": 1, "state_dict": {"net": s, "n": 3}}, ""),
     "old": (lambda s: {key: value for key, value in s.items() if "num_batches_tracked" not in key}, ""),
@@ -50,7 +50,7 @@ FILES = {
     "half": (lambda s: {key: value.half() if value.is_floating_point() else value for key, value in s.items()}, ""),
     "extra buffer": (
         lambda s: s | {"total_ops": torch.zeros(1), "layer1.total_params": torch.zeros(1)},
-        "2 tensors of the file are not the network's and were left out: total_ops, layer1.total_params",
+        "2 tensors in the file do not belong to the network and were left out: total_ops, layer1.total_params",
     ),
 }
 
@@ -78,7 +78,7 @@ def test_missing_weights_are_refused_whatever_else_fits(tmp_path, state):
 
 def test_a_file_without_weights_says_what_it_has(tmp_path):
     torch.save({"epoch": 3, "config": {"lr": 0.1}}, tmp_path / "weights.pth")
-    with pytest.raises(UserError, match="holds no state dict: expected names with tensors: it has epoch, config"):
+    with pytest.raises(UserError, match="has no state dict: expected names with tensors: it has epoch, config"):
         build_model(f"file:{tmp_path / 'weights.pth'},model=resnet8", CLASSES, (32, 32))
 
 
@@ -89,6 +89,6 @@ class Harmful:
 
 def test_code_is_not_run(tmp_path, state, capsys):
     torch.save({"model": state, "extra": Harmful()}, tmp_path / "weights.pth")
-    with pytest.raises(UserError, match="reading it would run code that it brings"):
+    with pytest.raises(UserError, match="reading it would run code from the file"):
         build_model(f"file:{tmp_path / 'weights.pth'},model=resnet8", CLASSES, (32, 32))
     assert "must not be run" not in capsys.readouterr().out

@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from distilens.errors import UserError
-from distilens.fingerprint import fingerprint_of
+from distilens.foundation.errors import UserError
 from distilens.models import build_model
-from distilens.models.saved import load_model, save_model
+from distilens.models.saved import fingerprint_of, load_model, save_model
 
 CLASSES = tuple("abc")
 OWN = """
@@ -76,7 +75,9 @@ def test_the_network_inside_a_wrapper_is_taken(own, name):
 
 
 def test_a_scripted_network_is_refused_with_its_own_reason(own):
-    with pytest.raises(UserError, match=r"is a TorchScript module, whose layers cannot be read: give the module"):
+    with pytest.raises(
+        UserError, match=r"is a TorchScript module, whose layers cannot be read: give the original module"
+    ):
         own("scripted")
 
 
@@ -106,8 +107,8 @@ def test_an_error_of_a_forward_is_not_blamed_on_the_size(own):
 
 
 def test_a_plain_module_is_unwrapped_too(cache):
-    from distilens.api import as_model
     from distilens.data import load
+    from distilens.training.distill import as_model
 
     data = load("shapes:train=40,test=40,size=16")
     inner = nn.Sequential(nn.Flatten(), nn.Linear(768, 8))

@@ -162,7 +162,7 @@ def test_what_the_images_do_not_settle_is_no_finding(tmp_path: Path) -> None:
     )
     assert any(line.startswith("The student is right more often than the base") for line in remarks(settled))
     assert any(
-        "the test split does not settle" in line and "+6.0 points [−1.0 to +13.0]" in line for line in remarks(open_)
+        "The test split does not settle" in line and "+6.0 points [−1.0 to +13.0]" in line for line in remarks(open_)
     )
     bold = {}
     for name, content in (("settled", settled), ("open", open_)):
@@ -206,7 +206,7 @@ def test_rows_that_are_not_there_are_named_with_the_reason() -> None:
     assert "on the object (the data do not say where" in absent(content)
     assert "same answer as the teacher (no teacher was measured)" in absent(content)
     content["models"]["base"]["calibration"]["not finite"] = 7
-    assert "of 7 images the base's likelihood" in absent(content)
+    assert "the base's likelihood and calibration for 7 images" in absent(content)
     assert absent({}) is None
 
 
@@ -341,6 +341,7 @@ def test_on_paper_nothing_is_hidden_or_cut(whole: Path) -> None:
         browser.close()
 
 
+@pytest.mark.slow
 def test_axe_finds_no_violation(whole: Path) -> None:
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")

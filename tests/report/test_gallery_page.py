@@ -154,6 +154,7 @@ def test_landmarks_headings_and_alternatives(parsed) -> None:
         assert set(named.split()) <= set(identifiers)
 
 
+@pytest.mark.slow
 def test_the_page_stays_small(monkeypatch: pytest.MonkeyPatch) -> None:
     many = gallery_page.page(content(256, ("gradcam", "ig", "ig-2", "rise"), side=64))
     assert len(many.encode()) < 10_000_000

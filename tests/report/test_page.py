@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distilens.errors import UserError
+from distilens.foundation.errors import UserError
 from distilens.measure.answers import errors_of, score_answers
 from distilens.measure.predictions import Predictions, SplitPredictions
 from distilens.report import charts, page, pictures, table, write_report
@@ -356,6 +356,7 @@ def test_landmarks_headings_and_alternatives(whole_page: Parsed) -> None:
     assert len(identifiers) == len(set(identifiers))
 
 
+@pytest.mark.slow
 def test_64_images_with_two_explainers_stay_under_10_mb(tmp_path: Path) -> None:
     folder = fabricate(tmp_path / "run", count=64)
     path = write_report(folder)

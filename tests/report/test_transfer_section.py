@@ -96,7 +96,7 @@ def test_the_section_says_all_of_it(tmp_path: Path):
     page = write_report(fabricate(tmp_path / "run")).read_text()
     for words in (
         "What was distilled",
-        "At layer3 the student&#39;s features say more of the task than the base&#39;s",
+        "At layer3 the student&#39;s features say more about the task than the base&#39;s",
         "+0.200 [+0.150 to +0.250]",
         "<b>distilled</b> is what the student knows and the base does not",
         "Likeness to the teacher over training (FSS)",
@@ -146,7 +146,7 @@ def test_maps_that_change_with_the_set_are_not_to_be_read_one_by_one():
     assert "None reach 0.8" in transfer_words.reliability(scores)
     assert "flatters" not in transfer_words.reliability(scores)
     scores["maps"]["reference"]["shared"] = 0.5
-    assert "3 other such sets (they have 50 % of their images in common, which flatters) the maps" in (
+    assert "3 other such sets (they have 50 % of their images in common, which raises the correlation) the maps" in (
         transfer_words.reliability(scores)
     )
 
@@ -165,10 +165,10 @@ def test_models_of_other_names(tmp_path: Path):
         }
     scores["maps"], scores["growth"] = {}, {}
     assert transfer_words.findings(scores) == [
-        "At logits the features of b say most of the task: RS 0.500 [0.450 to 0.550]."
+        "At logits the features of b say most about the task: RS 0.500 [0.450 to 0.550]."
     ]
     scores["levels"][-1]["rs"][1]["low"] = -0.1
-    assert "no model's features say anything sure of the task: RS 0.500" in transfer_words.findings(scores)[0]
+    assert "no model's features say anything certain about the task: RS 0.500" in transfer_words.findings(scores)[0]
     (tmp_path / "transfer.json").write_text(json.dumps(scores))
     page = transfer_section.page(tmp_path)
     assert "a without b" in page

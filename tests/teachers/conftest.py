@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distilens.core import Answer, Batch, Model
+from distilens.core import Answer, Batch, Model, Teacher
 from distilens.data import Data, load
 from distilens.data.augment import AUGMENTS
-from distilens.data.batches import Batches
+from distilens.data.pipeline import Batches
 from distilens.teachers import LiveTeacher
 from distilens.teachers.needs import Need, moved, spread
 
@@ -31,7 +31,7 @@ def batches(data: Data, size: int = 12, *, augment: str = "crop:padding=2", **op
     return Batches(data.train, size, augment=AUGMENTS.build(augment), variant_seed=0, **options)
 
 
-class Said:
+class Said(Teacher):
     """A teacher that says what it is told, by the index of the image: logits, maps, scores."""
 
     def __init__(

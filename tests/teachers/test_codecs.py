@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from distilens.errors import UserError
+from distilens.foundation.errors import UserError
 from distilens.teachers.codecs import Byte, Full, Half, Largest, check_finite, codec_of
 from distilens.teachers.needs import Need, levelled, unlevelled
 

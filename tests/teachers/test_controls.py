@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from distilens.core import Batch, Objective
-from distilens.errors import UserError
 from distilens.explain.gradcam import GradCAM
+from distilens.foundation.errors import UserError
 from distilens.methods import build_methods
 from distilens.teachers import (
     CONTROLS,
@@ -124,7 +124,7 @@ def test_two_shares_of_a_batch_say_what_the_whole_says(shapes, live_of, batches_
 
 def test_what_cannot_be_permuted_is_said(shapes, live_of, batches_of):
     teacher = PermutedTeacher(live_of(shapes))
-    with pytest.raises(UserError, match=r"this batch does not say of which set.*Batch\(variant=...\)"):
+    with pytest.raises(UserError, match=r"this batch does not say which set.*Batch\(variant=...\)"):
         teacher(Batch(torch.rand(2, 3, 16, 16), torch.zeros(2).long(), torch.arange(2)), ["logits"])
     split = shapes.train
     with pytest.raises(UserError, match="this split has only one"):
@@ -235,7 +235,7 @@ def test_a_network_with_random_weights_explains_the_teachers_class(shapes, live_
 
 def test_a_random_network_needs_one_live_teacher(tmp_path, shapes, live_of):
     for inner in (StoredTeacher(tmp_path), BestExplainedTeacher([live_of(shapes), live_of(shapes)])):
-        with pytest.raises(UserError, match=r"there must be one live teacher inside; given a"):
+        with pytest.raises(UserError, match=r"needs one live teacher; given a"):
             RandomMapTeacher(inner, kind="network")
     RandomMapTeacher(StoredTeacher(tmp_path, live_of(shapes)), kind="network")
 
@@ -277,5 +277,5 @@ def test_when_the_student_is_used_the_teacher_itself_answers(tmp_path, shapes, l
     batch = Batch(torch.rand(2, 3, 16, 16), unknown, unknown)
     expected = own(batch, ["maps:gradcam"]).maps["maps:gradcam"]
     for control in CONTROLS:
-        teacher = CONTROLS.build(control, StoredTeacher(tmp_path, own)).teacher
+        teacher = CONTROLS.build(control, StoredTeacher(tmp_path, own)).live()
         assert torch.equal(teacher(batch, ["maps:gradcam"]).maps["maps:gradcam"], expected)

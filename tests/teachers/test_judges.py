@@ -9,10 +9,10 @@ from torch.nn import functional
 
 from distilens.core import Answer, Batch, Model
 from distilens.data import from_arrays
-from distilens.errors import UserError
 from distilens.explain.gradcam import GradCAM
+from distilens.foundation.errors import UserError
 from distilens.measure import energy_in_mask, insertion
-from distilens.recipe_file import make_recipe
+from distilens.runs.recipe_file import make_recipe
 from distilens.teachers import LiveTeacher, StoredTeacher
 from distilens.teachers.judges import JUDGES, build_judge, level, on_smallest_grid
 from distilens.teachers.needs import Need
@@ -126,7 +126,7 @@ def test_one_teacher_has_no_consensus(shapes, live_of, batches_of):
 def test_without_masks_there_is_no_energy_in_them(live_of, batches_of):
     images = torch.randint(0, 256, (40, 16, 16, 3), dtype=torch.uint8).numpy()
     data = from_arrays(images, [0, 1] * 20)
-    with pytest.raises(UserError, match="these data have none: take another judge"):
+    with pytest.raises(UserError, match="these data have no masks: use another judge"):
         live_of(data)(next(batches_of(data).epoch(0)), ["scores:energy_in_mask"])
 
 

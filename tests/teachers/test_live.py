@@ -5,8 +5,8 @@ import torch
 
 from distilens.core import Answer, Batch
 from distilens.data.geometry import Geometry
-from distilens.errors import UserError
 from distilens.explain.gradcam import GradCAM
+from distilens.foundation.errors import UserError
 from distilens.models import build_model
 from distilens.teachers import LiveTeacher, nobody
 from distilens.teachers.needs import Need
@@ -121,5 +121,5 @@ def test_a_need_that_cannot_be_met_is_said(teacher, batch, need, text):
 
 def test_nobody_answers_nothing(batch):
     assert nobody(batch, ()) == Answer()
-    with pytest.raises(UserError, match=r"these methods need a teacher \(logits\), and there is none"):
+    with pytest.raises(UserError, match=r"these methods need a teacher \(logits\), but there is none"):
         nobody(batch, ("logits",))

@@ -8,8 +8,8 @@ import torch
 from distilens.core import Batch
 from distilens.data.geometry import Geometry
 from distilens.data.variant import Variant
-from distilens.errors import UserError
 from distilens.explain import EXPLAINERS
+from distilens.foundation.errors import UserError
 from distilens.teachers.needs import Need, moved, spread
 from distilens.teachers.store import file_name
 

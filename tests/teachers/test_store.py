@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distilens.errors import UserError
-from distilens.files import read_json, write_json
+from distilens.foundation.errors import UserError
+from distilens.foundation.files import read_json, write_json
 from distilens.teachers import store
 from distilens.teachers.store import SPARE, Different, Shelf, check_same, sums
 
@@ -269,7 +269,7 @@ def test_all_that_differs_is_said_with_both_sides():
     with pytest.raises(Different) as error:
         check_same(there, asked, Path("here"))
     assert str(error.value).splitlines() == [
-        "the answers logits in here are of something else:",
+        "the answers logits in here were recorded from different inputs:",
         "  model, weights: recorded aa, this run bb",
         "  seed: recorded None, this run 4",
         "  set: recorded s, this run None",
@@ -296,7 +296,7 @@ def test_a_disk_without_room_is_refused_before_it_is_full(tmp_path, monkeypatch)
     opened = shelf(tmp_path)
     records = written(opened, np.arange(5))
     free(monkeypatch, SPARE + 5 * opened.dtype.itemsize - 1)
-    with pytest.raises(UserError, match=r"the disk is full: 100 bytes of answers .* and 16\.8 MB are free") as error:
+    with pytest.raises(UserError, match=r"the disk is full: 100 bytes of answers .* but 16\.8 MB are free") as error:
         written(opened, np.arange(5, 10))
     assert error.value.__cause__.errno == errno.ENOSPC
     found, valid, _ = read(tmp_path, np.arange(10))

@@ -12,17 +12,17 @@ import pytest
 import torch
 from torch import nn
 
-from distilens.core import Answer, Batch, Method, Model
+from distilens.core import Answer, Batch, Method, Model, Teacher
 from distilens.data import Data, load
 from distilens.data.augment import AUGMENTS
-from distilens.data.batches import Batches
-from distilens.errors import UserError
+from distilens.data.pipeline import Batches
+from distilens.foundation.errors import UserError
 from distilens.methods import build_methods
-from distilens.progress import Log
-from distilens.recipe import Training
 from distilens.teachers import LiveTeacher, StoredTeacher, store
 from distilens.teachers.needs import Need
-from distilens.train import train
+from distilens.training.log import Log
+from distilens.training.loop import train
+from distilens.training.settings import Training
 
 AGAIN = "distilens record runs/x --again"
 CAM = "maps:gradcam:of=canonical"
@@ -55,7 +55,7 @@ def model_of(data: Data, seed: int = 0, name: str = "tiny") -> Model:
 
 
 @dataclass
-class Counting:
+class Counting(Teacher):
     """A teacher that notes what it is asked."""
 
     teacher: LiveTeacher
@@ -352,7 +352,7 @@ def test_without_a_teacher_what_is_not_there_is_an_error_with_the_command_to_rec
 @pytest.mark.parametrize("options", [{"augment": "crop:padding=3"}, {"variant_seed": 1}])
 def test_without_a_teacher_other_pictures_are_refused_too(tmp_path, data, live, options):
     stored(tmp_path, live)(next(batches(data).epoch(0)), ["logits"])
-    with pytest.raises(UserError, match=f"something else[^$]*{AGAIN}"):
+    with pytest.raises(UserError, match=f"different inputs[^$]*{AGAIN}"):
         stored(tmp_path)(next(batches(data, **options).epoch(0)), ["logits"])
 
 
@@ -462,7 +462,7 @@ def test_records_of_something_else_are_refused_with_both_sides_and_the_command(t
     stored(tmp_path, live)(next(batches(data).epoch(0)), NEEDS)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     teacher = Counting(LiveTeacher(model_of(data, **model)) if model else live)
-    with pytest.raises(UserError, match=f"something else:[^$]*{text}[^$]*\nRecord them again: {AGAIN}"):
+    with pytest.raises(UserError, match=f"different inputs:[^$]*{text}[^$]*\nRecord them again: {AGAIN}"):
         stored(tmp_path, teacher, **options)(next(batches(data, **pictures).epoch(0)), [need])
     assert teacher.asked == []
     assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -480,7 +480,7 @@ def test_records_of_something_else_are_refused_with_both_sides_and_the_command(t
 def test_records_of_other_data_are_refused(tmp_path, place, data, live, name, text, need):
     stored(tmp_path, live)(next(batches(data).epoch(0)), [need])
     other = load(name, place / "data")
-    with pytest.raises(UserError, match=f"something else:[^$]*{text}[^$]*{AGAIN}"):
+    with pytest.raises(UserError, match=f"different inputs:[^$]*{text}[^$]*{AGAIN}"):
         stored(tmp_path, live)(next(batches(other).epoch(0)), [need])
 
 
@@ -530,7 +530,7 @@ def test_what_was_mixed_from_other_images_is_refused(tmp_path, place, data, live
     with pytest.raises(UserError, match=r"mixed from: recorded (\w+), this run (?!\1)\w+"):
         stored(tmp_path, live)(batch, ["logits"])
     for teacher in (stored(tmp_path, live), live):  # the map of one image says nothing of the other
-        with pytest.raises(UserError, match="maps of=canonical are of one image, and mix= shows two"):
+        with pytest.raises(UserError, match="maps of=canonical are of one image, but mix= shows two"):
             teacher(batch, [CAM])
 
 
@@ -738,8 +738,8 @@ def test_what_will_be_written_is_said_once(tmp_path, data, live):
     for batch in batches(data).epoch(0):
         teacher(batch, ["logits", CAM])
     logits, maps = teacher.said
-    assert "logits: 24 bytes an image × 72 images × 3 variants" in logits
-    assert "140 bytes an image × 72 images" in maps
+    assert "logits: 24 bytes per image × 72 images × 3 variants" in logits
+    assert "140 bytes per image × 72 images" in maps
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="a small disk is mounted by root")
@@ -753,7 +753,7 @@ def test_a_small_disk_is_never_filled(tmp_path, data, live):
     try:
         loaded = list(batches(data).epoch(0))
         stored(disk, live)(loaded[0], ["logits"])
-        with pytest.raises(UserError, match=r"the disk is full: .* are to be written in"):
+        with pytest.raises(UserError, match=r"the disk is full: .* must be written in"):
             stored(disk, live, variants=10)(loaded[0], ["features:last"])
         teacher = stored(disk, live)  # one variant of them has room
         kept = [teacher(batch, ["features:last"]).features["last"] for batch in loaded[:2]]
@@ -774,13 +774,12 @@ def test_a_small_disk_is_never_filled(tmp_path, data, live):
 # the geometry
 
 
-@dataclass
-class Green:
+class Green(Teacher):
     """A teacher whose maps are the image's own green channel, in grey levels."""
 
-    identity: dict = field(default_factory=lambda: {"teacher": "green"})
-    precision: str = "float32"
-    asked: int = 0
+    identity = {"teacher": "green"}
+    precision = "float32"
+    asked = 0
 
     def __call__(self, batch: Batch, needs: Sequence[str]) -> Answer:
         self.asked += len(batch)

@@ -1,7 +1,7 @@
 """Data sets by name: `shapes:shortcut=0.9,shots=20`, `parquet:path=data/cifar10`, `torchvision:CIFAR10`.
 
-A name stands for a `Source`; the options that all names share (`limit`, `shots`, `classes`, `min_images`, `val_fraction`, `seed`)
-choose from it the rows of a run, a `Data`.
+A name stands for a `Source`. The options that all names share (`limit`, `shots`, `classes`, `min_images`, `val_fraction`, `seed`)
+select the rows for a run: a `Data`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from distilens.data.arrays import from_arrays, source_of
 from distilens.data.pixels import Side
-from distilens.data.source import Rows, Source, digest, shortened
-from distilens.data.subset import Data, Split, subset
-from distilens.data.unsplit import can_be_split, unsplit
-from distilens.errors import UserError
-from distilens.specs import Registry, Spec
+from distilens.data.source import Rows, Source, digest
+from distilens.data.sources.arrays import from_arrays, source_of
+from distilens.data.sources.unsplit import can_be_split, unsplit
+from distilens.data.splits import Data, Split, subset
+from distilens.foundation.errors import UserError, shortened
+from distilens.foundation.notation import Registry, Spec
 
 __all__ = ["SOURCES", "Data", "Rows", "Source", "Split", "as_data", "from_arrays", "load", "source_of", "subset"]
 
@@ -40,7 +40,7 @@ def options(
 
 
 def as_source(name: str) -> str:
-    """What a path that was given in place of a source should be."""
+    """A hint for a path given in place of a source: the notation that reads it."""
     path = Path(name).expanduser()
     if path.is_dir():
         kind = (
@@ -57,15 +57,15 @@ def as_source(name: str) -> str:
 
 
 def named(source: Source, names: Sequence[str]) -> Source:
-    """A source whose classes have other names, in their order.
+    """The source with new names for its classes, in the same order.
 
     Raises:
-        UserError: not one name for each class, or the same name twice.
+        UserError: there is not one name per class, or a name comes twice.
     """
     if isinstance(names, str) or len(names) != len(source.classes) or len(set(names)) < len(names):
         raise UserError(
-            f"class_names gives each of the {len(source.classes)} classes ({shortened(source.classes)}) a name of its own, in "
-            f"this order; given {names if isinstance(names, str) else shortened(list(map(str, names)))}"
+            f"class_names must give each of the {len(source.classes)} classes ({shortened(source.classes)}) a different name, "
+            f"in this order; given {names if isinstance(names, str) else shortened(list(map(str, names)))}"
         )
     classes = tuple(map(str, names))
     return replace(source, classes=classes, fingerprint=digest(source.fingerprint, *classes))
@@ -74,14 +74,14 @@ def named(source: Source, names: Sequence[str]) -> Source:
 SOURCES = Registry(
     "data",
     {
-        "shapes": "distilens.data.shapes:shapes",
-        "digits": "distilens.data.digits:digits",
-        "parquet": "distilens.data.files:parquet",
-        "folder": "distilens.data.folders:folder",
-        "csv": "distilens.data.csv_labels:csv",
-        "hf": "distilens.data.hub:hf",
-        "image": "distilens.data.image:image",
-        "torchvision": "distilens.data.hub:torchvision",
+        "shapes": "distilens.data.sources.shapes:shapes",
+        "digits": "distilens.data.sources.digits:digits",
+        "parquet": "distilens.data.sources.files:parquet",
+        "folder": "distilens.data.sources.folders:folder",
+        "csv": "distilens.data.sources.csv_labels:csv",
+        "hf": "distilens.data.sources.hub:hf",
+        "image": "distilens.data.sources.image:image",
+        "torchvision": "distilens.data.sources.hub:torchvision",
     },
     common=options,
     hint=as_source,
@@ -89,16 +89,16 @@ SOURCES = Registry(
 
 
 def load(part: Any, cache: Path | None = None, *, to_explain: bool = False) -> Data:
-    """The data set that the notation names; of Python objects what `as_data` makes; a `Data` is returned as it is.
+    """Load data by notation. Python objects go to `as_data`; a `Data` is returned unchanged.
 
-    A source's own `seed` (that of `shapes`) is also the seed of the splits.
+    If a source has its own `seed` (as `shapes` does), that is also the seed of the splits.
 
     Args:
         cache: where decoded images are kept; `runs/data` by default.
-        to_explain: also take images that cannot be trained and tested on: without classes, or one of each.
+        to_explain: also accept images that cannot be trained and tested on: without classes, or one image per class.
 
     Raises:
-        UserError: whatever is wrong with the notation, the files or the choice of rows.
+        UserError: a mistake in the notation, the files or the selection of rows.
     """
     if isinstance(part, Data):
         return part
@@ -114,7 +114,7 @@ def load(part: Any, cache: Path | None = None, *, to_explain: bool = False) -> D
 
 
 def is_notation(given: Any) -> bool:
-    """Whether something names data, and is no data itself: a text, a `Spec`, or a table with a name."""
+    """Whether something is a name for data, not the data: a string, a `Spec`, or a dictionary with a `name`."""
     return isinstance(given, str | Spec) or (isinstance(given, Mapping) and isinstance(given.get("name"), str))
 
 
@@ -130,7 +130,7 @@ def as_data(
     class_names: Sequence[str] | None = None,
     to_explain: bool = False,
 ) -> Data:
-    """Data from whatever holds pictures and labels.
+    """Make a `Data` from Python objects with pictures and labels.
 
     Args:
         given: one of these, or a pair `(train, test)`, a triple `(train, validation, test)` or a dictionary of them:
@@ -140,19 +140,19 @@ def as_data(
             * a `DataLoader`: its data set is taken;
             * a `datasets.Dataset` or `DatasetDict` of Hugging Face.
 
-            A notation and a `Data` are taken as `load` takes them. Each item is read once: random transforms are told by a
-            second reading of a few, and remarked on.
+            A notation and a `Data` are handled as in `load`. Each item is read once. A few are read twice to detect random
+            transforms, which lead to a remark.
         cache: where the pixels of data sets are kept; `runs/data` by default. Arrays stay in memory.
-        size: the side of the pictures, or height and width; by default as they are, or a usual side if they are of several.
-        limit: at most so many images of each split.
-        shots: so many training images of every class.
-        val_fraction: the share of every class that is held out to validate on.
-        seed: of what is held out, of `limit` and of `shots`.
-        class_names: a name for each class, in the order of the labels; by default the names that the data carry, or the labels.
-        to_explain: also take images that cannot be trained and tested on: without classes, or one of each.
+        size: the side of the pictures, or height and width; by default unchanged, or a usual side if the sizes differ.
+        limit: maximum number of images per split.
+        shots: number of training images per class.
+        val_fraction: the share of every class that is held out for validation.
+        seed: of the hold-out, of `limit` and of `shots`.
+        class_names: one name per class, in the order of the labels; by default the names in the data, or the labels.
+        to_explain: also accept images that cannot be trained and tested on: without classes, or one image per class.
 
     Raises:
-        UserError: nothing that holds pictures and labels (it says what would), pictures or labels at fault.
+        UserError: the object does not hold pictures and labels (the message lists what does), or they have a mistake.
 
     Example:
         >>> import torch
@@ -160,13 +160,11 @@ def as_data(
         >>> data.classes, data.size, len(data.train)
         (('0', '1', '2'), (16, 16), 42)
     """
-    from distilens.data.objects import source_of_objects
+    from distilens.data.sources.objects import source_of_objects
 
     if isinstance(given, Data) or is_notation(given):
         if (size, limit, shots, val_fraction, seed, class_names) != (None, None, None, 0.1, 0, None):
-            raise UserError(
-                "options of a data set that has a name are said in its notation: folder:path=pictures,size=96"
-            )
+            raise UserError("write the options of a named data set into its notation: folder:path=pictures,size=96")
         return load(given, cache, to_explain=to_explain)
     source = source_of_objects(given, CACHE if cache is None else Path(cache), size)
     if class_names is not None:

@@ -1,6 +1,6 @@
-"""Augmentation, drawn batched from (data seed, variant, index) alone: which box, which colours, what is erased or mixed.
+"""Augmentation: box, colours, erasing and mixing, drawn for whole batches from (data seed, variant, index) only.
 
-`crop:padding=4` and `resized_crop` choose the geometry; both take the same further options. Nothing here knows the order of
+`crop:padding=4` and `resized_crop` choose the geometry; both take the same further options. Nothing depends on the order of
 the batches, so variant k of an image is the same picture in every run.
 """
 
@@ -15,9 +15,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from distilens.core import Batch, Mixed
+from distilens.data.batch import Batch, Mixed
 from distilens.data.geometry import Geometry
-from distilens.specs import Registry
+from distilens.foundation.notation import Registry
 
 Flip = Literal["random", "alternate", "none"]
 Mix = Literal["none", "mixup", "cutmix"]
@@ -27,7 +27,7 @@ Draw = Callable[..., Tensor]  # draw(name, count) -> [b, count] in [0, 1)
 
 @dataclass(frozen=True)
 class Augment:
-    """What is drawn for each image; made by `crop`, `resized_crop` or `none`."""
+    """The settings of an augmentation; made by `crop`, `resized_crop` or `none`."""
 
     padding: int = 0
     area: tuple[float, float] | None = None
@@ -39,21 +39,21 @@ class Augment:
 
     @property
     def still(self) -> bool:
-        """Whether nothing is drawn, so that all variants of an image are the same."""
+        """Whether there is no augmentation, so that all variants of an image are equal."""
         return self == Augment()
 
     def geometry(self, draw: Draw, variant: int, source: tuple[int, int]) -> Geometry:
         """The source box and flip of each image."""
         u = draw("geometry", 4)
         if self.flip == "alternate":
-            # an image and its mirror take turns, so that two epochs see each once (Keller Jordan 2024, arXiv 2404.00498)
+            # an image and its mirror alternate, so that two epochs show each once (Keller Jordan 2024, arXiv 2404.00498)
             flip = (draw("side", 1, fixed=True)[:, 0] < 0.5) ^ bool(variant % 2)
         else:
             flip = (u[:, 0] < 0.5) & (self.flip == "random")
         height, width = source
         if self.area is None:
             corner = (u[:, 1:3] * (2 * self.padding + 1)).floor() - self.padding
-            sides = [corner.new_full((len(u), 1), side) for side in source]  # made there: no copy to wait for
+            sides = [corner.new_full((len(u), 1), side) for side in source]  # made on the device: no copy to wait for
             box = torch.cat([corner, *sides], 1)
             return Geometry(box, flip, source, source, whole=True)
         area = (self.area[0] + u[:, 1] * (self.area[1] - self.area[0])) * height * width
@@ -64,7 +64,7 @@ class Augment:
         return Geometry(torch.cat([corner, size], 1), flip, source, source, whole=False)
 
     def colour(self, images: Tensor, draw: Draw) -> Tensor:
-        """Brightness, contrast and saturation, each by a factor in [1 - jitter, 1 + jitter]."""
+        """Change brightness, contrast and saturation, each by a factor in [1 - jitter, 1 + jitter]."""
         if not self.jitter:
             return images
         factors = 1 + self.jitter * (2 * draw("jitter", 3) - 1)
@@ -74,7 +74,7 @@ class Augment:
         return images.mean(1, keepdim=True).lerp(images, saturation).clamp(0, 1)
 
     def erased(self, batch: Batch, draw: Draw) -> Batch:
-        """With probability `erase`, a box of up to a third of each side turns grey, and carries no evidence."""
+        """With probability `erase`, paint a box of up to a third of each side grey; its evidence becomes 0."""
         if not self.erase:
             return batch
         u = draw("erase", 5)
@@ -84,7 +84,7 @@ class Augment:
         return replace(batch, images=images, view=images, mask=mask)
 
     def mixed(self, batch: Batch, other: Batch, draw: Draw) -> Batch:
-        """Blend in (mixup) or paste in (cutmix) another image of the training set; the share is uniform in [0, 1]."""
+        """Blend in (mixup) or paste in (cutmix) another training image; the share is uniform in [0, 1]."""
         u = draw("mix", 3)
         if self.mix == "mixup":
             keep = u[:, 0, None, None].expand(-1, *batch.images.shape[-2:])
@@ -97,7 +97,7 @@ class Augment:
 
 
 def window(centre: Tensor, side: Tensor, images: Tensor) -> Tensor:
-    """Boxes `[b h w]` from centres and sides as shares of the image."""
+    """Boxes `[b h w]` from centres and sides, which are shares of the image."""
     inside = []
     for axis, length in enumerate(images.shape[-2:]):
         place = (torch.arange(length, device=images.device) + 0.5) / length
@@ -106,7 +106,7 @@ def window(centre: Tensor, side: Tensor, images: Tensor) -> Tensor:
 
 
 def none() -> Augment:
-    """The images as they are."""
+    """No augmentation: the images unchanged."""
     return Augment()
 
 
@@ -118,7 +118,7 @@ def crop(
     erase: Share = 0.0,
     mix: Mix = "none",
 ) -> Augment:
-    """Shift by up to `padding` pixels with the edge reflected, and flip: for small images.
+    """Shift by up to `padding` pixels with reflection at the edge, and flip: for small images.
 
     Source: He et al. 2016 (arXiv 1512.03385), section 4.2, who pad with zeros.
     """
@@ -134,9 +134,9 @@ def resized_crop(
     erase: Share = 0.0,
     mix: Mix = "none",
 ) -> Augment:
-    """A box of random area and shape, resized, and flip: for photographs.
+    """Cut out a box of random area and shape, resize it, and flip: for photographs.
 
-    Source: Szegedy et al. 2015 (arXiv 1409.4842), section 6; their area starts at 0.08. A box that would not fit is clipped.
+    Source: Szegedy et al. 2015 (arXiv 1409.4842), section 6; their area starts at 0.08. A box that does not fit is clipped.
     """
     return Augment(area=area, ratio=ratio, flip=flip, jitter=jitter, erase=erase, mix=mix)
 

@@ -1,4 +1,4 @@
-"""Pictures that are there twice: found by a perceptual hash, confirmed by their pixels."""
+"""Duplicate pictures: found by a perceptual hash, confirmed by their pixels."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ from functools import lru_cache
 import numpy as np
 
 THUMB = 32
-"""Sides of what is hashed; a smaller picture is hashed as it is."""
+"""Side to which a picture is reduced before hashing; a smaller picture is hashed as it is."""
 
 CHUNK = 4_000_000
-"""Bytes of pictures hashed at a time: they stay in cache."""
+"""Bytes of pictures hashed at a time, so that they stay in the CPU cache."""
 
 PLAIN = 4.0
-"""Levels of 255 by which a picture must deviate from its mean to be compared: two black ones are no copies."""
+"""Minimum deviation of a picture from its mean, in levels of 255. Two black pictures are not copies."""
 
 APART = 6
-"""Of 64 bits: what the hashes of one picture, saved twice, may differ by."""
+"""Maximum Hamming distance (of 64 bits) between the hashes of one picture that was saved twice."""
 
 NEIGHBOURS = 32
-"""Each picture is compared with so many others that share a quarter of its hash."""
+"""Each picture is compared with at most this many others that share a quarter of its hash."""
 
 MOST = 100_000
-"""Pairs whose pixels are compared, those with the nearest hashes first."""
+"""Maximum number of pairs whose pixels are compared, those with the nearest hashes first."""
 
 ALIKE = 0.98
-"""The least correlation of the pixels of two pictures that are one: JPEG at a quality of 50 leaves 0.98 to 0.995."""
+"""Minimum correlation between the pixels of two copies: JPEG at quality 50 leaves 0.98 to 0.995."""
 
 OFTEN = 0.01
-"""A run mentions copies among the training pictures from this share on."""
+"""A run mentions copies among the training pictures if their share is larger than this."""
 
 
 @dataclass(frozen=True)
 class Copies:
-    """Pictures that are one and the same.
+    """A group of copies of one picture.
 
     Attributes:
-        exact: to the last pixel; otherwise as saved again, or at another size.
-        rows: split and row of each.
-        names: of each, in the words of messages.
+        exact: whether all pixels are equal; otherwise the picture was saved again, or at another size.
+        rows: split and row of each picture.
+        names: the name of each picture in messages.
     """
 
     exact: bool
@@ -50,10 +50,10 @@ class Copies:
 
 
 def hashes_of(images: np.ndarray) -> np.ndarray:
-    """The perceptual hashes uint64 `[n]` of pictures `[n h w 3]`; 0 for those of nearly one colour.
+    """The perceptual hashes uint64 `[n]` of pictures `[n h w 3]`; 0 for pictures of nearly one colour.
 
-    The 8 × 8 lowest frequencies of the green channel, each against their median (pHash: Zauner, "Implementation and
-    benchmarking of perceptual image hash functions", 2010).
+    Each bit compares one of the 8 × 8 lowest frequencies of the green channel with their median (pHash: Zauner,
+    "Implementation and benchmarking of perceptual image hash functions", 2010).
     """
     count, height, width = images.shape[:3]
     step = max(1, CHUNK // (height * width))
@@ -62,7 +62,7 @@ def hashes_of(images: np.ndarray) -> np.ndarray:
 
 
 def hashed(green: np.ndarray) -> np.ndarray:
-    """Of one channel `[n h w]`."""
+    """The hashes uint64 `[n]` of one channel `[n h w]`."""
     down, across = cosines(green.shape[1]), cosines(green.shape[2])
     values = (down @ green.astype(np.float32) @ across.T).reshape(len(green), 64)
     bits = values > np.median(values, axis=1, keepdims=True)
@@ -72,9 +72,9 @@ def hashed(green: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=16)
 def cosines(side: int) -> np.ndarray:
-    """`[8 side]`: means over at most THUMB pieces of the side, then its first eight cosines.
+    """A matrix `[8 side]`: averages a side over at most THUMB pieces, then applies the first eight cosines.
 
-    They are scaled so that the squares of all frequencies but the first add up to the variance.
+    The scale is such that the squares of all frequencies but the first add up to the variance.
     """
     pieces = min(side, THUMB)
     edges, pixels = np.arange(pieces + 1) * side / pieces, np.arange(side)
@@ -88,10 +88,11 @@ def cosines(side: int) -> np.ndarray:
 def pairs_of(hashes: np.ndarray) -> np.ndarray:
     """Rows `[m 2]` whose hashes differ by no more than APART bits, the nearest first.
 
-    Two such hashes share one of their four quarters at least: they are neighbours where all are sorted by it.
+    Only pairs that share one of their four 16-bit quarters are found: they are neighbours when sorted by it. Hashes that differ
+    in up to 3 bits always share one.
     """
     rows = np.flatnonzero(hashes)
-    found, distances = [np.zeros((0, 2), dtype=np.int64)], [np.zeros(0, dtype=np.uint8)]
+    candidates, distances = [np.zeros((0, 2), dtype=np.int64)], [np.zeros(0, dtype=np.uint8)]
     for quarter in range(4):
         share = (hashes[rows] >> np.uint64(16 * quarter)) & np.uint64(0xFFFF)
         order = rows[np.lexsort((hashes[rows], share))]
@@ -101,25 +102,25 @@ def pairs_of(hashes: np.ndarray) -> np.ndarray:
             if not len(near):
                 break
             first, second = order[near], order[near + step]
-            apart = bits_of(hashes[first] ^ hashes[second])
-            close = apart <= APART
-            found.append(np.sort(np.stack([first[close], second[close]], axis=1), axis=1))
-            distances.append(apart[close])
-    pairs, places = np.unique(np.concatenate(found), axis=0, return_index=True)
+            distance = bits_of(hashes[first] ^ hashes[second])
+            close = distance <= APART
+            candidates.append(np.sort(np.stack([first[close], second[close]], axis=1), axis=1))
+            distances.append(distance[close])
+    pairs, places = np.unique(np.concatenate(candidates), axis=0, return_index=True)
     return pairs[np.argsort(np.concatenate(distances)[places], kind="stable")][:MOST]
 
 
 def bits_of(values: np.ndarray) -> np.ndarray:
-    """How many bits of each are set (`numpy.bitwise_count` is of NumPy 2)."""
+    """The number of set bits per value (`numpy.bitwise_count` needs NumPy 2)."""
     return np.unpackbits(values.view(np.uint8).reshape(-1, 8), axis=1).sum(axis=1, dtype=np.uint8)
 
 
 def copies_in(images: Mapping[str, np.ndarray], name: Callable[[str, int], str]) -> list[Copies]:
-    """The groups of pictures that are one, in the splits of a set.
+    """The groups of copies in the splits of a set.
 
     Args:
-        images: `[n h w 3]` of each split; may be memory maps.
-        name: the words for a row of a split.
+        images: `[n h w 3]` per split; may be memory maps.
+        name: gives the name of a row of a split.
     """
     where = [(part, row) for part, rows in images.items() for row in range(len(rows))]
     same, nearly = [], []
@@ -141,7 +142,7 @@ def copies_in(images: Mapping[str, np.ndarray], name: Callable[[str, int], str])
 
 
 def alike(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two pictures show the same, but for how they were saved."""
+    """Whether two pictures show the same, possibly saved in different ways."""
     if one.shape != other.shape:
         return False
     first, second = one.astype(np.float32).ravel(), other.astype(np.float32).ravel()
@@ -150,7 +151,7 @@ def alike(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 def grouped(pairs: Sequence[tuple[int, int]]) -> list[list[int]]:
-    """The connected groups of some pairs, by a forest in which each member points towards its root."""
+    """The connected groups of the pairs, by union-find: each member points towards its root."""
     above: dict[int, int] = {}
 
     def root(member: int) -> int:
@@ -170,7 +171,7 @@ def grouped(pairs: Sequence[tuple[int, int]]) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class Member:
-    """One picture of a group of copies, in the split where a run has it."""
+    """One picture of a group of copies, in a split of the run."""
 
     split: str
     name: str
@@ -183,25 +184,25 @@ def said_of_copies(
     labels: Mapping[str, np.ndarray],
     classes: Sequence[str],
 ) -> list[str]:
-    """What must be said of pictures that are in two splits, in two classes, or often in the training set.
+    """Warnings about pictures that are in two splits, in two classes, or often in the training set.
 
     Args:
         splits: the set and the rows of `train`, `validation` and `test`.
         labels: of each set; -1 = none.
     """
     groups = [(group.exact, members_of(group, splits, labels)) for group in copies]
-    said = [
+    lines = [
         *(said_of_leaks(groups, split, len(splits[split][1])) for split in ("test", "validation")),
         said_of_two_classes([members for _, members in groups], classes),
         said_of_repeats([members for _, members in groups], len(splits["train"][1])),
     ]
-    return [line for line in said if line]
+    return [line for line in lines if line]
 
 
 def members_of(
     group: Copies, splits: Mapping[str, tuple[str, np.ndarray]], labels: Mapping[str, np.ndarray]
 ) -> list[Member]:
-    """Those of a group that are in a split."""
+    """The pictures of a group that are in a split."""
     return [
         Member(split, name, int(labels[part][row]))
         for (part, row), name in zip(group.rows, group.names, strict=True)
@@ -211,40 +212,38 @@ def members_of(
 
 
 def said_of_leaks(groups: Sequence[tuple[bool, list[Member]]], split: str, size: int) -> str:
-    """A warning if pictures of a split are in the training set as well; else nothing."""
+    """A warning if pictures of a split are also in the training set; else an empty string."""
     leaks = [(exact, members) for exact, members in groups if {"train", split} <= {one.split for one in members}]
     if not leaks:
         return ""
     counts = [sum(one.split == split for one in members) for _, members in leaks]
     exactly = sum(count for count, (exact, _) in zip(counts, leaks, strict=True) if exact)
     own, trained = (next(one.name for one in leaks[0][1] if one.split == which) for which in (split, "train"))
-    how = (
-        "the same to the last pixel" if exactly == sum(counts) else f"{exactly:,} to the last pixel, the others nearly"
-    )
+    how = "with equal pixels" if exactly == sum(counts) else f"{exactly:,} with equal pixels, the others nearly equal"
     return (
-        f"{sum(counts):,} of {size:,} {split} pictures are in the training set too ({how}), as {own} and {trained}: a model "
-        "can know them by heart, which raises its accuracy. Take them out of one of both"
+        f"{sum(counts):,} of {size:,} {split} pictures are also in the training set ({how}), such as {own} and {trained}: a "
+        "model can memorise them, which raises its accuracy. Remove them from one of the two"
     )
 
 
 def said_of_two_classes(groups: Sequence[list[Member]], classes: Sequence[str]) -> str:
-    """A warning if a picture stands in two classes; else nothing."""
+    """A warning if a picture is in two classes; else an empty string."""
     several = [members for members in groups if len({one.label for one in members if one.label >= 0}) > 1]
     if not several:
         return ""
     first = next(one for one in several[0] if one.label >= 0)
     other = next(one for one in several[0] if one.label not in (first.label, -1))
     return (
-        f"{sum(map(len, several)):,} pictures are copies of one that is in another class, as {first.name} "
+        f"{sum(map(len, several)):,} pictures have a copy in another class, such as {first.name} "
         f"({classes[first.label]}) and {other.name} ({classes[other.label]}): one of the labels must be wrong"
     )
 
 
 def said_of_repeats(groups: Sequence[list[Member]], size: int) -> str:
-    """A remark if many training pictures are copies; else nothing."""
+    """A remark if many training pictures are copies; else an empty string."""
     again = [[one.name for one in members if one.split == "train"] for members in groups]
     count = sum(max(0, len(names) - 1) for names in again)
     if count <= OFTEN * size:
         return ""
     first = next(names for names in again if len(names) > 1)
-    return f"{count:,} of {size:,} training pictures are copies of others, as {first[1]} of {first[0]}"
+    return f"{count:,} of {size:,} training pictures are copies of others, such as {first[1]} of {first[0]}"

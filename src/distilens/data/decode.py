@@ -1,4 +1,4 @@
-"""One picture from its bytes, and many in threads."""
+"""Decode pictures from bytes, many at a time in threads."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 PLAIN = Pixels()
 
 TASK = 32
-"""Images a task: handing over one 32 × 32 image costs a thread more than decoding it."""
+"""Images per task: for a single 32 × 32 image the hand-over to a thread costs more than decoding."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One set before it is decoded.
+    """A set before decoding.
 
     Attributes:
         labels: int64 `[n]`.
         images: yields the n images in the order of `labels`, each as bytes, as a file, or as pixels `[h w 3]`;
-            None is an image that is missing.
-        name: the words for a row in messages, such as `row 17 of train.parquet`.
+            None for a missing image.
+        name: gives the name of a row in messages, such as `row 17 of train.parquet`.
     """
 
     labels: np.ndarray
@@ -51,28 +51,28 @@ class Bad:
 
 
 def extents_of(pool: ThreadPoolExecutor, sets: Mapping[str, Encoded]) -> list[Extent]:
-    """Of all images of more than 8 bits in all sets."""
+    """The value ranges of all images with more than 8 bits, over all sets."""
 
     def some(images: Sequence[bytes | Path | np.ndarray | None]) -> list[Extent]:
-        found = []
+        extents = []
         for encoded in images:
-            with suppress(Exception), opened(encoded) as image:  # what is wrong with it is said when it is decoded
-                found.append(extent_of(image))
-        return [extent for extent in found if extent is not None]
+            with suppress(Exception), opened(encoded) as image:  # decoding reports what is wrong with it
+                extents.append(extent_of(image))
+        return [extent for extent in extents if extent is not None]
 
     every = itertools.chain.from_iterable(encoded.images() for encoded in sets.values())
     return [extent for task in pool.map(some, batched(every, TASK)) for extent in task]
 
 
 def shorter_sides_of(pool: ThreadPoolExecutor, sets: Mapping[str, Encoded]) -> np.ndarray:
-    """Of all images in all sets that can be opened."""
+    """The shorter sides of all images that can be opened, over all sets."""
 
     def some(images: Sequence[bytes | Path | np.ndarray | None]) -> list[int]:
-        found = []
+        sides = []
         for encoded in images:
             with suppress(Exception), opened(encoded) as image:
-                found.append(min(image.size))
-        return found
+                sides.append(min(image.size))
+        return sides
 
     every = itertools.chain.from_iterable(encoded.images() for encoded in sets.values())
     return np.array([side for task in pool.map(some, batched(every, TASK)) for side in task])
@@ -81,7 +81,7 @@ def shorter_sides_of(pool: ThreadPoolExecutor, sets: Mapping[str, Encoded]) -> n
 def decode_all(
     pool: ThreadPoolExecutor, images: Iterable, pixels: Pixels, said: list[str]
 ) -> Iterable[np.ndarray | Bad]:
-    """Decode in threads, in order, holding no more than a few hundred images at a time."""
+    """Decode in threads and in order, with at most a few hundred images in memory per CPU core."""
     running: deque[Future] = deque()
     for task in batched(images, TASK):
         running.append(pool.submit(decode_some, task, pixels, said))
@@ -107,7 +107,7 @@ def decode_some(
             decoded.append(decode(image, pixels, said))
         except DeepError:
             raise
-        except Exception as error:  # Pillow's readers raise whatever a broken file leads them to
+        except Exception as error:  # on broken files Pillow's readers raise errors of any kind
             decoded.append(Bad(reason_of(error)))
     return decoded
 
@@ -115,29 +115,29 @@ def decode_some(
 def decode(
     encoded: bytes | Path | np.ndarray | None, pixels: Pixels = PLAIN, said: list[str] | None = None
 ) -> np.ndarray:
-    """One image as uint8 RGB `[h w 3]`, upright by its EXIF orientation; of an animation the first frame.
+    """Decode one image to uint8 RGB `[h w 3]`, upright by its EXIF orientation; the first frame of an animation.
 
     Args:
-        said: gets what was done to the image that must be said.
+        said: receives remarks about changes to the image.
 
     Raises:
-        DeepError: the image has more than 8 bits, and `pixels` no range for them.
+        DeepError: the image has more than 8 bits, and `pixels` has no range for them.
     """
     from PIL import ImageOps
 
     said = [] if said is None else said
     with opened(encoded) as image:
         if is_cut(image):
-            said.append("of 16 bits a colour, the upper 8 are read")
+            said.append("16 bits per colour, only the upper 8 are read")
         if pixels.sides is not None:
-            # a JPEG is read at 1/2 to 1/8 where that leaves twice what is needed
+            # a JPEG is read at 1/2 to 1/8 of its size if that leaves twice the needed size
             image.draft("RGB", (2 * max(pixels.sides), 2 * max(pixels.sides)))
         if not isinstance(encoded, np.ndarray):
             ImageOps.exif_transpose(image, in_place=True)
         shown = as_rgb_image(image, pixels, said.append)
-        with suppress(Exception):  # later frames may be broken; the first is what is used
+        with suppress(Exception):  # later frames may be broken; only the first is used
             if getattr(image, "n_frames", 1) > 1:
-                said.append("animated or of several pages, the first is read")
+                said.append("animated or with several pages, only the first is read")
     return np.asarray(shown if pixels.sides is None else resized(shown, *pixels.sides))
 
 
@@ -152,7 +152,7 @@ def opened(encoded: bytes | Path | np.ndarray | None) -> Image.Image:
 
 
 def resized(image: Image.Image, height: int, width: int) -> Image.Image:
-    """Scaled until it covers height and width, then cut to the middle."""
+    """Scale the image until it covers height and width, then crop its middle."""
     from PIL import Image
 
     scale = max(width / image.width, height / image.height)
@@ -169,7 +169,7 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):
         count = re.search(r"\d+", str(error))
         what = f"it has {int(count[0]):,} pixels, and" if count else "it has more pixels than"
-        return f"{what} Pillow takes twice {Image.MAX_IMAGE_PIXELS or 0:,} to be safe. If you trust it: large=true"
+        return f"{what} Pillow's limit is twice {Image.MAX_IMAGE_PIXELS or 0:,}. If you trust it: large=true"
     if type(error).__name__ == "UnidentifiedImageError":  # its own message shows the address of a buffer
-        return "the bytes are no image"
+        return "the bytes are not an image"
     return str(error).rstrip(".") or type(error).__name__

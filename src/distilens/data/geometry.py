@@ -1,7 +1,7 @@
-"""One geometry for everything that belongs to an image: the picture, its evidence mask, its maps.
+"""The geometry of an augmentation: one box and flip for an image, its evidence mask and its maps.
 
-A geometry is a box in the source image and a flip. It is drawn once, and `move` applies it to whatever stands on the source's
-grid, at any resolution, so that pixels and maps can never part.
+A geometry is a box in the source image and a flip. It is drawn once. `move` applies it to anything on the source's grid, at any
+resolution, so pixels and maps always stay aligned.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Geometry:
-    """The part of the source that each image shows.
+    """The source box and flip of each image.
 
     Attributes:
-        box: top, left, height and width in source pixels; may reach over the edge, where the image is reflected.
-        flip: mirrored left to right.
+        box: top, left, height and width in source pixels; beyond the edge the image is reflected.
+        flip: whether the image is mirrored left to right.
         source: height and width of the source image.
         size: height and width of the result.
-        whole: every box is as large as the result and starts on a whole pixel, so that moving copies pixels exactly.
+        whole: whether every box has the size of the result and starts on a whole pixel, so that moving copies pixels exactly.
     """
 
     box: Float[Tensor, "b 4"]
@@ -34,7 +34,7 @@ class Geometry:
 
     @classmethod
     def identity(cls, batch: int, source: tuple[int, int], device: torch.device | str = "cpu") -> Geometry:
-        """All of the source, as it is."""
+        """The whole source, unchanged."""
         box = torch.cat([torch.full((batch, 1), side, device=device) for side in (0.0, 0.0, *map(float, source))], 1)
         return cls(box, torch.zeros(batch, dtype=torch.bool, device=device), source, source, whole=True)
 
@@ -52,19 +52,19 @@ class Geometry:
         return reflected(rows, self.source[0]), reflected(columns, self.source[1])
 
     def gather(self, images: Tensor, positions: Int[Tensor, " b"]) -> Tensor:
-        """Read moved images straight out of a set `[n h w ...]`: one copy, no intermediate; only for `whole` boxes."""
+        """Read moved images directly from a set `[n h w ...]`, with a single copy; only for `whole` boxes."""
         rows, columns = self.lines()
         return images[positions[:, None, None], rows[:, :, None], columns[:, None, :]]
 
     def move(self, things: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """Move `[b h w]` or `[b c h w]` on the source's grid, at any resolution, to the result's.
+        """Move `[b h w]` or `[b c h w]` from the source's grid, at any resolution, to the result's.
 
-        Exact for whole boxes at the source's resolution, whatever the dtype; bilinear otherwise (float32), with reflection
-        over the edge.
+        Exact for whole boxes at the source's resolution, with any dtype. Otherwise bilinear (float32), with reflection at the
+        edge.
 
         Args:
-            things: what stands on the source's grid.
-            size: of the result; by default the geometry's own, scaled to the resolution of `things`.
+            things: values on the source's grid.
+            size: size of the result; by default the geometry's own, scaled to the resolution of `things`.
         """
         channels = things if things.ndim == 4 else things[:, None]
         grid = (channels.shape[-2], channels.shape[-1])
@@ -79,7 +79,7 @@ class Geometry:
         return moved if things.ndim == 4 else moved[:, 0]
 
     def sampled(self, images: Float[Tensor, "b c h w"], size: tuple[int, int]) -> Float[Tensor, "b c height width"]:
-        """Bilinear, by an affine grid in coordinates from -1 to 1; shrinking is smoothed by sampling twice as finely."""
+        """Bilinear sampling on an affine grid in coordinates from -1 to 1; when shrinking, up to 4 samples per side and pixel."""
         height, width = self.source
         scale_y, scale_x = self.box[:, 2] / height, self.box[:, 3] / width
         centre_y = (2 * self.box[:, 0] + self.box[:, 2]) / height - 1
@@ -89,7 +89,7 @@ class Geometry:
         theta = torch.stack(
             [torch.stack([scale_x * mirror, zero, centre_x], 1), torch.stack([zero, scale_y, centre_y], 1)], 1
         )
-        # bilinear sampling looks at four pixels: where the source is finer than that, sample more densely and average
+        # bilinear sampling reads four pixels: if the source is finer than that, sample more densely and average
         finer = max(1, min(4, round(float(images.shape[-1] / size[1] * 0.75))))
         fine = (size[0] * finer, size[1] * finer)
         grid = functional.affine_grid(theta, [len(images), images.shape[1], *fine], align_corners=False)

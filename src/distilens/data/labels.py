@@ -1,4 +1,4 @@
-"""What a column of labels says: the classes, and of each row its place among them, whatever type the column has."""
+"""Columns of labels of any type: the classes, and the class index of each row."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from distilens.data.source import shortened
-from distilens.errors import UserError
+from distilens.foundation.errors import UserError, shortened
 
 NAMES = (
     *("label", "labels", "class", "class_name", "class_id", "category", "category_name", "category_id"),
     *("target", "breed", "species", "diagnosis", "dx", "label_name", "y"),
 )
-"""What columns of labels are usually called."""
+"""The usual names of label columns."""
 
 
 def composed(name: str) -> str:
@@ -25,24 +24,24 @@ def composed(name: str) -> str:
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Class names sorted; by value where all are whole numbers."""
+    """Class names in order: by value if all are whole numbers, else alphabetically."""
     names = set(names)
     numbers = all(name.isdecimal() for name in names)
     return sorted(names, key=lambda name: (int(name), name) if numbers else (0, name))
 
 
 def column_values(column: Any, where: str) -> np.ndarray:
-    """The labels in a column of Arrow: int64, -1 = none; or objects, names or None.
+    """The labels in an Arrow column: int64 with -1 = none; or objects: names or None.
 
-    Whole numbers may be written as floats, as pandas does where one is missing. Dictionaries (pandas' Categorical), the view
-    types of Polars, bytes and booleans are read as what they stand for.
+    Whole numbers may be stored as floats, as pandas does if a value is missing. Dictionaries (pandas' Categorical), the view
+    types of Polars, bytes and booleans are also read.
 
     Args:
         column: an Array or ChunkedArray.
-        where: the words for the column in messages.
+        where: the name of the column in messages.
 
     Raises:
-        UserError: numbers that are not whole, several labels a row, or a type that holds no labels.
+        UserError: numbers that are not whole, several labels per row, or a type that cannot be labels.
     """
     import pyarrow
     from pyarrow import types
@@ -65,9 +64,9 @@ def column_values(column: Any, where: str) -> np.ndarray:
         return np.full(len(column), -1, dtype=np.int64)
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
         raise UserError(
-            f"{where} hold several labels a row ({kind}): wanted is one class a picture. Name a column of those, label=..."
+            f"{where} hold several labels per row ({kind}): expected one class per picture. Name such a column, label=..."
         )
-    raise UserError(f"{where} are {kind}: wanted are whole numbers or names. Name a column of those, label=...")
+    raise UserError(f"{where} are {kind}: expected whole numbers or names. Name such a column, label=...")
 
 
 def whole(values: np.ndarray, where: str) -> np.ndarray:
@@ -76,14 +75,14 @@ def whole(values: np.ndarray, where: str) -> np.ndarray:
     wrong = np.flatnonzero(~missing & (rounded != values))
     if len(wrong):
         raise UserError(
-            f"{where} hold numbers that are not whole, {values[wrong[0]]:g} in row {wrong[0]}: wanted are classes. Name a "
-            "column of those, label=..."
+            f"{where} hold numbers that are not whole, {values[wrong[0]]:g} in row {wrong[0]}: expected classes. Name a "
+            "column of classes, label=..."
         )
     return rounded
 
 
 def names_in(values: Sequence[str | None]) -> np.ndarray:
-    """Names in Unicode's composed form; an empty one is no label."""
+    """Names in Unicode's composed form; an empty name means no label."""
     form = {value: composed(value) or None for value in set(values) if value is not None}
     return np.array([None if value is None else form[value] for value in values], dtype=object)
 
@@ -91,12 +90,12 @@ def names_in(values: Sequence[str | None]) -> np.ndarray:
 def classes_in(
     columns: Mapping[str, np.ndarray], declared: Sequence[str] | None = None
 ) -> tuple[list[str], dict[str, np.ndarray]]:
-    """The classes of a set, and its labels as places among them.
+    """The classes of a set, and its labels as class indices.
 
     Args:
-        columns: by split, as `column_values` gives them.
-        declared: the names of the labels 0, 1, ... where the files say them. Otherwise the classes are the labels that there
-            are: of 1, 2, 5 the three classes "1", "2", "5".
+        columns: by split, as returned by `column_values`.
+        declared: the names of the labels 0, 1, ..., if the files have them. Otherwise the classes are the labels in use: 1, 2, 5
+            give the three classes "1", "2", "5".
     """
     words = any(column.dtype == object for column in columns.values())
     if declared is not None and not words:
@@ -111,11 +110,11 @@ def classes_in(
 
 
 def as_declared(column: np.ndarray, own: Sequence[str] | None, all_names: Sequence[str] | None) -> np.ndarray:
-    """Numbers by their names, where a file or a split declares other names than the first one did.
+    """Replace numbers by names if a file or a split declares other names than the first one.
 
     Args:
-        own: what it declares.
-        all_names: what the first one declares, which gives the whole set its classes.
+        own: the names that it declares.
+        all_names: the names that the first one declares: the classes of the whole set.
 
     Raises:
         UserError: a number without a name.
@@ -124,8 +123,8 @@ def as_declared(column: np.ndarray, own: Sequence[str] | None, all_names: Sequen
         return column
     wrong = column[(column < -1) | (column >= len(own))]
     if len(wrong):
-        raise UserError(f"there is the label {wrong[0]}, and the names declared are {shortened(own)}")
-    names = np.array([composed(name) for name in own] + [None], dtype=object)  # its last entry answers the label -1
+        raise UserError(f"there is a label {wrong[0]}, and the declared names are {shortened(own)}")
+    names = np.array([composed(name) for name in own] + [None], dtype=object)  # the last entry is for the label -1
     return names[column]
 
 
@@ -143,7 +142,7 @@ def known(column: np.ndarray) -> set[str]:
 
 
 def placed(column: np.ndarray, place: Mapping[str, int]) -> np.ndarray:
-    """Each label as its place; what is below 0 stays as it is."""
+    """Replace each label by its class index; values below 0 are unchanged."""
     if column.dtype == object:
         return np.array([-1 if value is None else place[value] for value in column], dtype=np.int64)
     values, inverse = np.unique(column, return_inverse=True)
@@ -152,7 +151,7 @@ def placed(column: np.ndarray, place: Mapping[str, int]) -> np.ndarray:
 
 
 def said_of_names(classes: Sequence[str]) -> str:
-    """A warning if names differ in case or spaces alone; else nothing."""
+    """A warning if names differ only in case or spaces; else an empty string."""
     alike: dict[str, list[str]] = defaultdict(list)
     for name in classes:
         alike["".join(name.casefold().split())].append(name)
@@ -160,4 +159,4 @@ def said_of_names(classes: Sequence[str]) -> str:
     if not groups:
         return ""
     shown = "; ".join(shortened(names, quoted=True) for names in groups[:3])
-    return f"some classes differ in case or spaces alone, {shown}: if they are one, give them one name"
+    return f"some classes differ only in case or spaces, {shown}: if they are the same class, give them one name"

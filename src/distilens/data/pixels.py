@@ -1,4 +1,4 @@
-"""What the pixels of a picture become, whatever mode they are in: uint8 RGB. docs/data.md has the table."""
+"""Convert the pixels of a picture of any mode to uint8 RGB. See the table in docs/data.md."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from distilens.data.source import shortened
-from distilens.errors import UserError
+from distilens.foundation.errors import UserError, shortened
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -25,16 +24,16 @@ Range = tuple[float, float] | None
 
 GROUNDS = {"white": (255,) * 4, "black": (0, 0, 0, 255), "grey": (128, 128, 128, 255)}
 BITS = (8, 10, 12, 14, 16)
-"""What cameras, scanners and microscopes write into 16 bits."""
+"""Bit depths that cameras, scanners and microscopes store in 16 bits."""
 
 NEAR = 16
-"""Levels of 255: a picture whose channels all spread over no more than these is nearly one colour."""
+"""A picture is nearly one colour if every channel spreads over at most this many levels of 255."""
 
 SIDES = (32, 64, 96, 128)
-"""Where pictures are of several sizes, they take the largest of these that the median picture has."""
+"""Pictures of different sizes are brought to the largest of these that is not above the median side."""
 
 MANY = 0.05
-"""The share of nearly one-coloured pictures that is said; of a class it is all."""
+"""Warn if at least this share of all pictures, or a whole class, is nearly one colour."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +41,12 @@ class Pixels:
     """How pictures become pixels.
 
     Attributes:
-        size: pictures are resized until they cover it, and the middle is cut out: a square, or height and width. None: as they
-            are, if all are of one size, and else a usual side, which is said.
-        ground: what transparent pictures are laid over.
-        bounds: which values of 16-bit, 32-bit and float pictures are black and white. None: 0 to the smallest of 255, 1023,
-            4095, 16383, 65535 that holds every value of the whole set; 0 to 1 for floats that are all in there.
-        large: take pictures of more pixels than Pillow takes to be safe.
+        size: side of a square, or height and width. Pictures are resized until they cover it, and the middle is cut out. None:
+            unchanged if all have one size, else a usual side, with a remark.
+        ground: the background for transparent pictures.
+        bounds: the values of 16-bit, 32-bit and float pictures that become black and white. None: 0 to the smallest of 255, 1023,
+            4095, 16383, 65535 that is not below any value of the whole set; 0 to 1 for floats that all lie in this range.
+        large: accept pictures with more pixels than Pillow considers safe.
     """
 
     size: Side | None = None
@@ -63,24 +62,24 @@ class Pixels:
     def __post_init__(self) -> None:
         if self.bounds is not None and not self.bounds[0] < self.bounds[1]:
             low, high = self.bounds
-            raise UserError(f"range=[{low:g},{high:g}] goes down; wanted is range=[low,high], such as range=[0,4095]")
+            raise UserError(f"range=[{low:g},{high:g}] goes down; expected range=[low,high], such as range=[0,4095]")
 
 
 class DeepError(Exception):
-    """A picture of more than 8 bits was met, and the range of the set is not known yet."""
+    """A picture has more than 8 bits, and the range of the set is not known yet."""
 
 
 class SizesError(Exception):
-    """Pictures of several sizes were met, and nobody said to which they are to be brought."""
+    """The pictures have different sizes, and no target size is given."""
 
 
 def usual_size(shorter: np.ndarray) -> tuple[int, str]:
-    """The side for pictures of several sizes, by their shorter sides; and the sentence that says so."""
+    """The side for pictures of different sizes, from their shorter sides; and a remark about it."""
     median = int(np.median(shorter))
-    side = max((one for one in SIDES if one <= median), default=median)
+    side = max((usual for usual in SIDES if usual <= median), default=median)
     return side, (
-        f"the pictures are of several sizes (shorter sides from {shorter.min()} to {shorter.max()}, median {median}): each is "
-        f"resized to {side} on its shorter side, and the middle {side} × {side} is cut out. size= takes another"
+        f"the pictures have different sizes (shorter sides from {shorter.min()} to {shorter.max()}, median {median}): each is "
+        f"resized to {side} on its shorter side, and the middle {side} × {side} is cut out. To use another size: size="
     )
 
 
@@ -89,12 +88,12 @@ def is_deep(image: Image.Image) -> bool:
 
 
 def is_cut(image: Image.Image) -> bool:
-    """Whether a colour picture of 16 bits a channel was opened, of which Pillow reads the upper 8."""
+    """Whether an opened colour picture has 16 bits per channel: Pillow reads only the upper 8."""
     return not is_deep(image) and any("16" in str(part[3]) for part in getattr(image, "tile", ()))
 
 
 def as_rgb_image(image: Image.Image, pixels: Pixels, said: Callable[[str], object]) -> Image.Image:
-    """One picture as RGB: deep values scaled, transparency laid over the ground."""
+    """Convert one picture to RGB: scale deep values, lay transparency over the ground."""
     from PIL import Image
 
     if is_deep(image):
@@ -112,19 +111,19 @@ def as_rgb_image(image: Image.Image, pixels: Pixels, said: Callable[[str], objec
 
 
 def scaled(image: Image.Image, bounds: tuple[float, float]) -> Image.Image:
-    """Values from `low` to `high` as 0 to 255; what lies beyond is black or white."""
+    """Scale values from `low` to `high` to 0 to 255; values outside become black or white."""
     from PIL import Image
 
     values = np.asarray(image).astype(np.float32)
     if not np.isfinite(values).all():
-        raise ValueError("it holds values that are no finite numbers")
+        raise ValueError("it holds values that are NaN or infinite")
     low, high = bounds
     return Image.fromarray(((values - low) * (255 / (high - low))).clip(0, 255).round().astype(np.uint8))
 
 
 @dataclass(frozen=True)
 class Extent:
-    """The least and the greatest value of a deep picture."""
+    """Minimum and maximum of a deep picture, and whether its values are whole numbers."""
 
     whole: bool
     low: float
@@ -132,7 +131,7 @@ class Extent:
 
 
 def extent_of(image: Image.Image) -> Extent | None:
-    """None where there is nothing deep."""
+    """The extent of a deep picture; None for other pictures, and if a value is not finite."""
     if not is_deep(image):
         return None
     values = np.asarray(image)
@@ -142,15 +141,15 @@ def extent_of(image: Image.Image) -> Extent | None:
 
 
 def found_range(extents: Sequence[Extent]) -> tuple[tuple[float, float], str]:
-    """The one range for all deep pictures of a set, and the sentence that says so.
+    """One range for all deep pictures of a set, and a remark about it.
 
     Raises:
-        UserError: values that no usual number of bits holds.
+        UserError: no usual number of bits fits the values.
     """
-    if not extents:  # not one can be read: each says so itself
+    if not extents:  # none of them can be read: decoding reports each
         return (0, 1), ""
-    low, high = min(one.low for one in extents), max(one.high for one in extents)
-    whole = {one.whole for one in extents}
+    low, high = min(extent.low for extent in extents), max(extent.high for extent in extents)
+    whole = {extent.whole for extent in extents}
     if whole == {True} and low >= 0 and high < 2 ** BITS[-1]:
         top = next(2**bits - 1 for bits in BITS if high < 2**bits)
     elif whole == {False} and low >= 0 and high <= 1:
@@ -158,19 +157,19 @@ def found_range(extents: Sequence[Extent]) -> tuple[tuple[float, float], str]:
     else:
         kind = " and ".join(["floats"] * (False in whole) + ["whole numbers"] * (True in whole))
         raise UserError(
-            f"{len(extents):,} pictures hold {kind} from {low:g} to {high:g}, and nothing says which of them are black and "
-            "white (whole numbers from 0 to 65535, or floats from 0 to 1, would). Say it: "
+            f"{len(extents):,} pictures hold {kind} from {low:g} to {high:g}, and it is not known which values are black and "
+            "white (only for whole numbers from 0 to 65535, and for floats from 0 to 1). Give them: "
             f"range=[{low:g},{high if high > low else low + 1:g}] for example"
         )
     return (0, top), (
         f"{len(extents):,} pictures of more than 8 bits hold values from {low:g} to {high:g}: 0 to {top} became black to "
-        f"white, in the whole set (elsewhere the same is range=[0,{top}])"
+        f"white, in the whole set (for the same range with other data: range=[0,{top}])"
     )
 
 
 @contextmanager
 def large_allowed(allowed: bool) -> Iterator[None]:
-    """Pillow's limit is one for the whole process."""
+    """Within, lift Pillow's limit on the number of pixels if `allowed`; it is one limit for the whole process."""
     from PIL import Image
 
     limit = Image.MAX_IMAGE_PIXELS
@@ -184,14 +183,14 @@ def large_allowed(allowed: bool) -> Iterator[None]:
 
 @lru_cache(maxsize=64)
 def probes(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Four places in the green channel: they tell most pictures from one colour at once."""
+    """Four places in the green channel: a quick test that most pictures are not of one colour."""
     height, width, channels = shape
     places = ((1, 2), (2, 4), (3, 1), (4, 3))
     return tuple(((height * row // 5) * width + width * column // 5) * channels + 1 for row, column in places)
 
 
 def nearly_one_colour(image: np.ndarray) -> bool:
-    """Whether no channel of `[h w 3]` spreads over more than a few levels."""
+    """Whether every channel of `[h w 3]` spreads over at most NEAR levels."""
     values = sorted(map(image.item, probes(image.shape)))
     if values[-1] - values[0] > NEAR:
         return False
@@ -199,11 +198,11 @@ def nearly_one_colour(image: np.ndarray) -> bool:
 
 
 def said_of_flat(flat: np.ndarray, every: np.ndarray, classes: Sequence[str], first: str) -> str:
-    """A warning if many pictures, or all of a class, are nearly one colour; else nothing.
+    """A warning if many pictures, or all of a class, are nearly one colour; else an empty string.
 
     Args:
-        flat, every: the labels of the pictures that are, and of all.
-        first: the name of one that is.
+        flat, every: the labels of the pictures of nearly one colour, and of all pictures.
+        first: the name of one picture of nearly one colour.
     """
     if not len(flat):
         return ""
@@ -213,6 +212,6 @@ def said_of_flat(flat: np.ndarray, every: np.ndarray, classes: Sequence[str], fi
         return ""
     among = f", among them all of the class {shortened(whole, quoted=True)}" if whole else ""
     return (
-        f"{len(flat):,} of {len(every):,} pictures are nearly one colour, as {first}{among}: nothing can be seen in them. "
-        "Look at them; ground= and range= say what transparent and deep pictures become"
+        f"{len(flat):,} of {len(every):,} pictures are nearly one colour, such as {first}{among}: nothing can be seen in them. "
+        "Look at them; ground= and range= set how transparent and deep pictures are converted"
     )

@@ -1,4 +1,4 @@
-"""Which pictures a batch shows: of which set, by which augmentation. What a teacher says of them is stored by it."""
+"""Variants: which images of which set a batch shows, under which augmentation. Stored answers use this as their key."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ import numpy as np
 import torch
 
 from distilens.data.source import digest
-from distilens.processor import to_device
+from distilens.foundation.devices import to_device
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from distilens.data.augment import Augment
-    from distilens.data.subset import Split
+    from distilens.data.splits import Split
 
 
 @dataclass(frozen=True, eq=False)
 class Variant:
-    """One drawing of the augmentation of some images of a set. The same number is the same picture in every run.
+    """One random augmentation of some images of a set. The same number gives the same picture in every run.
 
     Attributes:
-        number: k of variant k; None for the images as they are.
+        number: k of variant k; None for untransformed images.
         split: where the images come from.
         index: int64, their rows in the source set, on the host.
-        augment: what is drawn; None for the images as they are.
-        seed: of what is drawn.
+        augment: the augmentation; None for untransformed images.
+        seed: of the augmentation.
     """
 
     number: int | None
@@ -37,36 +37,36 @@ class Variant:
     seed: int
 
     def select(self, positions: Tensor | np.ndarray) -> Variant:
-        """That of some of the images, by position in the batch."""
+        """The variant of some of the images, by position in the batch."""
         rows = positions if isinstance(positions, np.ndarray) else positions.cpu().numpy()
         return replace(self, index=self.index[rows])
 
     def masks(self, device: torch.device) -> Tensor | None:
-        """Where the evidence is in the untransformed images, in [0, 1]; None where the data set does not say."""
+        """The evidence masks of the untransformed images, in [0, 1]; None if the data set has none."""
         masks = self.split.rows.masks
         return None if masks is None else to_device(masks[self.index], device).float() / 255
 
     @property
     def count(self) -> int:
-        """How many images the set has: `index` counts in it."""
+        """The number of images in the set that `index` refers to."""
         return len(self.split.rows)
 
     def set(self) -> dict[str, Any]:
-        """The set that `index` counts in, as plain data."""
+        """The set that `index` refers to, as plain data."""
         shape = self.split.rows.images.shape[1:3]
         return {"set": self.split.origin or digest(self.split.rows.images), "size": list(map(int, shape))}
 
     def labels(self) -> dict[str, Any]:
-        """The labels, where answers depend on them."""
+        """A hash of the labels, for answers that depend on them."""
         return {"labels": digest(self.split.rows.labels)}
 
     def evidence(self) -> dict[str, Any]:
-        """The evidence masks, where answers depend on them."""
+        """A hash of the evidence masks, for answers that depend on them."""
         masks = self.split.rows.masks
         return {"masks": None if masks is None else digest(masks)}
 
     def drawing(self) -> dict[str, Any]:
-        """How variants of the images are drawn, as plain data; what is mixed in comes from the split's own rows."""
+        """How the variants are drawn, as plain data. Images that are mixed in come from the split's own rows."""
         if self.augment is None:
             return {}
         mixed = {"mixed from": digest(self.split.index)} if self.augment.mix != "none" else {}

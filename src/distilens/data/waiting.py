@@ -1,4 +1,4 @@
-"""A progress bar for images that are decoded."""
+"""A progress bar for decoding images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """A progress bar with an estimate on stderr, if there is more than a moment to wait."""
+    """A progress bar with an estimate on stderr, shown after one second."""
 
     MOMENT = 1.0
     STEP = 32

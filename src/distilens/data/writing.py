@@ -1,7 +1,7 @@
-"""From encoded images to one memory map: decoded once, in threads, and mapped read-only ever after.
+"""Decode images once, in threads, into one array per set; later reads map it into memory, read-only.
 
-A decoded set is a folder `cache/<key>/`, written under another name and renamed when complete: a reader never sees half
-of one, and of two processes that decode the same set at once the first to finish wins.
+A decoded set is a folder `cache/<key>/`. It is written under another name and renamed when complete, so a reader never sees an
+incomplete set. If two processes decode the same set at once, the first to finish wins.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from distilens.data.cached import check_disk, read_source, remembered
+from distilens.data.cache import check_disk, read_source, remembered
 from distilens.data.copies import copies_in
 from distilens.data.decode import Bad, Encoded, decode_all, extents_of, shorter_sides_of
 from distilens.data.labels import said_of_names
@@ -33,10 +33,10 @@ from distilens.data.pixels import (
 )
 from distilens.data.source import Source, check_labels, digest, said_option
 from distilens.data.waiting import Progress
-from distilens.errors import UserError
+from distilens.foundation.errors import UserError
 
 VERSION = 2
-"""Part of every key: raise it when the same bytes would decode to other pixels."""
+"""This number is part of every key. Raise it when the same bytes would decode to other pixels."""
 
 
 def decoded(
@@ -47,15 +47,15 @@ def decoded(
     *,
     skip_bad: bool,
 ) -> Source:
-    """The source of some encoded sets; `read` is called, and anything decoded, only if the cache does not have it.
+    """The source of encoded sets. If the cache has it, `read` is not called and nothing is decoded.
 
     Args:
-        key: what the images are read from (content and options); with `pixels`, `skip_bad` and VERSION the fingerprint.
-        read: the sets by name (`train`, `test`, `validation`) and the classes, which may be none. Where there is no labelled
-            test set, the validation set takes its place, as is the custom with ImageNet.
+        key: a key of the images' content and options; with `pixels`, `skip_bad` and VERSION it makes the fingerprint.
+        read: returns the sets by name (`train`, `test`, `validation`) and the classes, which may be empty. Without a labelled
+            test set, the validation set is the test set, as is usual with ImageNet.
 
     Raises:
-        UserError: an image that cannot be decoded, labels at fault, a full disk.
+        UserError: an image cannot be decoded, a label is wrong, or the disk is full.
     """
     fingerprint = digest(VERSION, key, asdict(pixels), skip_bad)
 
@@ -86,26 +86,26 @@ def decoded(
 
 
 def in_their_roles(sets: Mapping[str, Encoded]) -> tuple[dict[str, Encoded], list[str]]:
-    """The sets that have labels; the validation set as test where there is no other. And what has to be said of that."""
+    """The training set and the labelled sets, and remarks. Without a labelled test set, the validation set is the test set."""
     labelled = {part: sets[part] for part in sets if part == "train" or (sets[part].labels >= 0).any()}
-    said = [f"the {part} set has no labels, and is not used" for part in sets if part not in labelled]
+    remarks = [f"the {part} set has no labels, and is not used" for part in sets if part not in labelled]
     if "test" not in labelled and "validation" in labelled:
         labelled["test"] = labelled.pop("validation")
-        said.append("there is no test set: the validation set is the test set, and another one is held out of train")
-    return labelled, said
+        remarks.append("there is no test set: the validation set is the test set, and another one is held out of train")
+    return labelled, remarks
 
 
 @dataclass
 class Written:
-    """What became of the images while they were decoded.
+    """The result of decoding the images.
 
     Attributes:
-        labels: of those that are there, by set.
-        rows: where they stand among all that were read.
-        skipped: those that are not, each with its reason.
-        flat: the rows of each set, as it was read, that are nearly one colour.
-        said: what was done to an image that must be said, once for each such image.
-        decided: how deep images were scaled, and to which size images of several sizes were brought.
+        labels: the labels of the written images, by set.
+        rows: the rows of the written images among all images of the set, by set.
+        skipped: the skipped images, each with its reason.
+        flat: the rows of images that are nearly one colour, by set; counted among all images of the set.
+        said: remarks on single images, one entry per remark and image.
+        decided: the range of images with more than 8 bits, and the common size of images of several sizes, in words.
     """
 
     labels: dict[str, np.ndarray] = field(default_factory=dict)
@@ -116,19 +116,19 @@ class Written:
     decided: list[str] = field(default_factory=list)
 
     def remarks(self, sets: Mapping[str, Encoded], classes: Sequence[str]) -> list[str]:
-        """What a user has to know, in sentences."""
+        """What a user must know, in sentences."""
         counted = [f"{what}: {count:,} pictures" for what, count in Counter(self.said).most_common()]
         flat = [sets[part].labels[np.array(rows, dtype=np.int64)] for part, rows in self.flat.items()]
         first = next((sets[part].name(rows[0]) for part, rows in self.flat.items() if rows), "")
         every = np.concatenate([encoded.labels for encoded in sets.values()])
         one_colour = said_of_flat(np.concatenate(flat), every, classes, first)
-        return [one for one in (*self.decided, *counted, one_colour, said_of_names(classes)) if one]
+        return [line for line in (*self.decided, *counted, one_colour, said_of_names(classes)) if line]
 
 
 def write_images(folder: Path, sets: Mapping[str, Encoded], pixels: Pixels, *, skip_bad: bool) -> Written:
     """Decode the sets into `<set>_images.npy`.
 
-    Once more with a range for all, if an image of more than 8 bits is met, and with a size, if several are.
+    It starts again with a common range if an image has more than 8 bits, and with a common size if the sizes differ.
     """
     decided: list[str] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -156,8 +156,8 @@ def write_sets(
     with Progress(total) as progress:
         for part, encoded in sets.items():
             kept, flat = [], written.flat[part]
-            # Written in order through the file rather than into a map of it: on a full disk a write raises, whereas a
-            # page of a map ends the process. The header is put right when the number of images is known.
+            # Written in order to the file, not into a memory map: on a full disk a write raises an error, but a memory
+            # map ends the process. The header is corrected when the number of images is known.
             with open(folder / f"{part}_images.npy", "wb") as file:
                 for row, image in enumerate(decode_all(pool, encoded.images(), pixels, written.said)):
                     progress.advance()
@@ -165,7 +165,7 @@ def write_sets(
                         words = f"{encoded.name(row)}: {image.reason}"
                         if not skip_bad:
                             raise UserError(
-                                f"cannot decode {words}. Mend or remove it, or leave such images out: "
+                                f"cannot decode {words}. Repair or remove it, or skip such images: "
                                 + said_option("skip_bad=true")
                             )
                         written.skipped.append(words)
@@ -183,7 +183,7 @@ def write_sets(
                     kept.append(row)
                 if not kept:
                     first_bad = written.skipped[-len(encoded.labels)]
-                    raise UserError(f"not one image of the {part} set can be decoded; the first is {first_bad}")
+                    raise UserError(f"no image of the {part} set can be decoded; the first is {first_bad}")
                 assert shape is not None
                 write_header(file, len(kept), shape)
             written.rows[part] = np.array(kept)
@@ -192,7 +192,7 @@ def write_sets(
 
 
 def write_header(file: BinaryIO, count: int, shape: tuple[int, ...]) -> None:
-    """The .npy header of `[count *shape]` uint8 at the start of a file. NumPy leaves room in it for any count."""
+    """Write the .npy header of a uint8 array `[count *shape]` at the start of a file. It has room for any count."""
     file.seek(0)
     header = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)}
     np.lib.format.write_array_header_1_0(file, header)

@@ -1,19 +1,19 @@
-"""The explainers, by name: each makes maps `[b h w]` of a model for images and target classes.
+"""The explainers, by name. Each explainer makes maps `[b h w]` of a model, for images and target classes.
 
-An explainer is called for evaluation, `explainer(model, images, target) -> Explanation`, and leaves no trace in the model;
-those that a loss can use also have `from_output(output, target, create_graph=True) -> maps`, on the features and logits that
-the step already has, or `from_model(model, images, target)` where they need forwards of their own.
+For evaluation, call `explainer(model, images, target) -> Explanation`; it leaves the model unchanged. Explainers that a loss can
+use also have `from_output(output, target, create_graph=True) -> maps`, which takes the features and logits of the training step,
+or `from_model(model, images, target)`, which runs its own forward passes.
 """
 
 from collections.abc import Iterable, Sequence
 
-from distilens.core import Model
-from distilens.data.subset import Data
-from distilens.errors import UserError
+from distilens.data.splits import Data
 from distilens.explain.explanation import Explainer, Explanation, in_chunks, scores_of
 from distilens.explain.reference import reference_images
-from distilens.specs import Registry, Spec, safe
-from distilens.taps import grid
+from distilens.foundation.errors import UserError
+from distilens.foundation.notation import Registry, Spec, safe
+from distilens.models.model import Model
+from distilens.models.taps import grid
 
 EXPLAINERS = Registry(
     "explainer",
@@ -32,7 +32,7 @@ EXPLAINERS = Registry(
         "smoothgrad": "distilens.explain.smoothgrad:SmoothGrad",
         "ig": "distilens.explain.integrated_gradients:IntegratedGradients",
         "expected_gradients": "distilens.explain.expected_gradients:ExpectedGradients",
-        # from answers alone
+        # from the model's outputs only
         "occlusion": "distilens.explain.occlusion:Occlusion",
         "rise": "distilens.explain.rise:RISE",
         # from elsewhere, and controls
@@ -44,7 +44,7 @@ EXPLAINERS = Registry(
 
 
 def labels(parts: Sequence[str]) -> dict[str, str]:
-    """A short name for each explainer, unlike the others and fit to be a file's: its own, and its options where two share that.
+    """A unique short name for each explainer, valid as a file name; options are added if two explainers share a name.
 
     >>> list(labels(["ig:steps=8", "gradcam:tap=layer1", "gradcam:tap=layer2"]).values())
     ['ig', 'gradcam-tap-layer1', 'gradcam-tap-layer2']
@@ -55,7 +55,7 @@ def labels(parts: Sequence[str]) -> dict[str, str]:
 
 
 def build_explainer(part: str | Spec | Explainer, data: Data | None = None) -> Explainer:
-    """The explainer that the notation names, with training images to compare with where there are data."""
+    """The explainer that the notation names; with `data`, an explainer that compares gets reference images."""
     explainer = part if isinstance(part, Explainer) else EXPLAINERS.build(part)
     if data is not None and explainer.compares and explainer.reference is None:
         explainer.reference = reference_images(data)
@@ -63,7 +63,7 @@ def build_explainer(part: str | Spec | Explainer, data: Data | None = None) -> E
 
 
 def check_taps(parts: Iterable[str], model: Model) -> None:
-    """Raise a `UserError` where an explainer reads a tap that the model does not have, or that makes no map, before training."""
+    """Raise a `UserError` if an explainer reads a tap that the model does not have, or that has no spatial grid."""
     for part in parts:
         explainer = EXPLAINERS.build(part)
         tap = getattr(explainer, "tap", None)

@@ -1,4 +1,4 @@
-"""The family of class activation maps: features at a tap, weighted by what the class's logit makes of them."""
+"""The family of class activation maps: features at a tap, weighted by the gradient of the class's logit."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from distilens.core import Model, Output
-from distilens.errors import UserError
 from distilens.explain.explanation import Explainer, Explanation, Target, checked, quietly, scores_of, target_of
-from distilens.taps import LAST, breaks_gradient, cutting, grid
+from distilens.foundation.errors import UserError
+from distilens.models.model import Model, Output
+from distilens.models.taps import LAST, breaks_gradient, cutting, grid
 
 
 class ActivationMap(Explainer):
     """A map from the features `A` at a tap and the gradient `g = d y_c / d A` of the class's logit there.
 
-    A member of the family writes `combine`. For evaluation the trunk runs without a graph and only the head behind the tap
-    is recorded, so a map at the last tap costs a forward.
+    A subclass implements `combine`. For evaluation the trunk runs without a graph, and only the layers behind the tap are
+    recorded. So a map at the last tap costs about one forward pass.
     """
 
     def __init__(self, *, tap: str = LAST):
@@ -34,7 +34,7 @@ class ActivationMap(Explainer):
     def at(
         self, taps: Sequence[str], model: Model, images: Float[Tensor, "b c h w"], target: Target = None
     ) -> dict[str, Explanation]:
-        """Maps at several taps from one forward, and one backward if any, by tap."""
+        """Maps by tap, for several taps, from one forward pass and at most one backward pass."""
         with quietly(model):
             return self.read(model, checked(model, images), target, taps)
 
@@ -48,10 +48,9 @@ class ActivationMap(Explainer):
             gradients = reaching(scores_of(logits, target).sum(), features)
         if gradients is None:
             raise UserError(no_gradient(model, taps))
-        found = zip(taps, features, gradients, strict=True)
         return {
             tap: Explanation(self.of(feature.detach(), gradient, model.size), logits.detach(), target)
-            for tap, feature, gradient in found
+            for tap, feature, gradient in zip(taps, features, gradients, strict=True)
         }
 
     def from_output(
@@ -59,23 +58,23 @@ class ActivationMap(Explainer):
     ) -> Float[Tensor, "b h w"]:
         feature = tapped(output, self.tap)
         score = scores_of(output.logits, target_of(output.logits, target)).sum()
-        found = reaching(score, [feature], create_graph=create_graph, retain_graph=True)
-        if found is None:
+        gradients = reaching(score, [feature], create_graph=create_graph, retain_graph=True)
+        if gradients is None:
             raise UserError(
-                f"the logits have no gradient at the tap {self.tap!r}: the output must be of a forward with a graph, "
-                "through modules that can be differentiated"
+                f"the logits have no gradient at the tap {self.tap!r}: the output must come from a forward pass with a graph, "
+                "through differentiable modules"
             )
-        maps = self.of(feature, found[0], output.size)
+        maps = self.of(feature, gradients[0], output.size)
         return maps if create_graph else maps.detach()
 
     def of(self, feature: Tensor, gradient: Tensor, size: tuple[int, int]) -> Float[Tensor, "b h w"]:
-        """`combine` on grids, in float32 (float64 where the model is): bfloat16 maps would lose a loss's resolution."""
+        """`combine` on grids, in float32 (float64 for a float64 model): bfloat16 maps are too coarse for a loss."""
         with torch.autocast(feature.device.type, enabled=False):
             return self.combine(full(grid(feature, size)), full(grid(gradient, size)))
 
 
 class FeatureMap(ActivationMap):
-    """A map from the features at a tap alone, the same for every class: no gradient is needed. A member writes `read_off`."""
+    """A map from the features at a tap only: the same for every class, without gradients. A subclass implements `read_off`."""
 
     def read_off(self, feature: Float[Tensor, "b c h w"]) -> Float[Tensor, "b h w"]:
         raise NotImplementedError
@@ -86,7 +85,7 @@ class FeatureMap(ActivationMap):
             logits = model.logits(images)
             maps = [self.on_grid(tap.take(), model.size) for tap in reading]
             target = target_of(logits, target)
-            return {tap: Explanation(found, logits, target) for tap, found in zip(taps, maps, strict=True)}
+            return {tap: Explanation(own, logits, target) for tap, own in zip(taps, maps, strict=True)}
 
     def from_output(
         self, output: Output, target: Target = None, *, create_graph: bool = True
@@ -103,7 +102,7 @@ class FeatureMap(ActivationMap):
 
 
 def full(values: Tensor) -> Tensor:
-    """In float32, or float64 where they are."""
+    """The values in float32; float64 stays float64."""
     return values if values.dtype == torch.float64 else values.float()
 
 
@@ -115,23 +114,25 @@ def tapped(output: Output, tap: str) -> Tensor:
     """
     if tap not in output.features:
         there = ", ".join(output.features) or "none"
-        raise UserError(f"the output has no feature at {tap!r}: call model.tap({tap!r}) before. Tapped: {there}")
+        raise UserError(f"the output has no feature at {tap!r}: call model.tap({tap!r}) first. Tapped: {there}")
     return output.features[tap]
 
 
 def reaching(
     score: Tensor, features: Sequence[Tensor], *, create_graph: bool = False, retain_graph: bool | None = None
 ) -> Sequence[Tensor] | None:
-    """The gradients of a score with respect to features; None where there is none for one of them."""
+    """The gradients of a score with respect to features; None if one of the features has no gradient."""
     if not score.requires_grad or not all(feature.requires_grad for feature in features):
         return None
-    found = torch.autograd.grad(
+    gradients = torch.autograd.grad(
         score, features, create_graph=create_graph, retain_graph=retain_graph, allow_unused=True
     )
-    return None if any(gradient is None for gradient in found) else found
+    return None if any(gradient is None for gradient in gradients) else gradients
 
 
 def no_gradient(model: Model, taps: Sequence[str]) -> str:
     broken = breaks_gradient(model.network, model.prepare(model.example()))
-    where = f"{broken} returns values without a gradient" if broken else "the logits do not depend on it by gradients"
+    where = (
+        f"{broken} returns values without a gradient" if broken else "the logits have no gradient with respect to it"
+    )
     return f"no gradient reaches the tap {', '.join(map(repr, taps))} of {model.name}: {where}. Tap a module behind it"

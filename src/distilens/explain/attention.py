@@ -1,4 +1,4 @@
-"""Where a network is active, whatever the class: what attention transfer hands on."""
+"""Attention maps: the strength of the features at each place, the same for every class; used by attention transfer."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from pydantic import Field
 from torch import Tensor
 
 from distilens.explain.activation import FeatureMap
-from distilens.taps import LAST
+from distilens.models.taps import LAST
 
 
 class Attention(FeatureMap):
-    """How strong the features are at each place: no gradient, and the same for every class.
+    """Attention map: how strong the features are at each place, the same for every class, without gradients.
 
-    `M = mean_k |A_k|^p` over the channels of the features at a tap. Not negative. Has a derivative everywhere for `p > 1`.
+    `M = mean_k |A_k|^p` over the channels of the features at a tap. The map is not negative. It has a derivative everywhere for
+    `p > 1`.
 
     Args:
-        tap: by default the last feature map; `last-1` is the last one of the next finer grid, and so on.
-        power: `p`; the larger, the more the strongest channels count.
+        tap: by default the last feature map; `last-1` is the last feature map on the next finer grid, and so on.
+        power: `p`. With a larger `p`, the strongest channels count more.
 
     Source: Zagoruyko and Komodakis 2017 (arXiv 1612.03928), section 3.1, which sums over channels; the published code takes the
-    mean. What is done with the map does not depend on that.
+    mean. The factor makes no difference to the uses of the map.
     """
 
     def __init__(self, *, tap: str = LAST, power: Annotated[float, Field(gt=0)] = 2.0):

@@ -1,4 +1,4 @@
-"""What an image is compared with where nothing of it is there: black, a grey, the mean colour, or the image blurred."""
+"""Baseline images, which stand for a missing image: black, a grey level, the mean colour, or the blurred image."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from distilens.core import Model
+from distilens.models.model import Model
 
 
 def baseline_of(model: Model, images: Float[Tensor, "b c h w"], kind: str | float) -> Float[Tensor, "#b c h w"]:
-    """The baseline images: one for all where it does not depend on the image.
+    """The baseline images; a single one if the baseline is the same for all images.
 
     Args:
         kind: `mean` (the mean colour that the model expects), `zero` (black), `blur` (a Gaussian over half the shorter side),

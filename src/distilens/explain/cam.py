@@ -1,4 +1,4 @@
-"""The class activation map in closed form: for networks that end in pooling and one linear layer."""
+"""CAM, the class activation map in closed form, for networks that end in pooling and one linear layer."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from distilens.core import Model, Output
-from distilens.errors import UserError
 from distilens.explain.activation import ActivationMap, full, tapped
 from distilens.explain.explanation import Explanation, Target, checked, looks, quietly, target_of
-from distilens.taps import LAST, grid
+from distilens.foundation.errors import UserError
+from distilens.models.model import Model, Output
+from distilens.models.taps import LAST, grid
 
 
 class CAM(ActivationMap):
-    """What each place of the last feature map adds to the logit, read off the classifier's weights: no gradient.
+    """CAM: what each place of the last feature map adds to the logit, from the classifier's weights, without gradients.
 
     `M = sum_k W_ck A_k`, for a network that ends in the mean over places and one linear layer (ResNet, MobileNet,
-    DenseNet). Signed: its mean is the logit less the bias, and `relu(M) / (h w)` is Grad-CAM there. Any other head is an error.
+    DenseNet). The map is signed. Its mean is the logit minus the bias, and `relu(M) / (h w)` is the Grad-CAM map of such a
+    network. Any other head is an error.
 
-    In a loss (`from_output`, which does not see the network) the classifier is the one of the model that was attached; without
-    one the weights are read off the gradient, which for such a head is the same. Both can be trained through.
+    `from_output` does not see the network. It takes the classifier of the model that `attach` was called with. Without `attach`
+    it takes the weights from the gradient, which gives the same map for such a head. A loss can train through both.
 
     Source: Zhou et al. 2016 (arXiv 1512.04150), section 2.
     """
@@ -78,10 +79,10 @@ class CAM(ActivationMap):
 
 
 def head(model: Model, feature: Float[Tensor, "b c h w"], logits: Float[Tensor, "b classes"]) -> nn.Linear:
-    """The linear layer that made the logits of a batch from the means of its features.
+    """The linear layer that computed a batch's logits from the means of its features.
 
     Raises:
-        UserError: the network ends otherwise.
+        UserError: the network has another kind of head.
     """
     linear = [(path, module) for path, module in model.network.named_modules() if isinstance(module, nn.Linear)]
     if linear and (linear[-1][1].in_features, linear[-1][1].out_features) == (feature.shape[1], logits.shape[1]):

@@ -1,4 +1,4 @@
-"""One channel of a feature map, looked at: a filter, or a template of a KD layer."""
+"""One channel of a feature map: a filter, or a template of a KD layer."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from distilens.errors import UserError
 from distilens.explain.activation import FeatureMap
-from distilens.taps import LAST
+from distilens.foundation.errors import UserError
+from distilens.models.taps import LAST
 
 
 class Channel(FeatureMap):
-    """Where one channel of a feature map is active: no gradient, and the same for every class.
+    """One channel of a feature map: where it is active, the same for every class, without gradients.
 
-    `M = A_k`. Signed. `channel:tap=kd_layer.scores,number=5` shows where the sixth template of a student with a KD layer fits.
+    `M = A_k`, signed. `channel:tap=kd_layer.scores,number=5` shows where the sixth template of a KD layer matches.
 
     Args:
         number: `k`, counted from 0.
@@ -30,5 +30,7 @@ class Channel(FeatureMap):
 
     def read_off(self, feature: Float[Tensor, "b c h w"]) -> Float[Tensor, "b h w"]:
         if self.number >= feature.shape[1]:
-            raise UserError(f"channel {self.number} of the tap {self.tap!r}, which has {feature.shape[1]} channels")
+            raise UserError(
+                f"there is no channel {self.number} at the tap {self.tap!r}, which has {feature.shape[1]} channels"
+            )
         return feature[:, self.number]

@@ -1,4 +1,4 @@
-"""Maps that know nothing of the model: the floor that any explainer has to be above."""
+"""Control maps that do not depend on the model: any explainer must score above them."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from jaxtyping import Int
 from pydantic import Field
 from torch import Tensor
 
-from distilens import draws
-from distilens.core import Model
 from distilens.explain.explanation import Explainer, Explanation, Target, target_of
-from distilens.explain.maps import resized
+from distilens.foundation import randomness
+from distilens.models.grids import resized
+from distilens.models.model import Model
 
 
 class RandomMap(Explainer):
-    """Control: noise, another for each image, that knows neither the image's content nor the model.
+    """Control: random noise per image, independent of the image's content and of the model.
 
-    Values in [0, 1), drawn from `seed` and the image's own pixels, so that the same image always gets the same noise.
+    Values are in [0, 1). `seed` and the image's own pixels determine them, so the same image always gets the same noise.
 
     Args:
-        grid: cells along a side, enlarged bilinearly: 7 is as smooth as a CAM. By default every pixel is drawn.
+        grid: cells along a side, enlarged bilinearly; 7 is as smooth as a CAM. By default every pixel has its own value.
     """
 
     def __init__(self, *, grid: Annotated[int, Field(ge=1)] | None = None, seed: int = 0):
@@ -32,14 +32,14 @@ class RandomMap(Explainer):
             logits = model.logits(images)
         size = (images.shape[2], images.shape[3])
         small = (self.grid, self.grid) if self.grid else size
-        values = draws.uniform("random map", number_of(images), self.seed, count=small[0] * small[1])
+        values = randomness.uniform("random map", number_of(images), self.seed, count=small[0] * small[1])
         return Explanation(resized(values.unflatten(1, small), size), logits, target_of(logits, target))
 
 
 class CentreMap(Explainer):
-    """Control: a Gaussian in the middle of the image, where photographers put things.
+    """Control: a Gaussian at the centre of the image, where the object of a photograph often is.
 
-    `M = exp(-d² / (2 spread²))`, `d` the distance from the centre in units of half the image's side. In (0, 1].
+    `M = exp(-d² / (2 spread²))`, in (0, 1], where `d` is the distance from the centre in units of half the image's side.
     """
 
     def __init__(self, *, spread: Annotated[float, Field(gt=0)] = 0.5):
@@ -57,7 +57,7 @@ class CentreMap(Explainer):
 
 
 def number_of(images: Tensor) -> Int[Tensor, " b"]:
-    """A number for each image that its pixels decide: equal for equal images, whatever the batch and the device."""
+    """A number per image, computed from its pixels: equal for equal images, independent of batch and device."""
     pixels = (images * 65535).round().long().flatten(1)
     place = torch.arange(1, pixels.shape[1] + 1, device=images.device)
-    return draws.mixed(pixels + place * -0x61C8864680B583EB).sum(1)
+    return randomness.mixed(pixels + place * -0x61C8864680B583EB).sum(1)

@@ -1,4 +1,4 @@
-"""The strongest pattern in a feature map, whatever the class: no gradient at all."""
+"""Eigen-CAM: the first principal component of a feature map, the same for every class, without gradients."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from distilens.explain.activation import FeatureMap
-from distilens.taps import LAST
+from distilens.models.taps import LAST
 
 
 class EigenCAM(FeatureMap):
-    """The first principal component of the features over places: what stands out, not what speaks for a class.
+    """Eigen-CAM: the first principal component of the features over places, the same for every class.
 
-    `M = relu(F v)`: `F` the features `[h w, channels]` less their mean over places, `v` its first right singular vector, with
-    the sign for which strong features come out positive (the mathematics leaves it open). Not negative; the same for every
-    class; no gradient is needed. Without `centre`, `F` is taken as it is: the paper's form, which shows where features are
-    strong at all. pytorch-grad-cam centres, and leaves the sign to chance.
+    `M = relu(F v)`: `F` are the features `[h w, channels]` minus their mean over places, `v` is its first right singular vector.
+    Its sign is not determined; we take the sign for which strong features are positive. The map is not negative and needs no
+    gradient. `centre=false` does not subtract the mean: this is the paper's form, which shows where features are strong.
+    pytorch-grad-cam subtracts the mean and leaves the sign to chance.
 
-    Has a derivative where the largest singular value is single.
+    The map has a derivative if the largest singular value is unique.
 
     Source: Muhammad and Yeasin 2020 (arXiv 2008.00299), section III.
     """
@@ -28,10 +28,10 @@ class EigenCAM(FeatureMap):
         self.centre = centre
 
     def read_off(self, feature: Float[Tensor, "b c h w"]) -> Float[Tensor, "b h w"]:
-        # a product of features: float32 would keep half its digits
+        # products of features: float32 would lose half the digits
         places = feature.flatten(2).transpose(1, 2).double()
         finite = places.isfinite().all(2).all(1)[:, None]
-        places = places.where(finite[..., None], 0)  # eigh stops at NaN: such a map is NaN, as the others' are
+        places = places.where(finite[..., None], 0)  # eigh fails on NaN: such a map is set to NaN below
         moved = places - places.mean(1, keepdim=True) if self.centre else places
         # the smaller of the two products has the same eigenvectors, up to one multiplication
         if moved.shape[1] < moved.shape[2]:

@@ -1,4 +1,4 @@
-"""Integrated Gradients with many baselines: real images instead of one that nobody has seen."""
+"""Expected Gradients: Integrated Gradients averaged over many baselines, which are real images."""
 
 from __future__ import annotations
 
@@ -9,28 +9,29 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from distilens import draws
-from distilens.core import Model
 from distilens.data import load
-from distilens.errors import UserError
 from distilens.explain.explanation import Explainer, Explanation, Target, chosen, scores_of, target_of
 from distilens.explain.path import rows_at_once, summed_gradients
 from distilens.explain.reference import reference_images
+from distilens.foundation import randomness
+from distilens.foundation.errors import UserError
+from distilens.models.model import Model
 
 
 class ExpectedGradients(Explainer):
-    """How much each pixel adds to the class's logit compared with typical images: Integrated Gradients with many baselines.
+    """Expected Gradients: Integrated Gradients averaged over many real images as baselines.
 
-    `EG_i = mean over (b, t) of (x_i - b_i) * d y_c(b + t (x - b)) / d x_i`, the baselines `b` drawn from reference images and
-    `t` from (0, 1), summed over the colour channels. Signed; the maps sum to `y_c(x) - mean y_c(b)`, and `residual` is what is
-    missing, in logits. Every image gets the same `samples` pairs (b, t), with t in equal strata, so its map does not depend on
-    the batch. With one reference image it is `ig:rule=riemann` from there. Has the derivatives of `ig`.
+    `EG_i = mean over (b, t) of (x_i - b_i) * d y_c(b + t (x - b)) / d x_i`, with baselines `b` sampled from the reference images
+    and `t` from (0, 1), summed over the colour channels. Maps are signed and sum to `y_c(x) - mean y_c(b)`; `residual` is the
+    error of that sum, in logits. Every image gets the same `samples` pairs (b, t), with t in equal strata, so its map does not
+    depend on the batch. With one reference image it equals `ig:rule=riemann` with that baseline. It has the same derivatives as
+    `ig`.
 
     Args:
         samples: pairs of baseline and t.
-        data: whose training images the reference is drawn from, by notation. Else it is the data at hand in `distilens
-            explain` and in runs, or what Python sets as `reference`.
-        chunk: rows (images times samples) in a forward; by default as many as are fastest.
+        data: the data set, in notation, whose training images are the reference. By default `distilens explain` and runs take
+            their own data; in Python, set `reference`.
+        chunk: rows (images times samples) per forward pass; by default the fastest number.
 
     Source: Erion et al. 2021 (arXiv 1906.10670), equation 3.
     """
@@ -69,8 +70,8 @@ class ExpectedGradients(Explainer):
     ) -> Float[Tensor, "b h w"]:
         at = ((torch.arange(self.samples, device=images.device) + 0.5) / self.samples).to(images)[:, None, None, None]
 
-        def points(some: slice, steps: slice) -> tuple[Tensor, Tensor]:
-            path = images[some, None] - baselines[steps]
+        def points(rows: slice, steps: slice) -> tuple[Tensor, Tensor]:
+            path = images[rows, None] - baselines[steps]
             return baselines[steps] + at[steps] * path, path / self.samples
 
         total = summed_gradients(
@@ -79,22 +80,24 @@ class ExpectedGradients(Explainer):
         return total.sum(1)
 
     def baselines(self, images: Tensor) -> Float[Tensor, "samples c h w"]:
-        """A reference image for each sample: each as often as any other, give or take one, in an order drawn by the seed."""
+        """A reference image for each sample, in a seeded random order; the images' counts differ by at most one."""
         if self.reference is None and self.data is not None:
             self.reference = reference_images(load(self.data))
         if self.reference is None:
             raise UserError(
-                "expected_gradients compares with reference images, and has none: expected_gradients:data=[DATA], or set "
+                "expected_gradients needs reference images: write expected_gradients:data=[DATA], or set "
                 "explainer.reference to images [n c h w]"
             )
         if self.reference.shape[1:] != images.shape[1:]:
             given, right = list(self.reference.shape[1:]), list(images.shape[1:])
-            raise UserError(f"the reference images are {given}, the images to explain {right}: they must be alike")
+            raise UserError(
+                f"the reference images are {given}, the images to explain {right}: the shapes must be equal"
+            )
         if not len(self.reference):
             raise UserError("there are no reference images: explainer.reference is empty")
         if not self.reference.is_floating_point():
             raise UserError(f"reference images are pixels in [0, 1]; given {self.reference.dtype}: divide them by 255")
-        source = draws.generator("expected gradients", self.seed)
+        source = randomness.generator("expected gradients", self.seed)
         order = torch.randperm(len(self.reference), generator=source)
-        shuffled = torch.randperm(self.samples, generator=source)  # so that t does not go with the baseline
+        shuffled = torch.randperm(self.samples, generator=source)  # makes t independent of the baseline
         return self.reference[order[shuffled % len(order)]].to(images)

@@ -1,4 +1,4 @@
-"""Any attribution of Captum, by its own name."""
+"""Captum's attribution methods as explainers."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distilens.core import Model
-from distilens.errors import UserError, nearest
 from distilens.explain.activation import full
 from distilens.explain.explanation import Explainer, Explanation, Target, target_of
-from distilens.taps import grid
+from distilens.foundation.errors import UserError, nearest
+from distilens.models.model import Model
+from distilens.models.taps import grid
 
 RULES = ("LRP", "LayerLRP")
-"""Attributions that go through a network module by module, with a rule for each kind: they are given the network alone."""
+"""Attributions with a rule per kind of module: they get the bare network."""
 
 
 class CaptumExplainer(Explainer):
     """Any attribution of the library Captum by its own name, such as `captum:DeepLift`, summed over the colour channels.
 
     Options are those of its `attribute` (`captum:IntegratedGradients,n_steps=20`); a layer attribution takes `tap=`.
-    Signed. Attributions that need baselines compare with `reference` images. LRP is of the normalised pixels, on the bare
-    network. Random ones draw from a seed of their own, one for the whole batch, so their maps depend on the batch. Needs
-    `pip install 'distilens[captum]'`. Has no derivative.
+    Maps are signed. Attributions that need baselines compare with `reference` images. LRP attributes to the normalised pixels, on
+    the bare network. Random attributions use one fixed seed per batch, so their maps depend on the batch. Install Captum with
+    `pip install 'distilens[captum]'`. A loss cannot use these maps: they have no derivative.
 
     Source: Kokhlikyan et al. 2020 (arXiv 2009.07896).
     """
@@ -63,36 +63,40 @@ class CaptumExplainer(Explainer):
                     f"captum:{self.name} compares with reference images: set explainer.reference to [n c h w]"
                 )
             options["baselines"] = self.reference.to(images)
-        if "target" in inspect.signature(self.method.attribute).parameters:  # an activation alone has none
+        if "target" in inspect.signature(self.method.attribute).parameters:  # LayerActivation has no target
             options["target"] = target
         with torch.enable_grad(), tidying(model):
             pixels = (model.prepare(images) if by_rules else images).detach().clone().requires_grad_()
             try:
-                found = self.method(forward, *place).attribute(pixels, **options)
+                result = self.method(forward, *place).attribute(pixels, **options)
             except torch.OutOfMemoryError:
                 raise
             except (RuntimeError, TypeError, ValueError, AttributeError, AssertionError) as error:
                 raise UserError(f"captum:{self.name} does not work for {model.name}: {error}") from error
-        found = found[0] if isinstance(found, tuple) else found
-        if not isinstance(found, Tensor) or len(found) != len(images):
-            raise UserError(f"captum:{self.name} gives no map an image: it returned {type(found).__name__}")
-        maps = grid(found.detach(), model.size).sum(1)
+        result = result[0] if isinstance(result, tuple) else result
+        if not isinstance(result, Tensor) or len(result) != len(images):
+            raise UserError(
+                f"captum:{self.name} does not return one map per image: it returned {type(result).__name__}"
+            )
+        maps = grid(result.detach(), model.size).sum(1)
         return Explanation(full(maps), logits, target)
 
     def from_output(self, *arguments: Any, **options: Any) -> Tensor:
-        raise UserError(f"captum:{self.name} has no derivative that a loss could use: take one of distilens's own")
+        raise UserError(
+            f"captum:{self.name} has no derivative that a loss could use: take an explainer of distilens itself"
+        )
 
     from_model = from_output
 
 
 @contextlib.contextmanager
 def tidying(model: Model) -> Iterator[None]:
-    """The same random numbers in every call, NumPy's too, which Captum takes for some; and no trace of them or of Captum.
+    """Within, torch and NumPy have a fixed seed. Afterwards NumPy's random state and the modules are as before.
 
-    It announces hooks that it takes off again; and its LRP, where it stops at a module that it has no rule for, leaves rules
-    and activations as attributes of the modules before.
+    Captum warns about hooks that it removes again; these warnings are hidden. If its LRP fails at a module without a rule, it
+    leaves rules and activations as attributes of earlier modules; these are deleted.
     """
-    torch.manual_seed(0)  # torch's state is put back around every explainer
+    torch.manual_seed(0)  # `quietly` restores torch's state
     state = np.random.get_state()
     np.random.seed(0)
     known = {module: set(vars(module)) for module in model.modules()}
@@ -108,7 +112,7 @@ def tidying(model: Model) -> Iterator[None]:
 
 
 class Logits(nn.Module):
-    """A model as Captum wants it: a module from images to logits."""
+    """A model as Captum expects it: a module from images to logits."""
 
     def __init__(self, model: Model):
         super().__init__()
@@ -119,14 +123,14 @@ class Logits(nn.Module):
 
 
 def required(function: Any) -> set[str]:
-    """The parameters that a call has to give."""
+    """The parameters without a default."""
     parameters = inspect.signature(function).parameters.values()
     needed = {p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
     return needed - {"self"}
 
 
 def attribution(name: str) -> Any:
-    """The class of Captum that a name stands for.
+    """The Captum class of that name.
 
     Raises:
         UserError: Captum is not installed, or has no such attribution.

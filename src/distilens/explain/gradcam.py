@@ -1,4 +1,4 @@
-"""Where in a feature map a class is found: channels weighted by their mean gradient."""
+"""Grad-CAM: the features at a tap, their channels weighted by the mean gradient of the class's logit."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from distilens.explain.activation import ActivationMap
 
 
 class GradCAM(ActivationMap):
-    """Where the features that speak for a class stand: channel weights from gradients, at a tap's resolution.
+    """Grad-CAM: where the features for a class are, with channel weights from gradients, at a tap's resolution.
 
-    `M = relu(sum_k a_k A_k)` with `a_k = mean_ij d y_c / d A_kij`: `A` the features at the tap, `y_c` the logit of the
-    target class. Not negative; all zero where no channel speaks for the class. For a pooled linear head this is
+    `M = relu(sum_k a_k A_k)` with `a_k = mean_ij d y_c / d A_kij`: `A` are the features at the tap, `y_c` is the logit of the
+    target class. The map is not negative; it is zero everywhere if no channel supports the class. For a pooled linear head it is
     `relu(CAM) / (h w)`.
 
     Source: Selvaraju et al. 2017 (arXiv 1610.02391), equations 1 and 2.

@@ -1,4 +1,4 @@
-"""Grad-CAM with gradients weighted by place, so that several objects of one class all count."""
+"""Grad-CAM++: Grad-CAM with gradients weighted by place, so that several objects of one class all count."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from distilens.explain.activation import ActivationMap
 
 
 class GradCAMPlusPlus(ActivationMap):
-    """Grad-CAM whose channel weights favour gradients in few places: several objects of the class are all found.
+    """Grad-CAM++: Grad-CAM with gradients weighted by place, so that several objects of the class all show.
 
     `M = relu(sum_k w_k A_k)`, `w_k = sum_ij a_kij relu(g_kij)`, `a = g² / (2 g² + S_k g³)`, `S_k = sum_ab A_kab`,
     `g = d y_c / d A`. Computed in the scale-free form `a g = g / (2 + S_k g)` where `g > 0`, which needs no epsilon.
-    The paper explains `exp(y_c)`, which multiplies a map by that number; here it is left out. Not negative.
+    The paper explains `exp(y_c)`, which multiplies the map by that number; we leave this factor out. The map is not negative.
 
-    The paper's features stand behind a ReLU, so `S_k >= 0`; at other taps a negative `S_k` counts as 0, for the fraction has
-    a pole there. pytorch-grad-cam 1.5.7 adds 1e-6 to the denominator, which outweighs it where gradients are below 1e-3;
-    torch-cam 0.5.0 loses the denominator and returns `sum relu(g)³` as weights. Neither gives the paper's map.
+    In the paper the features come from a ReLU, so `S_k >= 0`. At other taps a negative `S_k` counts as 0, because the fraction
+    has a pole there. pytorch-grad-cam 1.5.7 adds 1e-6 to the denominator, which dominates it if gradients are below 1e-3.
+    torch-cam 0.5.0 drops the denominator and returns `sum relu(g)³` as weights. Neither gives the paper's map.
 
     Source: Chattopadhay et al. 2018 (arXiv 1710.11063), equations 10, 11 and 19.
     """

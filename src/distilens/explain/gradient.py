@@ -1,4 +1,4 @@
-"""How the class's score changes with each pixel."""
+"""The input gradient: how the class's logit changes with each pixel."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from distilens.explain.activation import ActivationMap
-from distilens.taps import INPUT
+from distilens.models.taps import INPUT
 
 Channels = Literal["max", "sum", "norm"]
 
 
 class Gradient(ActivationMap):
-    """How much the class's logit changes with each pixel: the input gradient, or saliency.
+    """Input gradient (saliency): how much the class's logit changes with each pixel.
 
-    `M = max_k |d y_c / d x_k|` over the colour channels; `channels=norm` takes the Euclidean norm, `channels=sum` the signed
-    sum, and `times_input` multiplies by the pixel first. Not negative unless `sum`.
+    `M = max_k |d y_c / d x_k|` over the colour channels. `channels=norm` takes the Euclidean norm, `channels=sum` the signed
+    sum. `times_input` multiplies by the pixel first. The map is not negative, except with `sum`.
 
-    Has a derivative where the network has a second one: a network of ReLUs and linear layers is flat in pieces, and a loss on
-    this map then trains through the weights alone.
+    The map has a derivative if the network has a second derivative. A network of ReLUs and linear layers is piecewise linear: a
+    loss on its map trains through the weights only.
 
     Source: Simonyan et al. 2013 (arXiv 1312.6034), section 3.
     """
@@ -37,7 +37,7 @@ class Gradient(ActivationMap):
 
 
 def over_channels(gradient: Float[Tensor, "b c h w"], channels: Channels) -> Float[Tensor, "b h w"]:
-    """One value a pixel from one a colour channel."""
+    """The colour channels combined into one value per pixel."""
     if channels == "sum":
         return gradient.sum(1)
     return gradient.abs().amax(1) if channels == "max" else torch.linalg.vector_norm(gradient, dim=1)

@@ -1,4 +1,4 @@
-"""Features times gradients, place by place: exact for the part of the logit that a linear head reads."""
+"""HiResCAM: features times gradients at each place, summed over channels."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from distilens.explain.activation import ActivationMap
 
 
 class HiResCAM(ActivationMap):
-    """What each place adds to the logit, to first order: Grad-CAM without averaging the gradient over places.
+    """HiResCAM: what each place adds to the logit, to first order; Grad-CAM without averaging the gradient over places.
 
-    `M = relu(sum_k g_k A_k)`, `g = d y_c / d A`. Not negative. With one linear layer behind the tap, the sum before the ReLU
-    adds up to the logit less the bias. At a block of a ViT whose patches only a layer norm reads after that (the one before the
-    last), it is 0 but for rounding: what is normalised has no gradient along itself. There, tap the norm.
+    `M = relu(sum_k g_k A_k)`, `g = d y_c / d A`. The map is not negative. With one linear layer behind the tap, the values before
+    the ReLU sum to the logit minus the bias. At a ViT block whose patches are only read by a layer norm (the second to last
+    block), the map is 0 up to rounding: a normalised vector has no gradient along itself. Tap the norm instead.
 
     Source: Draelos and Carin 2020 (arXiv 2011.08891), section 3.
     """

@@ -1,4 +1,4 @@
-"""How much each pixel adds to a class's score, on the way from a baseline to the image."""
+"""Integrated Gradients: gradients accumulated on the straight path from a baseline image to the image."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from distilens.core import Model
 from distilens.explain.activation import full
 from distilens.explain.baseline import baseline_of
 from distilens.explain.explanation import Explainer, Explanation, Target, chosen, scores_of, target_of
 from distilens.explain.path import summed_gradients
+from distilens.models.model import Model
 
 
 class IntegratedGradients(Explainer):
-    """How much each pixel adds to the class's logit on the straight path from a baseline image to the image.
+    """Integrated Gradients: how much each pixel adds to the class's logit on the path from a baseline to the image.
 
-    `IG_i = (x_i - b_i) * integral_0^1 d y_c(b + t (x - b)) / d x_i dt`, by quadrature, summed over the colour channels. Signed;
-    over all pixels the maps sum to `y_c(x) - y_c(b)` (completeness): `residual` is what is missing, in logits.
+    `IG_i = (x_i - b_i) * integral_0^1 d y_c(b + t (x - b)) / d x_i dt`, by quadrature, summed over the colour channels. Maps are
+    signed. Over all pixels they sum to `y_c(x) - y_c(b)` (completeness); `residual` is the error of that sum, in logits.
 
-    Steps run in chunks of rows, so memory does not grow with `steps`. In a loss (`from_model`) each chunk is computed again in
-    the backward pass. Has a derivative where the network has a second one; with ReLUs, which are flat in pieces, the loss
-    trains through the weights of the active paths.
+    Steps run in chunks of rows, so memory does not grow with `steps`. In a loss (`from_model`) the backward pass computes each
+    chunk again. The map has a derivative if the network has a second derivative. With ReLUs, which are piecewise linear, the
+    loss trains through the weights of the active paths.
 
     Args:
         steps: points on the path.
         rule: `gauss` (Gauss-Legendre), `trapezoid` (ends included), or `riemann` (midpoints). Captum's trapezoid has
             weights that sum to (n-1)/n; these sum to 1.
-        baseline: `mean` (the mean colour that the model expects, which is zero behind its normalisation and the default
-            elsewhere), `zero` (black), `blur` (the image, blurred), or a grey level in [0, 1]. From black, dark pixels get
-            nothing, and on CIFAR-10 the maps were no better than noise (docs/explainers.md).
-        channels: over colours, `sum` adds what they say, so that it sums to the change of the logit; `size` adds the absolute
-            values, as overlays of the map do, and is not negative.
-        chunk: rows (images times steps) in a forward; by default as many as are fastest.
+        baseline: `mean` (the mean colour that the model expects: zero after normalisation, the default in other libraries),
+            `zero` (black), `blur` (the blurred image), or a grey level in [0, 1]. With black, dark pixels get no attribution; on
+            CIFAR-10 the maps were no better than noise (docs/explainers.md).
+        channels: `sum` adds the signed values of the colours, so the map sums to the change of the logit; `size` adds their
+            absolute values, so the map is not negative.
+        chunk: rows (images times steps) per forward pass; by default the fastest number.
 
     Source: Sundararajan, Taly and Yan 2017 (arXiv 1703.01365), equation 1.
     """
@@ -84,21 +84,21 @@ class IntegratedGradients(Explainer):
         path = images - start
         at, weight = quadrature_on(self.rule, self.steps, images.device, images.dtype)
 
-        def points(some: slice, steps: slice) -> tuple[Tensor, Tensor]:
-            return torch.addcmul(start[some, None], at[steps], path[some, None]), weight[steps]
+        def points(rows: slice, steps: slice) -> tuple[Tensor, Tensor]:
+            return torch.addcmul(start[rows, None], at[steps], path[rows, None]), weight[steps]
 
         total = summed_gradients(model, images, target, points, self.steps, chunk=self.chunk, create_graph=create_graph)
         return path * total
 
     def start(self, model: Model, images: Tensor) -> Tensor:
-        """The baseline images, one for each."""
+        """The baseline images, one per image."""
         return baseline_of(model, images, self.baseline).expand_as(images)
 
 
 @cache
 def quadrature_on(rule: str, steps: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """`quadrature` as tensors that can be multiplied with images, copied to a device once."""
-    with torch.inference_mode(False):  # later calls may take gradients
+    """`quadrature` as tensors that broadcast with images, copied to a device once."""
+    with torch.inference_mode(False):  # later calls may need gradients
         points, weights = (torch.tensor(values, dtype=dtype, device=device) for values in quadrature(rule, steps))
         return points[:, None, None, None], weights[:, None, None, None]
 

@@ -1,4 +1,4 @@
-"""Features weighted place by place: sharp maps at early taps too."""
+"""LayerCAM: features weighted by their positive gradients at each place."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from distilens.explain.activation import ActivationMap
 
 
 class LayerCAM(ActivationMap):
-    """Features weighted by their own positive gradients, place by place: usable at early taps, where maps are fine.
+    """LayerCAM: features weighted by their own positive gradients; also useful at early taps, where maps are fine.
 
-    `M = relu(sum_k relu(g_k) A_k)`, `g = d y_c / d A`. Not negative.
+    `M = relu(sum_k relu(g_k) A_k)`, `g = d y_c / d A`. The map is not negative.
 
     Source: Jiang et al. 2021 (IEEE TIP 30, "LayerCAM"), equations 5 and 6.
     """

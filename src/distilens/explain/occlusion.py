@@ -1,4 +1,4 @@
-"""How much the class's score falls where a window hides the image."""
+"""Occlusion: how much the class's logit falls when a window hides part of the image."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from distilens.core import Model
 from distilens.explain.baseline import baseline_of
 from distilens.explain.explanation import Explainer, Explanation, Target, scores_of, target_of
 from distilens.explain.perturbation import seen_through
+from distilens.models.model import Model
 
 
 class Occlusion(Explainer):
-    """How much the class's logit falls when a window of the image is hidden: no gradient, so it works for any model.
+    """Occlusion: how much the class's logit falls when a window hides part of the image; works for any model.
 
-    `M_i = mean over the windows W that hold i of y_c(x) - y_c(x with W hidden)`. Signed. Windows that would stick out at the
-    lower and right border are cut off there. Has no derivative that is of use.
+    `M_i = mean over the windows W that contain i of y_c(x) - y_c(x with W hidden)`. Maps are signed. Windows are cut off at the
+    lower and right border. A loss cannot use the map: it has no useful derivative.
 
     Args:
         window: side of the square window in pixels; by default a quarter of the image's shorter side.
-        stride: from window to window; by default half a window.
-        baseline: what hides: `mean` (the mean colour that the model expects), `zero` (black), or a grey level.
-        chunk: rows (images times windows) in a forward; by default as many as are fastest.
+        stride: distance between windows in pixels; by default half a window.
+        baseline: the fill of hidden pixels: `mean` (the mean colour that the model expects), `zero` (black), or a grey level.
+        chunk: rows (images times windows) per forward pass; by default the fastest number.
 
     Source: Zeiler and Fergus 2014 (arXiv 1311.2901), section 4.2.
     """
@@ -61,7 +61,7 @@ class Occlusion(Explainer):
             fill = baseline_of(model, images, self.baseline)
             count = down * across
             after = seen_through(
-                model, images, fill, lambda *some: ~hidden(*some), count, scores_of, target, chunk=self.chunk
+                model, images, fill, lambda *bounds: ~hidden(*bounds), count, scores_of, target, chunk=self.chunk
             )
             fallen = scores_of(logits, target)[:, None] - after
             total, covered = images.new_zeros(len(images), height * width), images.new_zeros(height * width)

@@ -1,4 +1,4 @@
-"""Gradients at many points for each image, added up: what the gradient explainers have in common."""
+"""Gradients summed over many points per image: the shared part of the gradient explainers."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from distilens.core import Model
-from distilens.errors import UserError
 from distilens.explain.activation import no_gradient, reaching
 from distilens.explain.explanation import explaining, scores_of
-from distilens.taps import INPUT
+from distilens.foundation.errors import UserError
+from distilens.models.model import Model
+from distilens.models.taps import INPUT
 
 Points = Callable[[slice, slice], tuple[Float[Tensor, "i s c h w"], Tensor]]
-"""Of some images and some steps, the points at which to differentiate, and the factors of their gradients."""
+"""From a slice of images and a slice of steps: the points at which to differentiate, and the factors of their gradients."""
 
 
 def summed_gradients(
@@ -31,7 +31,7 @@ def summed_gradients(
 ) -> Float[Tensor, "b c h w"]:
     """`sum_s f_s * d y_c(p_s) / d p` for every image, `chunk` rows (images times steps) at a time.
 
-    Memory does not grow with `steps`: with `create_graph` each chunk is computed again in the backward pass rather than kept.
+    Memory does not grow with `steps`: with `create_graph` the backward pass computes each chunk again (checkpointing).
     """
 
     def part(images: slice, steps: slice) -> Tensor:
@@ -40,36 +40,36 @@ def summed_gradients(
             rows = at.flatten(0, 1)
             rows = rows if rows.requires_grad else rows.requires_grad_()
             aims = target[images].repeat_interleave(at.shape[1])
-            found = reaching(scores_of(model.logits(rows), aims).sum(), [rows], create_graph=create_graph)
-            if found is None:
+            gradients = reaching(scores_of(model.logits(rows), aims).sum(), [rows], create_graph=create_graph)
+            if gradients is None:
                 raise UserError(no_gradient(model, [INPUT]))
-            return (factor * found[0].view(at.shape)).sum(1)
+            return (factor * gradients[0].view(at.shape)).sum(1)
 
     total = torch.zeros_like(images)
-    for some, few in blocks(len(images), steps, rows_at_once(images, chunk)):
+    for rows, few in blocks(len(images), steps, rows_at_once(images, chunk)):
         if create_graph:
-            piece = checkpoint(part, some, few, use_reentrant=False)
-            number = torch.arange(some.start, some.stop, device=images.device)
+            piece = checkpoint(part, rows, few, use_reentrant=False)
+            number = torch.arange(rows.start, rows.stop, device=images.device)
             total = total.index_add(0, number, piece)  # type: ignore[arg-type]
         else:
-            total[some] += part(some, few)
+            total[rows] += part(rows, few)
     return total
 
 
 def blocks(images: int, steps: int, rows: int) -> Iterator[tuple[slice, slice]]:
-    """Cut `images × steps` into blocks of at most `rows`: as many images as fit, then as many steps."""
+    """Cut `images × steps` into blocks of at most `rows` rows: first as many images as fit, then as many steps."""
     for first in range(0, images, rows):
-        some = slice(first, min(first + rows, images))
-        few = max(1, rows // (some.stop - some.start))
+        part = slice(first, min(first + rows, images))
+        few = max(1, rows // (part.stop - part.start))
         for start in range(0, steps, few):
-            yield some, slice(start, min(start + few, steps))
+            yield part, slice(start, min(start + few, steps))
 
 
 def rows_at_once(images: Tensor, chunk: int | None, *, recorded: bool = True) -> int:
-    """How many images a forward takes: `chunk`, or as many as are fastest for their size.
+    """The number of images per forward pass: `chunk`, or the fastest number for their size.
 
-    On a CPU, what stays in the cache: 64 of 32 × 32 where a graph is recorded, 32 where none is (measured with ResNet-20 and
-    MobileNetV2), 8 of 224 × 224. A GPU takes more at once.
+    On a CPU the batch should fit in the cache: 64 images of 32 × 32 with a graph, 32 without (measured with ResNet-20 and
+    MobileNetV2), 8 of 224 × 224. A GPU takes more.
     """
     if chunk is not None:
         return chunk

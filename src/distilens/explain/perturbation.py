@@ -1,4 +1,4 @@
-"""What a model says of images of which a part is hidden: what the model-agnostic explainers have in common."""
+"""A model's scores for partly hidden images: the shared part of the perturbation explainers."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from distilens.core import Model
 from distilens.explain.path import blocks, rows_at_once
+from distilens.models.model import Model
 
 Masks = Callable[[int, int], Float[Tensor, "m h w"]]
-"""Masks number `start` to `stop`: 1 where the image is seen, 0 where it is hidden."""
+"""The masks from `start` to `stop`: 1 where the image is visible, 0 where it is hidden."""
 
 
 def seen_through(
@@ -27,11 +27,11 @@ def seen_through(
     chunk: int | None,
 ) -> Float[Tensor, "b m"]:
     """The score of every image behind every mask, `chunk` rows (images times masks) at a time; hidden pixels are `fill`."""
-    found = images.new_empty(len(images), count)
+    scores = images.new_empty(len(images), count)
     path = images - fill
-    for some, few in blocks(len(images), count, rows_at_once(images, chunk, recorded=False)):
+    for part, few in blocks(len(images), count, rows_at_once(images, chunk, recorded=False)):
         shown = masks(few.start, few.stop).to(images)[:, None]
-        rows = torch.addcmul(fill.expand_as(images)[some, None], path[some, None], shown).flatten(0, 1)
-        aims = target[some].repeat_interleave(len(shown))
-        found[some, few] = score(model.logits(rows), aims).view(-1, len(shown)).to(found.dtype)
-    return found
+        rows = torch.addcmul(fill.expand_as(images)[part, None], path[part, None], shown).flatten(0, 1)
+        aims = target[part].repeat_interleave(len(shown))
+        scores[part, few] = score(model.logits(rows), aims).view(-1, len(shown)).to(scores.dtype)
+    return scores

@@ -1,4 +1,4 @@
-"""What is seen when the class is recognised: the mean of many random masks, weighted by the class's probability."""
+"""RISE: the mean of many random masks, weighted by the class's probability behind each mask."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from distilens import draws
-from distilens.core import Model
 from distilens.explain.baseline import baseline_of
 from distilens.explain.explanation import Explainer, Explanation, Target, scores_of, target_of
 from distilens.explain.perturbation import seen_through
+from distilens.foundation import randomness
+from distilens.models.model import Model
 
 
 class RISE(Explainer):
-    """What is to be seen for the class to be recognised, by looking through random masks: no gradient, any model.
+    """RISE: which pixels must be visible for the class to be recognised, from random masks; works for any model.
 
-    `M = 1/(keep N) sum_n p_c(x behind m_n) m_n`: `p_c` the probability of the class, `m_n` a grid of zeros and ones (a share
-    `keep` of ones), enlarged bilinearly and shifted at random. Not negative. All images are seen through the same masks, drawn
-    from `seed`, so a map does not depend on the batch. Has no derivative that is of use.
+    `M = 1/(keep N) sum_n p_c(x behind m_n) m_n`: `p_c` is the probability of the class, `m_n` is a grid of zeros and ones (a
+    share `keep` of ones), enlarged bilinearly and shifted at random. The map is not negative. All images get the same masks, from
+    `seed`, so a map does not depend on the batch. A loss cannot use the map: it has no useful derivative.
 
     Args:
-        masks: how many; a map's noise falls with their square root. The paper takes 4,000 to 8,000 at 224 pixels.
+        masks: number of masks. A map's noise falls with its square root. The paper takes 4,000 to 8,000 at 224 pixels.
         grid: cells along a side.
-        keep: share of the cells that are seen.
-        baseline: what hides: `mean` (the mean colour that the model expects), `zero` (black), or a grey level.
-        chunk: rows (images times masks) in a forward; by default as many as are fastest.
+        keep: share of the cells that are visible.
+        baseline: the fill of hidden pixels: `mean` (the mean colour that the model expects), `zero` (black), or a grey level.
+        chunk: rows (images times masks) per forward pass; by default the fastest number.
 
     Source: Petsiuk et al. 2018 (arXiv 1806.07421), section 3.
     """
@@ -55,7 +55,7 @@ class RISE(Explainer):
 
     def explain(self, model: Model, images: Tensor, target: Target) -> Explanation:
         height, width = images.shape[2:]
-        source = draws.generator("rise", self.seed)
+        source = randomness.generator("rise", self.seed)
         cells = (torch.rand(self.masks, self.grid + 1, self.grid + 1, generator=source) < self.keep).to(images)
         shifts = torch.rand(self.masks, 2, generator=source)
 
@@ -71,14 +71,14 @@ class RISE(Explainer):
                 baseline_of(model, images, self.baseline),
                 masks,
                 self.masks,
-                lambda found, aims: scores_of(found.softmax(1), aims),
+                lambda outputs, aims: scores_of(outputs.softmax(1), aims),
                 target,
                 chunk=self.chunk,
             )
             total = images.new_zeros(len(images), height * width)
             for start in range(0, self.masks, 256):
-                some = masks(start, min(start + 256, self.masks))
-                total += probabilities[:, start : start + len(some)] @ some.flatten(1)
+                visible = masks(start, min(start + 256, self.masks))
+                total += probabilities[:, start : start + len(visible)] @ visible.flatten(1)
             maps = total.unflatten(1, (height, width)) / (self.keep * self.masks)
         return Explanation(maps, logits, target)
 
@@ -86,7 +86,7 @@ class RISE(Explainer):
 def shifted(
     cells: Float[Tensor, "m g g"], shifts: Float[Tensor, "m 2"], size: tuple[int, int]
 ) -> Float[Tensor, "m h w"]:
-    """Grids of one cell more than the image has, enlarged bilinearly and cut at a random place within one cell."""
+    """Masks from grids with one extra row and column: enlarged bilinearly, then cropped at a shift of less than one cell."""
     grid = cells.shape[1] - 1
     step = [-(-length // grid) for length in size]  # pixels of a cell, rounded up
     large = functional.interpolate(

@@ -1,4 +1,4 @@
-"""The input gradient, averaged over noisy copies of the image."""
+"""SmoothGrad: the input gradient averaged over noisy copies of the image."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from distilens import draws
-from distilens.core import Model
 from distilens.explain.explanation import Explainer, Explanation, Target, chosen, target_of
 from distilens.explain.gradient import Channels, over_channels
 from distilens.explain.path import summed_gradients
+from distilens.foundation import randomness
+from distilens.models.model import Model
 
 
 class SmoothGrad(Explainer):
-    """The input gradient averaged over noisy copies of the image: what is left when its grain is gone.
+    """SmoothGrad: the input gradient averaged over noisy copies of the image, which makes it less grainy.
 
-    `M = over channels( 1/n sum_s d y_c(x + noise_s) / d x )`, Gaussian noise with a deviation of `noise` times the image's own
-    range of values, as in the paper. Every image gets the same `samples` fields of noise, from `seed`, so its map does not
-    depend on the batch. Not negative unless `channels=sum`.
+    `M = over channels( 1/n sum_s d y_c(x + noise_s) / d x )`, with Gaussian noise whose standard deviation is `noise` times the
+    image's own range of values, as in the paper. Every image gets the same `samples` noise fields, from `seed`, so its map does
+    not depend on the batch. The map is not negative, except with `channels=sum`.
 
     Args:
-        samples: noisy copies.
-        noise: deviation, as a share of the range of the image's pixels; the paper uses 0.1 to 0.2.
+        samples: number of noisy copies.
+        noise: standard deviation, as a share of the range of the image's pixels; the paper uses 0.1 to 0.2.
         channels: `max` of the absolute values, `norm`, or the signed `sum`.
-        chunk: rows (images times samples) in a forward; by default as many as are fastest.
+        chunk: rows (images times samples) per forward pass; by default the fastest number.
 
     Source: Smilkov et al. 2017 (arXiv 1706.03825), section 2.
     """
@@ -61,8 +61,8 @@ class SmoothGrad(Explainer):
         fields = self.fields(images)
         spread = self.noise * (images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True))
 
-        def points(some: slice, steps: slice) -> tuple[Tensor, Tensor]:
-            return images[some, None] + spread[some, None] * fields[steps], images.new_full((), 1 / self.samples)
+        def points(rows: slice, steps: slice) -> tuple[Tensor, Tensor]:
+            return images[rows, None] + spread[rows, None] * fields[steps], images.new_full((), 1 / self.samples)
 
         total = summed_gradients(
             model, images, target, points, self.samples, chunk=self.chunk, create_graph=create_graph
@@ -70,6 +70,6 @@ class SmoothGrad(Explainer):
         return over_channels(total, self.channels)
 
     def fields(self, images: Tensor) -> Float[Tensor, "samples c h w"]:
-        """The noise, of deviation 1."""
-        source = draws.generator("smoothgrad", self.seed)
+        """The noise, with standard deviation 1."""
+        source = randomness.generator("smoothgrad", self.seed)
         return torch.randn(self.samples, *images.shape[1:], generator=source).to(images)

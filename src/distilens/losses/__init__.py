@@ -1,14 +1,14 @@
-"""The losses of distillation as plain functions, for those who have a training loop of their own.
+"""The losses of distillation as plain functions, for your own training loop.
 
-Each takes the student's tensor first and the teacher's second, and gives the mean over the images, `[]`; with
-`reduction="none"` it gives one loss per image, `[b]`. No gradient goes to the teacher. Losses of answers are computed in
+Each function takes the student's tensor first and the teacher's second. It returns the mean over the images, `[]`; with
+`reduction="none"` it returns one loss per image, `[b]`. No gradient goes to the teacher. Losses of logits are computed in
 float32, the others in float32 or float64, also under autocast. The methods of a run call the same functions.
 
-| of answers `[images, classes]` | `kd`, `dkd`, `dist`, `mlkd`, `r2kd`; of labels `ce` |
+| logits `[images, classes]` | `kd`, `dkd`, `dist`, `mlkd`, `r2kd`; with labels `ce` |
 |---|---|
-| of features `[images, channels, height, width]` | `fitnet`, `at`, `nst`, `hierarchical` |
-| of relations between the images of a batch | `sp`, `rkd`, `pkt`, `crd` |
-| of maps `[images, height, width]` | `map_match` |
+| features `[images, channels, height, width]` | `fitnet`, `at`, `nst`, `hierarchical` |
+| relations between the images of a batch | `sp`, `rkd`, `pkt`, `crd` |
+| maps `[images, height, width]` | `map_match` |
 """
 
 from distilens.losses.answers import ce, dkd, kd, mlkd

@@ -1,4 +1,4 @@
-"""Losses of answers: the student's logits against the teacher's, or against labels."""
+"""Losses of logits: compare the student's logits with the teacher's, or with labels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from distilens.errors import UserError
+from distilens.foundation.errors import UserError
 from distilens.losses.checks import (
     Reduction,
     check_labels,
@@ -30,8 +30,8 @@ def ce(
 ) -> Tensor:
     """Cross-entropy with labels, in nats.
 
-    `-sum_c q_c log softmax(z)_c`, where `q` is `1 - smoothing` at the label plus `smoothing / classes` everywhere. An image
-    without a label (-1) counts 0.
+    `-sum_c q_c log softmax(z)_c`, where `q` is `1 - smoothing` at the label plus `smoothing / classes` everywhere. The loss of an
+    image without a label (-1) is 0.
 
     Args:
         student: logits.
@@ -40,7 +40,7 @@ def ce(
         reduction: `mean`, `sum` or `none`.
 
     Raises:
-        UserError: shapes that do not fit, a smoothing outside of [0, 1), or (on the CPU) a label that is no class.
+        UserError: shapes do not fit, the smoothing is outside of [0, 1), or (on the CPU) a label is not a class.
 
     Source: Szegedy et al. 2016 (arXiv 1512.00567), section 7, for the smoothing.
     """
@@ -62,20 +62,20 @@ def kd(
     standardise: bool = False,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """The divergence of the student's softened class probabilities from the teacher's, in nats.
+    """The Kullback-Leibler divergence of the student's softened class probabilities from the teacher's, in nats.
 
-    `T^2 * sum_c p_t log(p_t / p_s)` with `p = softmax(z / T)`; 0 where both agree. The factor `T^2` keeps the gradient's size
+    `T^2 * sum_c p_t log(p_t / p_s)` with `p = softmax(z / T)`; 0 if both are equal. The factor `T^2` keeps the gradient's size
     when T changes.
 
     Args:
         student: logits.
         teacher: logits.
         temperature: `T`, above 0.
-        standardise: first bring each image's logits to mean 0 and deviation 1 over the classes.
+        standardise: first scale each image's logits to mean 0 and standard deviation 1 over the classes.
         reduction: `mean`, `sum` or `none`.
 
     Raises:
-        UserError: shapes that do not fit, or a temperature that is not above 0.
+        UserError: shapes do not fit, or the temperature is not above 0.
 
     Source: Hinton, Vinyals and Dean 2015 (arXiv 1503.02531), section 2; Sun et al. 2024 (arXiv 2403.01427) for `standardise`.
 
@@ -103,11 +103,11 @@ def dkd(
     beta: float = 2.0,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """`kd` in two parts: how sure the teacher is of the label, and how it shares out the rest, in nats.
+    """Decoupled `kd`, in nats: the probability of the label, and the distribution over the other classes.
 
-    `T^2 (alpha KL(b_t || b_s) + beta KL(q_t || q_s))`, with `b = (p_c, 1 - p_c)` the probability of the label and of all other
-    classes, and `q` the probabilities of the others among themselves, at temperature `T`. Where there is no label (-1), the
-    teacher's first class is taken.
+    `T^2 (alpha KL(b_t || b_s) + beta KL(q_t || q_s))` at temperature `T`. `b = (p_c, 1 - p_c)` are the probabilities of the label
+    and of all other classes together. `q` are the probabilities of the other classes, normalised. Without a label (-1), the
+    teacher's top class is used.
 
     Args:
         student: logits.
@@ -115,13 +115,13 @@ def dkd(
         labels: the class of each image, or -1.
         temperature: `T`, above 0.
         alpha: the factor of the label's part.
-        beta: the factor of the other classes' part; the paper takes 2 to 8.
+        beta: the factor of the other classes' part; the paper uses 2 to 8.
         reduction: `mean`, `sum` or `none`.
 
     Raises:
-        UserError: shapes that do not fit, a temperature that is not above 0, or (on the CPU) a label that is no class.
+        UserError: shapes do not fit, the temperature is not above 0, or (on the CPU) a label is not a class.
 
-    Source: Zhao et al. 2022 (arXiv 2203.08679), equation 7; the term grows over the first epochs there.
+    Source: Zhao et al. 2022 (arXiv 2203.08679), equation 7; in the paper the term grows over the first epochs.
     """
     ours, theirs = answers("dkd", student, teacher, temperature)
     check_labels("dkd", labels, ours)
@@ -143,22 +143,22 @@ def mlkd(
     classes: float = 1.0,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """Answers on three levels, at several temperatures: of each image, between images, between classes.
+    """Match probabilities on three levels, at several temperatures: per image, between images, between classes.
 
-    The sum over temperatures `T` of, with probabilities `P [b c]` at `T`,
+    With probabilities `P [b c]` at temperature `T`, the loss is the sum over all `T` of
     `instance T^2 KL(p_t || p_s) + images sum_j (P_s P_s^T - P_t P_t^T)_ij^2 + classes sum_cd (P_s^T P_s - P_t^T P_t)_cd^2 / c`.
 
     Args:
         student: logits.
         teacher: logits.
         temperatures: each above 0.
-        instance: the factor of the level of single images.
+        instance: the factor of the divergence per image.
         images: the factor of relations between images.
         classes: the factor of relations between classes.
         reduction: `mean`, `sum` or `none`.
 
     Raises:
-        UserError: shapes that do not fit, or a temperature that is not above 0.
+        UserError: shapes do not fit, or a temperature is not above 0.
 
     Source: Jin et al. 2023 (CVPR, "Multi-Level Logit Distillation"), equations 4 to 8.
     """
@@ -166,11 +166,11 @@ def mlkd(
 
     def at(temperature: float) -> Tensor:
         p, q = (functional.log_softmax(logits / temperature, 1) for logits in (ours, theirs))
-        apart = functional.kl_div(p, q, reduction="none", log_target=True).sum(1)
+        per_image = functional.kl_div(p, q, reduction="none", log_target=True).sum(1)
         p, q = p.exp(), q.exp()
         between_images = (p @ p.T - q @ q.T).square().sum(1)
         between_classes = (p.T @ p - q.T @ q).square().sum() / p.shape[1]
-        return instance * temperature**2 * apart + images * between_images + classes * between_classes
+        return instance * temperature**2 * per_image + images * between_images + classes * between_classes
 
     with without_autocast(ours):
         return reduced(torch.stack([at(temperature) for temperature in temperatures]).sum(0), reduction)
@@ -185,15 +185,16 @@ def answers(name: str, student: Tensor, teacher: Tensor, *temperatures: float) -
 
 
 def standardised(logits: Float[Tensor, "b classes"]) -> Float[Tensor, "b classes"]:
-    """Each image's logits with mean 0 and deviation 1 over the classes (dividing by `classes - 1`, as the code).
+    """Each image's logits with mean 0 and deviation 1 over the classes (with the divisor `classes - 1`, as in the paper's code).
 
-    A deviation below 0.01 counts as 0.01, where the code adds 1e-7 to it: a head that starts at 0 would be thrown far off.
+    A deviation below 0.01 counts as 0.01. The paper's code adds 1e-7 instead; the first step of a head that starts at 0 would
+    then be far too large.
     """
     return (logits - logits.mean(1, keepdim=True)) / logits.std(1, keepdim=True).clamp_min(0.01)
 
 
 def divergence(theirs: Float[Tensor, "b c"], ours: Float[Tensor, "b c"]) -> Float[Tensor, " b"]:
-    """`KL(p_t || p_s)` from logarithms; places where both are minus infinity count nothing."""
+    """`KL(p_t || p_s)` from logarithms. Classes where both are minus infinity count 0."""
     none = theirs.isneginf() & ours.isneginf()
     return (
         functional.kl_div(ours.masked_fill(none, 0), theirs.masked_fill(none, 0), reduction="none", log_target=True)
@@ -203,12 +204,12 @@ def divergence(theirs: Float[Tensor, "b c"], ours: Float[Tensor, "b c"]) -> Floa
 
 
 def target_or_not(logits: Float[Tensor, "b c"], chosen: Bool[Tensor, "b c"]) -> Float[Tensor, "b 2"]:
-    """The logarithms of the class's probability, and of all others' together."""
+    """The log probabilities of the chosen class, and of all other classes together."""
     return functional.log_softmax(
         torch.stack([logits.where(chosen, 0).sum(1), logits.masked_fill(chosen, -torch.inf).logsumexp(1)], 1), dim=1
     )
 
 
 def among_others(logits: Float[Tensor, "b c"], chosen: Bool[Tensor, "b c"]) -> Float[Tensor, "b c"]:
-    """The logarithms of the other classes' probabilities among themselves; minus infinity for the class."""
+    """The normalised log probabilities of the other classes; minus infinity for the chosen class."""
     return functional.log_softmax(logits.masked_fill(chosen, -torch.inf), dim=1)

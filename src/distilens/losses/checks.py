@@ -1,4 +1,4 @@
-"""What all losses share: inputs that fit each other, no gradient in the teacher, and one number at the end."""
+"""Checks and steps that all losses share: check the inputs, detach the teacher, reduce to one number."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from distilens.errors import UserError
 from distilens.explain.activation import full
+from distilens.foundation.errors import UserError
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -20,14 +20,14 @@ def paired(
     """Both tensors in float32 (or float64), the teacher's without a gradient.
 
     Args:
-        name: of the loss, for messages.
+        name: the name of the loss, for messages.
         student: the student's tensor.
         teacher: the teacher's tensor.
-        shape: what the dimensions are, such as `images, classes`.
+        shape: the names of the dimensions, such as `images, classes`.
         alike: the dimensions that must have the same size in both.
 
     Raises:
-        UserError: something else than such tensors.
+        UserError: these are not such tensors.
     """
     dimensions = shape.split(", ")
     for whose, values in (("student", student), ("teacher", teacher)):
@@ -37,14 +37,14 @@ def paired(
     wrong = [dimensions[place] for place in alike if student.shape[place] != teacher.shape[place]]
     if wrong:
         raise UserError(
-            f"{name} needs as many {' and '.join(wrong)} of the student as of the teacher; given {list(student.shape)} and "
+            f"{name} needs the same number of {' and '.join(wrong)} for student and teacher; given {list(student.shape)} and "
             f"{list(teacher.shape)} [{shape}]"
         )
     return full(student), full(teacher.detach())
 
 
 def check_tensor(name: str, whose: str, values: Tensor) -> None:
-    """Raise a `UserError` unless these are floating-point numbers in a tensor."""
+    """Raise a `UserError` unless `values` is a tensor of floating-point numbers."""
     if not isinstance(values, Tensor):
         hint = ": give its .logits" if hasattr(values, "logits") else ""
         raise UserError(f"{name} needs tensors; the {whose}'s is a {type(values).__name__}{hint}")
@@ -55,7 +55,7 @@ def check_tensor(name: str, whose: str, values: Tensor) -> None:
 def check_labels(name: str, labels: Tensor, logits: Tensor) -> None:
     """Raise a `UserError` unless there is one label per image, and each is -1 or one of the classes.
 
-    The values are read on the CPU only: to read them from a GPU would wait for it.
+    The values are checked on the CPU only: on a GPU this would wait for the device.
     """
     fits = isinstance(labels, Tensor) and labels.shape == logits.shape[:1] and labels.dtype == torch.long
     if not fits:
@@ -65,7 +65,7 @@ def check_labels(name: str, labels: Tensor, logits: Tensor) -> None:
         wrong = labels[(labels < -1) | (labels >= logits.shape[1])]
         if len(wrong):
             raise UserError(
-                f"{name}: labels go from 0 to {logits.shape[1] - 1}, and -1 is for none; given {int(wrong[0])}"
+                f"{name}: labels go from 0 to {logits.shape[1] - 1}, and -1 means no label; given {int(wrong[0])}"
             )
 
 
@@ -77,10 +77,10 @@ def check_positive(name: str, **options: float) -> None:
 
 
 def reduced(losses: Tensor, reduction: Reduction) -> Tensor:
-    """The losses of the images as one number.
+    """The losses of the images, reduced.
 
     Raises:
-        UserError: an unknown reduction.
+        UserError: the reduction is unknown.
     """
     if reduction not in get_args(Reduction):
         raise UserError(f"reduction must be one of {', '.join(get_args(Reduction))}; given {reduction!r}")
@@ -88,5 +88,5 @@ def reduced(losses: Tensor, reduction: Reduction) -> Tensor:
 
 
 def without_autocast(values: Tensor) -> contextlib.AbstractContextManager:
-    """Products of matrices in the precision of their factors: autocast would round them to 8 bits."""
+    """A context that computes matrix products in the precision of their factors: autocast would round them to 8 bits."""
     return torch.autocast(values.device.type, enabled=False)

@@ -1,4 +1,4 @@
-"""Losses of features: what the student's layers say against what the teacher's do."""
+"""Losses of features: compare the student's features with the teacher's."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from distilens.errors import UserError
 from distilens.explain.attention import attention
-from distilens.explain.maps import on_one_grid, resized
+from distilens.foundation.errors import UserError
 from distilens.losses.checks import Reduction, check_positive, paired, reduced, without_autocast
 from distilens.losses.maps import apart
+from distilens.models.grids import on_one_grid, resized
 
 CELLS = (4, 2, 1)
-"""Cells along a side of the coarser comparisons, each of half the weight of the one before."""
+"""Cells per side of the coarser comparisons; each has half the weight of the one before."""
 
 
 def fitnet(
@@ -22,8 +22,8 @@ def fitnet(
 ) -> Tensor:
     """The mean squared error of features: `mean (F_s - F_t)^2` over channels and places.
 
-    Of two grids the smaller counts. The student's features must have the teacher's channels: a 1×1 convolution that is trained
-    along brings them there.
+    If the grids differ, the smaller one is used. The student's features must have the teacher's number of channels: train a 1×1
+    convolution with the student for that.
 
     Args:
         student: features in the teacher's channels.
@@ -31,9 +31,9 @@ def fitnet(
         reduction: `mean`, `sum` or `none`.
 
     Raises:
-        UserError: shapes that do not fit.
+        UserError: shapes do not fit.
 
-    Source: Romero et al. 2015 (arXiv 1412.6550), equation 3, with half the sum. RepDistiller gives it the weight 100.
+    Source: Romero et al. 2015 (arXiv 1412.6550), equation 3, which has half the sum. RepDistiller uses the weight 100.
     """
     return reduced(squared(*same_channels("fitnet", student, teacher)), reduction)
 
@@ -41,10 +41,11 @@ def fitnet(
 def hierarchical(
     student: Float[Tensor, "b c h w"], teacher: Float[Tensor, "b c i j"], *, reduction: Reduction = "mean"
 ) -> Tensor:
-    """The squared errors of features and of their averages over ever larger cells: the distance of `reviewkd`.
+    """The squared errors of features and of their averages over larger cells: the distance of `reviewkd`.
 
     `sum_l w_l mean (P_l(F_s) - P_l(F_t))^2 / sum_l w_l`, with `P_l` the feature itself and its averages over 4×4, 2×2 and 1×1
-    cells, and `w_l = 1, 1/2, 1/4, 1/8`. The student's features must have the teacher's channels; of two grids the smaller counts.
+    cells, and `w_l = 1, 1/2, 1/4, 1/8`. The student's features must have the teacher's number of channels. If the grids differ,
+    the smaller one is used.
 
     Args:
         student: features in the teacher's channels.
@@ -52,7 +53,7 @@ def hierarchical(
         reduction: `mean`, `sum` or `none`.
 
     Raises:
-        UserError: shapes that do not fit.
+        UserError: shapes do not fit.
 
     Source: Chen et al. 2021 (arXiv 2104.09044), section 3.3.
     """
@@ -74,10 +75,10 @@ def at(
     power: float = 2.0,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """How far the student's features are from being strong where the teacher's are: attention transfer.
+    """Attention transfer: the distance between student and teacher in where their features are strong.
 
-    `mean_places (q_s - q_t)^2`, with `q = m / |m|` and `m = mean_k |A_k|^p`. The numbers of channels may differ; of two grids
-    the smaller counts. An image counts 0 where one of the two features is 0 everywhere.
+    `mean_places (q_s - q_t)^2`, with `q = m / |m|` and `m = mean_k |A_k|^p`. The numbers of channels may differ. If the grids
+    differ, the smaller one is used. The loss of an image is 0 if one of its two features is 0 everywhere.
 
     Args:
         student: features.
@@ -86,9 +87,9 @@ def at(
         reduction: `mean`, `sum` or `none`.
 
     Raises:
-        UserError: shapes that do not fit, or a power that is not above 0.
+        UserError: shapes do not fit, or the power is not above 0.
 
-    Source: Zagoruyko and Komodakis 2017 (arXiv 1612.03928), equation 2, summed over three layers with the weight 1000.
+    Source: Zagoruyko and Komodakis 2017 (arXiv 1612.03928), equation 2; they sum over three layers with the weight 1000.
     """
     check_positive("at", power=power)
     ours, theirs = grids("at", student, teacher)
@@ -98,11 +99,11 @@ def at(
 def nst(
     student: Float[Tensor, "b c h w"], teacher: Float[Tensor, "b d i j"], *, reduction: Reduction = "mean"
 ) -> Tensor:
-    """The discrepancy between the distributions of where channels are active: neuron selectivity transfer.
+    """Neuron selectivity transfer: the discrepancy between the distributions of where channels are active.
 
     The squared maximum mean discrepancy between the channels' maps `f_k = A_k / |A_k|`, with the kernel `k(x, y) = (x . y)^2`:
-    `|S / c_s - T / c_t|^2`, where `S` and `T` are the tables `sum_k f_k f_k^T` over places. The numbers of channels may differ;
-    of two grids the smaller counts. Costs a table of places by places per image.
+    `|S / c_s - T / c_t|^2`, where `S` and `T` are the tables `sum_k f_k f_k^T` over places. The numbers of channels may differ.
+    If the grids differ, the smaller one is used. It needs the memory of a table `[places places]` per image.
 
     Args:
         student: features.
@@ -110,7 +111,7 @@ def nst(
         reduction: `mean`, `sum` or `none`.
 
     Raises:
-        UserError: shapes that do not fit.
+        UserError: shapes do not fit.
 
     Source: Huang and Wang 2017 (arXiv 1707.01219), equation 9, with the polynomial kernel; weight 50 in RepDistiller.
     """
@@ -127,25 +128,25 @@ def same_channels(name: str, student: Tensor, teacher: Tensor) -> tuple[Tensor, 
     """The features of both on the smaller of their grids.
 
     Raises:
-        UserError: other numbers of channels.
+        UserError: the numbers of channels differ.
     """
     ours, theirs = grids(name, student, teacher)
     channels, wanted = ours.shape[1], theirs.shape[1]
     if channels != wanted:
         raise UserError(
-            f"{name} needs as many channels of the student as of the teacher; given {channels} and {wanted}. Train a translation "
-            f"along: nn.Conv2d({channels}, {wanted}, 1)"
+            f"{name} needs the same number of channels for student and teacher; given {channels} and {wanted}. Train a "
+            f"translation with the student: nn.Conv2d({channels}, {wanted}, 1)"
         )
     return on_one_grid(ours, theirs)
 
 
 def squared(ours: Float[Tensor, "b c h w"], theirs: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
-    """The mean squared error of each image."""
+    """The mean squared error per image."""
     return (ours - theirs).square().flatten(1).mean(1)
 
 
 def table(feature: Float[Tensor, "b c h w"]) -> Float[Tensor, "b p p"]:
-    """`mean_k f_k f_k^T`, `[places places]` of each image: how often places are active together."""
+    """`mean_k f_k f_k^T`, a table `[places places]` per image: how often two places are active together."""
     with without_autocast(feature):
         maps = normalize(feature.flatten(2), dim=2, eps=1e-6)
         return maps.transpose(1, 2) @ maps / maps.shape[1]

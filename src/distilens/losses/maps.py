@@ -1,4 +1,4 @@
-"""Losses of maps: where the student looks against where the teacher looks."""
+"""Losses of maps: compare where the student looks with where the teacher looks."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-from distilens.errors import UserError, nearest
-from distilens.explain.maps import empty, on_one_grid
+from distilens.explain.maps import empty
+from distilens.foundation.errors import UserError, nearest
 from distilens.losses.checks import Reduction, check_positive, paired, reduced
+from distilens.models.grids import on_one_grid
 
 Distance = Literal["cosine", "at", "kl", "l2"]
 
@@ -24,28 +25,28 @@ def map_match(
     pool: int | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """How far the student's maps are from the teacher's.
+    """The distance of the student's maps from the teacher's.
 
-    Both are brought to the smaller grid first. Distances, per image, with `u = m / |m|`:
+    Both are first resized to the smaller grid. The distances per image, with `u = m / |m|`:
 
-    * `cosine`: `1 - <u_s, u_t>`, from 0 to 2; whatever the maps' scale.
+    * `cosine`: `1 - <u_s, u_t>`, from 0 to 2; independent of the maps' scale.
     * `at`: the mean over places of `(u_s - u_t)^2`.
     * `kl`: `KL(p_t || p_s)` with `p = softmax(m / |m| / temperature)` over places, in nats.
     * `l2`: the mean over places of `(m_s - m_t)^2`.
 
-    A map counts 0 where one of the two is empty (0 everywhere). With a map per class, `[b classes h w]`, an image's distance is
-    the mean over its classes.
+    The distance is 0 if one of the two maps is empty (0 everywhere). With a map per class, `[b classes h w]`, an image's distance
+    is the mean over its classes.
 
     Args:
         student: maps that have a gradient, such as `explainer.from_output(output, target)`.
         teacher: maps.
         distance: see above.
-        temperature: of `kl`, above 0.
-        pool: first average both maps to so many cells along a side.
+        temperature: the temperature of `kl`, above 0.
+        pool: first average both maps to this number of cells per side.
         reduction: `mean`, `sum` or `none`.
 
     Raises:
-        UserError: shapes that do not fit, an unknown distance, or a temperature that is not above 0.
+        UserError: shapes do not fit, the distance is unknown, or the temperature is not above 0.
 
     Source: Parchami-Araghi et al. 2024 (e2KD, arXiv 2402.03119), equation 2, for `cosine`; the others: see the method.
     """
@@ -56,26 +57,26 @@ def map_match(
     of_classes = isinstance(student, Tensor) and student.ndim == 4
     shape, alike = ("images, classes, height, width", (0, 1)) if of_classes else ("images, height, width", (0,))
     ours, theirs = on_one_grid(*paired("map_match", student, teacher, shape, alike=alike), pool)
-    found = apart(ours, theirs, distance, temperature)
-    return reduced(found.mean(1) if of_classes else found, reduction)
+    losses = apart(ours, theirs, distance, temperature)
+    return reduced(losses.mean(1) if of_classes else losses, reduction)
 
 
 def apart(
     ours: Float[Tensor, "*b h w"], theirs: Float[Tensor, "*b h w"], kind: Distance, temperature: float = 0.1
 ) -> Float[Tensor, "*b"]:
-    """`distance`, and 0 where one of the two maps is empty."""
+    """`distance`, but 0 if one of the two maps is empty."""
     return distance(ours, theirs, kind, temperature).where(both_say(ours, theirs), 0)
 
 
 def both_say(ours: Float[Tensor, "*b h w"], theirs: Float[Tensor, "*b h w"]) -> Bool[Tensor, "*b"]:
-    """Which pairs of maps can be compared: both have a value other than 0."""
+    """True for pairs of maps that can be compared: both have a value other than 0."""
     return ~(empty(ours.detach()) | empty(theirs))
 
 
 def distance(
     ours: Float[Tensor, "*b h w"], theirs: Float[Tensor, "*b h w"], kind: Distance, temperature: float = 0.1
 ) -> Float[Tensor, "*b"]:
-    """How far two maps are apart, one number a map; see `map_match`. An empty map has no direction: its unit map is 0."""
+    """The distance of two maps, one number per map; see `map_match`. An empty map has no direction: its unit map is 0."""
     ours, theirs = ours.flatten(-2), theirs.flatten(-2)
     if kind == "l2":
         return (ours - theirs).square().mean(-1)
@@ -89,6 +90,6 @@ def distance(
 
 
 def unit(maps: Float[Tensor, "*b p"]) -> Float[Tensor, "*b p"]:
-    """Maps of length 1, whatever their scale: the largest value is brought to 1 first, so that no square vanishes."""
+    """Maps scaled to length 1. The largest value is scaled to 1 first, so that no square underflows."""
     largest = maps.detach().abs().amax(-1, keepdim=True)
     return functional.normalize(maps / largest.where(largest > 0, 1), dim=-1)

@@ -1,4 +1,4 @@
-"""Losses of relations between the images of a batch: student and teacher may differ in everything else."""
+"""Losses of relations between the images of a batch. The features of student and teacher may have different shapes."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import normalize, smooth_l1_loss
 
-from distilens.errors import UserError
 from distilens.explain.activation import full
+from distilens.foundation.errors import UserError
 from distilens.losses.checks import Reduction, check_positive, check_tensor, paired, reduced, without_autocast
 
 CLOSE = 1e-6
-"""Features that are nearer than this have no direction from one to the other."""
+"""Features with a smaller distance have no direction from one to the other."""
 SMALL = 1e-7
 
 
 def sp(student: Float[Tensor, "b ..."], teacher: Float[Tensor, "b ..."], *, reduction: Reduction = "mean") -> Tensor:
-    """How far the similarities between images are from the teacher's: similarity-preserving distillation.
+    """Similarity-preserving distillation: match the similarities between images.
 
-    `sum_j (G_s - G_t)_ij^2 / b`, with `G` the products `f fᵀ` of the images' features, whose rows are brought to length 1.
+    `sum_j (G_s - G_t)_ij^2 / b`, with `G` the products `f fᵀ` of the images' features, with rows of length 1.
 
     Args:
         student: features; all places and channels count.
@@ -27,7 +27,7 @@ def sp(student: Float[Tensor, "b ..."], teacher: Float[Tensor, "b ..."], *, redu
         reduction: `mean`, `sum` or `none`.
 
     Raises:
-        UserError: shapes that do not fit.
+        UserError: shapes do not fit.
 
     Source: Tung and Mori 2019 (arXiv 1907.09682), equation 4; weight 3000.
     """
@@ -45,10 +45,10 @@ def rkd(
     angle: float = 50.0,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """How far distances between images, and angles between three of them, are from the teacher's: relational distillation.
+    """Relational distillation: match the distances between two images and the angles between three.
 
-    `distance mean_j H(d_s_ij - d_t_ij) + angle mean_jk H(a_s_ijk - a_t_ijk)`, with `d` Euclidean distances over their mean, `a`
-    the cosine of the angle at image i, and `H` the Huber loss; of features pooled over places.
+    `distance mean_j H(d_s_ij - d_t_ij) + angle mean_jk H(a_s_ijk - a_t_ijk)`, with `d` Euclidean distances divided by their mean,
+    `a` the cosine of the angle at image i, and `H` the Huber loss. Features are pooled over places.
 
     Args:
         student: features `[b d]`, or `[b c h w]`.
@@ -58,7 +58,7 @@ def rkd(
         reduction: `mean`, `sum` or `none`.
 
     Raises:
-        UserError: shapes that do not fit.
+        UserError: shapes do not fit.
 
     Source: Park et al. 2019 (arXiv 1904.05068), equations 5 and 8.
     """
@@ -70,10 +70,10 @@ def rkd(
 
 
 def pkt(student: Float[Tensor, "b ..."], teacher: Float[Tensor, "b ..."], *, reduction: Reduction = "mean") -> Tensor:
-    """How far each image's probabilities of neighbours are from the teacher's: probabilistic knowledge transfer.
+    """Probabilistic knowledge transfer: match the neighbour distributions of the images.
 
-    `mean_j p_t_ij log(p_t_ij / p_s_ij)`, with `p_ij = k_ij / sum_j k_ij` and the cosine kernel `k = (cos(f_i, f_j) + 1) / 2`; of
-    features pooled over places.
+    `mean_j p_t_ij log(p_t_ij / p_s_ij)`, with `p_ij = k_ij / sum_j k_ij` and the cosine kernel `k = (cos(f_i, f_j) + 1) / 2`.
+    Features are pooled over places.
 
     Args:
         student: features `[b d]`, or `[b c h w]`.
@@ -81,7 +81,7 @@ def pkt(student: Float[Tensor, "b ..."], teacher: Float[Tensor, "b ..."], *, red
         reduction: `mean`, `sum` or `none`.
 
     Raises:
-        UserError: shapes that do not fit.
+        UserError: shapes do not fit.
 
     Source: Passalis and Tefas 2018 (arXiv 1803.10837), equations 3 and 7; weight 30,000 in RepDistiller.
     """
@@ -101,23 +101,23 @@ def crd(
     temperature: float = 0.07,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """The contrast of the student's embedding of an image with the teacher's of the same and of other images.
+    """Contrastive distillation: contrast the student's embedding with the teacher's of the same and of other images.
 
-    With `h = exp(u . m / tau) / Z`, `u` the student's embedding, `m` one of the teacher's, both brought to length 1, and `k`
-    negatives: `-log h / (h + k/n) - sum_negatives log (k/n) / (h + k/n)`. `Z` is `n` times the mean of this batch. The method
+    `-log h / (h + k/n) - sum_negatives log (k/n) / (h + k/n)` with `k` negatives and `h = exp(u . m / tau) / Z`. `u` is an
+    embedding of the student and `m` one of the teacher, both of length 1. `Z` is `n` times the mean of this batch. The method
     `crd` keeps `Z` of its first batch, takes the other images from a memory, and adds the same loss with the roles exchanged.
 
     Args:
-        student: embeddings in a width that both share, such as of `nn.Linear(channels, 128)`.
+        student: embeddings of the same width as the teacher's, such as from `nn.Linear(channels, 128)`.
         teacher: embeddings of the same images.
-        others: embeddings that the teacher has of other images.
-        negative: which of the others count for which image; by default all.
-        images: `n`, how many images the training set has; by default as many as there are others.
+        others: the teacher's embeddings of other images.
+        negative: which of the others are negatives of which image; by default all.
+        images: `n`, the number of training images; by default the number of others.
         temperature: `tau`, above 0.
         reduction: `mean`, `sum` or `none`.
 
     Raises:
-        UserError: shapes that do not fit, or a temperature that is not above 0.
+        UserError: shapes do not fit, or the temperature is not above 0.
 
     Source: Tian et al. 2020 (arXiv 1910.10699), equations 17 and 18; weight 0.8.
     """
@@ -139,7 +139,7 @@ def crd(
 
 
 def features(name: str, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """The features of both, checked: as many images, `[b d]` or with places."""
+    """The features of both, checked: the same images, `[b d]` or with places."""
     for whose, feature in (("student", student), ("teacher", teacher)):
         check_tensor(name, whose, feature)
         if feature.ndim < 2:
@@ -152,37 +152,37 @@ def features(name: str, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tenso
 
 
 def pooled(feature: Float[Tensor, "b d *places"]) -> Float[Tensor, "b d"]:
-    """The mean over places, where there are any."""
+    """The mean over places, if there are any."""
     return feature.flatten(2).mean(2) if feature.ndim > 2 else feature
 
 
 def neighbours(features: Float[Tensor, "b d"]) -> Float[Tensor, "b b"]:
-    """The probabilities that each image takes each other as its neighbour."""
+    """The probability of each image to choose each other one as its neighbour."""
     directions = normalize(features, dim=1, eps=1e-7)
     kernel = (directions @ directions.T + 1) / 2
     return kernel / kernel.sum(1, keepdim=True)
 
 
 def distances(features: Float[Tensor, "b d"]) -> Float[Tensor, "b b"]:
-    """Between all images, over their mean; equal ones have no gradient."""
-    found = torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")
-    others = found > 0  # summed, not picked out: how many there are is known on the device alone
-    mean = (found * others).sum() / others.sum().clamp_min(1)
-    return found / mean.where(mean > 0, 1)
+    """The distances between all images, divided by their mean. The distance of equal features has no gradient."""
+    pairs = torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")
+    others = pairs > 0  # a weighted sum, not a selection: only the device knows how many there are
+    mean = (pairs * others).sum() / others.sum().clamp_min(1)
+    return pairs / mean.where(mean > 0, 1)
 
 
 def angles(features: Float[Tensor, "b d"]) -> Float[Tensor, "b b b"]:
-    """The cosine at image i between the directions to images j and k; 0, without a gradient, where one of them is where i is."""
-    apart = features[None] - features[:, None]
-    there = (apart.detach().norm(dim=2, keepdim=True) > CLOSE).to(apart.dtype)
-    directions = normalize(apart * there, dim=2, eps=CLOSE)
+    """The cosine at image i between the directions to images j and k; 0, without a gradient, if j or k has i's feature."""
+    differences = features[None] - features[:, None]
+    distinct = (differences.detach().norm(dim=2, keepdim=True) > CLOSE).to(differences.dtype)
+    directions = normalize(differences * distinct, dim=2, eps=CLOSE)
     return directions @ directions.transpose(1, 2)
 
 
 def likenesses(
     said: Float[Tensor, "b d"], same: Float[Tensor, "b d"], others: Float[Tensor, "k d"], temperature: float
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, "b k"]]:
-    """`exp(u . m / tau)` of embeddings of length 1, with those of the same images and with those of others."""
+    """`exp(u . m / tau)` of embeddings of length 1, for the same images and for other images."""
     near = ((said * same).sum(1) / temperature).exp()
     return near, (said @ others.T / temperature).exp()
 
@@ -190,7 +190,7 @@ def likenesses(
 def contrasted(
     near: Float[Tensor, " b"], far: Float[Tensor, "b k"], negative: Bool[Tensor, "b k"], images: int
 ) -> Float[Tensor, " b"]:
-    """Noise-contrastive estimation from likenesses over `Z`: see `crd`."""
+    """The noise-contrastive loss, from likenesses divided by `Z`: see `crd`."""
     noise = negative.sum(1) / images
     missed = (noise[:, None] / (far + noise[:, None] + SMALL)).clamp_min(SMALL).log()
     return -(near / (near + noise + SMALL)).log() - (missed * negative).sum(1)

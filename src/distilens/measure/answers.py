@@ -1,4 +1,4 @@
-"""What is computed from the predictions of a run alone: how often each model is right, how sure it is, what it confuses."""
+"""Scores computed from a run's predictions only: accuracy, calibration, confusion, agreement."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distilens.measure.accuracy import accuracy, agreement, among_top, balanced, by_class, right, top_k
-from distilens.measure.calibration import calibration, calibration_apart, with_temperature
-from distilens.measure.confusion import confused, worst_errors
+from distilens.measure.mistakes import confused, worst_errors
 from distilens.measure.paired import share_apart
 from distilens.measure.predictions import Predictions, SplitPredictions
+from distilens.measure.reliability import calibration, calibration_apart, with_temperature
+from distilens.measure.shares import accuracy, agreement, among_top, balanced, by_class, right, top_k
 
 TOP = 5
 
@@ -23,7 +23,7 @@ def tensors(split: SplitPredictions) -> tuple[dict[str, Tensor], Tensor]:
 
 
 def score_answers(found: Predictions) -> dict[str, dict[str, Any]]:
-    """The scores of each model that its answers give, as plain data for `scores.json`; on test where nothing else is said."""
+    """Each model's scores from its predictions, as plain data for `scores.json`; on the test split unless named otherwise."""
     (test, labels), (validation, known) = tensors(found.test), tensors(found.validation)
     scores: dict[str, dict[str, Any]] = {}
     for model, logits in test.items():
@@ -47,17 +47,17 @@ def score_answers(found: Predictions) -> dict[str, dict[str, Any]]:
 def answers_apart(
     test: Mapping[str, Tensor], labels: Tensor, validation: Mapping[str, Tensor], known: Tensor
 ) -> dict[str, Any]:
-    """How much more the student has than the base of each score, by the same images."""
-    there, known_there = labels >= 0, known >= 0
+    """The differences of the scores between student and base, on the same images."""
+    labelled, known_labelled = labels >= 0, known >= 0
 
     def apart(scored: Mapping[str, Tensor]) -> dict[str, Any] | None:
         return share_apart(scored["student"], scored["base"])
 
     roles = ("student", "base")
-    top = {role: among_top(test[role], labels, TOP)[there] for role in roles if test[role].shape[1] > TOP}
+    top = {role: among_top(test[role], labels, TOP)[labelled] for role in roles if test[role].shape[1] > TOP}
     return {
-        "validation": apart({role: right(validation[role], known)[known_there] for role in roles}),
-        "test": apart({role: right(test[role], labels)[there] for role in roles}),
+        "validation": apart({role: right(validation[role], known)[known_labelled] for role in roles}),
+        "test": apart({role: right(test[role], labels)[labelled] for role in roles}),
         "top5": apart(top) if top else None,
         "agreement": apart({role: test[role].argmax(1) == test["teacher"].argmax(1) for role in roles})
         if "teacher" in test
@@ -67,7 +67,7 @@ def answers_apart(
 
 
 def errors_of(found: SplitPredictions, classes: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The wrong answers on a split that the student (or the last model there is) is surest of, with the files of the images."""
+    """The wrong predictions of the student (else of the last model) with the highest confidence, with the images' files."""
     logits, labels = tensors(found)
     listed = worst_errors(logits, labels, classes, of="student" if "student" in logits else list(logits)[-1])
     return [{**one, "index": int(found.index[one["row"]]), "name": found.name(one["row"])} for one in listed]

@@ -1,4 +1,4 @@
-"""What a model costs to keep and to run."""
+"""The cost of a model: parameters, multiply-accumulates, latency."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ import time
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from distilens.core import Model
+from distilens.models.model import Model
 from distilens.models.objects import takes_modules
-from distilens.taps import evaluating
+from distilens.models.taps import evaluating
 
 BUSY = 3
-"""How many times the median the upper end of the latencies is on a machine that does other things."""
+"""The machine counts as busy if the upper end of the latencies is at least this many times the median."""
 
 
 @takes_modules
 def parameters(model: Model) -> int:
-    """The number of parameters of the model as it is shipped: the network and its parts."""
+    """The number of parameters of the shipped model: the network and its inserted parts."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 @takes_modules
 def macs(model: Model) -> int:
-    """Multiply-accumulates for one image at the model's own input size: half of what torch's FlopCounterMode counts.
+    """Multiply-accumulates per image at the model's own input size: half of the FLOPs of torch's FlopCounterMode.
 
-    Convolutions, matrix products and attention are counted; additions, activations and normalisation are not, as in papers. Of
-    a student that its teacher accompanies (`core.accompany`) the student alone is counted; its `latency` is of both.
+    Convolutions, matrix products and attention are counted; additions, activations and normalisation are not, as in papers. If a
+    student runs with its teacher (`core.accompany`), only the student is counted; `latency` includes both.
     """
     images = model.example()
     with evaluating(model), torch.no_grad():
@@ -39,9 +39,9 @@ def macs(model: Model) -> int:
 
 @takes_modules
 def latency(model: Model, *, batch: int = 1, repeats: int = 50, warm_up: int = 10) -> dict[str, float | int | str]:
-    """Milliseconds of a forward in float32: median and the middle 80 %, after warm-up (a cold start is not latency).
+    """Milliseconds per forward pass in float32: median and middle 80 %, after a warm-up.
 
-    `busy`: the upper end is three times the median or more, so that the machine had other things to do.
+    `busy`: the upper end is three times the median or more, so the machine was probably busy with other work.
     """
     device = model.device
     images = model.example(batch)

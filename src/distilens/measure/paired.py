@@ -1,4 +1,4 @@
-"""How much more one model has of something than another, on the same images."""
+"""Differences of two models' shares on the same images, with intervals."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import math
 from jaxtyping import Bool
 from torch import Tensor
 
-from distilens.measure.accuracy import share
+from distilens.measure.shares import share
 
 Difference = dict[str, float | int | None]
 """`mean`, its 95 % interval (`low`, `high`), and `n`."""
 
 
 def share_apart(one: Bool[Tensor, " n"], other: Bool[Tensor, " n"]) -> Difference | None:
-    """By how much the share of hits is larger, in [-1, 1], with a 95 % interval; None without an image.
+    """The difference of two shares of hits, `one` minus `other`, in [-1, 1], with a 95 % interval; None without images.
 
     Source: Newcombe 1998 (Statistics in Medicine 17: 2635-2650), method 10: Wilson's intervals of both shares, and their
-    correlation with a continuity correction. It needs no large n.
+    correlation with a continuity correction. The interval also holds for small n.
     """
     n = len(one)
     if not n:
@@ -32,7 +32,7 @@ def share_apart(one: Bool[Tensor, " n"], other: Bool[Tensor, " n"]) -> Differenc
 
 
 def correlated(one: Bool[Tensor, " n"], other: Bool[Tensor, " n"]) -> float:
-    """Newcombe's corrected correlation of two yes-or-no outcomes on the same images."""
+    """Newcombe's corrected correlation of two binary outcomes on the same images."""
     both, first, second, neither = (
         int((a & b).sum()) for a, b in ((one, other), (one, ~other), (~one, other), (~one, ~other))
     )

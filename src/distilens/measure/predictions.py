@@ -1,4 +1,4 @@
-"""What all models of a run answered to all images of test and validation: `predictions.npz`, for whoever computes more of it."""
+"""`predictions.npz`: the logits of all models of a run for all images of test and validation."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from distilens import draws
-from distilens.data.subset import Split
-from distilens.errors import UserError
-from distilens.files import write_arrays
+from distilens.data.splits import Split
+from distilens.foundation import randomness
+from distilens.foundation.errors import UserError
+from distilens.foundation.files import write_arrays
 
 FILE = "predictions.npz"
 SPLITS = ("test", "validation")
 
 EXACT = 16_000_000
-"""Logits that are written as float32 (64 MB): those of more images or classes are written as float16."""
+"""Up to this number, logits are written as float32 (64 MB); above it, as float16."""
 MOST = 128_000_000
-"""Logits that are written at all (256 MB as float16): of larger sets an even part of the images is kept."""
+"""The most logits that are written (256 MB as float16); for more, each split keeps the same share of its images."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SplitPredictions:
-    """The answers to the images of one split, an image a row.
+    """The models' logits on one split, one image per row.
 
     Attributes:
-        labels: int64 `[n]`, positions in the classes; -1 = none.
+        labels: int64 `[n]`, class numbers; -1 for an image without a label.
         index: int64 `[n]`, the rows of the images in the source data set.
-        logits: by model (`teacher`, `base`, `student`), `[n classes]`: float32, or float16 of very many.
-        names: the files of the images, below the data set's folder; None where the images are not files.
-        total: the images that the split has: more than `n` only where `n` would have made the file too large.
+        logits: by model (`teacher`, `base`, `student`), `[n classes]`: float32, or float16 for very large sets.
+        names: the files of the images, relative to the data set's folder; None if the images are not files.
+        total: the number of images of the split; larger than `n` only if the file would have been too large.
     """
 
     labels: Int[np.ndarray, " n"]
@@ -53,15 +53,15 @@ class SplitPredictions:
         return softmax(self.logits[model].astype(np.float64), axis=1)
 
     def predicted(self, model: str) -> Int[np.ndarray, " n"]:
-        """The class with the largest logit."""
+        """The class with the largest logit, per image."""
         return self.logits[model].argmax(1)
 
     def name(self, row: int) -> str:
-        """The file of an image, or its row in the source."""
+        """The file of an image, else its row in the source."""
         return self.names[row] if self.names else f"image {self.index[row]}"
 
     def part(self, rows: Int[np.ndarray, " m"]) -> SplitPredictions:
-        """The answers to some of the images."""
+        """The predictions for the images in `rows`."""
         names = self.names and tuple(self.names[row] for row in rows.tolist())
         logits = {model: values[rows] for model, values in self.logits.items()}
         return replace(self, labels=self.labels[rows], index=self.index[rows], logits=logits, names=names)
@@ -73,8 +73,8 @@ class Predictions:
 
     Attributes:
         classes: the names of the classes, in the order of the logits.
-        test: the answers to the test split.
-        validation: the answers to the validation split.
+        test: the predictions for the test split.
+        validation: the predictions for the validation split.
     """
 
     classes: tuple[str, ...]
@@ -86,13 +86,13 @@ class Predictions:
         return f"Predictions({models}; {len(self.test):,} test, {len(self.validation):,} validation images)"
 
     def save(self, path: Path) -> None:
-        """Write an `.npz`, whole or not at all.
+        """Write an `.npz` atomically.
 
         Up to 16 million logits are float32 (64 MB before compression). More are float16, which keeps three digits. Above 128
-        million an even part of the images of each split is kept, drawn with a fixed seed.
+        million, each split keeps the same share of its images, sampled with a fixed seed.
 
         Raises:
-            UserError: the file may not be written, or the disk is full.
+            UserError: there is no permission to write, or the disk is full.
         """
         count = sum(values.size for split in (self.test, self.validation) for values in split.logits.values())
         arrays: dict[str, np.ndarray] = {"classes": np.array(self.classes), "models": np.array(list(self.test.logits))}
@@ -110,18 +110,18 @@ class Predictions:
 
 
 def drawn(count: int, kept: int) -> Int[np.ndarray, " kept"]:
-    """`kept` of `count` rows, drawn once and for all, in order."""
-    return torch.randperm(count, generator=draws.generator("predictions", 0))[:kept].sort().values.numpy()
+    """`kept` of `count` rows, sampled with a fixed seed, in ascending order."""
+    return torch.randperm(count, generator=randomness.generator("predictions", 0))[:kept].sort().values.numpy()
 
 
 def halved(values: Float[np.ndarray, "n classes"]) -> Float[np.ndarray, "n classes"]:
-    """As float16: what is larger than it can hold becomes the largest that it can; NaN stays."""
+    """The values as float16, clipped to its range; NaN stays."""
     largest = float(np.finfo(np.float16).max)
     return values.clip(-largest, largest).astype(np.float16)
 
 
 def predictions_of(split: Split, logits: Mapping[str, Float[torch.Tensor, "n classes"]]) -> SplitPredictions:
-    """The answers of some models to a whole split."""
+    """Several models' predictions for a whole split."""
     names = split.names()
     return SplitPredictions(
         labels=split.labels.astype(np.int64),
@@ -133,15 +133,15 @@ def predictions_of(split: Split, logits: Mapping[str, Float[torch.Tensor, "n cla
 
 
 def read_predictions(path: Path) -> Predictions:
-    """What `Predictions.save` wrote.
+    """Read the file that `Predictions.save` wrote.
 
     Raises:
         UserError: there is no such file, or it is damaged.
     """
     if not path.is_file():
         raise UserError(
-            f"no predictions at {path}: an earlier version measured this run, or nobody has yet. Write them with: distilens "
-            f"measure {path.parent}"
+            f"no predictions at {path}: the run is not measured yet, or an earlier version measured it. Write them with: "
+            f"distilens measure {path.parent}"
         )
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:

@@ -8,31 +8,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distilens import draws
-from distilens.core import Model
-from distilens.data.batches import Batches
-from distilens.data.subset import Data, Split
+from distilens.data.pipeline import Batches, batch_at
+from distilens.data.splits import Data, Split
 from distilens.explain import Explainer, build_explainer, in_chunks, labels
 from distilens.explain.maps import empty
-from distilens.fingerprint import fingerprint_of
-from distilens.measure.accuracy import commonest, predict
+from distilens.foundation import randomness
 from distilens.measure.answers import score_answers
 from distilens.measure.cost import latency, macs, parameters
-from distilens.measure.likeness import cosine, mean_interval
-from distilens.measure.localisation import energy_in_mask
+from distilens.measure.maps.likeness import cosine, mean_interval
+from distilens.measure.maps.localisation import energy_in_mask
 from distilens.measure.predictions import Predictions, SplitPredictions, predictions_of
+from distilens.measure.shares import commonest, predict
+from distilens.models.model import Model
+from distilens.models.saved import fingerprint_of
 
 EVALUATION_BATCH = 500
 Say = Callable[[str], object]
 
 
 def predict_all(models: Mapping[str, Model], data: Data, *, say: Say = lambda text: None) -> Predictions:
-    """What all models answer to all images of test and validation. The test split is read here."""
+    """All models' predictions for all images of test and validation. The test split is read here."""
 
     def answered(split: Split, name: str) -> SplitPredictions:
         logits = {}
         for role, model in models.items():
-            say(f"answers of {role} to {name}")
+            say(f"predictions of {role} on {name}")
             logits[role] = predict(model, Batches(split, EVALUATION_BATCH, device=model.device))
         return predictions_of(split, logits)
 
@@ -50,15 +50,15 @@ def score_models(
     predictions: Predictions | None = None,
     say: Say = lambda text: None,
 ) -> dict[str, Any]:
-    """Score some models by role (`teacher`, `base`, `student`): their answers, maps and cost.
+    """Score models by role (`teacher`, `base`, `student`): their predictions, maps and cost.
 
-    Maps explain the teacher's top-1 class, on `measured` test images that are drawn once for the data set.
+    Maps explain the teacher's top-1 class, on `measured` test images, a fixed random sample of the data set.
 
     Args:
-        predictions: the models' answers, where they are there already.
+        predictions: the models' predictions, if they exist already.
     """
     answers = predict_all(models, data, say=say) if predictions is None else predictions
-    say("scores of the answers")
+    say("scores of the predictions")
     scores = score_answers(answers)
     for role, model in models.items():
         say(f"cost of {role}")
@@ -98,25 +98,25 @@ def score_models(
 def compare_maps(
     models: Mapping[str, Model], split: Split, positions: Tensor, explain: Explainer, target: Tensor
 ) -> dict[str, dict[str, Any]]:
-    """For each role: how alike its maps are to the teacher's (mean cosine), and how much of them lies on the evidence.
+    """Per role: the mean cosine of its maps to the teacher's, and the share of its maps on the evidence.
 
-    Of the student also how much more of both than the base has, by the differences of the same images.
+    The student also gets its differences to the base in both, image by image.
     """
-    batch = Batches(split, len(split)).batch(positions, None, 0, 0.0) if len(positions) else None
-    if batch is None:
+    if not len(positions):
         return {}
+    batch = batch_at(split, positions)
     maps = {role: in_chunks(explain, model, batch.images, target).maps for role, model in models.items()}
     others = {
         role: cosine(own, maps["teacher"]) for role, own in maps.items() if "teacher" in maps and role != "teacher"
     }
-    found: dict[str, dict[str, Any]] = {}
+    scores: dict[str, dict[str, Any]] = {}
     inside = {role: energy_in_mask(own, batch.mask) for role, own in maps.items() if batch.mask is not None}
     for role, own in maps.items():
         alike = mean_interval(others[role]) if role in others else {"mean": None, "low": None, "high": None, "n": None}
         on_mask = (
             mean_interval(inside[role]) if role in inside else {"mean": None, "low": None, "high": None, "n": None}
         )
-        found[role] = {
+        scores[role] = {
             "similarity": alike["mean"],
             "low": alike["low"],
             "high": alike["high"],
@@ -127,10 +127,10 @@ def compare_maps(
             "energy": on_mask,
             "masks": batch.mask is not None,
         }
-    if {"student", "base"} <= maps.keys():  # image by image, which says more than two means
+    if {"student", "base"} <= maps.keys():  # paired by image, which is more precise than two means
         for name, values in (("more_than_base", others), ("energy_more_than_base", inside)):
-            found["student"][name] = mean_interval(values["student"] - values["base"]) if "student" in values else None
-    return found
+            scores["student"][name] = mean_interval(values["student"] - values["base"]) if "student" in values else None
+    return scores
 
 
 def labels_of(split: Split) -> Tensor:
@@ -138,6 +138,6 @@ def labels_of(split: Split) -> Tensor:
 
 
 def drawn_positions(split: Split, count: int) -> Tensor:
-    """`count` positions of a split, drawn once and for all, in order."""
-    order = torch.randperm(len(split), generator=draws.generator("measured", 0))
+    """`count` positions of a split, sampled with a fixed seed, in ascending order."""
+    order = torch.randperm(len(split), generator=randomness.generator("measured", 0))
     return order[:count].sort().values

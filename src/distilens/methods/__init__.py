@@ -1,4 +1,4 @@
-"""The methods, by name: one small file each. To add one, write the file and a line here."""
+"""The registry of methods, by name. Each method is one small file; to add one, write the file and a line here."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from distilens.errors import UserError
-from distilens.specs import Registry, Spec
+from distilens.foundation.errors import UserError
+from distilens.foundation.notation import Registry, Spec
 
 if TYPE_CHECKING:
     from distilens.core import Method
@@ -20,10 +20,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 def term(
     *, weight: Annotated[float, Field(ge=0)] = 1.0, warmup: Share = 0.0, decay: Share = 0.0, as_: str | None = None
 ) -> None:
-    """What every method takes: the factor of its term in the loss, how it comes and goes, and the term's name in the log.
+    """The options of every method: the weight of its term, the term's warm-up and decay, and the term's name in the log.
 
-    Over the first share `warmup` of the steps the term grows from 0 to its size, over the last share `decay` it falls to 0, both
-    linearly.
+    The term grows from 0 over the first share `warmup` of the steps and falls to 0 over the last share `decay`, both linearly.
     """
 
 
@@ -64,10 +63,10 @@ METHODS = Registry(
 
 
 def build_methods(parts: str | Sequence[str | Mapping[str, Any] | Spec | Method]) -> dict[str, Method]:
-    """A run's list of methods, as term name -> method. Objects are taken as they are; one text is one method.
+    """Build a run's list of methods, as term name -> method. Objects stay as they are; a single string is one method.
 
     Raises:
-        UserError: all problems of the list at once.
+        UserError: the list has problems; the message names all of them.
     """
     problems, methods = [], {}
     for part in [parts] if isinstance(parts, str) else parts:

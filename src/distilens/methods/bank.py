@@ -1,4 +1,4 @@
-"""A row for each image of the training set, kept by its index: what was last said of images that are not in the batch."""
+"""A memory bank: one row per training image, by index, for methods that need images outside the batch."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from distilens.core import Batch
-from distilens.data.cached import readable
-from distilens.errors import UserError
-from distilens.gathering import gathered
+from distilens.data.cache import readable
+from distilens.foundation.devices import gathered
+from distilens.foundation.errors import UserError
 
 
 class Bank(nn.Module):
-    """Rows of numbers by the index of images, saved with the method, the same in all processes.
+    """Rows of numbers by image index. They are saved with the method and are the same in all processes.
 
-    Nothing of it is a buffer, which launchers would send around at every step; rows are gathered as they are written.
+    The rows are not a buffer: launchers would broadcast a buffer at every step. Instead each write gathers from all processes.
 
     Args:
-        batch: any batch of the training set, which says which images there are.
-        tables: how many rows an image has.
-        width: of a row.
-        name: whose bank it is, for messages.
+        batch: any batch of the training set; it names the images of the set.
+        tables: rows per image.
+        width: numbers per row.
+        name: the method that uses the bank, for messages.
 
     Raises:
-        UserError: a batch that does not say of which set it is; or more rows than there is memory.
+        UserError: the batch does not name its data set, or the rows do not fit into memory.
     """
 
     def __init__(self, batch: Batch, *, tables: int, width: int, name: str):
         super().__init__()
         if batch.variant is None:
             raise UserError(
-                f"{name} keeps a row for each image of the training set, and this batch does not say of which set its images "
-                "are. Batches of distilens.data do; build yours with Batch(variant=...)"
+                f"{name} stores a row per image of the training set, but this batch does not say which set its images "
+                "are from. Batches of distilens.data do; build yours with Batch(variant=...)"
             )
         split = batch.variant.split
         device = batch.images.device
@@ -54,7 +54,7 @@ class Bank(nn.Module):
 
     @torch.no_grad()
     def write(self, places: Int[Tensor, " b"], values: Float[Tensor, "tables b width"]) -> None:
-        """Replace rows, with those of all processes."""
+        """Replace rows, for the batches of all processes."""
         places, values = gathered(places), gathered(values.transpose(0, 1).contiguous()).transpose(0, 1)
         self.rows[:, places] = values.to(self.rows.dtype)
 
@@ -70,11 +70,11 @@ class Bank(nn.Module):
 
 
 def check_memory(name: str, images: int, tables: int, width: int, device: torch.device) -> None:
-    """Raise a `UserError` where a bank does not fit into the memory that is free."""
+    """Raise a `UserError` if a bank does not fit into the free memory."""
     needed = 4 * images * tables * width
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     if needed > free:
         raise UserError(
-            f"{name} keeps {tables} × {width} numbers for each of {images:,} images: {readable(needed)}, and "
-            f"{readable(free)} of memory are free: take a smaller width, or fewer images"
+            f"{name} stores {tables} × {width} numbers for each of {images:,} images. This takes {readable(needed)}, but only "
+            f"{readable(free)} of memory are free: use a smaller width, or fewer images"
         )

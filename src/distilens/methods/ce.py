@@ -1,4 +1,4 @@
-"""Learning from labels."""
+"""Cross-entropy: learn from the labels."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor
 
 from distilens import losses
 from distilens.core import Answer, Batch, Method, Model, Output
-from distilens.errors import UserError
+from distilens.foundation.errors import UserError
 
 
 class CE(Method):
     """Learn the labels: cross-entropy, with optional label smoothing.
 
     `-sum_c q_c log softmax(z)_c`, where `q` is `1 - smoothing` at the label plus `smoothing / classes` everywhere. Images
-    without a label (-1) give 0. With `balanced` an image counts `n / (classes * n_c)`, with `n_c` the images of its class
-    in the training set: rare classes count as much as common ones, and the mean over the set is as before. Mixed images
-    (`augment=...,mix=`) weight the terms of both labels by their shares.
+    without a label (-1) give 0. With `balanced` an image has the weight `n / (classes * n_c)`, where `n_c` is the number of
+    training images of its class. Rare classes then count as much as common ones, and the mean weight stays 1. For mixed images
+    (`augment=...,mix=`) the losses of both labels are weighted by their shares.
 
     Source: Szegedy et al. 2016 (arXiv 1512.00567), section 7, for the smoothing.
     """
@@ -28,14 +28,14 @@ class CE(Method):
     def __init__(self, *, smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0, balanced: bool = False):
         super().__init__()
         self.smoothing, self.balanced = smoothing, balanced
-        self.weights: Tensor | None  # by class
+        self.weights: Tensor | None  # per class
         self.register_buffer("weights", None, persistent=False)
 
     def prepare(self, student: Model, batch: Batch, answer: Answer) -> Model:
         if self.balanced:
             if batch.variant is None:
                 raise UserError(
-                    "ce:balanced=true counts the classes of the training set, and this batch does not say which that is"
+                    "ce:balanced=true counts the classes of the training set, but this batch does not say which set it is from"
                 )
             labels = batch.variant.split.labels
             counts = np.bincount(labels[labels >= 0], minlength=len(student.classes))

@@ -1,4 +1,4 @@
-"""Learning the order of the teacher's answers, not their size: over classes, and over images."""
+"""DIST: correlate with the teacher's probabilities, over classes and over images."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from torch import Tensor
 
 from distilens import losses
 from distilens.core import Answer, Batch, Method, Model, Output
-from distilens.errors import UserError
+from distilens.foundation.errors import UserError
 from distilens.losses.correlations import CLASSES
 
 Factor = Annotated[float, Field(ge=0)]
 
 
 class DIST(Method):
-    """Correlate with the teacher's probabilities: of the classes for each image, and of the images for each class.
+    """Correlate with the teacher's probabilities: over the classes of each image, and over the images for each class.
 
-    `T^2 (beta mean_i (1 - r(p_s[i, :], p_t[i, :])) + gamma mean_c (1 - r(p_s[:, c], p_t[:, c])))`, `r` Pearson's correlation,
-    `p` at temperature `T`. A student may so be less or more sure than its teacher. The second part is of the batch: a single
-    image has none. The first says nothing of two classes: two numbers are always correlated by 1 or -1.
+    `T^2 (beta mean_i (1 - r(p_s[i, :], p_t[i, :])) + gamma mean_c (1 - r(p_s[:, c], p_t[:, c])))`, with `r` Pearson's
+    correlation and `p` the probabilities at temperature `T`. So a student may be less or more sure than its teacher. The second
+    part compares the images of the batch, so it needs more than one. The first part needs more than two classes: the
+    correlation of two numbers is always 1 or -1.
 
     Args:
         temperature: `T`; the paper: 1 on ImageNet, 4 on CIFAR.
-        beta: the factor within images; the paper: 1, and 2 on ImageNet.
-        gamma: the factor within classes; the paper: 1, and 2 on ImageNet.
+        beta: the factor of the correlation within images; the paper: 1, and 2 on ImageNet.
+        gamma: the factor of the correlation within classes; the paper: 1, and 2 on ImageNet.
 
     Raises:
-        UserError: in `prepare`, two classes or fewer, and `gamma=0`.
+        UserError: in `prepare`, if there are two classes or fewer and `gamma=0`.
 
     Source: Huang et al. 2022 (arXiv 2205.10536), equations 6 to 9.
     """
@@ -43,7 +44,7 @@ class DIST(Method):
     def prepare(self, student: Model, batch: Batch, answer: Answer) -> Model:
         if len(student.classes) < CLASSES and not self.gamma:
             raise UserError(
-                f"dist correlates over classes alone where gamma=0, and {student.name} has {len(student.classes)}"
+                f"dist with gamma=0 needs at least {CLASSES} classes; {student.name} has {len(student.classes)}"
             )
         return student
 

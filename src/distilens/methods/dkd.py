@@ -1,4 +1,4 @@
-"""Learning from the teacher's answers, the right class and the others apart."""
+"""Decoupled knowledge distillation: the target class and the other classes have separate factors."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ Factor = Annotated[float, Field(ge=0)]
 
 
 class DKD(Method):
-    """Match how sure the teacher is of the class, and how it shares out the rest, each with a factor of its own.
+    """Match the teacher's probability of the class, and those of the other classes, with separate factors.
 
-    `T^2 (alpha KL(b_t || b_s) + beta KL(q_t || q_s))`, `b = (p_c, 1 - p_c)` the probability of the class and of all others,
-    `q` the probabilities of the others among themselves, at temperature `T`; per sample, in nats. `kd` is the same with
-    `alpha = 1` and `beta = 1 - p_c` of the teacher, which nearly hides the second where the teacher is sure. The class is
-    the label; where there is none, the teacher's first.
+    `T^2 (alpha KL(b_t || b_s) + beta KL(q_t || q_s))` at temperature `T`, per sample, in nats. `b = (p_c, 1 - p_c)` holds the
+    probability of the class and of all others; `q` is the distribution over the other classes alone. `kd` is the same with
+    `alpha = 1` and `beta = 1 - p_c` of the teacher, so its second part nearly vanishes if the teacher is sure. The class is
+    the label; for an image without a label it is the teacher's top class.
 
     Args:
         temperature: `T`.
         alpha: the factor of the target class.
         beta: the factor of the other classes.
 
-    Source: Zhao et al. 2022 (arXiv 2203.08679), equation 7. Its beta is chosen by pair, from 2 (ResNet-56 to 20) to 8; its term
-    grows over 20 of 240 epochs, which is the default `warmup` here.
+    Source: Zhao et al. 2022 (arXiv 2203.08679), equation 7. The paper chooses beta per model pair, from 2 (ResNet-56 to 20) to 8.
+    Its term grows over 20 of 240 epochs; this is the default `warmup` here.
     """
 
     needs = ("logits",)

@@ -1,4 +1,4 @@
-"""Learning the teacher's features themselves, through a translation of channels."""
+"""FitNets: match the teacher's features through a 1×1 convolution."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from distilens.methods.paired import Paired, Shape
 
 
 class FitNet(Paired):
-    """Match the teacher's features: hints.
+    """Match the teacher's features through a 1×1 convolution: hints.
 
-    `mean (r(F_s) - F_t)^2` over channels and places, `r` a 1×1 convolution to the teacher's channels that is trained along and
-    thrown away. Of two grids the smaller counts.
+    `mean (r(F_s) - F_t)^2` over channels and places. `r` is a 1×1 convolution to the teacher's channels; it is trained with the
+    student and then dropped. If the grids differ, the smaller one is used.
 
     Args:
-        tap: where the features are read; the paper takes the middle, `last-1`.
-        teacher_tap: the teacher's, where it is called otherwise.
+        tap: where the features are read; the paper uses the middle, `last-1`.
+        teacher_tap: the teacher's tap, if its name differs.
 
-    Source: Romero et al. 2015 (arXiv 1412.6550), equation 3, which trains up to the hint alone first, without padding, and with
-    half the sum instead of the mean. RepDistiller trains both at once, with weight 100 and batch norm and ReLU behind `r`.
-    The default weight is, beside `kd`, what validation chose here with few images.
+    Source: Romero et al. 2015 (arXiv 1412.6550), equation 3. The paper first trains the layers up to the hint alone, without
+    padding, with half the sum instead of the mean. RepDistiller trains everything at once, with weight 100 and with batch norm
+    and ReLU after `r`. The default weight was chosen with `kd` on validation images, with few training images.
     """
 
     weight = 30.0

@@ -1,8 +1,7 @@
-"""Showing the student the teacher's map: over the image, in place of what does not matter, or as a channel more."""
+"""Overlay of the teacher's Integrated Gradients map: blended into the image, as a filter, or as an extra channel."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Literal, cast
 
 import torch
@@ -11,53 +10,57 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from distilens import draws
 from distilens.core import Answer, Batch, Method, Model
-from distilens.errors import UserError
 from distilens.explain.baseline import blurred
-from distilens.explain.maps import normalised, resized
-from distilens.parts import build_part
-from distilens.processor import to_device
-from distilens.specs import Spec
+from distilens.explain.maps import normalised
+from distilens.foundation import randomness
+from distilens.foundation.devices import to_device
+from distilens.foundation.errors import UserError
+from distilens.foundation.notation import Spec
+from distilens.models.grids import resized
+from distilens.models.parts import build_part
+from distilens.models.parts.map_channel import MapChannel
 
 DRAW = "ig_overlay"
 PART = "ig_overlay"
 Mode = Literal["blend", "highlight", "blur_rest", "channel"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Power = Annotated[float, Field(gt=0)]
-Pair = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
 
 
 class IGOverlay(Method):
-    """Show the student some of its images with the teacher's map in them. It has no loss of its own.
+    """Show the student some of its images with the teacher's map in them. The method has no loss.
 
-    With `m` the map's size (whatever its sign) to the power `e`, brought from 0 to 1 over each view, at its resolution, and
-    `e = exp(U(ln a, ln b))` drawn for each image and epoch:
+    `m` is the absolute value of the map to the power `e`, scaled from 0 to 1 per view, at the resolution of the view. The
+    exponent `e = exp(U(ln a, ln b))` is drawn per image and epoch:
 
     * `blend`: `x' = (1 - blend) x + blend m`, in all colours.
     * `highlight`: `x' = l x` with `l = 1 - blend + blend m`: darker where the map is low.
     * `blur_rest`: `x' = l x + (1 - l) blurred(x)`: blurred where the map is low.
-    * `channel`: the image as it is, and `m` as a channel more of the first convolution, behind a kernel that starts at zero;
-      zero for the other images. The kernel is taken out at the end: the student is the plain network. `blend` is not used.
+    * `channel`: the image is unchanged, and `m` is an extra channel of the first convolution. Its kernel starts at zero. The
+      channel is zero for the other images. At the end the kernel is removed, so the student is the plain network. `blend` is
+      not used.
 
-    Images are drawn anew in each epoch, and only the maps of those are asked for; they are of the untransformed images, stored
-    once and moved with them. An image whose map is empty or the same everywhere stays as it is (the paper's code divides by
-    zero).
+    The images are drawn again in each epoch, and the teacher is asked only for their maps. The maps are those of the
+    untransformed images; they are stored once and moved with the augmentation. An image whose map is empty or constant stays
+    unchanged (the paper's code divides by zero).
 
     Args:
-        explainer: whose map; any.
-        target: the class that is explained: the teacher's own first, or the label, as in the paper's code.
-        p: of how many images.
-        blend: how much of the map there is, from 0 to 1; see above.
-        exponent: `a` and `b`; 1 and 1 take the map as it is.
+        explainer: any explainer; it makes the teacher's maps.
+        target: the class that is explained: the teacher's top class, or the label as in the paper's code.
+        p: the share of the images that get a map.
+        blend: the strength of the map, from 0 to 1; see above.
+        exponent: `a` and `b`; with 1 and 1 the map stays as it is.
         mode: see above.
-        anneal: let `p` fall linearly to 0 over the run, so that the last images are those of the test.
+        anneal: let `p` fall linearly to 0 over the run, so that the last training images look like the test images.
 
-    Source: Hernandez, Chang and Nordling 2025 (arXiv 2503.13008): `blend`, with their code's `target=label`. Its maps are
-    precomputed in one shuffled order and read by another index, and not moved with crop and flip: there each image gets
-    another image's map. Here maps are the image's own.
-    Raises: UserError for `mode=channel` with p=1 and no annealing: the kernel would be taken out of a student that has never
-    been without.
+    Source: Hernandez, Chang and Nordling 2025 (arXiv 2503.13008): `blend`, with their code's `target=label`. Their maps are
+    precomputed in one shuffled order, read by another index, and not moved with crop and flip, so each image gets the map of
+    another image. Here each image gets its own map.
+
+    Raises:
+        UserError: `mode=channel` with p=1 and without annealing: at the end the kernel would be removed from a student that
+            was never trained without it.
     """
 
     inserts = True
@@ -76,7 +79,7 @@ class IGOverlay(Method):
         super().__init__()
         if mode == "channel" and p == 1 and not anneal:
             raise UserError(
-                "ig_overlay:mode=channel,p=1 shows a map with every image, and is then used without: the student would never "
+                "ig_overlay:mode=channel,p=1 shows a map with every image, but the finished student gets no maps: it would never "
                 "have seen an image alone. Give it anneal=true, or p below 1"
             )
         if exponent[0] > exponent[1]:
@@ -107,14 +110,14 @@ class IGOverlay(Method):
         return batch.replaced(view=batch.view.index_copy(0, rows, shown))
 
     def drawn(self, batch: Batch) -> Int[Tensor, " n"]:
-        """The positions of the images that a map is shown of; found on the host, so that no step waits for the device."""
+        """The positions of the images that get a map. They are computed on the host, so that no step waits for the device."""
         share = self.p * (1 - batch.progress) if self.anneal else self.p
         index = batch.index.cpu() if batch.variant is None else torch.from_numpy(batch.variant.index)
-        drawn = draws.uniform(DRAW, index, batch.seed, batch.epoch)[:, 0] < share
+        drawn = randomness.uniform(DRAW, index, batch.seed, batch.epoch)[:, 0] < share
         return to_device(drawn.nonzero()[:, 0], batch.view.device)
 
     def shown(self, view: Float[Tensor, "n c h w"], strong: Float[Tensor, "n 1 h w"]) -> Float[Tensor, "n c h w"]:
-        """The images with their maps."""
+        """The images with their maps drawn in."""
         if self.mode == "blend":
             return (1 - self.blend) * view + self.blend * strong
         light = 1 - self.blend + self.blend * strong
@@ -125,7 +128,7 @@ class IGOverlay(Method):
     def channel(
         self, batch: Batch, rows: Int[Tensor, " n"], strong: Float[Tensor, "n h w"]
     ) -> Float[Tensor, "b height width"]:
-        """The maps as the student's input: resized as `Model.prepare` does images, and zero for the images not drawn."""
+        """The maps as an input of the student: resized as `Model.prepare` resizes images; zero for the images without a map."""
         size = self.size or (strong.shape[-2], strong.shape[-1])
         if strong.shape[-2:] != size and len(rows):
             strong = functional.interpolate(strong[:, None], size, mode="bilinear", antialias=True)[:, 0]
@@ -137,37 +140,8 @@ class IGOverlay(Method):
         return student
 
 
-class MapChannel(nn.Module):
-    """The part of `ig_overlay:mode=channel`, behind the first convolution: that convolution's kernel for one channel more.
-
-    A convolution is linear in its channels, so `conv(x) + conv_m(m)` is the convolution of `[x, m]`. Without the input
-    `map_channel` the feature stays as it is.
-
-    Args: those of the first convolution; the kernel starts at zero.
-    """
-
-    def __init__(
-        self,
-        *,
-        channels: Annotated[int, Field(ge=1)],
-        kernel: Pair,
-        stride: Pair = (1, 1),
-        padding: Pair = (0, 0),
-        dilation: Pair = (1, 1),
-        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
-    ):
-        super().__init__()
-        self.conv = nn.Conv2d(1, channels, kernel, stride, padding, dilation, bias=False, padding_mode=padding_mode)
-        nn.init.zeros_(self.conv.weight)
-
-    def forward(self, feature: Float[Tensor, "b c h w"], inputs: Mapping[str, Tensor]) -> Float[Tensor, "b c h w"]:
-        if "map_channel" not in inputs:
-            return feature
-        return feature + self.conv(inputs["map_channel"][:, None].to(feature.dtype))
-
-
 def insert_channel(student: Model) -> None:
-    """Put a `MapChannel` behind the first convolution that a forward comes to.
+    """Put a `MapChannel` behind the first convolution of the forward pass.
 
     Raises:
         UserError: the network does not begin with a plain convolution of the image.
@@ -179,7 +153,7 @@ def insert_channel(student: Model) -> None:
     if not isinstance(first, nn.Conv2d) or first.in_channels != student.mean.shape[1]:
         raise UserError(f"{refused}. Take another mode=")
     padding = first.padding
-    if isinstance(padding, str):  # `valid`, or `same`: half of what the kernel spans
+    if isinstance(padding, str):  # `valid`, or `same`, which is half the span of the kernel
         spans = [step * (side - 1) for side, step in zip(first.kernel_size, first.dilation, strict=True)]
         padding = [span // 2 if padding == "same" else 0 for span in spans]
     options = {"channels": first.out_channels, "kernel": first.kernel_size, "stride": first.stride, "padding": padding}
@@ -190,16 +164,16 @@ def insert_channel(student: Model) -> None:
     assert isinstance(feature, Tensor), "a convolution gives a tensor"
     if made.shape[1:] != feature.shape[1:]:
         raise UserError(
-            f"{refused} with a padding that is known: {list(made.shape[1:])}, not {list(feature.shape[1:])}"
+            f"{refused} with a padding that is known: expected a feature {list(made.shape[1:])}, found {list(feature.shape[1:])}"
         )
     student.insert(path, part, name=PART)
 
 
 def sharpened(maps: Float[Tensor, "n h w"], power: Float[Tensor, " n"]) -> Float[Tensor, "n h w"]:
-    """The maps' size to a power, each from 0 to 1; an empty or flat one is 0 everywhere.
+    """The absolute values of the maps to a power, each map scaled from 0 to 1. An empty or flat map is 0 everywhere.
 
-    The paper has `s^e`, then `(s - min) / (max - min)`. Here the largest value is brought to 1 before: `(s / c)^e = s^e / c^e`,
-    and a factor does not change what lies between min and max; but no power overflows, and no small map vanishes.
+    The paper computes `s^e`, then `(s - min) / (max - min)`. Here the maps are first divided by their largest value `c`. As
+    `(s / c)^e = s^e / c^e`, this factor cancels in the scaling; but no power overflows, and no small map vanishes.
     """
     size = maps.abs()
     largest = size.amax((-2, -1), keepdim=True)

@@ -1,4 +1,4 @@
-"""Learning from the teacher's answers."""
+"""Knowledge distillation: match the teacher's softened probabilities."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from distilens.core import Answer, Batch, Method, Output
 class KD(Method):
     """Match the teacher's softened class probabilities.
 
-    `T^2 * sum_c p_t log(p_t / p_s)` with `p = softmax(z / T)`, per sample, in nats; 0 where both agree. The factor `T^2`
-    keeps the gradient's size when T changes. In float32, whatever the precision of the step.
+    `T^2 * sum_c p_t log(p_t / p_s)` with `p = softmax(z / T)`, per sample, in nats; 0 if both agree. The factor `T^2`
+    keeps the gradient's size when T changes. It is computed in float32, whatever the precision of the step.
 
     Args:
         temperature: `T`.
-        standardise: match the logits less their mean, divided by their deviation over the classes: the student need not
-            have the teacher's range of logits. The papers' recipe: `weight=9,temperature=2` beside `ce:weight=0.1`.
-        top: take the teacher's largest logits alone, and give the others together the mass that they had at temperature 1: an
-            approximation, for many classes, whose stored answers take little room.
+        standardise: first subtract the mean of the logits and divide by their standard deviation over the classes. The student
+            then does not need the teacher's range of logits. The paper uses `weight=9,temperature=2` with `ce:weight=0.1`.
+        top: use only the teacher's largest logits. The others share equally the total mass that they had at temperature 1. This
+            is an approximation for many classes; the stored answers are small.
 
     Source: Hinton, Vinyals and Dean 2015 (arXiv 1503.02531), section 2. RepDistiller and torchdistill divide by the batch
-    size, as here; KD_Lib's default, a mean squared error of probabilities, is something else. For `standardise`: Sun et al.
+    size, as here. KD_Lib's default is a different loss: the mean squared error of probabilities. For `standardise`: Sun et al.
     2024 (arXiv 2403.01427), algorithm 1.
     """
 

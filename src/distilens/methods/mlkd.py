@@ -1,4 +1,4 @@
-"""Learning from the teacher's answers at several temperatures: of images, between images, between classes."""
+"""Multi-level logit distillation: match answers at several temperatures, per image, between images and between classes."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ Temperature = Annotated[float, Field(gt=0)]
 class MLKD(Method):
     """Match answers on three levels, at several temperatures: multi-level logit distillation.
 
-    The sum over temperatures `T` of, with probabilities `P [b c]` at `T`,
-    `instance T^2 KL(p_t || p_s) + images sum_j (P_s P_s^T - P_t P_t^T)_ij^2 + classes sum_cd (P_s^T P_s - P_t^T P_t)_cd^2 / c`;
-    the first two are of each image, the last of the batch.
+    The loss sums over the temperatures `T`, with `P [b c]` the probabilities at `T`:
+    `instance T^2 KL(p_t || p_s) + images sum_j (P_s P_s^T - P_t P_t^T)_ij^2 + classes sum_cd (P_s^T P_s - P_t^T P_t)_cd^2 / c`.
+    The first two parts are per image, the last is per batch.
 
     Args:
-        temperatures: of the paper's code.
-        instance: the factor of the level of single images.
+        temperatures: the values `T`; the default is that of the paper's code.
+        instance: the factor of the answers per image.
         images: the factor of relations between images.
         classes: the factor of relations between classes.
 
-    Its default weight is 0.2, not 1: five temperatures add up, and beside `kd` 1 did harm (docs/which.md).
+    The default weight is 0.2, not 1: five temperatures add up, and weight 1 with `kd` reduced accuracy (docs/which.md).
 
     Source: Jin et al. 2023 (CVPR, "Multi-Level Logit Distillation"), equations 4 to 8. Its code also shows a second, strongly
-    augmented picture and leaves out images of which the teacher is not sure; here every picture is one step's. Its published
-    numbers are of twice the epochs.
+    augmented picture and skips images on which the teacher is not sure; this version does neither. The published results come
+    from twice the epochs.
     """
 
     needs = ("logits",)

@@ -1,4 +1,4 @@
-"""Attending to the same places, channel by channel, whatever the channels are."""
+"""Neuron selectivity transfer: match where the channels are active."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from distilens.methods.paired import Paired
 
 
 class NST(Paired):
-    """Match the distributions of where channels are active: neuron selectivity transfer.
+    """Match the distributions of the places where channels are active: neuron selectivity transfer.
 
-    The sum over taps of the squared maximum mean discrepancy between the channels' maps `f_k = A_k / |A_k|` of student and
-    teacher, with the kernel `k(x, y) = (x . y)^2`:
+    The loss is the squared maximum mean discrepancy between the channel maps `f_k = A_k / |A_k|` of student and teacher, with
+    the kernel `k(x, y) = (x . y)^2`, summed over taps:
     `mean_kl k(s_k, s_l) + mean_kl k(t_k, t_l) - 2 mean_kl k(s_k, t_l) = |S / c_s - T / c_t|^2`, where `S` and `T` are the tables
-    `sum_k f_k f_k^T` over places. So the number of channels may differ; of two grids the smaller counts.
+    `sum_k f_k f_k^T` over places. So the numbers of channels may differ. If the grids differ, the smaller one is used.
 
     Args:
-        taps: where the features are read; the published code: the ends of all stages.
-        teacher_taps: the teacher's, where they are called otherwise.
+        taps: where the features are read; the published code uses the ends of all stages.
+        teacher_taps: the teacher's taps, if their names differ.
 
-    Costs a table of places by places an image, so take coarse taps.
+    It needs a table of places by places per image, so use coarse taps.
 
     Source: Huang and Wang 2017 (arXiv 1707.01219), equation 9, with the polynomial kernel of section 4.2, d = 2, c = 0; weight 50
     in RepDistiller.

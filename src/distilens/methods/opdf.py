@@ -1,4 +1,4 @@
-"""A student with more weights while it is trained, and not one more when it is used."""
+"""Over-parameterisation: more weights during training, the plain weights at inference."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from distilens.core import Model
-from distilens.errors import UserError
+from distilens.foundation.errors import UserError
 from distilens.methods.reparametrised import Reparametrised, weight_of
 
 
 class OPDF(Reparametrised):
-    """Train each weight as a product of tensors, and contract it in the end: over-parameterisation by tensor decomposition.
+    """Train each weight as a product of tensors, contracted at the end: over-parameterisation by tensor decomposition.
 
-    A weight `[I, J]` (outputs, and inputs times places) becomes a matrix product operator: `T_1 ... T_n`, with
-    `T_k [r_(k-1), i_k, j_k, r_k]`, `prod i_k = I`, `prod j_k = J`, and `r_k` as large as it can be, so that nothing is cut off:
-    the student begins with the weights that it had. The outer tensors are orthogonal in the beginning, and the central one
-    holds the rest. It adds no term to the loss; `finish` contracts the tensors again.
+    A weight `[I, J]` (outputs, and inputs times places) becomes a matrix product operator `T_1 ... T_n`, with
+    `T_k [r_(k-1), i_k, j_k, r_k]`, `prod i_k = I` and `prod j_k = J`. Each `r_k` is as large as possible, so nothing is lost: the
+    student starts with its own weights. At the start the outer tensors are orthogonal and the central one holds the rest. The
+    method adds no term to the loss; `finish` contracts the tensors.
 
     Args:
-        factors: `n`; the more, the larger a step of the product: with learning rates of plain training 3 and 4 may diverge.
+        factors: `n`. More factors make a step of the product larger: 3 and 4 may diverge at the learning rates of plain training.
         layers: paths of layers; by default all linear layers and convolutions that can be factorised.
 
     Raises:
-        UserError: in `prepare`, a named layer whose weight has no factors, or no layer that has any.
+        UserError: in `prepare`, if the weight of a named layer cannot be factorised, or if there is no layer that can.
 
     Source: Zhan et al. 2024 (arXiv 2411.06448), equations 3 to 5, for language models. The paper also aligns the outer tensors
-    with those of a factorised teacher; that needs weights of one size, and in its code has no gradient or is commented out. It is
-    not done here.
+    with those of a factorised teacher. This needs weights of the same size; in the paper's code it has no gradient or is
+    commented out. This version does not do it.
     """
 
-    inserts = True  # its tensors stand for the weight itself, whatever else is made of it
+    inserts = True  # it must reparametrise a weight before other methods (powerprop) do
 
     def __init__(self, *, factors: Annotated[int, Field(ge=2, le=6)] = 2, layers: tuple[str, ...] = ()):
         super().__init__(layers)
@@ -50,8 +50,8 @@ class OPDF(Reparametrised):
         )
         if plain and (self.layers or not fitting):
             raise UserError(
-                f"opdf: these weights of {student.name} are no product of {self.factors} tensors: {plain}: take "
-                "other layers="
+                f"opdf: these weights of {student.name} cannot be a product of {self.factors} tensors: {plain}. Name other "
+                "layers with layers="
             )
         for module, product in fitting.values():
             parametrize.register_parametrization(module, "weight", product)
@@ -61,8 +61,8 @@ class Product(nn.Module):
     """A weight as the contraction of its tensors, `T_k` as `[r_(k-1), i_k j_k, r_k]`.
 
     Attributes:
-        added: how many numbers more than the weight they are.
-        fits: whether more than one of them is more than a number.
+        added: how many more numbers the tensors have than the weight.
+        fits: whether more than one tensor has more than one number.
     """
 
     def __init__(self, shape: torch.Size, factors: int):
@@ -76,7 +76,7 @@ class Product(nn.Module):
 
     def forward(self, *tensors: Tensor) -> Tensor:
         whole = tensors[0].flatten(0, 1)
-        with torch.autocast(whole.device.type, enabled=False):  # a weight is as exact as it would be without
+        with torch.autocast(whole.device.type, enabled=False):  # the weight stays as exact as a plain one
             for tensor in tensors[1:]:
                 whole = (whole @ tensor.flatten(1)).view(-1, tensor.shape[2])
         count = len(self.rows)
@@ -84,7 +84,7 @@ class Product(nn.Module):
         return pairs.permute(*range(0, 2 * count, 2), *range(1, 2 * count, 2)).reshape(self.shape)
 
     def right_inverse(self, weight: Tensor) -> list[Tensor]:
-        """The tensors of a weight: singular vectors from both ends, and what is left in the middle."""
+        """The tensors of a weight: singular vectors from both ends, and the rest in the middle."""
         count, middle = len(self.rows), len(self.rows) // 2
         order = [axis for k in range(count) for axis in (k, count + k)]
         rest = weight.reshape(*self.rows, *self.columns).permute(order).reshape(1, -1, 1)
@@ -103,13 +103,13 @@ class Product(nn.Module):
 
 
 def balanced(number: int, count: int) -> list[int]:
-    """A number as the product of so many, as alike as its prime factors allow."""
-    factors, found, prime = [1] * count, [], 2
+    """A number as a product of `count` factors, as equal as its prime factors allow."""
+    factors, primes, prime = [1] * count, [], 2
     while number > 1:
         while number % prime:
             prime += 1
         number //= prime
-        found.append(prime)
-    for prime in reversed(found):
+        primes.append(prime)
+    for prime in reversed(primes):
         factors[factors.index(min(factors))] *= prime
     return factors

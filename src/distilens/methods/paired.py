@@ -1,4 +1,4 @@
-"""What methods share that compare features of the student with the teacher's, tap by tap."""
+"""The base class of methods that compare features of student and teacher, tap by tap."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from jaxtyping import Float
 from torch import Tensor
 
 from distilens.core import Answer, Batch, Method, Model, Output
-from distilens.errors import UserError
 from distilens.explain.activation import full, tapped
-from distilens.explain.maps import on_one_grid
-from distilens.taps import LAST, grid
+from distilens.foundation.errors import UserError
+from distilens.models.grids import on_one_grid
+from distilens.models.taps import LAST, grid
 
 Shape = tuple[int, int, int]
-"""Of a feature of one image: channels, height, width."""
+"""The shape of a feature of one image: channels, height, width."""
 LEVELS = (f"{LAST}-2", f"{LAST}-1", LAST)
 """The last features of the three coarsest grids, from fine to coarse."""
 
 
 class Paired(Method):
-    """Compares features, one tap of the student with one of the teacher each. A member may write `fit`.
+    """Compares each tap of the student with one tap of the teacher. A subclass may override `fit`.
 
     Args:
         taps: where the student's features are read.
-        teacher_taps: the teacher's, where they are called otherwise.
+        teacher_taps: the teacher's taps, if their names differ.
 
     Raises:
-        UserError: not as many taps of the one as of the other; in `prepare`, a feature that is no grid.
+        UserError: the numbers of taps differ; in `prepare`, if a feature is not a grid.
     """
 
     def __init__(self, taps: Sequence[str], teacher_taps: Sequence[str] = ()):
@@ -36,7 +36,7 @@ class Paired(Method):
         self.taps, self.teacher_taps = tuple(taps), tuple(teacher_taps or taps)
         if len(self.taps) != len(self.teacher_taps) or not self.taps:
             raise UserError(
-                f"{type(self).__name__.lower()}: as many taps of the teacher as of the student, at least one; given "
+                f"{type(self).__name__.lower()} needs one tap of the teacher per tap of the student, at least one; given "
                 f"{len(self.teacher_taps)} and {len(self.taps)}"
             )
         self.needs = tuple(dict.fromkeys(f"features:{tap}" for tap in self.teacher_taps))
@@ -49,7 +49,7 @@ class Paired(Method):
         return student
 
     def fit(self, ours: list[Shape], theirs: list[Shape]) -> None:
-        """Size own modules, by the shapes of the features at each tap."""
+        """Size the method's modules by the shapes of the features at each tap."""
 
     def each(self, output: Output, answer: Answer) -> tuple[list[Tensor], list[Tensor]]:
         """The student's features and the teacher's, by tap, `[b c h w]` in float32."""
@@ -62,7 +62,7 @@ class Paired(Method):
 
 
 def shapes(student: Model, taps: Sequence[str]) -> list[Shape]:
-    """The shapes of the student's features at some taps, found by a forward."""
+    """The shapes of the student's features at some taps, from a forward pass."""
     with ExitStack() as stack:
         reading = [stack.enter_context(student.reading(tap)) for tap in taps]
         student.probe()

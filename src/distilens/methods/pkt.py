@@ -1,4 +1,4 @@
-"""Whom an image would choose as a neighbour, as the teacher says."""
+"""Probabilistic knowledge transfer: match the neighbour distributions."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from distilens.methods.relational import Relational
 
 
 class PKT(Relational):
-    """Match each image's probabilities of neighbours in the batch: probabilistic knowledge transfer.
+    """Match each image's distribution over its neighbours in the batch: probabilistic knowledge transfer.
 
-    `mean_j p_t_ij log(p_t_ij / p_s_ij)`, `p_ij = k_ij / sum_j k_ij` with the cosine kernel `k = (cos(f_i, f_j) + 1) / 2`; of
-    pooled features. The mean over the batch is the published code's, and RepDistiller's weight of 30,000 is for it; the default
-    is 10,000, which was no worse where that gained and did less harm under a ViT (docs/which.md).
+    `mean_j p_t_ij log(p_t_ij / p_s_ij)` on pooled features, `p_ij = k_ij / sum_j k_ij` with the cosine kernel
+    `k = (cos(f_i, f_j) + 1) / 2`. The mean over the batch is the loss of the published code, for which RepDistiller uses the
+    weight 30,000. The default here is 10,000: it was as good where 30,000 helped, and it did less harm with a ViT as teacher
+    (docs/which.md).
 
     Args:
         tap: where the features are read.
-        teacher_tap: the teacher's, where it is called otherwise.
+        teacher_tap: the teacher's tap, if its name differs.
 
-    Source: Passalis and Tefas 2018 (arXiv 1803.10837), equations 3 and 7; the code takes the mean over pairs, the paper the sum.
+    Source: Passalis and Tefas 2018 (arXiv 1803.10837), equations 3 and 7. The code takes the mean over pairs, the paper the sum.
     """
 
     weight = 10000.0

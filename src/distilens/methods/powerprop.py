@@ -1,4 +1,4 @@
-"""Weights that grow the more the larger they are, so that the small ones can be left out."""
+"""Powerpropagation: train weights as powers, then prune the smallest."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from distilens.core import Answer, Batch, Model
-from distilens.errors import UserError
+from distilens.foundation.errors import UserError
 from distilens.methods.reparametrised import Reparametrised, weight_of
-from distilens.pruning import leave_out
+from distilens.models.pruning import leave_out
 
 
 class PowerProp(Reparametrised):
-    """Train weights as powers, and leave out the smallest in the end: powerpropagation.
+    """Train weights as powers, and prune the smallest at the end: powerpropagation.
 
-    `theta = phi |phi|^(alpha - 1)` for every weight of convolutions and linear layers, from
-    `phi = sign(theta) |theta|^(1/alpha)`: the gradient is scaled by `alpha |phi|^(alpha - 1)`, so large weights change faster and
-    more of them stay near 0. `finish` sets the share `prune` of all these weights to 0, the smallest of all layers together. It
-    adds no term to the loss.
+    `theta = phi |phi|^(alpha - 1)` for every weight of convolutions and linear layers, starting from
+    `phi = sign(theta) |theta|^(1/alpha)`. The gradient is scaled by `alpha |phi|^(alpha - 1)`, so large weights change faster and
+    more weights stay near 0. `finish` sets the share `prune` of all these weights to 0: the smallest, over all layers together.
+    It adds no term to the loss.
 
-    What is validated while it trains is not pruned yet; the saved student is. A weight that is 0 has no gradient and stays 0; a
-    layer of zeros alone, as heads may start, is trained as it is.
+    The student is validated unpruned during training; the saved student is pruned. A weight that is 0 has no gradient and stays
+    0. A layer whose weights are all 0, such as a new head, is trained in the usual form.
 
     Args:
-        alpha: from 1 (the smallest are left out, and nothing else changes); the paper: 2 to 5.
-        prune: the share that is left out, from 0.
+        alpha: at least 1; with 1 the method only prunes. The paper uses 2 to 5.
+        prune: the share of the weights that is set to 0, from 0.
         layers: paths of layers; by default all linear layers and convolutions that are trained.
 
     Raises:
-        UserError: in `prepare`, a layer that was named and whose weights are all 0.
+        UserError: in `prepare`, if all weights of a named layer are 0.
 
     Source: Schwarz et al. 2021 (arXiv 2110.00296), equations 1 and 2.
     """
@@ -52,8 +52,8 @@ class PowerProp(Reparametrised):
         still = [path for path, module in chosen.items() if self.alpha > 1 and not weight_of(module).any()]
         if still and self.layers:
             raise UserError(
-                f"powerprop: all weights of {', '.join(still)} of {student.name} are 0, and a weight that is 0 has no gradient "
-                "as a power: initialise them, or name other layers with layers="
+                f"powerprop: all weights of {', '.join(still)} of {student.name} are 0, and a power has no gradient at 0: "
+                "initialise them, or name other layers with layers="
             )
         self.rewrite(student, {path: module for path, module in chosen.items() if path not in still})
         return student
@@ -62,7 +62,7 @@ class PowerProp(Reparametrised):
         for module in layers.values():
             before = weight_of(module).detach().clone()
             parametrize.register_parametrization(module, "weight", Power(self.alpha))
-            module.weight = before  # where the weight was a function of others already, they are to give the same one
+            module.weight = before  # if another parametrisation is in place, its tensors must give the same weight
 
     def finish(self, student: Model) -> Model:
         student = super().finish(student)
@@ -78,7 +78,7 @@ class Power(nn.Module):
         self.alpha = alpha
 
     def forward(self, phi: Tensor) -> Tensor:
-        # as phi |phi|^(alpha - 1), whose derivative at 0 would be 0 times infinity
+        # written so because the derivative of phi |phi|^(alpha - 1) at 0 is 0 times infinity
         return phi if self.alpha == 1 else phi.sign() * phi.abs() ** self.alpha
 
     def right_inverse(self, theta: Tensor) -> Tensor:

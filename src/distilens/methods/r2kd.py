@@ -1,4 +1,4 @@
-"""Learning the order of the teacher's answers too, and from a pruned copy of the teacher, for hard pictures."""
+"""R2KD: correlate with the answers of the teacher and of a pruned copy, by value and by rank."""
 
 from __future__ import annotations
 
@@ -10,33 +10,34 @@ from torch import Tensor
 
 from distilens import losses
 from distilens.core import Answer, Batch, Method, Model, Output
-from distilens.errors import UserError
+from distilens.foundation.errors import UserError
 from distilens.losses.correlations import check_correlated
 
 Factor = Annotated[float, Field(ge=0)]
 ENOUGH = 16
-"""Images on which a pruned teacher is judged: of fewer all may be of one class."""
+"""Check a pruned teacher only on batches of at least this many images: fewer may all be of one class."""
 
 
 class R2KD(Method):
-    """Correlate with the teacher's answers, by value and by rank, and with those of a pruned copy of it.
+    """Correlate with the answers of the teacher and of a pruned copy of it, by value and by rank.
 
-    `d(teacher) + pruned d(pruned teacher)`, `d = (1 - r(p_s, p_t)) + rank (1 - r(R(z_s), R(z_t)))` per image: `r` Pearson's
-    correlation over classes, `p` probabilities at a temperature, `R` ranks, of the student softened:
-    `R_i = sum_j sigmoid((z_i - z_j) / (s deviation(z)))`, so that they have a derivative. From 0 to `2 (1 + rank) (1 + pruned)`.
+    `d(teacher) + pruned d(pruned teacher)`, with `d = (1 - r(p_s, p_t)) + rank (1 - r(R(z_s), R(z_t)))` per image: `r` is
+    Pearson's correlation over classes, `p` the probabilities at a temperature, `R` the ranks. The student's ranks are softened,
+    so that they have a derivative: `R_i = sum_j sigmoid((z_i - z_j) / (s deviation(z)))`. The loss ranges from 0 to
+    `2 (1 + rank) (1 + pruned)`.
 
     Args:
-        temperature: of the probabilities.
+        temperature: the temperature of the probabilities.
         rank: the factor of the ranks.
-        softness: `s`; ranks are hard as it goes to 0.
-        pruned: the factor of the pruned copy's answers; 0 leaves it out.
-        share: of the teacher's weights in convolutions and linear layers, the smallest, which the copy lacks.
+        softness: `s`; the ranks become hard as it goes to 0.
+        pruned: the factor of the pruned copy's answers; 0 leaves the copy out.
+        share: the share of the weights in convolutions and linear layers, the smallest, that the copy lacks.
 
     Raises:
-        UserError: in `prepare`, answers of fewer than three classes; a pruned copy that says one class of all images.
+        UserError: in `prepare`, if there are fewer than three classes, or if the pruned copy gives one class for all images.
 
-    Source: Kim et al. 2024 (arXiv 2311.13934), of which the abstract alone was at hand: the form is the usual one (as in CMKD,
-    arXiv 2410.06561), the softened ranks and the factors are ours.
+    Source: based on the abstract only of Kim et al. 2024 (arXiv 2311.13934). The form is the usual one (as in CMKD,
+    arXiv 2410.06561); the softened ranks and the factors are ours.
     """
 
     def __init__(
@@ -57,11 +58,11 @@ class R2KD(Method):
         assert answer.logits is not None, "a teacher gives what is in `needs`"
         check_correlated(answer.logits)
         if self.pruned and len(batch) >= ENOUGH:
-            said, plainly = (len(logits.argmax(1).unique()) for logits in (answer.pruned[self.share], answer.logits))
-            if said == 1 < plainly:
+            pruned, whole = (len(logits.argmax(1).unique()) for logits in (answer.pruned[self.share], answer.logits))
+            if pruned == 1 < whole:
                 raise UserError(
-                    f"the teacher without the smallest {100 * float(self.share):g} % of its weights says one class of all "
-                    f"{len(batch)} images of a batch, where the teacher itself says {plainly}: prune less (share=), or not "
+                    f"the teacher without the smallest {100 * float(self.share):g} % of its weights gives one class for all "
+                    f"{len(batch)} images of a batch; the teacher itself gives {whole}. Prune less (share=), or do not prune "
                     "(pruned=0)"
                 )
         return student
@@ -74,6 +75,6 @@ class R2KD(Method):
         return apart
 
     def apart(self, ours: Float[Tensor, "b c"], theirs: Float[Tensor, "b c"]) -> Float[Tensor, " b"]:
-        """How far answers are from being correlated, by value and by rank."""
+        """The distance `d` of the answers, by value and by rank."""
         options = {"temperature": self.temperature, "rank": self.rank, "softness": self.softness}
         return losses.r2kd(ours, theirs, **options, reduction="none")

@@ -1,4 +1,4 @@
-"""What methods share that write a layer's weight in another way while it is trained."""
+"""The base class of methods that reparametrise weights during training."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from distilens.core import Answer, Batch, Method, Model
-from distilens.errors import UserError
-from distilens.pruning import LAYERS
-from distilens.taps import find
+from distilens.foundation.errors import UserError
+from distilens.models.pruning import LAYERS
+from distilens.models.taps import find
 
 
 class Reparametrised(Method):
-    """Writes the weights of some layers as a function of others, which are trained; `finish` puts the weights back.
+    """Computes the weights of some layers from other, trained tensors. `finish` makes them plain weights again.
 
     Args:
-        layers: paths of linear layers and convolutions; by default all that fit and are trained, also those of parts that other
-            methods put into the student.
+        layers: paths of linear layers and convolutions. By default all suitable layers that are trained, also those of parts
+            that other methods put into the student.
     """
 
     def __init__(self, layers: tuple[str, ...] = ()):
@@ -26,29 +26,33 @@ class Reparametrised(Method):
         self.layers = layers
 
     def chosen(self, student: Model) -> dict[str, nn.Module]:
-        """The layers by path: those that were named, or all.
+        """The layers by path: the named ones, or all.
 
         Raises:
-            UserError: a path that is no layer with a weight.
+            UserError: a path does not lead to a linear layer or a convolution.
         """
         if not self.layers:
-            every = [*student.network.named_modules(), *student.parts.named_modules(prefix="parts")]
-            return {path: each for path, each in every if isinstance(each, LAYERS) and weight_of(each).requires_grad}
-        found = {path: find(student.network, path) for path in self.layers}
-        for path, module in found.items():
+            modules = [*student.network.named_modules(), *student.parts.named_modules(prefix="parts")]
+            return {
+                path: module
+                for path, module in modules
+                if isinstance(module, LAYERS) and weight_of(module).requires_grad
+            }
+        layers = {path: find(student.network, path) for path in self.layers}
+        for path, module in layers.items():
             if not isinstance(module, LAYERS):
                 raise UserError(
-                    f"{type(self).__name__.lower()} is of linear layers and convolutions, and {path!r} of {student.name} is a "
+                    f"{type(self).__name__.lower()} takes linear layers and convolutions, but {path!r} of {student.name} is a "
                     f"{type(module).__name__}"
                 )
-        return found
+        return layers
 
     def prepare(self, student: Model, batch: Batch, answer: Answer) -> Model:
         self.rewrite(student, self.chosen(student))
         return student
 
     def rewrite(self, student: Model, layers: Mapping[str, nn.Module]) -> None:
-        """Write the weights of layers in the other way, in place; they are worth the same."""
+        """Reparametrise the weights of layers in place; their values stay the same."""
         raise NotImplementedError
 
     def finish(self, student: Model) -> Model:

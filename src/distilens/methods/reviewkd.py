@@ -1,4 +1,4 @@
-"""Learning each level of the teacher from all deeper levels of the student."""
+"""Knowledge review: match each level of the teacher with that level of the student and all deeper ones."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from distilens.methods.paired import LEVELS, Paired, Shape
 
 
 class ReviewKD(Paired):
-    """Match the teacher's features at several levels, each with what the student's deeper levels know too: knowledge review.
+    """Match the teacher's features at several levels, fused with the student's deeper levels: knowledge review.
 
-    From the deepest level up the student's feature is brought to a common width, fused with what came from the level below
-    (attention in both, a 1×1 convolution and a sigmoid), and brought to the teacher's channels; all of it is trained along and
-    thrown away. A level's distance is hierarchical: `sum_l w_l mean (P_l(F) - P_l(F_t))^2 / sum_l w_l`, with `P_l` the feature
-    itself and its averages over 4×4, 2×2 and 1×1 cells, `w_l = 1, 1/2, 1/4, 1/8`. The loss is the sum over levels.
+    The fusion goes from the deepest level up. Each feature of the student is brought to a common width, fused with the next
+    deeper level (with attention shares from a 1×1 convolution and a sigmoid), and brought to the teacher's channels. These
+    layers are trained with the student and then dropped. The distance of a level is hierarchical:
+    `sum_l w_l mean (P_l(F) - P_l(F_t))^2 / sum_l w_l`, with `P_l` the feature itself and its averages over 4×4, 2×2 and 1×1
+    cells, `w_l = 1, 1/2, 1/4, 1/8`. The loss is the sum over levels.
 
     Args:
         taps: from fine to coarse; by default the last features of the three coarsest grids.
-        teacher_taps: the teacher's, where they are called otherwise.
-        width: of the fused features; by default the widest of the student's, at most 512.
+        teacher_taps: the teacher's taps, if their names differ.
+        width: channels of the fused features; by default the largest number of channels of the student's features, at most 512.
 
-    Source: Chen et al. 2021 (arXiv 2104.09044), figure 3 and section 3.3; weight 5 and 20 of 240 epochs of warm-up in mdistiller.
-    The published code compares the pooled feature as a level of its own; here the 1×1 cells of the deepest level say that.
+    Source: Chen et al. 2021 (arXiv 2104.09044), figure 3 and section 3.3. mdistiller uses weight 5 and 20 of 240 epochs of
+    warm-up. The published code compares the pooled feature as a separate level; here the 1×1 cells of the deepest level do so.
     """
 
     warmup = 0.08
@@ -46,15 +47,15 @@ class ReviewKD(Paired):
         )
 
     def loss(self, batch: Batch, output: Output, answer: Answer) -> Float[Tensor, " b"]:
-        deeper, found = None, []
+        deeper, distances = None, []
         for (ours, theirs), fusion in reversed(list(zip(self.features(output, answer), self.fusions, strict=True))):
             made, deeper = fusion(ours, deeper)
-            found.append(losses.hierarchical(made, theirs, reduction="none"))
-        return torch.stack(found).sum(0)
+            distances.append(losses.hierarchical(made, theirs, reduction="none"))
+        return torch.stack(distances).sum(0)
 
 
 class Fusion(nn.Module):
-    """A student's feature, and what comes from the next deeper level, as one: attention-based fusion."""
+    """Attention-based fusion of a student's feature with the next deeper level."""
 
     def __init__(self, channels: int, width: int, wanted: int, *, fused: bool):
         super().__init__()
@@ -63,7 +64,7 @@ class Fusion(nn.Module):
         self.attend = nn.Sequential(nn.Conv2d(2 * width, 2, 1), nn.Sigmoid()) if fused else None
 
     def forward(self, feature: Tensor, deeper: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The feature in the teacher's channels, and the fused one for the next level."""
+        """The feature in the teacher's channels, and the fused feature for the next level."""
         own = self.enter(feature)
         if self.attend is not None and deeper is not None:
             deeper = functional.interpolate(deeper, own.shape[-2:], mode="nearest")

@@ -1,4 +1,4 @@
-"""Distances and angles between images, as the teacher has them."""
+"""Relational knowledge distillation: match distances and angles between images."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ Factor = Annotated[float, Field(ge=0)]
 class RKD(Relational):
     """Match distances between the images of a batch, and angles between three of them: relational distillation.
 
-    `distance mean_j H(d_s_ij - d_t_ij) + angle mean_jk H(a_s_ijk - a_t_ijk)`, `d` Euclidean distances over their mean, `a` the
-    cosine of the angle at image i, `H` the Huber loss; of pooled features. The mean over the batch is the paper's.
+    `distance mean_j H(d_s_ij - d_t_ij) + angle mean_jk H(a_s_ijk - a_t_ijk)`, on pooled features: `d` are Euclidean distances
+    divided by their mean, `a` is the cosine of the angle at image i, `H` is the Huber loss. The mean over the batch is the
+    paper's loss.
 
     Args:
-        distance: the factor of distances; RepDistiller takes 25.
-        angle: the factor of angles; RepDistiller takes 50.
+        distance: the factor of distances; RepDistiller uses 25.
+        angle: the factor of angles; RepDistiller uses 50.
         tap: where the features are read.
-        teacher_tap: the teacher's, where it is called otherwise.
+        teacher_tap: the teacher's tap, if its name differs.
 
     Source: Park et al. 2019 (arXiv 1904.05068), equations 5 and 8.
     """

@@ -1,38 +1,35 @@
-"""Attention at the levels of the teacher that are like the student's."""
+"""Representative teacher keys: match attention maps with the teacher's most similar levels."""
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import torch
 from jaxtyping import Float
-from pydantic import Field
 from torch import Tensor, nn
 
 from distilens.core import Answer, Batch, Output
 from distilens.explain.attention import attention
-from distilens.explain.maps import on_one_grid
+from distilens.foundation.settings import Count
 from distilens.losses.maps import distance
 from distilens.methods.paired import LEVELS, Paired, Shape
-
-Count = Annotated[int, Field(ge=1)]
+from distilens.models.grids import on_one_grid
 
 
 class RTK(Paired):
-    """Match attention maps with the teacher's most alike levels: representative teacher keys.
+    """Match attention maps with the teacher's most similar levels: representative teacher keys.
 
     `sum_s sum_t a_st mean_places (phi(F_s) - phi(F_t))^2`, `phi = m / |m|` with `m = mean_k A_k^2` as in `at`. The shares
-    `a_st = softmax_t(q_s . k_t / sqrt(width))` are of the `keys` largest alone; the queries `q_s` and keys `k_t` are linear in
-    the pooled features, trained along and thrown away. Every tap of the student sees all of the teacher's.
+    `a_st = softmax_t(q_s . k_t / sqrt(width))` use only the `keys` largest; the other levels get 0. The queries `q_s` and the
+    keys `k_t` are linear layers on the pooled features; they are trained with the student and then dropped. Every tap of the
+    student is compared with all taps of the teacher.
 
     Args:
-        taps: the student's, and the teacher's too unless they are called otherwise.
-        teacher_taps: the teacher's; as many.
-        keys: how many of the teacher's levels each of the student's attends to.
-        width: of queries and keys.
+        taps: the student's taps, and the teacher's if their names do not differ.
+        teacher_taps: the teacher's taps; the same number.
+        keys: how many levels of the teacher each level of the student attends to.
+        width: the width of queries and keys.
 
-    Source: Lee et al. 2022 (arXiv 2206.12788), of which the abstract alone was at hand: the formula is that of attention-based
-    feature distillation (Ji et al. 2021, arXiv 2102.02973, equations 3 to 6) with the keys cut to the most alike.
+    Source: based on the abstract only of Lee et al. 2022 (arXiv 2206.12788). The formula is that of attention-based feature
+    distillation (Ji et al. 2021, arXiv 2102.02973, equations 3 to 6), restricted to the most similar keys.
     """
 
     weight = 1000.0
@@ -54,12 +51,12 @@ class RTK(Paired):
             return self.matched(ours, theirs)
 
     def matched(self, ours: list[Tensor], theirs: list[Tensor]) -> Float[Tensor, " b"]:
-        """The distances of all levels, weighed."""
-        apart = torch.stack([torch.stack([apart_of(own, their) for their in theirs], 1) for own in ours], 1)
-        return (self.shares(ours, theirs) * apart).sum((1, 2))
+        """The weighted sum of the distances of all levels."""
+        distances = torch.stack([torch.stack([apart_of(own, their) for their in theirs], 1) for own in ours], 1)
+        return (self.shares(ours, theirs) * distances).sum((1, 2))
 
     def shares(self, ours: list[Tensor], theirs: list[Tensor]) -> Float[Tensor, "b s t"]:
-        """How much each level of the student attends to each of the teacher."""
+        """How much each level of the student attends to each level of the teacher."""
         queries, keys = (
             torch.stack([layer(feature.mean((2, 3))) for layer, feature in zip(layers, features, strict=True)], 1)
             for layers, features in ((self.query, ours), (self.key, theirs))
@@ -70,5 +67,5 @@ class RTK(Paired):
 
 
 def apart_of(ours: Float[Tensor, "b c h w"], theirs: Float[Tensor, "b d i j"]) -> Float[Tensor, " b"]:
-    """How far two levels' attention is apart, on the smaller grid."""
+    """The distance between the attention maps of two levels, on the smaller grid."""
     return distance(*on_one_grid(attention(ours), attention(theirs)), "at")

@@ -1,4 +1,4 @@
-"""Knowing what the teacher's features are, as well as can be told from the student's."""
+"""Variational information distillation: predict the teacher's features from the student's."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from distilens.core import Answer, Batch, Output
 from distilens.methods.paired import Paired, Shape
 
 FIRST = 5.0
-"""The variance at the beginning, of the published code."""
+"""The initial variance, from the published code."""
 SMALLEST = 1e-5
 
 
 class VID(Paired):
-    """Tell the teacher's features from the student's: variational information distillation.
+    """Predict the teacher's features from the student's: variational information distillation.
 
-    The sum over taps of `mean (F_t - mu(F_s))^2 / (2 v_c) + log(v_c) / 2` over channels and places: how unlikely the teacher's
-    feature is under a normal distribution around a prediction `mu`, with a variance `v_c` a channel, `softplus(a_c) + 1e-5`
-    from 5. `mu` (three 1×1 convolutions) and `a` are trained along and thrown away. It can be negative: where the prediction is
-    good, the variance is small. Of two grids the smaller counts.
+    The loss is `mean (F_t - mu(F_s))^2 / (2 v_c) + log(v_c) / 2` over channels and places, summed over taps. It is the negative
+    log-likelihood of the teacher's feature under a normal distribution around the prediction `mu`. The variance per channel is
+    `v_c = softplus(a_c) + 1e-5`; it starts at 5. `mu` (three 1×1 convolutions) and `a` are trained with the student and then
+    dropped. The loss can be negative: a good prediction has a small variance. If the grids differ, the smaller one is used.
 
     Args:
-        taps: where the features are read; the published code: the ends of all stages.
-        teacher_taps: the teacher's, where they are called otherwise.
+        taps: where the features are read; the published code uses the ends of all stages.
+        teacher_taps: the teacher's taps, if their names differ.
 
-    Source: Ahn et al. 2019 (arXiv 1904.05835), equations 4 to 6; weight 1 in RepDistiller, which reads all stages.
+    Source: Ahn et al. 2019 (arXiv 1904.05835), equations 4 to 6. RepDistiller uses weight 1 and reads all stages.
     """
 
     weight = 10.0
@@ -54,8 +54,8 @@ class VID(Paired):
             self.features(output, answer), self.predictors, self.variances, strict=True
         ):
             variance = (softplus(cast(Tensor, raw).float()) + SMALLEST).view(1, -1, 1, 1)
-            missed = (predict(ours).float() - theirs).square()
-            losses.append((missed / variance + variance.log()).flatten(1).mean(1) / 2)
+            error = (predict(ours).float() - theirs).square()
+            losses.append((error / variance + variance.log()).flatten(1).mean(1) / 2)
         return torch.stack(losses).sum(0)
 
 

@@ -1,4 +1,4 @@
-"""The models, by name: small networks of our own, adapters for others', and how one is built, saved and loaded."""
+"""The models by name: our own small networks and adapters for other libraries; how a model is built."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from distilens.errors import UserError
-from distilens.specs import Registry, Spec
+from distilens.foundation.errors import UserError
+from distilens.foundation.notation import Registry, Spec
 
 if TYPE_CHECKING:
-    from distilens.core import Model
     from distilens.models.adapters import Expecting
+    from distilens.models.model import Model
 
 
 Level = Annotated[float, Field(ge=0, le=1)]
@@ -27,26 +27,26 @@ def pixels(
     mean: tuple[Level, Level, Level] | None = None,
     std: tuple[Spread, Spread, Spread] | None = None,
 ) -> None:
-    """What every model takes: the input size (a side, or height and width), mean and deviation of its pixels (in [0, 1]).
+    """Options of every model: input size (a side, or height and width), mean and deviation of its pixels (in [0, 1]).
 
-    By default a pretrained model brings its own, and any other takes the data's size and (0.5, 0.25).
+    By default a pretrained model has its own, and any other takes the data's size and (0.5, 0.25).
     """
 
 
 def zoo() -> dict[str, str | tuple[str, dict[str, Any]]]:
-    """The entries of the registry, with the names that papers use."""
-    entries: dict[str, str | tuple[str, dict[str, Any]]] = {"resnet": "distilens.models.resnet:resnet"}
+    """The entries of the registry, under the names used in papers."""
+    entries: dict[str, str | tuple[str, dict[str, Any]]] = {"resnet": "distilens.models.zoo.resnet:resnet"}
     for depth in (8, 14, 20, 32, 44, 56, 110):
-        entries[f"resnet{depth}"] = ("distilens.models.resnet:resnet", {"depth": depth, "width": 1})
+        entries[f"resnet{depth}"] = ("distilens.models.zoo.resnet:resnet", {"depth": depth, "width": 1})
     for depth in (8, 32):
-        entries[f"resnet{depth}x4"] = ("distilens.models.resnet:resnet", {"depth": depth, "width": 4})
-    entries["wrn"] = "distilens.models.wrn:wrn"
+        entries[f"resnet{depth}x4"] = ("distilens.models.zoo.resnet:resnet", {"depth": depth, "width": 4})
+    entries["wrn"] = "distilens.models.zoo.wrn:wrn"
     for depth, width in ((16, 1), (16, 2), (40, 1), (40, 2), (28, 10)):
-        entries[f"wrn-{depth}-{width}"] = ("distilens.models.wrn:wrn", {"depth": depth, "width": width})
+        entries[f"wrn-{depth}-{width}"] = ("distilens.models.zoo.wrn:wrn", {"depth": depth, "width": width})
     for depth in (8, 11, 13, 16, 19):
-        entries[f"vgg{depth}"] = ("distilens.models.vgg:vgg", {"depth": depth})
-    entries["mobilenetv2"] = "distilens.models.mobilenetv2:mobilenetv2"
-    entries["shrink"] = "distilens.models.shrink:shrink"
+        entries[f"vgg{depth}"] = ("distilens.models.zoo.vgg:vgg", {"depth": depth})
+    entries["mobilenetv2"] = "distilens.models.zoo.mobilenetv2:mobilenetv2"
+    entries["shrink"] = "distilens.models.zoo.shrink:shrink"
     for adapter in ("timm", "torchvision", "hf", "file", "python", "run"):
         entries[adapter] = f"distilens.models.adapters:{adapter}"
     return entries
@@ -55,11 +55,11 @@ def zoo() -> dict[str, str | tuple[str, dict[str, Any]]]:
 OTHERS = re.compile(
     r"(?i)(resne[xs]?t|wide_resnet|vgg|mobilenet|efficientnet|vit|deit|convnext|swin|densenet|regnet|shufflenet|mnasnet|inception)"
 )
-"""How names of networks of timm and torchvision begin."""
+"""How the names of networks in timm and torchvision begin."""
 
 
 def of_others(name: str) -> str:
-    """Where a network is that is called as those of other libraries are."""
+    """A hint for names that look like networks of timm or torchvision."""
     if not OTHERS.match(name):
         return ""
     return f" If it is a network of torchvision or timm: torchvision:{name}, timm:{name}."
@@ -69,15 +69,15 @@ MODELS = Registry("model", zoo(), common=pixels, hint=of_others)
 
 
 def build_model(part: str | Mapping[str, Any] | Spec | Model, classes: Sequence[str], size: tuple[int, int]) -> Model:
-    """A model for some classes and images of some size, by notation. A `Model` is taken as it is.
+    """Build a model for the given classes and image size, by notation. A `Model` is returned unchanged.
 
-    Weights that answer for classes of the same names give their logits in the order of `classes`, which may be some of theirs.
+    If pretrained weights have classes of the same names, the logits are put in the order of `classes`, which may be a subset.
 
     Raises:
-        UserError: an unknown name or option, or weights that do not fit.
+        UserError: the name or an option is unknown, or the weights do not fit.
     """
-    from distilens.core import Model
     from distilens.models.heads import keep_classes
+    from distilens.models.model import Model
     from distilens.models.named import are_named, check_channels, own_classes, positions_of, shown
 
     if isinstance(part, Model):
@@ -85,10 +85,12 @@ def build_model(part: str | Mapping[str, Any] | Spec | Model, classes: Sequence[
     own = own_classes(MODELS.resolve(part))
     positions = positions_of(classes, own) if own and are_named(own) else None
     made = build_network(part, len(own) if own and positions else len(classes))
-    if isinstance(made, Model):  # `run:` brings all that a model needs
+    if isinstance(made, Model):  # `run:` gives a complete model
         return in_order(made, classes)
     sides = made.size or size
-    kinds = sorted({str(each.dtype).removeprefix("torch.") for each in made.network.parameters()} - {"float32"})
+    kinds = sorted(
+        {str(parameter.dtype).removeprefix("torch.") for parameter in made.network.parameters()} - {"float32"}
+    )
     model = Model(
         made.network.float(),
         own if own and positions else tuple(classes),
@@ -101,7 +103,7 @@ def build_model(part: str | Mapping[str, Any] | Spec | Model, classes: Sequence[
     model.loaded, model.missing, model.notes = made.loaded, made.missing, made.notes
     if kinds:
         model.notes += (
-            f"its weights are {', '.join(kinds)}: it computes in float32, or as the training's precision says",
+            f"its weights are {', '.join(kinds)}: it computes in float32, or in the precision of the training",
         )
     fill_lazy(model)
     check_channels(model)
@@ -115,11 +117,11 @@ def build_model(part: str | Mapping[str, Any] | Spec | Model, classes: Sequence[
 
 
 def fill_lazy(model: Model) -> None:
-    """Run a forward where a network has layers that take their sizes from the first one."""
+    """Run one forward pass if the network has lazy layers, which take their sizes from the first input."""
     import torch
     from torch.nn.parameter import is_lazy
 
-    from distilens.taps import evaluating
+    from distilens.models.taps import evaluating
 
     if any(is_lazy(parameter) for parameter in model.network.parameters()):
         with evaluating(model), torch.no_grad():
@@ -127,7 +129,7 @@ def fill_lazy(model: Model) -> None:
 
 
 def in_order(model: Model, classes: Sequence[str]) -> Model:
-    """A model with the data's classes, where it has them by name; as it is, where it has not."""
+    """Put a model's classes in the data's order, if it has them by name; otherwise return it unchanged."""
     from distilens.models.heads import keep_classes
     from distilens.models.named import positions_of
 
@@ -138,9 +140,9 @@ def in_order(model: Model, classes: Sequence[str]) -> Model:
 
 
 def build_network(part: str | Mapping[str, Any] | Spec, classes: int) -> Expecting | Model:
-    """A network and the pixels that it expects, with what the notation says of them; or the whole model of a run."""
-    from distilens.core import Model
+    """Build a network with the pixels that it expects, both from the notation; or the complete model of a run."""
     from distilens.models.adapters import Expecting
+    from distilens.models.model import Model
 
     spec = MODELS.resolve(part)
     made = MODELS.build(spec, classes)
@@ -153,7 +155,7 @@ def build_network(part: str | Mapping[str, Any] | Spec, classes: int) -> Expecti
 
 
 def check_classes(model: Model, classes: Sequence[str], role: str) -> None:
-    """Raise a `UserError` where a model does not answer for the data's classes, in their order."""
+    """Raise a `UserError` if a model does not answer for the data's classes in their order."""
     if len(model.classes) != len(classes):
         raise UserError(
             f"the {role} {model.name} knows {len(model.classes)} classes, the data has {len(classes)}. "
@@ -165,8 +167,8 @@ def check_classes(model: Model, classes: Sequence[str], role: str) -> None:
         shape = list(model.probe().shape)
     if len(shape) != 2:
         raise UserError(
-            f"the {role} {model.name} gives logits of the shape {shape} for one image: wanted is one answer an image, [b classes]"
+            f"the {role} {model.name} gives logits of the shape {shape} for one image: expected one answer per image, [b classes]"
         )
     width = shape[1]
     if width != len(classes):
-        raise UserError(f"the {role} {model.name} gives {width} logits, and the data has {len(classes)} classes")
+        raise UserError(f"the {role} {model.name} gives {width} logits, but the data has {len(classes)} classes")

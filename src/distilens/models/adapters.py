@@ -1,4 +1,4 @@
-"""Other people's models under our notation: timm, torchvision, Hugging Face, weight files, your own module, another run."""
+"""Models from elsewhere, by notation: timm, torchvision, Hugging Face, weight files, your own module, another run."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from distilens.core import Model
-from distilens.errors import UserError, nearest
-from distilens.model import Interpolation
+from distilens.foundation.errors import UserError, nearest
+from distilens.foundation.notation import Spec
 from distilens.models.heads import head_of, replace_heads
+from distilens.models.model import Interpolation, Model
 from distilens.models.weights import fit, found_state, load_state, matched
-from distilens.specs import Spec
 
 __all__ = [
     "Expecting",
@@ -49,15 +48,15 @@ Side = int | tuple[int, int]
 
 @dataclass(frozen=True)
 class Expecting:
-    """A network, the pixels that it was trained to see, and what was loaded into it.
+    """A network, the pixels that it was trained with, and the state of its weights.
 
     Attributes:
         size: the side of the images, or height and width; None: any.
-        mean, std: for pixels in [0, 1], a number a channel.
-        interpolation: how images are brought to its size.
-        loaded: whether weights were loaded; None where nobody knows, as of a module of one's own.
-        missing: the weights that were not among those loaded, and were drawn anew.
-        notes: what else has to be said of it.
+        mean, std: for pixels in [0, 1], one number per channel.
+        interpolation: how images are resized.
+        loaded: whether weights were loaded; None if unknown, as for a user's own module.
+        missing: the weights that were not in the loaded file; they are random.
+        notes: further remarks for the user.
     """
 
     network: nn.Module
@@ -71,7 +70,7 @@ class Expecting:
 
 
 def check_name(part: str | Spec) -> None:
-    """Raise a `UserError` where timm or torchvision have no model of the name in a notation."""
+    """Raise a `UserError` if a notation names a model that timm or torchvision does not have."""
     spec = Spec.parse(part)
     if spec.argument and spec.name in ("timm", "torchvision"):
         (check_timm if spec.name == "timm" else check_torchvision)(spec.argument)
@@ -93,7 +92,7 @@ def check_torchvision(name: str) -> None:
 
 
 def timm(name: str, /, classes: int, *, pretrained: bool = False, size: Side | None = None) -> Expecting:
-    """Any image model of timm, at its own input size; `size` where the architecture depends on it (a ViT).
+    """Any image model of timm, at its own input size; give `size` if the architecture depends on it (a ViT).
 
     Source: Wightman 2019, https://github.com/huggingface/pytorch-image-models.
     """
@@ -117,7 +116,7 @@ def timm(name: str, /, classes: int, *, pretrained: bool = False, size: Side | N
 
 
 def torchvision(name: str, /, classes: int, *, weights: str | None = None, size: Side | None = None) -> Expecting:
-    """Any classifier of torchvision; `weights=DEFAULT` for pretrained ones, with a new head for other classes.
+    """Any classifier of torchvision; `weights=DEFAULT` for pretrained weights, with a new head for other classes.
 
     `size` is the side of the images; an untrained ViT is built for it, or for 224.
 
@@ -150,7 +149,7 @@ def torchvision(name: str, /, classes: int, *, weights: str | None = None, size:
 
 
 def hf(name: str, /, classes: int, *, pretrained: bool = True) -> Expecting:
-    """An image classifier of Hugging Face transformers, from the hub or from a folder; the extra `distilens[hf]`.
+    """An image classifier of Hugging Face transformers, from the hub or from a folder; needs the extra `distilens[hf]`.
 
     Source: Wolf et al. 2020 (arXiv 1910.03771).
     """
@@ -161,7 +160,7 @@ def hf(name: str, /, classes: int, *, pretrained: bool = True) -> Expecting:
     missing: list[str] = []
     with offline_told(f"hf:{name}"):
         if pretrained:
-            with quiet_library():  # what was not loaded is said here
+            with quiet_library():  # distilens reports what was not loaded
                 network, about = AutoModelForImageClassification.from_pretrained(
                     name,
                     num_labels=classes,
@@ -177,20 +176,20 @@ def hf(name: str, /, classes: int, *, pretrained: bool = True) -> Expecting:
     try:
         pixels |= of_processor(AutoImageProcessor.from_pretrained(name), pixels["size"])
     except (OSError, ValueError, ImportError):
-        # a model without a processor: ImageNet's normalisation, as transformers' own default
-        notes = ("no image processor beside its weights: pixels are normalised as ImageNet's",) * pretrained
+        # a model without a processor: ImageNet's normalisation, which is transformers' own default
+        notes = ("no image processor beside its weights: pixels are normalised as for ImageNet",) * pretrained
     return Expecting(network, **pixels, loaded=pretrained, missing=tuple(missing), notes=notes)
 
 
 def own_size(config: Any) -> int | tuple[int, int] | None:
-    """The side of the images that a configuration names, or height and width."""
+    """The image size in a configuration: a side, or height and width."""
     size = getattr(config, "image_size", None)
     return (int(size[0]), int(size[1])) if isinstance(size, list | tuple) else size
 
 
 @contextlib.contextmanager
 def quiet_library() -> Iterator[None]:
-    """transformers without its warnings and bars."""
+    """Silence the warnings and progress bars of transformers."""
     from transformers.utils import logging
 
     before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -205,9 +204,10 @@ def quiet_library() -> Iterator[None]:
 
 
 def of_processor(processor: Any, size: Any) -> dict[str, Any]:
-    """The pixels that a Hugging Face image processor makes: size, normalisation, range of values, interpolation.
+    """The settings of a Hugging Face image processor in our terms: size, mean, std, interpolation.
 
-    It takes values from 0 to 255, times `rescale_factor`, less 1 where it has an offset; ours are from 0 to 1.
+    The processor multiplies values from 0 to 255 by `rescale_factor`, and subtracts 1 if it has an offset. Our pixels are in
+    [0, 1].
     """
     sides = getattr(processor, "size", None) or {}
     height, width = (sides.get(side) or sides.get("shortest_edge") for side in ("height", "width"))
@@ -219,25 +219,25 @@ def of_processor(processor: Any, size: Any) -> dict[str, Any]:
     resample = {0: "nearest", 2: "bilinear", 3: "bicubic"}.get(
         int(getattr(processor, "resample", None) or 2), "bicubic"
     )
-    found = {
+    pixels = {
         "mean": tuple((m + offset) / scale for m in mean),
         "std": tuple(s / scale for s in std),
         "interpolation": resample,
     }
-    return found if size or not (height and width) else {**found, "size": (int(height), int(width))}
+    return pixels if size or not (height and width) else {**pixels, "size": (int(height), int(width))}
 
 
 def interpolation_of(name: str) -> Interpolation:
-    """What is nearest to an interpolation of another library: Lanczos' and others are taken as bicubic."""
+    """Our interpolation for that of another library: Lanczos and other unknown ones become bicubic."""
     return name if name in ("bilinear", "nearest") else "bicubic"  # type: ignore[return-value]
 
 
 def cropped(share: float) -> tuple[str, ...]:
-    """What is said of weights that were evaluated on the middle of each image."""
+    """A remark about weights that were evaluated on a centre crop."""
     if share >= 1:
         return ()
     return (
-        f"evaluated by its makers on the middle {share:.3g} of each side; here teacher and student see the whole image",
+        f"its authors evaluated it on the middle {share:.3g} of each side; here teacher and student see the whole image",
     )
 
 
@@ -249,7 +249,7 @@ def file(path: str, /, classes: int, *, model: str) -> Expecting:
     """Weights in a file (safetensors, or a state dict that holds no code) for the architecture `model=`.
 
     Wrappers around the state dict (`state_dict`, `model`, `net`, an average of the weights) and prefixes (`module.`,
-    `_orig_mod.`, `model.`) are taken off, and what was left out is said.
+    `_orig_mod.`, `model.`) are removed. Remarks list what was left out.
     """
     from distilens.models import build_network
 
@@ -264,9 +264,9 @@ def file(path: str, /, classes: int, *, model: str) -> Expecting:
 
 
 def python(path: str, /, classes: int) -> Expecting:
-    """Your own: `python:package.module:callable` gives a `torch.nn.Module`, called with the number of classes if it takes one.
+    """Your own: `python:package.module:callable` returns a `torch.nn.Module`; it may take the number of classes.
 
-    The working directory is on the path. This runs your code, so it stands for a name, never for a downloaded file.
+    The working directory is on the path. This runs your code, so it names a module, never a downloaded file.
     """
     module_name, colon, attribute = path.partition(":")
     if not colon:
@@ -282,7 +282,7 @@ def python(path: str, /, classes: int) -> Expecting:
         raise UserError(f"{module_name} has no {attribute!r}.{nearest(attribute, known)}") from None
     if isinstance(make, nn.Module):
         raise UserError(
-            f"python:{path} is a network, and a run builds more than one: name a function that makes it, def {attribute}(): ..."
+            f"python:{path} is a network, but a run builds several: name a function that makes it, def {attribute}(): ..."
         )
     if not callable(make):
         raise UserError(f"python:{path} is not callable: it is a {type(make).__name__}")
@@ -293,20 +293,20 @@ def python(path: str, /, classes: int) -> Expecting:
 
 
 def module_file(path: str) -> str | None:
-    """The file of the module in `package.module:callable`; None where there is none, as of what a notebook defines."""
+    """The file of the module in `package.module:callable`; None if it has no file, as in a notebook."""
     with contextlib.suppress(ImportError, ValueError, AttributeError):
         if os.getcwd() not in sys.path:
             sys.path.insert(0, os.getcwd())
-        found = importlib.util.find_spec(path.partition(":")[0])
-        return found.origin if found and found.has_location else None
+        module = importlib.util.find_spec(path.partition(":")[0])
+        return module.origin if module and module.has_location else None
     return None
 
 
 def unwrapped_network(network: nn.Module, name: str) -> nn.Module:
-    """The network inside DataParallel and torch.compile, whose layers can be read under their own names.
+    """The network inside DataParallel and torch.compile, so that its layers have their own names.
 
     Raises:
-        UserError: a TorchScript module, whose layers cannot be read.
+        UserError: the network is a TorchScript module, whose layers cannot be read.
     """
     while True:
         if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
@@ -316,28 +316,30 @@ def unwrapped_network(network: nn.Module, name: str) -> nn.Module:
         else:
             break
     if isinstance(network, torch.jit.ScriptModule):
-        raise UserError(
-            f"{name} is a TorchScript module, whose layers cannot be read: give the module that was scripted"
-        )
+        raise UserError(f"{name} is a TorchScript module, whose layers cannot be read: give the original module")
     return network
 
 
 COUNTS = ("classes", "num_classes", "n_classes", "nb_classes", "num_labels", "out_features")
-"""What people call the number of classes."""
+"""Usual parameter names for the number of classes."""
 
 
 VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def call_with(make: Any, classes: int) -> Any:
-    """Call a function with the number of classes: by its name where there is such a parameter, else first, if it takes any."""
+    """Call a function with the number of classes: by keyword if it has a usual name, else as the first argument, if any."""
     parameters = inspect.signature(make).parameters
     name = next((name for name in COUNTS if name in parameters), None)
-    needed = [name for name, each in parameters.items() if each.default is each.empty and each.kind not in VARIABLE]
+    needed = [
+        name
+        for name, parameter in parameters.items()
+        if parameter.default is parameter.empty and parameter.kind not in VARIABLE
+    ]
     if len(needed) > 1 or (needed and name not in (None, *needed)):
         raise UserError(
-            f"{getattr(make, '__name__', make)} needs {', '.join(needed)}: wanted is a function of the number of classes, or of "
-            "nothing"
+            f"{getattr(make, '__name__', make)} needs {', '.join(needed)}: expected a function of the number of classes, or "
+            "without arguments"
         )
     if name is not None and parameters[name].kind is not inspect.Parameter.POSITIONAL_ONLY:
         return make(**{name: classes})
@@ -351,18 +353,18 @@ def run(
     *,
     part: Annotated[str, Field(pattern=r"^(student|base|teacher(-\d+)?)$")] | None = None,
 ) -> Model:
-    """The model of another run: `run:runs/teacher`; its student, or whichever `part=` names (`teacher`, `teacher-2`, `base`)."""
+    """The model of another run: `run:runs/teacher`; its student, or the one named by `part=` (`teacher`, `teacher-2`, `base`)."""
     from distilens.models.saved import load_model
 
     return load_model(model_folder(path, part))
 
 
 def model_folder(path: str, part: str | None) -> Path:
-    """The folder of a run's model: of its student, or of whichever there is first, or of `part`."""
+    """The folder of a run's model: of `part`, by default of the first that exists (student, teacher, base)."""
     folder = Path(path)
     if not folder.is_dir():
         raise UserError(f"no run at {path}: there is no such folder")
-    names = ("student", "teacher", "base", *sorted(each.name for each in folder.glob("teacher-*")))
+    names = ("student", "teacher", "base", *sorted(entry.name for entry in folder.glob("teacher-*")))
     there = [name for name in names if (folder / name / "model.safetensors").is_file()]
     if not there or (part and part not in there):
         raise UserError(f"the run {path} has no {part or 'trained model'}; it has: {', '.join(there) or 'none'}")
@@ -370,10 +372,10 @@ def model_folder(path: str, part: str | None) -> Path:
 
 
 def finds_hub() -> bool:
-    """Whether the hub has an address; behind a proxy, the proxy knows."""
+    """Whether the hub's address can be resolved; True behind a proxy, which resolves it."""
     host = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co").hostname
     if getproxies() or os.environ.get("HF_HUB_OFFLINE"):
-        return True  # the library knows best
+        return True  # left to the library
     try:
         socket.getaddrinfo(host, 443)
     except OSError:
@@ -383,7 +385,7 @@ def finds_hub() -> bool:
 
 @contextlib.contextmanager
 def hub_offline() -> Iterator[None]:
-    """Within, the hub's library reads its cache and does not try to reach the hub, which it does for a minute."""
+    """Within, the hub's library reads only its cache; otherwise it tries to reach the hub for a minute."""
     from huggingface_hub import constants
 
     before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
@@ -395,15 +397,15 @@ def hub_offline() -> Iterator[None]:
 
 @contextlib.contextmanager
 def offline_told(part: str) -> Iterator[None]:
-    """Turn a failed download into one sentence, at once where the hub cannot be reached."""
+    """Turn a failed download into a `UserError`, without waiting if the hub cannot be reached."""
     try:
         with hub_offline() if not finds_hub() else contextlib.nullcontext():
             yield
     except UserError:
         raise
     except (OSError, RuntimeError) as error:
-        said = str(error).strip().split("\n")[0][:300]
+        reason = str(error).strip().split("\n")[0][:300]
         raise UserError(
-            f"{part} could not be loaded: {said} "
-            "(without a network, give weights from a folder or a file, file:PATH,model=..., or start from random weights)"
+            f"{part} could not be loaded: {reason} "
+            "(without a network, give weights in a folder or a file, file:PATH,model=..., or start from random weights)"
         ) from error

@@ -1,4 +1,4 @@
-"""The heads of a network: the last layers, whose outputs make the logits. Some networks have two, and answer their mean."""
+"""The heads of a network: the last layers, which give the logits. Some networks have two and return their mean."""
 
 from __future__ import annotations
 
@@ -8,22 +8,21 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from distilens.core import Model
-from distilens.errors import UserError
-from distilens.model import logits_of
-from distilens.taps import evaluating
+from distilens.foundation.errors import UserError
+from distilens.models.model import Model, logits_of
+from distilens.models.taps import evaluating
 
 LAYERS = (nn.Linear, nn.Conv2d)
 
 
 def heads_of(network: nn.Module, pixels: Tensor) -> list[str]:
-    """The paths of the layers behind which no other linear or convolutional layer stands on the way to the logits.
+    """The paths of the layers with no other linear or convolutional layer between them and the logits.
 
-    They are found by a forward in eval mode, on whose graph we go back from the logits. Where there is no graph (a network
-    under `no_grad`, scripted or quantised) the last layer in the order of definition is taken.
+    A forward pass in eval mode gives a graph, which is followed back from the logits. If there is no graph (a network under
+    `no_grad`, scripted or quantised), the last layer in the order of definition is taken.
 
     Args:
-        pixels: an image as the network takes it, normalised.
+        pixels: a normalised image of the network's input size.
 
     Raises:
         UserError: the network has no such layer.
@@ -44,32 +43,32 @@ def heads_of(network: nn.Module, pixels: Tensor) -> list[str]:
         finally:
             for handle in handles:
                 handle.remove()
-    found = {made[node] for node in nearest_nodes(logits.grad_fn, made)}
-    heads = [path for module, path in paths.items() if path in found and width_of(module) == logits.shape[1]]
+    last_layers = {made[node] for node in nearest_nodes(logits.grad_fn, made)}
+    heads = [path for module, path in paths.items() if path in last_layers and width_of(module) == logits.shape[1]]
     if heads:
         return heads
     last = head_of(network)
     if width_of(network.get_submodule(last)) != logits.shape[1]:
         raise UserError(
-            f"{type(network).__name__} gives {logits.shape[1]} logits, and none of its linear and convolutional layers does"
+            f"{type(network).__name__} gives {logits.shape[1]} logits, but none of its linear and convolutional layers does"
         )
     return [last]
 
 
 def nearest_nodes(start: Any, wanted: dict[object, str]) -> set[object]:
-    """The first of some nodes on each way back through a graph."""
-    found: set[object] = set()
+    """The first wanted node on each path back through a graph."""
+    nearest: set[object] = set()
     waiting, known = [start], {start}
     while waiting:
         node = waiting.pop()
         if node in wanted:
-            found.add(node)
+            nearest.add(node)
             continue
         for before, _ in node.next_functions if node is not None else ():
             if before is not None and before not in known:
                 known.add(before)
                 waiting.append(before)
-    return found
+    return nearest
 
 
 def heads(model: Model) -> list[str]:
@@ -82,7 +81,7 @@ def width_of(layer: nn.Module) -> int:
 
 
 def head_of(network: nn.Module) -> str:
-    """The path of the last linear or convolutional layer in the order of definition: what most often gives the logits."""
+    """The path of the last linear or convolutional layer in the order of definition, which is usually the head."""
     layers = [path for path, module in network.named_modules() if isinstance(module, LAYERS)]
     if not layers:
         raise UserError(f"{type(network).__name__} has no linear or convolutional layer that could be its head")
@@ -90,12 +89,12 @@ def head_of(network: nn.Module) -> str:
 
 
 def give_head(network: nn.Module, head: nn.Module) -> None:
-    """Put another head into a network."""
+    """Replace the head of a network."""
     network.set_submodule(head_of(network), head)
 
 
 def replace_heads(network: nn.Module, classes: int, paths: Sequence[str]) -> None:
-    """Give a network fresh last layers for another number of classes; one for as many is left alone."""
+    """Replace the layers at the given paths by new ones for `classes` classes; a layer with this width is not changed."""
     for path in paths:
         old = network.get_submodule(path)
         if width_of(old) != classes:
@@ -103,7 +102,7 @@ def replace_heads(network: nn.Module, classes: int, paths: Sequence[str]) -> Non
 
 
 def fresh(old: nn.Module, classes: int) -> nn.Module:
-    """A layer as another one, for some number of classes, with weights of its own."""
+    """A new layer like an old one, for the given number of classes, with new weights."""
     if isinstance(old, nn.Linear):
         return nn.Linear(old.in_features, classes, old.bias is not None)
     assert isinstance(old, nn.Conv2d)
@@ -113,10 +112,10 @@ def fresh(old: nn.Module, classes: int) -> nn.Module:
 
 @torch.no_grad()
 def keep_classes(model: Model, positions: Sequence[int], names: Sequence[str]) -> None:
-    """Keep some of the classes that a model answers for, in another order: the rows of its heads are moved.
+    """Select and reorder a model's classes by moving the rows of its heads.
 
     Raises:
-        UserError: the logits are not the rows of its heads, so they cannot be put in order.
+        UserError: the logits are not the rows of the heads, so they cannot be reordered.
     """
     network, pixels = model.network, model.prepare(model.example())
     paths = heads_of(network, pixels)
@@ -133,11 +132,11 @@ def keep_classes(model: Model, positions: Sequence[int], names: Sequence[str]) -
         after = logits_of(network(pixels))
     if after.shape != before.shape or not torch.allclose(after, before, rtol=1e-3, atol=1e-4):
         raise UserError(
-            f"{model.name} answers for other classes than the data, or in another order, and its logits are not the rows of one "
-            f"layer ({', '.join(paths)}), so they cannot be put in the data's order. Give it a new head and train it"
+            f"{model.name} has other classes than the data, or another order, and its logits are not the rows of one layer "
+            f"({', '.join(paths)}), so they cannot be put in the data's order. Give it a new head and train it"
         )
     model.classes = tuple(names)
     config: Any = getattr(network, "config", None)
-    if hasattr(config, "id2label"):  # what a Hugging Face model says of itself
+    if hasattr(config, "id2label"):  # the class names of a Hugging Face model
         config.id2label = dict(enumerate(names))
         config.label2id = {name: number for number, name in enumerate(names)}

@@ -1,4 +1,4 @@
-"""The names of the classes that loaded weights answer for, and how they fit the data's."""
+"""The class names of pretrained weights, and how they match the data's classes."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import cast
 import torch
 from torch import nn
 
-from distilens.core import Model
-from distilens.errors import UserError
+from distilens.foundation.errors import UserError
+from distilens.foundation.notation import Spec
 from distilens.models.adapters import Expecting, offline_told
 from distilens.models.heads import head_of
+from distilens.models.model import Model
+from distilens.models.taps import evaluating
 from distilens.models.weights import found_state, matched
-from distilens.specs import Spec
-from distilens.taps import evaluating
 
 
 def own_classes(spec: Spec) -> tuple[str, ...] | None:
-    """The classes that pretrained weights answer for; numbers where they have no names; None where the data decide."""
+    """The classes of pretrained weights; numbers if they have no names; None if the data decide."""
     name, options = spec.argument or "", spec.options
     if spec.name == "timm" and options["pretrained"]:
         return of_timm(name)
@@ -36,7 +36,7 @@ def own_classes(spec: Spec) -> tuple[str, ...] | None:
         try:
             from transformers import AutoConfig
         except ImportError:
-            return None  # the adapter says so
+            return None  # the adapter reports this
         with offline_told(f"hf:{name}"):
             words = cast(dict[int, str], AutoConfig.from_pretrained(name).id2label)
         names = tuple(str(words[number]) for number in sorted(words))
@@ -48,13 +48,13 @@ def own_classes(spec: Spec) -> tuple[str, ...] | None:
         made = build_network(options["model"], 2)
         if isinstance(made, Expecting):
             state, _ = matched(found_state(Path(name)), made.network)
-            found = state.get(f"{head_of(made.network)}.weight")
-            return tuple(map(str, range(len(found)))) if found is not None else None
+            weight = state.get(f"{head_of(made.network)}.weight")
+            return tuple(map(str, range(len(weight)))) if weight is not None else None
     return None
 
 
 def of_timm(name: str) -> tuple[str, ...] | None:
-    """timm's own names: what the weights' config lists, or those of ImageNet for a thousand."""
+    """timm's class names: those in the weights' config, or ImageNet's for a thousand classes."""
     import timm
     from timm.data.imagenet_info import ImageNetInfo
 
@@ -69,21 +69,21 @@ def of_timm(name: str) -> tuple[str, ...] | None:
 
 
 def are_named(classes: Sequence[str]) -> bool:
-    """Whether classes have names, and not numbers alone."""
+    """Whether the classes have names other than their numbers."""
     return tuple(classes) != tuple(map(str, range(len(classes))))
 
 
 def positions_of(classes: Sequence[str], own: Sequence[str]) -> list[int] | None:
-    """Where a model's own classes have the data's, by name; None where one of them is not among them, or two are alike.
+    """The index of each data class among a model's own classes, by name; None if a class is missing, or two are equal.
 
-    Case, `_`, `-` and the Unicode form do not count; of `tench, Tinca tinca` each word is a name.
+    Case, `_`, `-` and the Unicode form do not matter. In `tench, Tinca tinca` each item between commas is a name.
     """
     place: dict[str, int] = {}
     for number, names in enumerate(own):
         for name in {alike(names), *map(alike, names.split(","))}:
-            place[name] = -1 if name in place else number  # a name of two classes says nothing
-    found = [place.get(alike(name), -1) for name in classes]
-    return None if -1 in found or len(set(found)) < len(found) else found
+            place[name] = -1 if name in place else number  # a name of two classes is ambiguous
+    positions = [place.get(alike(name), -1) for name in classes]
+    return None if -1 in positions or len(set(positions)) < len(positions) else positions
 
 
 def alike(name: str) -> str:
@@ -91,49 +91,49 @@ def alike(name: str) -> str:
 
 
 def check_answers(model: Model, classes: Sequence[str], role: str) -> None:
-    """Refuse a model whose answers are used as they are, and mean nothing for the data.
+    """Refuse a model that is used without training, but whose answers mean nothing for the data.
 
     Raises:
-        UserError: nothing was loaded into it, or not all of its weights, or it answers for other classes.
+        UserError: no weights were loaded, or not all of them, or the model answers for other classes.
     """
     train = f"Train it: {role}.finetune=head (or all)"
     if model.loaded is False:
         raise UserError(
-            f"the {role} {model.name} has random weights: nothing was loaded, and {role}.finetune=none. {train}"
+            f"the {role} {model.name} has random weights: no weights were loaded, and {role}.finetune=none. {train}"
         )
     if model.missing:
         raise UserError(
-            f"the {role} {model.name} lacks weights, which were drawn at random: {shown(model.missing)}. It has no answers for "
-            f"{len(classes)} classes, and {role}.finetune=none. {train}"
+            f"the {role} {model.name} has random weights in {shown(model.missing)}: they were not in what was loaded. It cannot "
+            f"answer for {len(classes)} classes, and {role}.finetune=none. {train}"
         )
     own = model.answers_for
     if own and are_named(own) and are_named(classes):
         missing = [name for name in classes if positions_of([name], own) is None]
         raise UserError(
-            f"the {role} {model.name} answers for {shown(own)}, and not for the data's {shown(missing)}, and "
-            f"{role}.finetune=none. {train}, or take another one"
+            f"the {role} {model.name} answers for {shown(own)}, not for the data's {shown(missing)}, and "
+            f"{role}.finetune=none. {train}, or use another model"
         )
 
 
 def check_channels(model: Model) -> None:
-    """Let a network of grey images have the pictures' brightness, and refuse one that takes other channels.
+    """Give a network of grey images the brightness of the pictures, and refuse other numbers of channels.
 
     Raises:
-        UserError: a network that takes neither three channels nor one.
+        UserError: the network takes neither three channels nor one.
     """
     first = next((module for module in model.network.modules() if isinstance(module, nn.Conv2d)), None)
     channels = first.in_channels if first is not None else 3
     if channels == 3 or answers(model):
         return
     if channels != 1:
-        raise UserError(f"{model.name} takes images of {channels} channels, and pictures have three (or one, grey)")
+        raise UserError(f"{model.name} takes images of {channels} channels, but pictures have three (or one, grey)")
     mean, std = (values.mean(1, keepdim=True) for values in (model.mean, model.std))
     model.mean, model.std = mean, std
     model.notes += ("takes grey images: it gets the brightness of the pictures",)
 
 
 def answers(model: Model) -> bool:
-    """Whether a forward of the model's example image works."""
+    """Whether a forward pass of the model's example image works."""
     with suppress(Exception), torch.no_grad(), evaluating(model):
         model.logits(model.example())
         return True

@@ -1,4 +1,4 @@
-"""A `Model` from what Python users hold: a module of theirs, of timm, torchvision or transformers, or a pipeline."""
+"""Make a `Model` from Python objects: any module, also of timm, torchvision or transformers, or a pipeline."""
 
 from __future__ import annotations
 
@@ -11,35 +11,34 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 
-from distilens.core import Model
-from distilens.errors import UserError
-from distilens.model import logits_of
+from distilens.foundation.errors import UserError
+from distilens.foundation.notation import Spec
 from distilens.models import build_model
 from distilens.models.adapters import of_processor, unwrapped_network
+from distilens.models.model import Model, logits_of
 from distilens.models.named import check_channels, positions_of
-from distilens.specs import Spec
-from distilens.taps import evaluating
+from distilens.models.taps import evaluating
 
 UNSAID = (
-    "nothing in the module says how its pixels are normalised: mean 0.5, deviation 0.25. Where it was trained with others, wrap "
-    "it: Model(network, classes, size=(height, width), mean=(...), std=(...))"
+    "the module does not say how its pixels are normalised: mean 0.5, deviation 0.25 are used. If it was trained with others, "
+    "wrap it: Model(network, classes, size=(height, width), mean=(...), std=(...))"
 )
 
 
 def as_model(given: Any, classes: Any = None, size: tuple[int, int] | None = None, *, name: str = "") -> Model:
-    """A `Model` from whatever a user has.
+    """Make a `Model` from a Python object.
 
     Args:
-        given: a `Model` (taken as it is), a notation, any `nn.Module` from images to logits, or a pipeline of transformers.
-            Mean and deviation of the pixels are those of `pretrained_cfg` (timm), of an attribute `weights` (torchvision), or
-            of the image processor (transformers); else 0.5 and 0.25.
-        classes: their names, or the `Data` whose classes and size they are; by default the names that the module's
-            configuration has, or numbers.
-        size: height and width of the pictures that will be seen. A module that takes only one size keeps it.
-        name: what it is called; by default its class's name.
+        given: a `Model` (returned unchanged), a notation, any `nn.Module` from images to logits, or a pipeline of transformers.
+            Mean and deviation of the pixels come from `pretrained_cfg` (timm), an attribute `weights` (torchvision), or the
+            image processor (transformers); else they are 0.5 and 0.25.
+        classes: their names, or a `Data` with the classes and the size; by default the names in the module's configuration,
+            or numbers.
+        size: height and width of the pictures. A module that takes only one size keeps it.
+        name: of the model; by default the name of its class.
 
     Raises:
-        UserError: nothing that can be made a model, or a notation without classes or size.
+        UserError: the object cannot be made a model, or a notation comes without classes or size.
     """
     if isinstance(given, Model):
         return given
@@ -59,7 +58,7 @@ def as_model(given: Any, classes: Any = None, size: tuple[int, int] | None = Non
     chosen = only_size(network) or size
     if chosen is None:
         raise UserError(
-            f"nothing says which pictures {type(network).__name__} takes: as_model(network, size=(height, width))"
+            f"the picture size of {type(network).__name__} is unknown: as_model(network, size=(height, width))"
         )
     pixels = own_pixels(network, processor)
     made = Model(network, classes or ("0",), size=chosen, name=name or type(network).__name__, **pixels)
@@ -78,14 +77,14 @@ R = TypeVar("R")
 
 
 def takes_modules(function: Callable[Concatenate[Model, P], R]) -> Callable[Concatenate[nn.Module, P], R]:
-    """Let a function of a `Model` also take any `nn.Module`, at the size of the images that it is given with."""
+    """Let a function of a `Model` also take any `nn.Module`; its input size is that of the images in the call."""
 
     @functools.wraps(function)
     def wrapper(model: nn.Module, *arguments: P.args, **options: P.kwargs) -> R:
         if isinstance(model, Model):
             return function(model, *arguments, **options)
         given = [*arguments, *options.values()]
-        images = next((one for one in given if isinstance(one, Tensor) and one.ndim == 4), None)
+        images = next((value for value in given if isinstance(value, Tensor) and value.ndim == 4), None)
         made = as_model(model, size=None if images is None else (int(images.shape[2]), int(images.shape[3])))
         return function(made if images is None else made.to(images.device), *arguments, **options)
 
@@ -93,20 +92,20 @@ def takes_modules(function: Callable[Concatenate[Model, P], R]) -> Callable[Conc
 
 
 def only_size(network: nn.Module) -> tuple[int, int] | None:
-    """The one size that a network takes, where it says so: a ViT of timm, of torchvision or of transformers."""
+    """The fixed input size of a network (a ViT of timm, torchvision or transformers); None if it is not known."""
     about = getattr(network, "pretrained_cfg", None) or {}
     if about.get("fixed_input_size"):
-        embedded = getattr(getattr(network, "patch_embed", None), "img_size", None)  # it may be built for another
+        embedded = getattr(getattr(network, "patch_embed", None), "img_size", None)  # it may be built for another size
         height, width = embedded or about["input_size"][-2:]
         return int(height), int(width)
-    found = getattr(network, "image_size", None) or getattr(getattr(network, "config", None), "image_size", None)
-    if isinstance(found, int):
-        return found, found
-    return (int(found[0]), int(found[1])) if isinstance(found, list | tuple) and len(found) == 2 else None
+    size = getattr(network, "image_size", None) or getattr(getattr(network, "config", None), "image_size", None)
+    if isinstance(size, int):
+        return size, size
+    return (int(size[0]), int(size[1])) if isinstance(size, list | tuple) and len(size) == 2 else None
 
 
 def own_pixels(network: nn.Module, processor: Any = None) -> dict[str, Any]:
-    """Mean and deviation of the pixels that a module was trained with, where it carries them; else nothing."""
+    """Mean and deviation of the pixels in a module's training, if it stores them; else an empty dictionary."""
     about = getattr(network, "pretrained_cfg", None) or {}
     if "mean" in about and "std" in about:
         return {"mean": tuple(about["mean"]), "std": tuple(about["std"])}
@@ -118,12 +117,12 @@ def own_pixels(network: nn.Module, processor: Any = None) -> dict[str, Any]:
     processor = processor or getattr(network, "image_processor", None) or processor_beside(network)
     if processor is None:
         return {}
-    found = of_processor(processor, None)
-    return {name: found[name] for name in ("mean", "std")}
+    pixels = of_processor(processor, None)
+    return {name: pixels[name] for name in ("mean", "std")}
 
 
 def processor_beside(network: nn.Module) -> Any:
-    """The image processor in the folder that a network of transformers was loaded from; None where there is none."""
+    """The image processor in the folder from which a network of transformers was loaded; None if there is none."""
     folder = getattr(getattr(network, "config", None), "_name_or_path", "")
     if not folder or not (Path(folder) / "preprocessor_config.json").is_file():
         return None
@@ -135,7 +134,7 @@ def processor_beside(network: nn.Module) -> Any:
 
 
 def check_order(network: nn.Module, model: Model) -> None:
-    """Raise a `UserError` where a network of transformers names the model's classes in another order."""
+    """Raise a `UserError` if a network of transformers has the model's classes in another order."""
     words = getattr(getattr(network, "config", None), "id2label", None) or {}
     own = [str(words[number]) for number in sorted(words)]
     positions = positions_of(model.classes, own)
@@ -147,7 +146,7 @@ def check_order(network: nn.Module, model: Model) -> None:
 
 
 def classes_of(model: Model) -> tuple[str, ...]:
-    """The names in the configuration of a network of transformers; for others numbers, as many as it has logits."""
+    """The class names in the configuration of a network of transformers; numbers for other networks, one per logit."""
     with model.probing(), evaluating(model), torch.no_grad():
         count = logits_of(model.network(model.prepare(model.example()))).shape[1]
     words = getattr(getattr(model.network, "config", None), "id2label", None) or {}

@@ -1,4 +1,4 @@
-"""A model in a folder: its weights in `model.safetensors`, and in `model.json` what is needed to build it again."""
+"""Saved models: a folder with the weights in `model.safetensors` and the description of the network in `model.json`."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from distilens.errors import UserError
-from distilens.specs import Spec
+from distilens.foundation.errors import UserError
+from distilens.foundation.fingerprints import fingerprint_of_state
+from distilens.foundation.notation import Spec
 
 if TYPE_CHECKING:
-    from distilens.core import Model
+    from distilens.models.model import Model
 
 
 class Part(BaseModel):
-    """A part that a method put into a model: where, and in what notation."""
+    """A part that a method inserted into a model: its place and its notation."""
 
     name: str
     tap: str
@@ -24,7 +25,7 @@ class Part(BaseModel):
 
 
 class Description(BaseModel):
-    """What `model.json` says. The protected names of pydantic would refuse the key `model`."""
+    """The content of `model.json`. No names are protected: some versions of pydantic protect those that begin with `model`."""
 
     model_config = ConfigDict(protected_namespaces=())
 
@@ -38,12 +39,12 @@ class Description(BaseModel):
 
 
 def described(file: Path) -> Description:
-    """What a `model.json` says.
+    """The content of a `model.json`.
 
     Raises:
-        UserError: it does not describe a model; it names the first key at fault.
+        UserError: it does not describe a model. The message names the first wrong key.
     """
-    from distilens.files import read_json
+    from distilens.foundation.files import read_json
 
     try:
         return Description.model_validate(read_json(file))
@@ -52,18 +53,19 @@ def described(file: Path) -> Description:
         where = ".".join(map(str, first["loc"]))
         what = f"the key {where!r} is missing" if first["type"] == "missing" else f"{where}: {first['msg']}"
         raise UserError(
-            f"{file} does not describe a model: {what}. Wanted is what save_model writes: model, classes, size, mean, std"
+            f"{file} does not describe a model: {what}. Expected are the keys that save_model writes: model, classes, size, "
+            "mean, std"
         ) from None
 
 
 def save_model(model: Model, folder: str | Path) -> None:
-    """Write `model.safetensors` (the bare network and its parts) and `model.json` (what is needed to build it again).
+    """Write `model.safetensors` (the bare network and its parts) and `model.json` (how to build it again).
 
-    It warns where `load_model` cannot build the network: a module of your own that has no notation.
+    It warns if `load_model` cannot build the network: a module of your own without a notation.
     """
     from safetensors.torch import save
 
-    from distilens.files import write_atomically, write_json
+    from distilens.foundation.files import write_atomically, write_json
 
     folder = Path(folder)
     if own_module(model.name):
@@ -93,13 +95,13 @@ def load_model(folder: str | Path) -> Model:
     """The model that `save_model` wrote.
 
     Raises:
-        UserError: no model there, or one that does not fit its description.
+        UserError: there is no model, or the weights do not fit its description.
     """
-    from distilens.core import Model
     from distilens.models import MODELS, fill_lazy
     from distilens.models.adapters import Expecting
+    from distilens.models.model import Model
+    from distilens.models.parts import build_part
     from distilens.models.weights import fit, load_state
-    from distilens.parts import build_part
 
     folder = Path(folder)
     for name in ("model.json", "model.safetensors"):
@@ -129,8 +131,8 @@ def load_model(folder: str | Path) -> Model:
     for part in about.parts:
         if part.part is None:
             raise UserError(
-                f"the model in {folder} has a part {part.name!r} that is not among the parts of distilens: build the model "
-                "yourself, insert the part, and call load_bare_state with the weights"
+                f"the model in {folder} has a part {part.name!r} that is not a part of distilens: build the model yourself, "
+                "insert the part, and call load_bare_state with the weights"
             )
         model.insert(part.tap, build_part(part.part), name=part.name)
     state = load_state(folder / "model.safetensors")
@@ -147,7 +149,7 @@ def load_model(folder: str | Path) -> Model:
 
 
 def own_module(name: str) -> bool:
-    """Whether a model's name is no notation, as that of a module of one's own: nothing can build it from its name."""
+    """Whether a model's name is not a notation, such as that of your own module. It cannot be built from its name."""
     from distilens.models import MODELS
 
     try:
@@ -157,7 +159,7 @@ def own_module(name: str) -> bool:
 
 
 def architecture(part: str | Spec, size: tuple[int, int]) -> Spec:
-    """A part without its weights, which come from elsewhere: no file and no network that they once came from is needed."""
+    """A part without its weights, which are loaded from elsewhere. So their original file or download is not needed."""
     from distilens.models import MODELS
 
     spec = Spec.parse(part)
@@ -172,3 +174,15 @@ def architecture(part: str | Spec, size: tuple[int, int]) -> Spec:
     if "model" in known:
         options["model"] = str(architecture(spec.options.get("model", known["model"].default), size))
     return spec.replaced(**options)
+
+
+def fingerprint_of(model: Model) -> str:
+    """The fingerprint of a model in memory."""
+    return fingerprint_of_state(model.bare_state())
+
+
+def fingerprint_of_file(path: Path) -> str:
+    """The fingerprint of a model in a `model.safetensors` that `save_model` wrote."""
+    from safetensors.torch import load
+
+    return fingerprint_of_state(load(path.read_bytes()))

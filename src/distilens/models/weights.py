@@ -1,4 +1,4 @@
-"""Weight files: our own, and those that other people's training scripts leave."""
+"""Read weight files: our own, and those of other training scripts."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distilens.errors import UserError
+from distilens.foundation.errors import UserError
 
 AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "params_ema")
-"""Under which scripts keep the mean of the weights, which they evaluate."""
+"""Keys of averaged weights (EMA), which training scripts evaluate."""
 WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "network", "params", "weights", "student", "teacher")
 HARMLESS: list[Any] = [
     argparse.Namespace,
@@ -28,12 +28,12 @@ HARMLESS: list[Any] = [
     np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
     *{type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"},
 ]
-"""What scripts save beside the weights (an accuracy, the options): reading it runs no code of the file's."""
+"""Types that scripts save beside the weights (an accuracy, the options). Reading them runs no code from the file."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """A state dict, and where in the file it was."""
+    """A state dict, its keys in the file, and remarks."""
 
     state: dict[str, Tensor]
     under: tuple[str, ...] = ()
@@ -46,10 +46,10 @@ def load_state(path: Path) -> dict[str, Tensor]:
 
 
 def found_state(path: Path) -> Found:
-    """The tensors in a weights file, on the CPU, and where they were. Files that need code to be read are refused.
+    """Read the tensors in a weights file to the CPU, with their keys in the file. Files that need code are refused.
 
     Raises:
-        UserError: no such file, not a weights file, or a pickle with code.
+        UserError: the file does not exist, is not a weights file, or is a pickle with code.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -60,8 +60,8 @@ def found_state(path: Path) -> Found:
         if is_safetensors(path):
             return Found(load(path.read_bytes()))
         with warnings.catch_warnings(), torch.serialization.safe_globals(HARMLESS):
-            warnings.simplefilter("ignore")  # about pickle protocols: it is refused or read, and either is said here
-            with open(path, "rb") as file:  # by its path, torch would go by the suffix
+            warnings.simplefilter("ignore")  # about pickle protocols: we refuse or read the file ourselves
+            with open(path, "rb") as file:  # given a path, torch would decide by the suffix
                 content = torch.load(file, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise UserError(f"{path} is not a whole safetensors file: {error}") from None
@@ -71,26 +71,26 @@ def found_state(path: Path) -> Found:
                 f"{path} is not a weights file: it is neither safetensors nor written by torch.save"
             ) from None
         raise UserError(
-            f"{path} is refused: reading it would run code that it brings. Whoever has the model can save its tensors only: "
+            f"{path} is refused: reading it would run code from the file. Its author can save only the tensors: "
             "safetensors.torch.save_file(model.state_dict(), 'model.safetensors'). If you trust the file, load it in a "
             "function of your own and name that: python:module:function"
         ) from None
-    except Exception as error:  # whatever a broken file does to its reader
+    except Exception as error:  # a broken file can raise errors of any kind
         raise UserError(f"{path} is not a weights file: {error}") from None
     return unwrapped(content, path)
 
 
 def is_safetensors(path: Path) -> bool:
-    """By the first bytes, which are the length of a table in JSON; by the suffix, where there are not so many."""
+    """Whether a file is safetensors, by its first nine bytes (a length, then JSON); by the suffix if it is shorter or unclear."""
     with open(path, "rb") as file:
         start = file.read(9)
     if start[:2] == b"PK":  # a zip file, as torch.save writes
         return False
-    return start[8:] == b"{" or (path.suffix == ".safetensors" and start[:1] != b"\x80")  # which is how a pickle begins
+    return start[8:] == b"{" or (path.suffix == ".safetensors" and start[:1] != b"\x80")  # a pickle begins with \x80
 
 
 def unwrapped(content: Any, path: Path) -> Found:
-    """The state dict inside the dictionaries that scripts put around it; of two, the mean of the weights."""
+    """The state dict inside the dictionaries that scripts wrap around it; averaged weights come first."""
     under: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     while isinstance(content, Mapping) and not is_state(content):
@@ -99,11 +99,11 @@ def unwrapped(content: Any, path: Path) -> Found:
             break
         beside = [name for name in there[1:] if is_state(content[name])]
         if there[0] in AVERAGES and beside:
-            notes = (f"{path}: the mean of the weights, {there[0]!r}, is taken, and {beside[0]!r} is not",)
+            notes = (f"{path}: the averaged weights {there[0]!r} are used, not {beside[0]!r}",)
         content, under = content[there[0]], (*under, there[0])
     if not is_state(content):
         inside = f": it has {', '.join(map(str, list(content)[:6]))}" if isinstance(content, Mapping) else ""
-        raise UserError(f"{path} holds no state dict: expected names with tensors{inside}")
+        raise UserError(f"{path} has no state dict: expected names with tensors{inside}")
     return Found(dict(content), under, notes)
 
 
@@ -112,29 +112,31 @@ def is_state(content: Any) -> bool:
 
 
 def matched(found: Found, network: nn.Module) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """A state dict under the network's own names, and what has to be said of it.
+    """A state dict under the network's own names, and remarks about it.
 
-    The prefix is taken off under which most of the network's names are. Counters of old batch norms, which nothing depends on,
-    may be missing; tensors under other names are left out.
+    The prefix shared by most of the network's names is removed. Counters of old batch norms may be missing, because nothing
+    depends on them. Tensors with other names are left out.
     """
     own = network.state_dict()
     prefix = common_prefix(found.state, own)
     state = {key.removeprefix(prefix): value for key, value in found.state.items() if key.startswith(prefix)}
     left = [key for key in found.state if not key.startswith(prefix) or key.removeprefix(prefix) not in own]
-    if len(left) == len(found.state):  # nothing fits: the error names what there is
+    if len(left) == len(found.state):  # nothing fits: the error lists the names in the file
         return found.state, found.notes
     notes = list(found.notes)
     if prefix:
-        notes.append(f"the prefix {prefix!r} of its weights' names was taken off")
+        notes.append(f"the prefix {prefix!r} of its weights' names was removed")
     if left and all(key in state for key in own if not key.endswith("num_batches_tracked")):
-        notes.append(f"{len(left)} tensors of the file are not the network's and were left out: {', '.join(left[:4])}")
+        notes.append(
+            f"{len(left)} tensors in the file do not belong to the network and were left out: {', '.join(left[:4])}"
+        )
         state = {key: value for key, value in state.items() if key in own}
     counters = {key: value for key, value in own.items() if key.endswith("num_batches_tracked") and key not in state}
     return {**state, **counters}, tuple(notes)
 
 
 def common_prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
-    """The prefix under which a state dict has most of a network's names; none where several have as many."""
+    """The prefix under which a state dict has most of a network's names; the shortest one if several have equally many."""
     counts: Counter[str] = Counter()
     for name in own:
         for key in state:
@@ -144,7 +146,7 @@ def common_prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str
 
 
 def fit(network: nn.Module, state: Mapping[str, Tensor], *, where: str, architecture: str) -> None:
-    """Load a state dict, or say in one message what does not fit."""
+    """Load a state dict, or raise a `UserError` that lists everything that does not fit."""
     own = network.state_dict()
     missing, extra = [key for key in own if key not in state], [key for key in state if key not in own]
     shapes = [

@@ -1,4 +1,4 @@
-"""The page of a run: its scores, curves and maps in one HTML file that needs no network.
+"""The page of a run: its scores, curves and maps in one HTML file that works offline.
 
 * `write_report`: read a run folder, write `report.html` into it
 * `table.rows`: the summary table as text, for the page and the terminal

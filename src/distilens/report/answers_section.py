@@ -1,4 +1,4 @@
-"""What the models answer, on the page: what they confuse, whether they are as often right as they are sure, the surest errors."""
+"""The section about the models' predictions: confused classes, calibration, and the most confident errors."""
 
 import shlex
 from pathlib import Path
@@ -18,7 +18,7 @@ MOST_PAIRS = 10
 
 
 def section(folder: Path, scores: dict | None) -> dict[str, Any]:
-    """All that the section shows; where an earlier version measured the run, the command that measures it."""
+    """The content of the section; if an earlier version measured the run, the command that measures it again."""
     if scores is None:
         return {}
     models, command = measured(scores), f"distilens measure {shlex.quote(shown_folder(folder))}"
@@ -41,19 +41,21 @@ def section(folder: Path, scores: dict | None) -> dict[str, Any]:
 def pairs(models: dict[str, dict[str, Any]]) -> list[tuple[str, str, list[str]]]:
     """The pairs of classes that the student (or the last model) confuses most, and how often each model does."""
     judged = list(models)[-1]
-    found = {
+    confused = {
         role: {(one["true"], one["given"]): one for one in (model.get("confusion") or {}).get("pairs") or ()}
         for role, model in models.items()
     }
     rows = []
-    for pair, one in list(found[judged].items())[:MOST_PAIRS]:
-        cells = [cell_of(model.get("confusion") or {}, found[role].get(pair), pair) for role, model in models.items()]
+    for pair, one in list(confused[judged].items())[:MOST_PAIRS]:
+        cells = [
+            cell_of(model.get("confusion") or {}, confused[role].get(pair), pair) for role, model in models.items()
+        ]
         rows.append((one["true"], one["given"], cells))
     return rows
 
 
 def cell_of(confusion: dict[str, Any], one: dict[str, Any] | None, pair: tuple[str, str]) -> str:
-    """How often a model confuses a pair; few times where the pair is not among its most frequent ones."""
+    """How often a model confuses a pair; an upper bound if the pair is not among its most frequent ones."""
     if one:
         return f"{one['count']:,} of {one['of']:,}"
     listed = confusion.get("pairs") or []
@@ -62,8 +64,8 @@ def cell_of(confusion: dict[str, Any], one: dict[str, Any] | None, pair: tuple[s
 
 
 def calibration_rows(models: dict[str, dict[str, Any]]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """A row for each measure, a cell for each model."""
-    found = {role: model.get("calibration") or {} for role, model in models.items()}
+    """One row per measure, one cell per model."""
+    calibrations = {role: model.get("calibration") or {} for role, model in models.items()}
     scaled = {role: model.get("temperature") or {} for role, model in models.items()}
 
     def floor(entry: dict[str, Any]) -> tuple[str, str]:
@@ -81,9 +83,9 @@ def calibration_rows(models: dict[str, dict[str, Any]]) -> list[tuple[str, list[
         return f"{entry['value']:.2f}", limit or f"fitted on {entry['n']:,} validation images"
 
     return [
-        ("calibration error", [amount(found[role].get("ece")) for role in models]),
-        ("the same of a calibrated model", [floor(found[role]) for role in models]),
-        ("negative log-likelihood", [amount(found[role].get("nll")) for role in models]),
+        ("calibration error", [amount(calibrations[role].get("ece")) for role in models]),
+        ("the same of a calibrated model", [floor(calibrations[role]) for role in models]),
+        ("negative log-likelihood", [amount(calibrations[role].get("nll")) for role in models]),
         ("best temperature", [temperature(scaled[role]) for role in models]),
         ("calibration error with it", [amount(scaled[role].get("ece")) for role in models]),
         ("negative log-likelihood with it", [amount(scaled[role].get("nll")) for role in models]),
@@ -91,19 +93,19 @@ def calibration_rows(models: dict[str, dict[str, Any]]) -> list[tuple[str, list[
 
 
 def diagrams(models: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """A reliability diagram for each model, with its n."""
-    found = []
+    """One reliability diagram per model, with its n."""
+    charts = []
     for colour, (role, model) in enumerate(models.items()):
         entry = model.get("calibration") or {}
         title = f"Reliability of the {role}, {entry.get('n', 0):,} test images"
         svg = reliability_chart(f"chart-reliability-{role}", title, entry.get("bins") or (), colour)
         if svg:
-            found.append({"title": title, "svg": svg})
-    return found
+            charts.append({"title": title, "svg": svg})
+    return charts
 
 
 def errors(folder: Path, scores: dict, roles: list[str]) -> list[dict[str, Any]] | None:
-    """The surest errors, each with its picture where that was kept; None where nobody listed them."""
+    """The most confident errors, each with its picture if it was stored; None if the errors were not recorded."""
     listed = scores.get("errors")
     if listed is None:
         return None
@@ -122,10 +124,10 @@ def errors(folder: Path, scores: dict, roles: list[str]) -> list[dict[str, Any]]
 
 
 def kept_images(path: Path, index: list[int]) -> list[np.ndarray | None]:
-    """The images of some rows; None for those that are not there."""
+    """The images of the given rows; None for missing ones."""
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
-            found = dict(zip(stored["index"].tolist(), stored["images"], strict=True))
+            stored_images = dict(zip(stored["index"].tolist(), stored["images"], strict=True))
     except (OSError, ValueError, KeyError, EOFError):
-        found = {}
-    return [found.get(one) for one in index]
+        stored_images = {}
+    return [stored_images.get(row) for row in index]

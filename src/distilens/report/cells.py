@@ -1,21 +1,21 @@
-"""Numbers in words: the value, and what it rests on. Plain text, no HTML, no torch."""
+"""Numbers as text: the value and its details (interval, n). Plain text, without HTML or torch."""
 
 import math
 from collections.abc import Callable
 from typing import Any
 
 NOTHING = "–"
-"""An en dash, for a number that there is none of."""
+"""An en dash, shown where a number is missing."""
 
 Cell = tuple[str, str]
-"""What a cell says: the number itself, and what it rests on (interval, n, batch, device)."""
+"""The text of a cell: the number, and its details (interval, n, batch, device)."""
 
 BUSY = 3
-"""How many times the median the upper end of the latencies is on a machine that does other things."""
+"""If the upper end of the latencies is at least this many times the median, the machine was busy with other work."""
 
 
 def minus(number: str) -> str:
-    """A number as print has it: with a minus, not a hyphen."""
+    """A number with a typographic minus instead of a hyphen."""
     return number.replace("-", "−")
 
 
@@ -34,7 +34,7 @@ def points(share: float) -> str:
 
 
 def share(entry: dict | None) -> Cell:
-    """A share of images, as accuracy and agreement are."""
+    """A share of images, such as accuracy or agreement."""
     if not entry or entry.get("accuracy") is None:
         return NOTHING, ""
     interval = bounds(entry, lambda bound: f"{100 * bound:.1f}")
@@ -49,9 +49,9 @@ def amount(entry: dict | None, digits: int = 3) -> Cell:
 
 
 def similarity(entry: dict, teacher: dict | None = None) -> Cell:
-    """Mean cosine to the teacher's maps; images whose map is empty are left out of it and counted.
+    """Mean cosine to the teacher's maps, without images whose map is empty; these are counted.
 
-    Where there is no number, why: one of the two models has no map.
+    If there is no number, the cell gives the reason: one of the two models has no map.
     """
     if entry.get("similarity") is not None:
         empty = f"{entry['empty']} empty" if entry.get("empty") else ""
@@ -67,7 +67,7 @@ def similarity(entry: dict, teacher: dict | None = None) -> Cell:
 
 
 def energy(entry: dict) -> Cell:
-    """The share of a map's energy that falls inside the evidence mask; where all maps are empty, that."""
+    """The share of a map's energy inside the evidence mask, or a note that all maps are empty."""
     if entry.get("energy_in_mask") is not None:
         found = entry.get("energy") or entry
         interval = bounds(found, lambda bound: f"{100 * bound:.1f}") if "energy" in entry else ""
@@ -76,7 +76,7 @@ def energy(entry: dict) -> Cell:
 
 
 def all_empty(entry: dict) -> bool:
-    """Whether a model has no map of any of the images."""
+    """Whether a model's maps are empty for all images."""
     return bool(entry.get("n")) and entry.get("empty") == entry["n"]
 
 
@@ -85,7 +85,7 @@ def without_map(entry: dict) -> Cell:
 
 
 def latency(entry: dict | None) -> Cell:
-    """Median milliseconds of one forward, with its spread, batch and device, and whether the machine was busy."""
+    """Median milliseconds of one forward pass, with spread, batch and device, and whether the machine was busy."""
     if not entry or entry.get("median") is None:
         return NOTHING, ""
     batch = f"batch {entry['batch']}" if entry.get("batch") is not None else ""
@@ -139,7 +139,7 @@ def humanised(count: float | None) -> str:
         return f"{count:g}"
     for unit in ("k", "M", "G"):
         count /= 1000
-        # Half rounds up, as a reader would: 77,850 is 77.9 k, though as a float it lies just below 77.85.
+        # Half rounds up, as readers expect: 77,850 is 77.9 k, although as a float it lies just below 77.85.
         tenths = math.floor(10 * count + 0.5)
         # Compared after rounding: 999,960 is 1.0 M, not 1000.0 k.
         if tenths < 10_000:

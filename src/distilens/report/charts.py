@@ -1,7 +1,7 @@
-"""Line charts as inline SVG that can be read without seeing colours, or without seeing.
+"""Line charts as accessible inline SVG: readable without colour vision and by screen readers.
 
-Colours come from the page's style sheet (`--series-0` …), so that dark and light pages both have enough contrast; lines
-differ in dash and marker as well.
+Colours come from the page's style sheet (`--series-0` …), so that dark and light pages both have enough contrast. Lines
+also differ in dash and marker.
 """
 
 import math
@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 
 WIDTH, PLOT_HEIGHT = 520, 230
 LEFT, RIGHT, TOP = 78, 26, 12
-# Widths are estimated for the larger letters of narrow screens.
+# Widths are estimated for the larger font on narrow screens.
 LEGEND_LINE, CHARACTER = 22, 9.2
 COLOURS = 6
 DASHES = ("", "7 4", "2 3", "9 3 2 3", "12 4", "4 2")
@@ -22,7 +22,7 @@ LOG_FROM_RATIO = 30
 
 @dataclass(frozen=True)
 class Series:
-    """A named line. `colour` picks one of the style sheet's series colours, a dash and a marker."""
+    """A named line. `colour` selects a series colour of the style sheet, a dash and a marker."""
 
     name: str
     x: Sequence[float]
@@ -32,7 +32,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Scale:
-    """Where a value lies on an axis that runs from `low` to `high` over `start` to `stop` in the picture."""
+    """An axis that maps values from `low` to `high` to positions from `start` to `stop` in the picture."""
 
     low: float
     high: float
@@ -57,11 +57,11 @@ def line_chart(
     as_percent: bool = False,
     linear: bool = False,
 ) -> Markup:
-    """An SVG line chart with title, description, axes and legend; empty markup when no line has a finite point.
+    """An SVG line chart with title, description, axes and legend; empty markup if no line has a finite point.
 
     Values that are not finite leave a gap. Positive values that span a factor of more than 30 get a logarithmic axis,
-    so that a loss term of 0.1 is visible beside one of 50, unless the chart is to be `linear`. Longer lines than 300 points
-    are drawn as means of neighbours. `identifier` must be unique on the page and fit for an id.
+    so that a loss term of 0.1 is visible beside one of 50, unless `linear` is set. Lines with more than 300 points are
+    drawn as means of neighbouring points. `identifier` must be a valid id, unique on the page.
     """
     lines = [thinned(line) for line in lines if any(map(math.isfinite, line.y))]
     if not lines:
@@ -96,7 +96,7 @@ def line_chart(
 
 
 def standalone(chart: Markup) -> str:
-    """A chart as a file of its own, on a white ground, with the colours of a light page."""
+    """A chart as a separate SVG file, on a white background, with the colours of a light page."""
     colours = ("#0068a8", "#c04f00", "#00735a", "#8a3f78", "#7a5c00", "#4a4f57")
     rules = [
         ".chart { background: #fff; font: 13px sans-serif; }",
@@ -111,20 +111,20 @@ def standalone(chart: Markup) -> str:
 
 
 def described(lines: Sequence[Series], x_label: str, y_label: str, as_percent: bool) -> str:
-    """The chart in words: what is drawn, and where each line begins and ends."""
-    said = [f"Line chart of {y_label} by {x_label}."]
+    """The chart in words: its axes, and the first and last value of each line."""
+    sentences = [f"Line chart of {y_label} by {x_label}."]
     for line in lines:
         points = [(x, y) for x, y in zip(line.x, line.y, strict=True) if math.isfinite(y)]
         (first_x, first_y), (last_x, last_y) = points[0], points[-1]
-        said.append(
+        sentences.append(
             f"{line.name}: {written(first_y, as_percent)} at {x_label} {first_x:g}, "
             f"{written(last_y, as_percent)} at {x_label} {last_x:g}."
         )
-    return " ".join(said)
+    return " ".join(sentences)
 
 
 def thinned(line: Series) -> Series:
-    """The line with at most `MOST_POINTS` points, each the mean of as many neighbours; finite values only count."""
+    """The line with at most `MOST_POINTS` points, each the mean of an equal number of neighbours; only finite values count."""
     size = math.ceil(len(line.x) / MOST_POINTS)
     if size <= 1:
         return line
@@ -138,19 +138,19 @@ def thinned(line: Series) -> Series:
 
 
 def ticks(low: float, high: float, *, least_step: float = 0.0, about: int = 5) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten apart) that enclose `low` to `high`."""
+    """Round numbers that enclose `low` to `high`; their step is 1, 2 or 5 times a power of ten."""
     span = high - low or abs(low) * 0.1 or 1.0
     raw = max(span / about, least_step)
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
     first = math.floor(low / step + 1e-9)
     last = max(math.ceil(high / step - 1e-9), first + 1)
-    # Rounded so that 3 * 0.1 is written 0.3.
+    # Rounded, so that 3 * 0.1 is written as 0.3.
     return [round(index * step, 12) for index in range(first, last + 1)]
 
 
 def decades(low: float, high: float) -> list[float]:
-    """Ticks of a logarithmic axis: powers of ten that enclose `low` to `high`, every so many where there are many."""
+    """Ticks of a logarithmic axis: powers of ten that enclose `low` to `high`; only every n-th if there are many."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     every = math.ceil((last - first) / 6)
     return [10.0**power for power in range(first, last + every, every)]
@@ -172,7 +172,7 @@ def axes(across: Scale, up: Scale, x_ticks: list[float], y_ticks: list[float], a
 
 
 def drawn(line: Series, across: Scale, up: Scale) -> list[Markup]:
-    """The polyline, broken where a value is not finite, and markers: all of a short line's points, some of a long."""
+    """The polyline, broken where a value is not finite, and markers: at all points of a short line, at some of a long one."""
     runs: list[list[tuple[float, float]]] = [[]]
     for x, y in zip(line.x, line.y, strict=True):
         if math.isfinite(y):
@@ -191,13 +191,13 @@ def drawn(line: Series, across: Scale, up: Scale) -> list[Markup]:
     ]
     points = [point for run in runs for point in run]
     every = max(1, len(points) // 12)
-    # Lines on top of each other keep distinguishable markers when these do not fall on the same points.
+    # Overlapping lines stay distinguishable if their markers are not at the same points.
     marked = points[(colour * every // COLOURS) :: every] if every > 1 else points
     return parts + [marker(colour, x, y) for x, y in marked]
 
 
 def marker(colour: int, x: float, y: float) -> Markup:
-    """A small shape, different for every colour: circle, square, triangle, diamond, cross, triangle downward."""
+    """A small shape per colour: circle, square, triangle, diamond, cross, downward triangle."""
     shapes = (
         "M{x:.1f},{y:.1f}m-3.5,0a3.5,3.5 0 1 0 7,0a3.5,3.5 0 1 0 -7,0z",
         "M{x:.1f},{y:.1f}m-3.2,-3.2h6.4v6.4h-6.4z",
@@ -244,5 +244,5 @@ def turned_label(words: str) -> Markup:
 
 
 def written(value: float, as_percent: bool) -> str:
-    """A value for an axis or a description: few digits, no exponent where it can be helped."""
+    """A value for an axis or a description: three digits, without an exponent if possible."""
     return f"{100 * value:.3g} %" if as_percent else f"{value:.3g}"

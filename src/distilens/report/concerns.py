@@ -1,5 +1,4 @@
-"""What went wrong with a training that ended, and what to try: a loss that rose, answers no better than guessing, a student
-below the base."""
+"""Warnings about a finished training, with advice: a rising loss, accuracy at chance, a student below the base."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,23 +18,25 @@ WEIGH = (
 
 
 def concerns(scores: dict, records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What must be said before anybody believes the numbers of a run.
+    """The warnings to read before the numbers of a run.
 
     Args:
-        scores: what `scores.json` holds.
+        scores: the content of `scores.json`.
         records: the rows of `metrics.jsonl`.
     """
     stages = dict.fromkeys(str(row.get("stage")) for row in records)
-    said = [line for stage in stages if (line := risen([row for row in records if row.get("stage") == stage], stage))]
+    warnings = [
+        line for stage in stages if (line := risen([row for row in records if row.get("stage") == stage], stage))
+    ]
     models = measured(scores)
-    said += [line] if (line := guessing(models, scores.get("data") or {})) else []
-    return said + ([line] if (line := below_base(models)) else [])
+    warnings += [line] if (line := guessing(models, scores.get("data") or {})) else []
+    return warnings + ([line] if (line := below_base(models)) else [])
 
 
 def risen(rows: Sequence[Mapping[str, Any]], stage: str) -> str | None:
-    """Whether every loss of a training ends above where it began: the last epoch's mean against the first row's.
+    """A warning if every loss term of a training ends above its start: the last epoch's mean against the first row.
 
-    Terms that grow by themselves, as their weights warm up, stand beside others that fall.
+    Terms may grow because their weights warm up, so a falling term is enough to avoid the warning.
     """
     losses = [row for row in rows if row.get("terms") and "epoch" in row]
     if len(losses) < 2:
@@ -53,7 +54,7 @@ def risen(rows: Sequence[Mapping[str, Any]], stage: str) -> str | None:
 
 
 def guessing(models: Mapping[str, dict], data: Mapping[str, Any]) -> str | None:
-    """Which models are not shown to be better than guessing the commonest class: by the 95 % intervals on the test split."""
+    """A warning about models that are not better than guessing the most common class, by the 95 % intervals on test."""
     guess, classes = data.get("commonest"), data.get("classes") or ()
     if len(classes) < 2:
         return None
@@ -73,8 +74,8 @@ def guessing(models: Mapping[str, dict], data: Mapping[str, Any]) -> str | None:
 
 
 def below_base(models: Mapping[str, dict]) -> str | None:
-    """Whether the student is right less often than the base, beyond what the same images leave open."""
-    apart = (models.get("student", {}).get("more than base") or {}).get("test")
-    if not apart or apart.get("high") is None or apart["high"] >= 0:
+    """A warning if the student is significantly less accurate than the base, on the same images."""
+    difference = (models.get("student", {}).get("more than base") or {}).get("test")
+    if not difference or difference.get("high") is None or difference["high"] >= 0:
         return None
-    return f"The methods harmed: the student is {100 * abs(apart['mean']):.1f} points below the base. {WEIGH}."
+    return f"The methods harmed the student: it is {100 * abs(difference['mean']):.1f} points below the base. {WEIGH}."

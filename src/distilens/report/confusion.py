@@ -1,4 +1,4 @@
-"""Confusion matrices as tables: counts, each cell shaded by its share of the images of its class."""
+"""Confusion matrices as tables: counts, each cell shaded by its share of the images of the true class."""
 
 import math
 from collections.abc import Sequence
@@ -9,13 +9,13 @@ LEVELS = 11
 
 
 def shades() -> list[tuple[str, str]]:
-    """Ground and ink of each level, white to dark blue; black or white ink, whichever has more contrast."""
-    found = []
+    """Background and text colour per level, white to dark blue; the text is black or white, whichever has more contrast."""
+    levels = []
     for level in range(LEVELS):
         part = level / (LEVELS - 1)
         ground = tuple(round(light + part * (dark - light)) for light, dark in zip(LIGHT, DARK, strict=True))
-        found.append((f"#{bytes(ground).hex()}", "#000000" if luminance(ground) > 0.179 else "#ffffff"))
-    return found
+        levels.append((f"#{bytes(ground).hex()}", "#000000" if luminance(ground) > 0.179 else "#ffffff"))
+    return levels
 
 
 def luminance(colour: Sequence[int]) -> float:
@@ -25,30 +25,30 @@ def luminance(colour: Sequence[int]) -> float:
 
 
 def matrix_rows(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> list[dict[str, Any]]:
-    """A row for each true class: its name, how many images it has, and the count and level of each cell."""
-    found = []
+    """One row per true class: its name, its number of images, and the count and level per cell."""
+    rows = []
     for true, counts in enumerate(matrix):
         total = sum(counts)
         cells = [
             {"count": count, "level": level_of(count, total), "hit": given == true}
             for given, count in enumerate(counts)
         ]
-        found.append({"name": names[true], "total": total, "cells": cells})
-    return found
+        rows.append({"name": names[true], "total": total, "cells": cells})
+    return rows
 
 
 def level_of(count: int, total: int) -> int:
-    """0 for none; the darkest for all."""
+    """The shade of a cell: 0 for no image, the darkest for all images of the class."""
     return math.ceil((LEVELS - 1) * count / total) if count else 0
 
 
 def confusions(scores: dict, roles: Sequence[str], classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Of each model that has one: its matrix, where classes are few, and the pairs most often confused."""
-    found = []
+    """The matrix per model (if there are few classes) and the most confused pairs; models without them are left out."""
+    tables = []
     for role in roles:
         entry = scores["models"][role].get("confusion")
         if entry:
             matrix = entry.get("matrix")
             rows = matrix_rows(matrix, classes) if matrix and len(matrix) == len(classes) else []
-            found.append({"role": role, "rows": rows, "pairs": entry.get("pairs") or []})
-    return found
+            tables.append({"role": role, "rows": rows, "pairs": entry.get("pairs") or []})
+    return tables

@@ -1,4 +1,4 @@
-"""The page of a gallery, and what a notebook shows of it: plain data in, text out; no file is read and torch is not imported."""
+"""The page of a gallery and its view in a notebook: plain data in, text out; reads no file and does not import torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from distilens.report.panels import PICTURE_BYTES
 from distilens.report.rendering import rendered
 
 IN_NOTEBOOK = 8  # images
-MOST_LINES = charts.COLOURS  # of a chart that can still be told apart
+MOST_LINES = charts.COLOURS  # more lines in a chart could not be distinguished
 
 
 @dataclass(frozen=True)
 class Row:
-    """An image: its row in the source, its label, and what the model made of it. `right` is None where nobody can say.
+    """An image: its row in the source, its label, and the model's prediction. `right` is None without a label.
 
-    `name` is its file, where it is one.
+    `name` is its file, if it comes from one.
     """
 
     index: int
@@ -34,18 +34,18 @@ class Row:
 
     @property
     def title(self) -> str:
-        """The image's file, or its row."""
+        """The image's file or row, as a title."""
         return self.name or f"Image {self.index}"
 
     @property
     def called(self) -> str:
-        """The same inside of a sentence."""
+        """The same within a sentence."""
         return self.name or f"image {self.index}"
 
 
 @dataclass(frozen=True)
 class Column:
-    """An explainer and its maps; a floor is one that knows nothing of the model."""
+    """An explainer and its maps; a floor is an explainer that ignores the model."""
 
     label: str
     notation: str
@@ -56,7 +56,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Line:
-    """A measure: a cell for each explainer, which direction is better, as a mark and in words, and what it means."""
+    """A measure: one cell per explainer, the better direction as an arrow and in words, and the meaning."""
 
     title: str
     arrow: str
@@ -67,7 +67,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Content:
-    """All that a gallery's page says. `findings` are of the explainers, `remarks` of what was explained."""
+    """The content of a gallery's page. `findings` are about the explainers, `remarks` about the model and the images."""
 
     model: str
     facts: Sequence[tuple[str, str]]
@@ -82,7 +82,7 @@ class Content:
 
 
 def page(content: Content) -> str:
-    """The whole page: facts, findings, table, curves, and a row an image until the pictures take 8 MB."""
+    """The whole page: facts, findings, table, curves, and one row per image until the pictures take 8 MB."""
     explainers, floors = shown(content), [column for column in content.columns if column.floor]
     rows, spent = [], 0
     for at in range(len(content.rows)):
@@ -111,7 +111,7 @@ def page(content: Content) -> str:
 
 
 def shown(content: Content) -> list[Column]:
-    """The explainers that are drawn: all but the floors, or the floors where there is nothing else."""
+    """The explainers to draw: all except the floors, or the floors if there is nothing else."""
     return [column for column in content.columns if not column.floor] or list(content.columns)
 
 
@@ -122,13 +122,13 @@ def drawn(content: Content, at: int, columns: Sequence[Column]) -> dict[str, Any
     maps = []
     for column in columns:
         values = pictures.normalised(column.maps[at], signed=column.signed)
-        said = isinstance(values, str)
+        undrawable = isinstance(values, str)
         maps.append(
             {
                 "label": column.label,
-                "picture": None if said else pictures.overlay_uri(image, values, mask),
-                "place": None if said else pictures.strongest_place(values),
-                "problem": values if said else None,
+                "picture": None if undrawable else pictures.overlay_uri(image, values, mask),
+                "place": None if undrawable else pictures.strongest_place(values),
+                "problem": values if undrawable else None,
             }
         )
     row: dict[str, Any] = {
@@ -142,7 +142,7 @@ def drawn(content: Content, at: int, columns: Sequence[Column]) -> dict[str, Any
 
 
 def charted(content: Content) -> list[str]:
-    """The explainers whose curves are drawn: all, or as many as can be told apart, the strongest floor among them."""
+    """The explainers whose curves are drawn: all, or at most `MOST_LINES` including the strongest floor."""
     strength = {label: float(np.nan_to_num(np.mean(curve["insertion"]))) for label, curve in content.curves.items()}
     if len(strength) <= MOST_LINES:
         return list(strength)
@@ -164,7 +164,7 @@ def chart(name: str, title: str, labels: Sequence[str], content: Content, axis: 
 
 
 def notebook(content: Content) -> str:
-    """The first images with their maps, and the findings, as a piece of HTML that needs nothing else."""
+    """The first images with their maps, and the findings, as self-contained HTML."""
     columns = shown(content)
     rows = [drawn(content, at, columns) for at in range(min(len(content.rows), IN_NOTEBOOK))]
     return rendered("notebook.html.j2", content=content, columns=columns, rows=rows)
@@ -188,7 +188,7 @@ def cell(entry: Mapping[str, Any] | None, *, as_percent: bool) -> str:
 
 
 def detailed(entry: Mapping[str, Any] | None, as_percent: bool) -> tuple[str, str]:
-    """A cell of the page: the mean, and its interval; n where images are left out."""
+    """A cell of the page: the mean and its interval; also n if images are left out."""
     if not entry or entry["mean"] is None:
         return NOTHING, ""
     low, high = entry["low"], entry["high"]

@@ -14,7 +14,7 @@ ROW = 22
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its interval, a row of `interval_chart`; without bounds it is a point."""
+    """A value with its interval: one row of `interval_chart`. Without bounds it is a point."""
 
     name: str
     value: float
@@ -28,16 +28,16 @@ def interval_chart(
 ) -> Markup:
     """Values with their intervals, one below the other in groups, on an axis that shows 0; empty markup without any value.
 
-    `identifier` must be unique on the page and fit for an id.
+    `identifier` must be a valid id, unique on the page.
     """
     groups = [(name, [one for one in rows if math.isfinite(one.value)]) for name, rows in groups]
     groups = [(name, rows) for name, rows in groups if rows]
     if not groups:
         return Markup()
-    every = [one for _, rows in groups for one in rows]
-    ends = [0.0, *(end for one in every for end in (one.value, one.low, one.high) if end is not None)]
+    estimates = [one for _, rows in groups for one in rows]
+    ends = [0.0, *(end for one in estimates for end in (one.value, one.low, one.high) if end is not None)]
     x_ticks = ticks(min(ends), max(ends))
-    left = min(24 + CHARACTER * max(len(one.name) for one in every), WIDTH / 2)
+    left = min(24 + CHARACTER * max(len(one.name) for one in estimates), WIDTH / 2)
     across = Scale(x_ticks[0], x_ticks[-1], left, WIDTH - RIGHT)
     parts, y = [], float(TOP)
     for name, rows in groups:

@@ -1,4 +1,4 @@
-"""What is called how on a page: explainers by the names that their papers give them."""
+"""The names of explainers on a page, as in their papers."""
 
 EXPLAINERS = {
     "gradcam": "Grad-CAM",
@@ -22,7 +22,7 @@ EXPLAINERS = {
 
 
 def plain_name(label: str) -> str:
-    """The name of an explainer, from the label that its files have.
+    """The name of an explainer, from the label in its file names.
 
     >>> [plain_name(label) for label in ("gradcam", "gradcam-tap-layer1", "mine")]
     ['Grad-CAM', 'Grad-CAM, tap layer1', 'mine']

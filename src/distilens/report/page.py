@@ -1,6 +1,6 @@
-"""Gathers what a run folder holds into sections of plain data, and renders them as one page.
+"""The page of a run: read the run folder into sections of plain data, and render them as one page.
 
-Only files are read; no model is loaded and torch is not imported, so a page takes a second or two.
+This reads only files. It loads no model and does not import torch, so a page takes a second or two.
 """
 
 import base64
@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from distilens.data.source import shortened
-from distilens.errors import UserError
-from distilens.files import write_text
+from distilens.foundation.errors import UserError, shortened
+from distilens.foundation.files import write_text
 from distilens.report import answers_section, charts, table, transfer_section
 from distilens.report.cells import text
 from distilens.report.concerns import concerns
@@ -23,14 +22,14 @@ from distilens.report.remarks import cost, duration, remarks
 from distilens.report.rendering import missing, read_json, rendered
 
 DETAILS = ("threads", "processes")
-"""What stands under *About this run* alone."""
+"""Details of the machine that are shown only under *About this run*."""
 
 
 def write_report(folder: Path) -> Path:
     """Write `report.html` into a run folder from the files found there, and return its path.
 
     Any of `recipe.toml`, `about.json`, `scores.json`, `metrics.jsonl` and `maps/*.npz` may be missing or damaged; their
-    section then names the command that makes them. The page is replaced whole or not at all. Raises `UserError` when
+    section then names the command that makes them. The page is replaced as a whole or not at all. Raises `UserError` if
     there is no such folder.
     """
     folder = Path(folder)
@@ -57,7 +56,7 @@ def write_report(folder: Path) -> Path:
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """The headline, the table with a column per model, and the facts that the numbers rest on."""
+    """The headline, the table with one column per model, and the facts behind the numbers."""
     about, _ = read_json(folder / "about.json")
     scores, problem = read_json(folder / "scores.json")
     facts = machine_facts(about or {})
@@ -79,7 +78,7 @@ def summary(folder: Path) -> dict[str, Any]:
 
 
 def data_facts(data: dict) -> list[tuple[str, str]]:
-    """The data set: its name, its splits, and a note where the run has one."""
+    """The data set: its name, its splits, and the run's note, if any."""
     facts = []
     if data.get("name"):
         classes = f", {len(data['classes'])} classes" if data.get("classes") else ""
@@ -94,23 +93,23 @@ def data_facts(data: dict) -> list[tuple[str, str]]:
 
 
 def found_facts(data: dict) -> list[tuple[str, str]]:
-    """Where the pictures of each class came from, what was left out, and what has to be said."""
+    """The source of each class's pictures, the pictures left out, and remarks about the data."""
     facts = []
     places = data.get("places") or {}
     if places:
         lines = [
-            f"{name} ({', '.join(f'{count:,} from {place}' for place, count in found.items())})"
-            for name, found in places.items()
+            f"{name} ({', '.join(f'{count:,} from {place}' for place, count in entry.items())})"
+            for name, entry in places.items()
         ]
         facts.append(("classes", shortened(lines, most=20)))
-    for reason, found in (data.get("left_out") or {}).items():
-        facts.append(("left out", f"{found['count']:,} {reason}: {shortened(found['first'], most=3)}"))
+    for reason, entry in (data.get("left_out") or {}).items():
+        facts.append(("left out", f"{entry['count']:,} {reason}: {shortened(entry['first'], most=3)}"))
     facts += [("remark", remark) for remark in data.get("remarks") or ()]
     return facts
 
 
 def machine_facts(about: dict) -> list[tuple[str, str]]:
-    """The machine and the time that each stage took on it."""
+    """The machine, and the time per stage."""
     facts = []
     machine = about.get("machine")
     if machine:
@@ -138,16 +137,16 @@ def seed_remark(about: dict) -> str:
 
 
 def training(folder: Path) -> dict[str, Any]:
-    """Validation accuracy by epoch, a line per stage, and the loss terms by step, a chart per stage."""
+    """Validation accuracy by epoch, one line per stage, and the loss terms by step, one chart per stage."""
     path = folder / "metrics.jsonl"
     if not path.is_file():
         return {"missing": missing(None, run_command(folder))}
     records, unreadable = read_records(path)
     stages = sorted({record["stage"] for record in records}, key=stage_order)
-    drawn = [accuracy_chart(records, stages)]
-    drawn += [loss_chart(records, stage, at) for at, stage in enumerate(stages)]
+    figures = [accuracy_chart(records, stages)]
+    figures += [loss_chart(records, stage, at) for at, stage in enumerate(stages)]
     return {
-        "charts": [chart for chart in drawn if chart["svg"]],
+        "charts": [chart for chart in figures if chart["svg"]],
         "unreadable": unreadable,
         "speeds": [(stage, speed) for stage in stages if (speed := median_speed(records, stage))],
     }
@@ -160,7 +159,7 @@ def read_log(folder: Path) -> list[dict]:
 
 
 def read_records(path: Path) -> tuple[list[dict], int]:
-    """The rows of a log and the number of lines that are none: a run that was killed leaves half a line."""
+    """The rows of a log, and the number of unreadable lines: a killed run leaves half a line."""
     records, unreadable = [], 0
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         if not line.strip():
@@ -182,7 +181,7 @@ def stage_order(stage: str) -> tuple[int, str]:
 
 
 def accuracy_chart(records: list[dict], stages: list[str]) -> dict[str, Any]:
-    """Epochs count from 1: the first validation comes after one epoch."""
+    """Validation accuracy by epoch. Epochs count from 1: the first validation comes after one epoch."""
     lines = []
     for colour, stage in enumerate(stages):
         values = {
@@ -201,7 +200,7 @@ def accuracy_chart(records: list[dict], stages: list[str]) -> dict[str, Any]:
 
 
 def loss_chart(records: list[dict], stage: str, at: int) -> dict[str, Any]:
-    """The weighted terms of one stage's loss, and their sum where there is more than one."""
+    """The weighted loss terms of one stage, and their sum if there are several."""
     terms: dict[str, dict[float, float]] = {}
     total: dict[float, float] = {}
     for record in records:
@@ -220,18 +219,18 @@ def loss_chart(records: list[dict], stage: str, at: int) -> dict[str, Any]:
 
 
 def line(name: str, values: dict[float, float], colour: int) -> charts.Series:
-    """A line in order of x. A resumed run logs some steps twice; the dictionary has kept the later one."""
+    """A line in order of x. A resumed run logs some steps twice; the dictionary keeps the later value."""
     places = sorted(values)
     return charts.Series(name, places, [values[place] for place in places], colour)
 
 
 def median_speed(records: list[dict], stage: str) -> str:
-    found = [
+    speeds = [
         record["images_per_second"]
         for record in records
         if record["stage"] == stage and is_number(record.get("images_per_second"))
     ]
-    return f"{float(np.median(found)):,.0f}" if found else ""
+    return f"{float(np.median(speeds)):,.0f}" if speeds else ""
 
 
 def is_number(value: Any) -> bool:
@@ -242,7 +241,7 @@ def is_number(value: Any) -> bool:
 
 
 def explanations(folder: Path) -> dict[str, Any]:
-    """A panel per explainer, each with the images on which the models disagree first."""
+    """One panel per explainer; images on which the models disagree come first."""
     command = f"distilens explain {shlex.quote(shown_folder(folder))}"
     paths = sorted((folder / "maps").glob("*.npz"))
     if not paths:
@@ -258,7 +257,7 @@ def explanations(folder: Path) -> dict[str, Any]:
 
 
 def reproduction(folder: Path) -> dict[str, Any]:
-    """The recipe, the command that runs it, and everything known of how the run was made."""
+    """The recipe, the command that runs it, and everything recorded about how the run was made."""
     path = folder / "recipe.toml"
     about, problem = read_json(folder / "about.json")
     recipe = without_places(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else ""

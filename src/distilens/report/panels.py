@@ -1,4 +1,4 @@
-"""A panel of maps: an image a row, with what each model, or each pair of models, makes of it."""
+"""A panel of maps: one row per image, with one map per model or per pair of models."""
 
 import zipfile
 from collections.abc import Mapping
@@ -12,15 +12,15 @@ from distilens.report.cells import percent
 from distilens.report.names import plain_name
 from distilens.report.rendering import missing
 
-# The page stays below 10 MB: charts and text take little, pictures get this, shared evenly between panels.
+# The page stays below 10 MB: charts and text are small, and the panels share this budget for pictures evenly.
 PICTURE_BYTES = 8_000_000
 
 
 def panel(path: Path, classes: list[str], budget: int, command: str) -> dict[str, Any]:
-    """The rows of one file of maps, as many as `budget` bytes of pictures allow."""
+    """The rows of one file of maps, limited by `budget` bytes of pictures."""
     name = path.name.removesuffix(".npz")
     try:
-        # Opened here: numpy leaves a file open that it fails to read.
+        # Opened here, because numpy does not close a file that it fails to read.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             arrays = {key: stored[key] for key in stored.files}
         return panel_of(name, arrays, classes, budget)
@@ -29,7 +29,7 @@ def panel(path: Path, classes: list[str], budget: int, command: str) -> dict[str
 
 
 def panel_of(name: str, arrays: Mapping[str, np.ndarray], classes: list[str], budget: int) -> dict[str, Any]:
-    """The rows of one explainer, or of one level: `roles` are those of a run unless the arrays name others."""
+    """The rows of one explainer or one level; the roles are those of a run, unless the arrays name others."""
     named = [str(role) for role in arrays["roles"]] if "roles" in arrays else table.MODELS
     roles = [role for role in named if f"maps_{role}" in arrays]
     order, disagreeing = disagreement(arrays, roles)
@@ -58,7 +58,7 @@ def panel_of(name: str, arrays: Mapping[str, np.ndarray], classes: list[str], bu
 
 
 def disagreement(arrays: Mapping[str, np.ndarray], roles: list[str]) -> tuple[list[int], set[int]]:
-    """The order of the rows, and which of them the models predict differently: those first, else as stored."""
+    """The order of the rows, and the rows that the models predict differently: these come first, else the stored order."""
     count = len(arrays["index"])
     predictions = [arrays[f"prediction_{role}"] for role in roles if f"prediction_{role}" in arrays]
     differs = {at for at in range(count) if len({int(prediction[at]) for prediction in predictions}) > 1}
@@ -68,7 +68,7 @@ def disagreement(arrays: Mapping[str, np.ndarray], roles: list[str]) -> tuple[li
 def map_row(
     arrays: Mapping[str, np.ndarray], at: int, roles: list[str], classes: list[str], *, signed: bool, differs: bool
 ) -> dict[str, Any]:
-    """One image: what it is, its mask, and what each model made of it."""
+    """One image: its label and file, its mask, and each model's map and prediction."""
     image = np.ascontiguousarray(arrays["images"][at], dtype=np.uint8)
     if image.shape[-1] == 1:
         image = image.repeat(3, axis=-1)
@@ -112,7 +112,7 @@ def map_row(
 
 
 def answering(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """Of maps of pairs of models: whose answer stands below the map, by the name of the pair."""
+    """For maps of pairs of models: the model whose prediction is shown below the map, by the pair's name."""
     if "roles" not in arrays:
         return {}
     if "answers_of" in arrays:

@@ -1,17 +1,17 @@
-"""Where on the machine files are is nobody's business who reads a page: paths are shown by their last part."""
+"""Paths on a page: only their last part is shown, because the page's readers need not know the machine's folders."""
 
 import re
 from functools import cache
 from pathlib import Path
 
 ROOTS = frozenset(("home", "Users", "root", "mnt", "media", "tmp", "Volumes", "scratch", "data", "var", "opt", "srv"))
-"""First folders of absolute paths, on other machines as well; those of this machine are looked up."""
+"""Top folders of absolute paths, also of other machines; those of this machine are looked up."""
 
 ABSOLUTE = re.compile(r"""(?<![\w./~<-])(?:[A-Za-z]:[\\/]|~?/)(?!/)[^\s"'<>,;)\]}|`]*""")
 
 
 def without_places(text: str) -> str:
-    """A text with the last part of each absolute path in place of the path.
+    """The text with each absolute path replaced by its last part.
 
     >>> without_places("folder:path=/home/me/pets,size=64 of https://example.org/pets")
     'folder:path=pets,size=64 of https://example.org/pets'
@@ -20,7 +20,7 @@ def without_places(text: str) -> str:
 
 
 def shown_folder(folder: Path) -> str:
-    """A folder in a command on a page: as it was given, or by its name alone where it was given in full."""
+    """A folder for a command on a page: as given, or only its name if the path is absolute."""
     return folder.resolve().name if folder.is_absolute() else str(folder)
 
 

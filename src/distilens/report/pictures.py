@@ -1,4 +1,4 @@
-"""Images, masks and maps as data URIs: what a page can show without a second file."""
+"""Images, masks and maps as data URIs, so that a page needs no second file."""
 
 import base64
 import io
@@ -8,17 +8,17 @@ import numpy as np
 from jaxtyping import Bool, Float, Shaped, UInt8
 from PIL import Image
 
-from distilens.colours import FLAT, MAP_WEIGHT, TABLE
+from distilens.report.colours import FLAT, MAP_WEIGHT, TABLE
 
-# Pixels of the longer side as stored; the page scales the picture down, never up by much.
+# Pixels of the longer side as stored; the page scales the picture down, or up only a little.
 SIDE = 160
 
 
 def normalised(values: Float[np.ndarray, "h w"], *, signed: bool) -> Float[np.ndarray, "h w"] | str:
-    """A map made fit to be drawn: from 0 to 1, or the words that say why there is nothing to draw.
+    """A map scaled to 0 to 1 for drawing, or a text with the reason why it cannot be drawn.
 
-    Signed maps count by their size, others by their positive part; then (x - min) / (max - min) over this image.
-    A map without any value is "empty map": stretched, it would show rounding noise as if it were evidence.
+    Signed maps count by their absolute value, others by their positive part; then (x - min) / (max - min) over the image.
+    A map without any positive value is an "empty map": scaled, it would show rounding noise as evidence.
     """
     values = np.asarray(values, dtype=np.float64)
     if not np.isfinite(values).all():
@@ -27,19 +27,19 @@ def normalised(values: Float[np.ndarray, "h w"], *, signed: bool) -> Float[np.nd
     low, high = values.min(), values.max()
     if high <= 0:
         return "empty map"
-    # A constant map, whatever its value, says nothing of where; float32 means may differ in the last bit.
+    # A constant map marks no place, whatever its value; float32 means may differ in the last bit.
     if high - low <= FLAT * high:
         return "flat map"
     return (values - low) / (high - low)
 
 
 def image_uri(image: UInt8[np.ndarray, "h w 3"]) -> str:
-    """The image, small ones enlarged by whole factors so that their pixels stay squares."""
+    """The image; small images are enlarged by whole factors, so that their pixels stay squares."""
     return encoded(enlarged(image), sharp=is_small(image))
 
 
 def mask_uri(image: UInt8[np.ndarray, "h w 3"], mask: Shaped[np.ndarray, "h w"]) -> str:
-    """The image with what lies outside the evidence mask darkened, and the mask's outline."""
+    """The image, darkened outside the evidence mask, with the mask's outline."""
     large = enlarged(image)
     inside = fitted(mask, large)
     shown = np.where(inside[..., None], large, (large * 0.25).astype(np.uint8))
@@ -51,9 +51,9 @@ def overlay_uri(
     values: Float[np.ndarray, "a b"],
     mask: Shaped[np.ndarray, "h w"] | None = None,
 ) -> str:
-    """A normalised map over the greyed image, with the mask's outline where there is one.
+    """A normalised map over the grey image, with the mask's outline, if any.
 
-    The map may be of any grid; it is resized bilinearly. The image is grey so that colour means the map alone.
+    The map may have any grid; it is resized bilinearly. The image is grey, so that colour belongs only to the map.
     """
     large = enlarged(image)
     height, width = large.shape[:2]
@@ -68,7 +68,7 @@ def overlay_uri(
 
 
 def strongest_place(values: Float[np.ndarray, "h w"]) -> str:
-    """Where a map is strongest, in words, for those who do not see it: `upper left`, `centre`, …"""
+    """Where a map is strongest, in words, for screen readers: `upper left`, `centre`, …"""
     row, column = np.unravel_index(int(np.argmax(values)), values.shape)
     vertical = ("upper", "middle", "lower")[int(3 * row / values.shape[0])]
     horizontal = ("left", "centre", "right")[int(3 * column / values.shape[1])]
@@ -76,12 +76,12 @@ def strongest_place(values: Float[np.ndarray, "h w"]) -> str:
 
 
 def is_small(image: UInt8[np.ndarray, "h w 3"]) -> bool:
-    """Whether the image has so few pixels that each is to be seen as a square, and lossless storage is cheap."""
+    """Whether the image is so small that pixels are shown as squares, and lossless storage is cheap."""
     return max(image.shape[:2]) * 3 <= SIDE
 
 
 def enlarged(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "H W 3"]:
-    """The image with its longer side near `SIDE`: by whole factors, nearest neighbour, or shrunk smoothly."""
+    """The image with its longer side near `SIDE`: enlarged by whole factors (nearest neighbour), or shrunk smoothly."""
     height, width = image.shape[:2]
     if max(height, width) > SIDE:
         factor = SIDE / max(height, width)
@@ -99,7 +99,7 @@ def fitted(mask: Shaped[np.ndarray, "h w"], large: UInt8[np.ndarray, "H W 3"]) -
 
 
 def outlined(pixels: UInt8[np.ndarray, "H W 3"], inside: Bool[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W 3"]:
-    """The picture with a white line within the mask's border and a black one without, visible on any ground."""
+    """The picture with a white line inside the mask's border and a black one outside, visible on any background."""
     pixels = pixels.copy()
     pixels[grown(inside) & ~inside] = 0
     pixels[inside & grown(~inside)] = 255
@@ -107,7 +107,7 @@ def outlined(pixels: UInt8[np.ndarray, "H W 3"], inside: Bool[np.ndarray, "H W"]
 
 
 def grown(region: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
-    """The region with its four neighbours on every side, not wrapped around the picture's border."""
+    """The region and its four-connected neighbours, without wrapping around the picture's border."""
     result = region.copy()
     result[1:] |= region[:-1]
     result[:-1] |= region[1:]
@@ -117,13 +117,13 @@ def grown(region: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
 
 
 def encoded(pixels: UInt8[np.ndarray, "H W 3"], *, sharp: bool) -> str:
-    """A data URI: PNG where edges must stay sharp (and few pixels make it small), WebP for smooth pictures."""
+    """A data URI: PNG if edges must stay sharp (these images are small), WebP for smooth pictures."""
     return sharp_uri(pixels.tobytes(), pixels.shape[:2]) if sharp else uri_of(pixels, "WEBP", quality=82)
 
 
 @lru_cache(maxsize=256)
 def sharp_uri(pixels: bytes, shape: tuple[int, int]) -> str:
-    """A PNG as a data URI, kept: the same images and masks stand in every panel."""
+    """A PNG as a data URI, cached, because every panel shows the same images and masks."""
     return uri_of(np.frombuffer(pixels, dtype=np.uint8).reshape(*shape, 3), "PNG", optimize=True)
 
 

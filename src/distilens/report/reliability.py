@@ -1,4 +1,4 @@
-"""Reliability diagrams as inline SVG: how often a model is right, by how sure it is."""
+"""Reliability diagrams as inline SVG: accuracy by confidence."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,9 +12,9 @@ WIDTH = LEFT + SIDE + 26
 
 
 def reliability_chart(identifier: str, title: str, bins: Sequence[Mapping[str, Any]], colour: int) -> Markup:
-    """A bar for each bin of confidence, as high as the share that is right, beside the diagonal of a calibrated model.
+    """One bar per confidence bin, with its accuracy as the height, beside the diagonal of a calibrated model.
 
-    Below, how many images are in each bin. Empty markup without any image. `identifier` must be unique on the page.
+    Below are the numbers of images per bin. Empty markup without any image. `identifier` must be unique on the page.
     """
     filled = [one for one in bins if one["count"]]
     if not filled:
@@ -53,7 +53,7 @@ def bar(kind: str, left: float, top: float, right: float, bottom: float) -> Mark
 
 
 def said(filled: Sequence[Mapping[str, Any]]) -> str:
-    """The diagram in words, a bin after the other."""
+    """The diagram in words, bin by bin."""
     words = [
         f"confidence {100 * one['low']:.0f} to {100 * one['high']:.0f} %: right {100 * one['accuracy']:.0f} %, "
         f"mean confidence {100 * one['confidence']:.0f} %, {one['count']:,} images"

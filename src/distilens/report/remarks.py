@@ -1,4 +1,4 @@
-"""What must be said beside the numbers of a run: what they settle, what they do not, and which are not there."""
+"""Remarks on the numbers of a run: which differences are significant, and which numbers are missing."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,46 +9,48 @@ from distilens.report.table import accuracy, imbalance, judged_split, measured
 
 
 def remarks(scores: dict) -> list[str]:
-    """What must be said next to the headline: whether student and base differ, by the same images; and how to read the rest."""
+    """The remarks below the headline: whether student and base differ on the same images, and how to read the other numbers."""
     models = measured(scores)
     split = judged_split(models)
-    said = []
+    lines = []
     if split is not None:
-        said += answers_compared(models, split)
-    said += [line] if (line := perfect_teacher(models)) else []
-    said += [line] if (line := imbalance(scores)) else []
+        lines += answers_compared(models, split)
+    lines += [line] if (line := perfect_teacher(models)) else []
+    lines += [line] if (line := imbalance(scores)) else []
     for name, entry in (models.get("student", {}).get("maps") or {}).items():
-        said += [line] if (line := against_base(name, (entry or {}).get("more_than_base"))) else []
-    said += [line] if (line := busy(models)) else []
-    return said + ([line] if (line := absent(scores)) else [])
+        lines += [line] if (line := against_base(name, (entry or {}).get("more_than_base"))) else []
+    lines += [line] if (line := busy(models)) else []
+    return lines + ([line] if (line := absent(scores)) else [])
 
 
 def answers_compared(models: Mapping[str, dict], split: str) -> list[str]:
-    """Whether the student is right more often than the base; of earlier versions, whether their intervals overlap."""
+    """Whether the student is right more often than the base; for runs of earlier versions, whether their intervals overlap."""
     student, base = models.get("student", {}), models.get("base", {})
-    apart = (student.get("more than base") or {}).get(split)
-    if apart:
-        value = f"{points(apart['mean'])} points"
-        about = detail(bounds(apart, points), counted(apart))
-        if apart["low"] <= 0 <= apart["high"]:
+    difference = (student.get("more than base") or {}).get(split)
+    if difference:
+        value = f"{points(difference['mean'])} points"
+        about = detail(bounds(difference, points), counted(difference))
+        if difference["low"] <= 0 <= difference["high"]:
             return [
-                f"Whether student or base is right more often, the {split} split does not settle: the difference on the same "
+                f"The {split} split does not settle whether student or base is right more often: the difference on the same "
                 f"images is {value} {about}."
             ]
-        more = "more" if apart["mean"] > 0 else "less"
+        more = "more" if difference["mean"] > 0 else "less"
         return [
             f"The student is right {more} often than the base: on the same images of the {split} split {value} {about}."
         ]
     shown = {role: model for role, model in models.items() if accuracy(model, split) is not None}
     listed = "; ".join(f"{role} {sentence(share(model[split]))}" for role, model in shown.items())
-    said = [f"Accuracy on the {split} split, with 95 % intervals: {listed}."]
+    lines = [f"Accuracy on the {split} split, with 95 % intervals: {listed}."]
     if overlapping(student, base, split):
-        said.append("The intervals of student and base overlap: this comparison alone does not settle which is better.")
-    return said
+        lines.append(
+            "The intervals of student and base overlap: this comparison alone does not settle which is better."
+        )
+    return lines
 
 
 def overlapping(one: dict | None, other: dict | None, split: str) -> bool:
-    """Whether both models have an interval on this split and the two share a value."""
+    """Whether both models have an interval on this split and the intervals overlap."""
     first, second = ((model or {}).get(split) or {} for model in (one, other))
     if any(entry.get(key) is None for entry in (first, second) for key in ("low", "high")):
         return False
@@ -56,7 +58,7 @@ def overlapping(one: dict | None, other: dict | None, split: str) -> bool:
 
 
 def perfect_teacher(models: Mapping[str, dict]) -> str | None:
-    """Why two rows are the same: whoever answers as a teacher that is always right is right."""
+    """Why two rows are equal: if the teacher is always right, agreement with it equals accuracy."""
     teacher = models.get("teacher", {})
     others = [model for role, model in models.items() if role != "teacher" and model.get("agreement")]
     if accuracy(teacher, "test") != 1 or not others:
@@ -70,19 +72,21 @@ def perfect_teacher(models: Mapping[str, dict]) -> str | None:
 
 
 def against_base(name: str, entry: dict | None) -> str | None:
-    """Whether the student's maps are more like the teacher's than the base's are: by differences on the same images."""
+    """Whether the student's maps are more similar to the teacher's than the base's are, by differences on the same images."""
     if not entry or entry.get("mean") is None:
         return None
     value = sentence((signed(entry["mean"], 3), detail(bounds(entry, lambda bound: signed(bound, 3)), counted(entry))))
     whose, other = f"the student's {plain_name(name)} maps", "like the teacher's than the base's are"
     if entry.get("low") is None or entry["low"] <= 0 <= entry["high"]:
-        return f"Whether {whose} are more {other}, these images do not show: the cosine differs by {value}, image by image."
+        return (
+            f"These images do not show whether {whose} are more {other}: the cosine differs by {value}, image by image."
+        )
     more = "more" if entry["mean"] > 0 else "less"
     return f"{whose[0].upper()}{whose[1:]} are {more} {other}: the cosine differs by {value}, image by image."
 
 
 def busy(models: Mapping[str, dict]) -> str | None:
-    """Whether other work on the machine took part in the latencies."""
+    """A warning if other work on the machine slowed the latency measurement."""
     slowed = [role for role, model in models.items() if is_busy(model.get("latency_ms"))]
     if not slowed:
         return None
@@ -93,12 +97,12 @@ def busy(models: Mapping[str, dict]) -> str | None:
 
 
 def absent(scores: dict) -> str | None:
-    """Which rows the table does not have, and why."""
+    """The rows that are missing in the table, and why."""
     models = measured(scores)
-    said = []
+    rows = []
     if models and not any(model.get("agreement") for model in models.values()):
         why = "there is one model alone" if len(models) == 1 else "no teacher was measured"
-        said.append(f"same answer as the teacher ({why})")
+        rows.append(f"same answer as the teacher ({why})")
     maps: list[dict[str, Any]] = [
         entry or {} for model in models.values() for entry in (model.get("maps") or {}).values()
     ]
@@ -107,26 +111,26 @@ def absent(scores: dict) -> str | None:
         and all(entry.get("energy_in_mask") is None for entry in maps)
         and any(without_masks(entry) for entry in maps)
     ):
-        said.append("on the object (the data do not say where in an image the object is)")
+        rows.append("on the object (the data do not say where in an image the object is)")
     classes = (scores.get("data") or {}).get("classes") or ()
     if any("top5" in model for model in models.values()) and not any(model.get("top5") for model in models.values()):
-        said.append(f"label among the first five (there are {len(classes)} classes)")
+        rows.append(f"label among the first five (there are {len(classes)} classes)")
     unsound = {role: (model.get("calibration") or {}).get("not finite") for role, model in models.items()}
-    said += [
-        f"of {count:,} images the {role}'s likelihood and calibration (its answers are not finite numbers)"
+    rows += [
+        f"the {role}'s likelihood and calibration for {count:,} images (its logits are not finite numbers)"
         for role, count in unsound.items()
         if count
     ]
-    return f"Not in the table: {'; '.join(said)}." if said else None
+    return f"Not in the table: {'; '.join(rows)}." if rows else None
 
 
 def without_masks(entry: dict[str, Any]) -> bool:
-    """Whether maps could not be compared with evidence because there is none."""
+    """Whether maps could not be compared with evidence because the data have no masks."""
     return not entry.get("masks", entry.get("empty") == entry.get("n"))
 
 
 def cost(scores: dict, seconds: Mapping[str, Any]) -> str | None:
-    """What training took, and what the student saves, in one sentence."""
+    """The time of the training and the savings of the student, in one sentence."""
     models = measured(scores)
     spent = [value for stage, value in seconds.items() if stage in models and isinstance(value, int | float)]
     student, teacher = models.get("student", {}), models.get("teacher", {})
@@ -142,9 +146,9 @@ def cost(scores: dict, seconds: Mapping[str, Any]) -> str | None:
         )
         if one and other and max(one, other) / min(one, other) >= 1.05
     ]
-    said = [f"training took {duration(sum(spent))} in all"] if spent else []
-    said += [f"the student needs {', '.join(saved)} than the teacher"] if saved else []
-    return "; ".join(said) or None
+    phrases = [f"training took {duration(sum(spent))} in all"] if spent else []
+    phrases += [f"the student needs {', '.join(saved)} than the teacher"] if saved else []
+    return "; ".join(phrases) or None
 
 
 def duration(seconds: float) -> str:

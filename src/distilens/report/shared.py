@@ -1,4 +1,4 @@
-"""Pictures that stand on a page several times are embedded once, and referred to where they are shown."""
+"""Shared pictures: a picture that a page shows several times is embedded once and then referenced."""
 
 import base64
 import io
@@ -12,7 +12,7 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class Shared:
-    """A picture that is embedded once: the id of its element, and its size in pixels."""
+    """A picture that is embedded once: its element's id, and its size in pixels."""
 
     id: str
     width: int
@@ -20,18 +20,18 @@ class Shared:
 
 
 def shared_pictures(content: Any) -> dict[str, Shared]:
-    """Those data URIs that stand in plain data more than once, in order."""
+    """The data URIs that occur more than once in plain data, in order."""
     counted = Counter(uri for uri in texts(content) if uri.startswith("data:image/"))
-    found: dict[str, Shared] = {}
+    pictures: dict[str, Shared] = {}
     for uri, count in counted.items():
         if count > 1:
             picture = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
-            found[uri] = Shared(f"picture-{len(found)}", *picture.size)
-    return found
+            pictures[uri] = Shared(f"picture-{len(pictures)}", *picture.size)
+    return pictures
 
 
 def texts(content: Any) -> Iterator[str]:
-    """All texts in plain data, however deep."""
+    """All texts in nested plain data."""
     if isinstance(content, str):
         yield content
     elif isinstance(content, Mapping):

@@ -1,4 +1,4 @@
-"""The summary table of a run, and the sentence above it. Plain text, no HTML, no torch."""
+"""The summary table of a run, and the sentence above it. Plain text, without HTML or torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,16 +29,16 @@ MODELS = ("teacher", "base", "student")
 MOST_CLASSES = 100
 
 UNEVEN = 1.5
-# How many times its even share the commonest class must have for accuracies to be set beside it.
+# If the most common class has at least this many times an even share, the page also shows the accuracy of guessing it.
 
 
 @dataclass(frozen=True)
 class Row:
-    """A measure: a cell for each model, which direction is better, and student less base on the same images.
+    """A measure: one cell per model, the better direction, and student minus base on the same images.
 
     Attributes:
-        apart: the difference (`mean`, `low`, `high`, `n`), where it was measured on the same images.
-        in_points: shares are written in per cent, and their differences in points.
+        apart: the difference (`mean`, `low`, `high`, `n`), if it was measured on the same images.
+        in_points: whether values are shares, written in per cent with differences in points.
     """
 
     title: str
@@ -57,7 +57,7 @@ class Row:
 
     @property
     def winner(self) -> str | None:
-        """`student` or `base`, where the interval of the difference excludes 0."""
+        """`student` or `base` if the interval of the difference excludes 0, else None."""
         apart = self.apart or {}
         low, high = apart.get("low"), apart.get("high")
         if not self.better or low is None or high is None or low <= 0 <= high:
@@ -66,7 +66,7 @@ class Row:
 
     @property
     def difference(self) -> Cell:
-        """Student less base, and what follows from its interval."""
+        """Student minus base, and the verdict from its interval."""
         apart = self.apart or {}
         if apart.get("mean") is None:
             return NOTHING, ""
@@ -83,7 +83,7 @@ class Row:
 def rows(scores: dict) -> tuple[list[str], list[list[str]]]:
     """Header and text cells of the summary table, one row per measured model, teacher first.
 
-    Every number stands with its 95 % interval and n. Columns that no model has a number for are left out, except the
+    Every number comes with its 95 % interval and n. Columns without any number are left out, except the
     accuracies. `scores` is the content of a run's `scores.json`.
 
     >>> rows({"models": {"student": {"model": "tiny", "test": {"accuracy": 0.5, "n": 8}, "parameters": 77850}}})[1]
@@ -99,7 +99,7 @@ def rows(scores: dict) -> tuple[list[str], list[list[str]]]:
 
 
 def measures(scores: dict) -> list[Row]:
-    """The table by measure: those that some model has a number for, or a reason why it has none."""
+    """The rows of the table: all measures for which some model has a number, or a reason why the number is missing."""
     models = measured(scores)
     more = (models.get("student") or {}).get("more than base") or {}
 
@@ -108,8 +108,8 @@ def measures(scores: dict) -> list[Row]:
         return Row(title, cells, "higher", more.get(key), in_points=True)
 
     def calibrated(title: str, key: str) -> Row:
-        found = {role: (model.get("calibration") or {}) for role, model in models.items()}
-        cells = {role: amount(entry.get(key)) for role, entry in found.items()}
+        calibrations = {role: (model.get("calibration") or {}) for role, model in models.items()}
+        cells = {role: amount(entry.get(key)) for role, entry in calibrations.items()}
         return Row(title, cells, "lower", more.get(key))
 
     always = [shares("accuracy, validation", "validation"), shares("accuracy, test", "test")]
@@ -132,18 +132,20 @@ def measures(scores: dict) -> list[Row]:
 
 
 def of_maps(models: Mapping[str, dict[str, Any]]) -> list[Row]:
-    """Two rows an explainer: where its maps are as the teacher's, and how much of them lies on the object."""
-    found = []
+    """Two rows per explainer: the similarity of its maps to the teacher's, and their share on the object."""
+    table_rows = []
     for name in dict.fromkeys(name for model in models.values() for name in model.get("maps") or {}):
         maps = {role: (model.get("maps") or {}).get(name) or {} for role, model in models.items()}
         teacher, student = maps.get("teacher"), maps.get("student") or {}
-        alike = {role: similarity(entry, teacher) for role, entry in maps.items()}
-        inside = {role: energy(entry) for role, entry in maps.items()}
+        similarities = {role: similarity(entry, teacher) for role, entry in maps.items()}
+        energies = {role: energy(entry) for role, entry in maps.items()}
         title = plain_name(name)
-        found.append(Row(f"same places as the teacher ({title})", alike, "higher", student.get("more_than_base")))
-        apart = student.get("energy_more_than_base")
-        found.append(Row(f"on the object ({title})", inside, "higher", apart, in_points=True))
-    return found
+        table_rows.append(
+            Row(f"same places as the teacher ({title})", similarities, "higher", student.get("more_than_base"))
+        )
+        difference = student.get("energy_more_than_base")
+        table_rows.append(Row(f"on the object ({title})", energies, "higher", difference, in_points=True))
+    return table_rows
 
 
 def balanced(model: dict[str, Any]) -> Cell:
@@ -151,62 +153,66 @@ def balanced(model: dict[str, Any]) -> Cell:
 
 
 def by_class(scores: dict, most: int = MOST_CLASSES) -> tuple[list[tuple[str, list[Cell]]], int]:
-    """The accuracy of each class on the test split, a cell for each measured model; and how many classes there are.
+    """The accuracy per class on the test split, one cell per measured model; and the number of classes.
 
-    The classes that the student (or the last model) knows least come first; of very many only these are given.
+    The classes with the lowest accuracy of the student (or the last model) come first; at most `most` are returned.
     """
     models = measured(scores)
-    found = {role: model.get("by class") or {} for role, model in models.items()}
-    names = next(iter(found.values()), {})
-    if not all(found.values()) or len(names) < 2:
+    accuracies = {role: model.get("by class") or {} for role, model in models.items()}
+    names = next(iter(accuracies.values()), {})
+    if not all(accuracies.values()) or len(names) < 2:
         return [], 0
-    judged = found[list(found)[-1]]
+    judged = accuracies[list(accuracies)[-1]]
     known = [name for name in names if judged.get(name)]
     ordered = sorted(known, key=lambda name: judged[name]["accuracy"])
-    return [(name, [share(found[role].get(name)) for role in models]) for name in ordered[:most]], len(ordered)
+    return [(name, [share(accuracies[role].get(name)) for role in models]) for name in ordered[:most]], len(ordered)
 
 
 def headline(scores: dict) -> str:
-    """One sentence that says how the student did, computed from the numbers: what it reaches, against the control."""
+    """One sentence on the student's accuracy compared with the control, computed from the numbers."""
     models = measured(scores)
     student, base, teacher = models.get("student"), models.get("base"), models.get("teacher")
     split = judged_split(models)
     if student is None or split is None:
         return "No student has been measured yet."
     reached = student[split]["accuracy"]
-    found = f"The student{size(student, teacher)} reaches {percent(reached)} on the {split} split"
+    beginning = f"The student{size(student, teacher)} reaches {percent(reached)} on the {split} split"
     if base is None or accuracy(base, split) is None:
-        return f"{found}; the same network without a teacher has not been measured."
-    # The difference is rounded once, from the full numbers, so that it may differ by 0.1 from that of the rounded ones.
+        return f"{beginning}; the same network without a teacher has not been measured."
+    # The difference of the full numbers is rounded once, so it may differ by 0.1 from the difference of the rounded ones.
     points = round(100 * (reached - base[split]["accuracy"]), 1)
     control = "the same network trained without a teacher"
     if points == 0:
-        return f"{found}, the same as {control} (to 0.1 points)."
-    apart = (student.get("more than base") or {}).get(split)
-    doubt = " – a difference that these images do not settle" if apart and apart["low"] <= 0 <= apart["high"] else ""
-    return f"{found}, {abs(points):.1f} points {'above' if points > 0 else 'below'} {control}{doubt}."
+        return f"{beginning}, the same as {control} (to 0.1 points)."
+    difference = (student.get("more than base") or {}).get(split)
+    doubt = (
+        " – a difference that these images do not settle"
+        if difference and difference["low"] <= 0 <= difference["high"]
+        else ""
+    )
+    return f"{beginning}, {abs(points):.1f} points {'above' if points > 0 else 'below'} {control}{doubt}."
 
 
 def imbalance(scores: dict) -> str | None:
-    """What guessing the commonest class would give, where one class is half as frequent again as an even share or more."""
+    """The accuracy of guessing the most common class, if that class has at least `UNEVEN` times an even share."""
     about = scores.get("data") or {}
     guess, classes = about.get("commonest"), about.get("classes") or ()
     if not guess or guess["share"] * len(classes) < UNEVEN:
         return None
     return (
         f"Guessing the commonest class, {guess['class']}, for every image would be right for {percent(guess['share'])} of the "
-        "test split: read the accuracies beside that, and the one that is balanced over the classes."
+        "test split: compare the accuracies with that, and read the accuracy balanced over the classes."
     )
 
 
 def measured(scores: dict) -> dict[str, dict[str, Any]]:
-    """The models that were measured, teacher, base, student in that order."""
+    """The measured models, in the order teacher, base, student."""
     models = scores.get("models") or {}
     return {role: models[role] for role in MODELS if models.get(role)}
 
 
 def judged_split(models: Mapping[str, dict]) -> str | None:
-    """The split that the headline speaks of: test where the student has it, else validation."""
+    """The split of the headline: test if the student has it, else validation."""
     student = models.get("student", {})
     return next((split for split in ("test", "validation") if accuracy(student, split) is not None), None)
 
@@ -216,7 +222,7 @@ def accuracy(model: dict, split: str) -> float | None:
 
 
 def size(student: dict, teacher: dict | None) -> str:
-    """` (77,850 parameters, 3.5 times fewer than the teacher)`, or as much of it as is known."""
+    """` (77,850 parameters, 3.5 times fewer than the teacher)`, or the known part of it."""
     count, other = student.get("parameters"), (teacher or {}).get("parameters")
     if not count:
         return ""
@@ -225,6 +231,6 @@ def size(student: dict, teacher: dict | None) -> str:
     if count == other:
         return f" ({count:,} parameters, as many as the teacher)"
     ratio = max(count, other) / min(count, other)
-    # 1.04 would be written "1.0 times fewer", which says nothing.
+    # 1.04 would be written as "1.0 times fewer", which means nothing.
     factor = "slightly" if ratio < 1.05 else f"{ratio:.1f} times"
     return f" ({count:,} parameters, {factor} {'fewer' if count < other else 'more'} than the teacher)"

@@ -1,6 +1,6 @@
-"""What was distilled, as tables, charts, pictures and sentences: plain data in, text out; torch is not imported.
+"""The section "What was distilled": tables, charts, pictures and sentences. Plain data in, text out; does not import torch.
 
-The scores are those of a comparison (`transfer.json`), the maps its arrays (`transfer/<level>.npz`).
+The scores come from a comparison (`transfer.json`), the maps from its arrays (`transfer/<level>.npz`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from distilens.foundation.notation import safe
 from distilens.report import charts
 from distilens.report.cells import NOTHING, Cell, bounds, detail, minus
 from distilens.report.intervals import Estimate, interval_chart
@@ -19,13 +20,12 @@ from distilens.report.panels import PICTURE_BYTES, panel, panel_of
 from distilens.report.paths import shown_folder
 from distilens.report.rendering import missing, read_json, rendered
 from distilens.report.transfer_words import NAMED, Scores, facts, findings, pairs, reliability
-from distilens.specs import safe
 
 IN_NOTEBOOK = 4  # images
 
 
 def section(folder: Path) -> dict[str, Any]:
-    """All that the section shows of a run folder; nothing where its models have not been compared."""
+    """The content of the section for a run folder; empty if its models have not been compared."""
     command = command_for(folder)
     scores, problem = read_json(folder / "transfer.json")
     if scores is None:
@@ -34,7 +34,7 @@ def section(folder: Path) -> dict[str, Any]:
     shared = max(1, len(paths) + len(list((folder / "maps").glob("*.npz"))))
     order = {safe(level["name"]): at for at, level in enumerate(scores["levels"])}
     panels = [panel(path, scores["classes"], PICTURE_BYTES // shared, command) for path in paths]
-    panels.sort(key=lambda one: -order.get(one["name"], -1))  # the last level first: it is what the answer is made of
+    panels.sort(key=lambda one: -order.get(one["name"], -1))  # the last level first: the logits are computed from it
     return {**content(scores), "panels": panels}
 
 
@@ -60,32 +60,32 @@ def content(scores: Scores) -> dict[str, Any]:
 
 
 def page(folder: Path) -> str:
-    """A page of its own, for models that are not those of a run."""
+    """A separate page, for models that are not those of a single run."""
     scores, _ = read_json(folder / "transfer.json")
     name = " · ".join((scores or {}).get("models", {})) or folder.resolve().name
     return rendered("compare.html.j2", name=name, transfer=section(folder))
 
 
 def notebook(scores: Scores, maps: Mapping[str, Mapping[str, np.ndarray]]) -> str:
-    """The findings, the first figures and a few pictures at the last level, as a piece of HTML that needs nothing else."""
-    shown = []
+    """The findings, the first figures and a few pictures at the last level, as self-contained HTML."""
+    panels = []
     for name, arrays in list(maps.items())[-1:]:
         whole = {key for key, value in arrays.items() if value.ndim == 0 or key in ("roles", "answers_of")}
         few = {key: value if key in whole else value[:IN_NOTEBOOK] for key, value in arrays.items()}
-        shown.append(panel_of(name, few, scores["classes"], PICTURE_BYTES))
-    return rendered("compare_notebook.html.j2", transfer={**content(scores), "panels": shown})
+        panels.append(panel_of(name, few, scores["classes"], PICTURE_BYTES))
+    return rendered("compare_notebook.html.j2", transfer={**content(scores), "panels": panels})
 
 
 # ---------------------------------------------------------------------------------------------- tables and charts
 
 
 def rows(scores: Scores) -> list[tuple[str, list[Cell]]]:
-    """The table: a score a row, a level a column, with interval and n."""
-    found: dict[str, list[Cell]] = {}
+    """The table: one row per score and one column per level, with intervals."""
+    cells: dict[str, list[Cell]] = {}
     for at, level in enumerate(scores["levels"]):
         for title, one in scored(level):
-            found.setdefault(title, [(NOTHING, "")] * len(scores["levels"]))[at] = cell(one)
-    return list(found.items())
+            cells.setdefault(title, [(NOTHING, "")] * len(scores["levels"]))[at] = cell(one)
+    return list(cells.items())
 
 
 def scored(level: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
@@ -100,7 +100,7 @@ def scored(level: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def telling(level: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The pairs that are shown: those with a name, and what further models miss of the teacher; all where none has a name."""
+    """The pairs to show: those with a name, and what further models miss of the teacher; all pairs if no pair has a name."""
     named = [one for one in level["given"] if one["called"] in NAMED]
     others = [one for one in level["given"] if one["of"] == "teacher" and one["given"] not in ("base", "student")]
     return [*named, *others] if named else list(level["given"])
@@ -131,7 +131,7 @@ def briefly(one: Mapping[str, Any] | None) -> str:
 
 
 def figures(scores: Scores) -> list[dict[str, Any]]:
-    """The charts of intervals, each with a sentence that says what it shows."""
+    """The charts of intervals, each with an explanation."""
     names = list(scores["models"])
     listed = {
         "rs": ("Relevance: how much of the task is in the features (RS)", "rs", lambda one: one["of"]),
@@ -143,14 +143,14 @@ def figures(scores: Scores) -> list[dict[str, Any]]:
         ),
     }
     about = {
-        "rs": "0: the features say nothing of the classes; 1: all images of a class in one place, all classes equally far apart.",
+        "rs": "0: the features say nothing about the classes; 1: every class is one point, at equal distances.",
         "given": (
-            "The relevance of the part of one model's features that the other's do not explain; at or below 0 there is "
-            "nothing of the task in it."
+            "The relevance of the part of one model's features that the other's do not explain; at or below 0 it "
+            "contains nothing of the task."
         ),
-        "fss": "0: unrelated; 1: the same geometry, whatever the number of channels.",
+        "fss": "0: unrelated; 1: the same geometry, for any number of channels.",
     }
-    found = []
+    chart_list = []
     for key, (title, source, named) in listed.items():
         groups, seen = [], {}
         for level in scores["levels"]:
@@ -162,16 +162,16 @@ def figures(scores: Scores) -> list[dict[str, Any]]:
         svg = interval_chart(f"chart-transfer-{key}", title, groups, x_label="score, with 95 % interval")
         if svg:
             sure = (
-                f"Lines are 95 % intervals over {scores['n']:,} images of one run: another seed of training moves more."
+                f"Lines are 95 % intervals over {scores['n']:,} images of one run: another training seed changes more."
             )
-            found.append({"title": title, "svg": svg, "about": about[key], "sure": sure})
-    return found
+            chart_list.append({"title": title, "svg": svg, "about": about[key], "sure": sure})
+    return chart_list
 
 
 def growth(scores: Scores) -> list[dict[str, Any]]:
-    """How scores grew over training, where the run kept states."""
+    """The scores over training, if the run stored checkpoints."""
     grown = scores["growth"]
-    found = []
+    chart_list = []
     for key, title in (("rs", "Relevance over training (RS)"), ("fss", "Likeness to the teacher over training (FSS)")):
         lines = []
         for colour, (name, states) in enumerate((grown.get("models") or {}).items()):
@@ -190,8 +190,8 @@ def growth(scores: Scores) -> list[dict[str, Any]]:
             ]
             sure = f" The interval of a point is at most ±{max(halves):.3f}." if halves else ""
             about = f"At {grown['level']}, on {grown['n']:,} images, after each epoch whose state was kept.{sure}"
-            found.append({"title": title, "svg": svg, "about": about})
-    return found
+            chart_list.append({"title": title, "svg": svg, "about": about})
+    return chart_list
 
 
 def tested_at(scores: Scores) -> str:
@@ -199,7 +199,7 @@ def tested_at(scores: Scores) -> str:
 
 
 def tests(scores: Scores) -> list[tuple[str, dict[str, Cell]]]:
-    """Of the maps at the last level with a grid: are they stable, true, and on the evidence?"""
+    """Tests of the maps at the last level with a grid: stability, faithfulness, and energy on the evidence."""
     entries = (scores["maps"].get("levels") or {}).get(tested_at(scores)) or {}
 
     def mean(one: Mapping[str, Any] | None, *, share: bool = False) -> Cell:
@@ -220,8 +220,8 @@ def tests(scores: Scores) -> list[tuple[str, dict[str, Cell]]]:
         "energy_in_mask": ("energy on the evidence", True),
         "mask_share": ("the evidence's share of the image", True),
     }
-    found = []
+    test_rows = []
     for called, entry in entries.items():
         cells = {title: mean(entry.get(key), share=share) for key, (title, share) in titles.items() if entry.get(key)}
-        found.append((called, {**cells, "empty maps": (f"{entry.get('empty', 0)} of {entry.get('n', 0)}", "")}))
-    return found
+        test_rows.append((called, {**cells, "empty maps": (f"{entry.get('empty', 0)} of {entry.get('n', 0)}", "")}))
+    return test_rows

@@ -1,4 +1,4 @@
-"""What was distilled, in sentences computed from the scores of a comparison, each with how sure it is."""
+"""Sentences on what was distilled, computed from the scores of a comparison, each with its interval."""
 
 from __future__ import annotations
 
@@ -13,61 +13,62 @@ NAMED = ("distilled", "residual", "missed")
 """The pairs of a run's models that have a name."""
 
 RELIABLE = 0.8
-"""The correlation of maps over reference sets below which a single map is said not to be one to believe."""
+"""Below this correlation over reference sets, the page warns against reading single maps."""
 
 ALIKE = 0.1
-"""The share of their images that reference sets may have in common before it is said."""
+"""The page reports the share of images that the reference sets have in common if it is above this."""
 
 
 def findings(scores: Scores) -> list[str]:
-    """What the numbers come to at the last level that has a grid, and how sure it is."""
-    level, said = judged(scores), []
+    """The conclusions at the last level with a grid, with their intervals."""
+    level, sentences = judged(scores), []
     apart = {(one["what"], one["of"]): one for one in level["apart"]}
     name = level["name"]
     if one := apart.get(("rs", "student")):
-        said.append(
-            f"At {name} the student's features say {more(one)} of the task than the base's: RS {values(level['rs'], 'student')} "
-            f"against {values(level['rs'], 'base')}, a difference of {interval(one, '+')}{doubt(one)}."
+        sentences.append(
+            f"At {name} the student's features say {more(one)} about the task than the base's: "
+            f"RS {values(level['rs'], 'student')} against {values(level['rs'], 'base')}, "
+            f"a difference of {interval(one, '+')}{doubt(one)}."
         )
     if one := apart.get(("given", "distilled")):
-        said.append(
-            f"What the student knows and the base does not (distilled) says {more(one)} of the task than what the base knows and "
-            f"the student does not (residual): a difference of {interval(one, '+')}{doubt(one)}."
+        sentences.append(
+            f"What the student knows and the base does not (distilled) says {more(one)} about the task than what the base "
+            f"knows and the student does not (residual): a difference of {interval(one, '+')}{doubt(one)}."
         )
     if one := apart.get(("fss", "student")):
         alike = "more like" if one["value"] > 0 else "less like"
-        said.append(
+        sentences.append(
             f"The student's features are {alike} the teacher's than the base's are: a difference of FSS of "
             f"{interval(one, '+')}{doubt(one)}."
         )
-    if not said:
+    if not sentences:
         best = max(level["rs"], key=lambda one: one["value"])
         sure = best["low"] is None or best["low"] > 0
         what = (
-            f"the features of {best['of']} say most of the task"
+            f"the features of {best['of']} say most about the task"
             if sure
-            else "no model's features say anything sure of the task"
+            else "no model's features say anything certain about the task"
         )
-        said.append(f"At {name} {what}: RS {interval(best)}.")
-    said += energies(scores, name)
+        sentences.append(f"At {name} {what}: RS {interval(best)}.")
+    sentences += energies(scores, name)
     if scores["n"] < 64:
-        said.append(f"{scores['n']} images are few: single values say little below 64.")
-    return said
+        sentences.append(f"{scores['n']} images are few: single values say little below 64.")
+    return sentences
 
 
 def energies(scores: Scores, level: str) -> list[str]:
-    """Whether distilled maps lie on the evidence more than residual ones, where that is known."""
+    """Whether distilled maps lie on the evidence more than residual ones, if that is known."""
     entry = (scores["maps"].get("levels") or {}).get(level, {}).get("distilled") or {}
     one = entry.get("energy_above_residual")
     if not one or one["low"] is None:
         return []
     where = "more" if one["mean"] > 0 else "less"
     difference = f"{points(one['mean'])} points [{points(one['low'])} to {points(one['high'])}]"
-    return [f"Of the distilled maps {where} lies on the evidence than of the residual ones: {difference}{doubt(one)}."]
+    return [f"The distilled maps lie {where} on the evidence than the residual ones: {difference}{doubt(one)}."]
 
 
 def judged(scores: Scores) -> dict[str, Any]:
-    """The level that the findings speak of: the last one before the logits."""
+    """The level of the findings: the last one before the logits."""
     grids = [level for level in scores["levels"] if "logits" not in level["taps"].values()]
     return (grids or scores["levels"])[-1]
 
@@ -77,8 +78,8 @@ def more(one: Mapping[str, Any]) -> str:
 
 
 def doubt(one: Mapping[str, Any]) -> str:
-    """What is to be said where the interval of a difference holds 0."""
-    return ", which chance would explain" if one["low"] <= 0 <= one["high"] else ""
+    """A note if the interval of a difference contains 0."""
+    return ", which may be chance" if one["low"] <= 0 <= one["high"] else ""
 
 
 def values(listed: Sequence[Mapping[str, Any]], of: str) -> str:
@@ -90,7 +91,7 @@ def interval(one: Mapping[str, Any], sign: str = "") -> str:
 
 
 def reliability(scores: Scores) -> str:
-    """How far a single map may be believed: how alike it is against other reference sets."""
+    """How far a single map can be trusted: its correlation over other reference sets."""
     reference = scores["maps"].get("reference")
     if not reference:
         return ""
@@ -105,7 +106,7 @@ def reliability(scores: Scores) -> str:
     least, most = (pick(stable, key=lambda one: one[2]["mean"]) for pick in (min, max))
     lowest, highest = (minus(f"{one[2]['mean']:.2f}") for one in (least, most))
     firm = [f"{called} at {level}" for level, called, entry in stable if entry["mean"] >= RELIABLE]
-    told = {
+    verdict = {
         0: f"None reach {RELIABLE}: read what many of them have in common, not single maps.",
         len(stable): f"All are above {RELIABLE}, so that single maps can be read.",
     }.get(
@@ -113,16 +114,20 @@ def reliability(scores: Scores) -> str:
         f"Above {RELIABLE} are {', '.join(firm)}: of the others read what many have in common, not single maps.",
     )
     share = reference["shared"]
-    flattered = f" (they have {100 * share:.0f} % of their images in common, which flatters)" if share > ALIKE else ""
+    flattered = (
+        f" (they have {100 * share:.0f} % of their images in common, which raises the correlation)"
+        if share > ALIKE
+        else ""
+    )
     return (
         f"A map depends on the images that it is explained against, here {reference['n']} of the test split, the same for all. "
         f"Against {reference['sets']} other such sets{flattered} the maps of {reference['measured']} images correlate "
-        f"{lowest} ({least[1]} at {least[0]}) to {highest} ({most[1]} at {most[0]}). {told}"
+        f"{lowest} ({least[1]} at {least[0]}) to {highest} ({most[1]} at {most[0]}). {verdict}"
     )
 
 
 def facts(scores: Scores) -> list[tuple[str, str]]:
-    """What the numbers rest on."""
+    """The models, data and settings behind the numbers."""
     how = scores["settings"]
     task = "labels, one-hot" if how["embeddings"] == "one_hot" else f"embeddings of the classes: {how['embeddings']}"
     seen = "explained images (the stronger half by HiResCAM)" if how["explained"] else "images as they are"
@@ -142,8 +147,8 @@ def facts(scores: Scores) -> list[tuple[str, str]]:
 
 
 def pairs(scores: Scores) -> list[tuple[str, str]]:
-    """What each name of a pair means."""
-    found = {
+    """The meaning of each pair's name."""
+    meanings = {
         one["called"]: f"what the {one['of']} knows and the {one['given']} does not" for one in judged(scores)["given"]
     }
-    return [(name, found[name]) for name in NAMED if name in found]
+    return [(name, meanings[name]) for name in NAMED if name in meanings]

@@ -1,13 +1,13 @@
 """Teachers: anything that answers a batch, `teacher(batch, needs) -> Answer`.
 
-One that answers by itself (`LiveTeacher`), or from what it once said (`StoredTeacher`), several as one (`FOLLOW`), and controls
-around any of them (`CONTROLS`).
+`LiveTeacher` runs a model. `StoredTeacher` reads recorded answers. `FOLLOW` has the ways to combine several teachers. `CONTROLS`
+has control teachers, which wrap any of these.
 """
 
 from collections.abc import Sequence
 
 from distilens.core import Teacher
-from distilens.specs import Registry
+from distilens.foundation.notation import Registry
 from distilens.teachers.best_explained import BestExplainedTeacher
 from distilens.teachers.controls import MisregisteredTeacher, PermutedTeacher, RandomMapTeacher
 from distilens.teachers.live import LiveTeacher, nobody
@@ -37,13 +37,13 @@ CONTROLS = Registry(
 
 
 def as_one(teachers: Sequence[Teacher], follow: str | None, control: str | None = None) -> Teacher:
-    """Teachers as one, by `FOLLOW` where there are several, under a control where one is named."""
+    """Combine teachers into one, by the notation `follow` if there are several, and wrap them in a control if one is named."""
     teacher = FOLLOW.build(follow, teachers) if follow else teachers[0]
     return CONTROLS.build(control, teacher) if control else teacher
 
 
 def following(follow: str | None, count: int) -> Several | None:
-    """How several teachers will answer as one, before they are there: to ask what it needs. None where there is one."""
+    """The combination of several teachers before they exist, to ask for its needs. None if there is a single teacher."""
     return FOLLOW.build(follow, [nobody] * count) if follow else None
 
 

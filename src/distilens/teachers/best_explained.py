@@ -1,4 +1,4 @@
-"""Following, for each image, the teacher that explains it best."""
+"""Several teachers: follow, per image, the teacher that explains it best."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from distilens.core import Batch, Teacher
 from distilens.data.source import Rows
-from distilens.data.subset import Data
-from distilens.errors import UserError
+from distilens.data.splits import Data
+from distilens.foundation.errors import UserError
 from distilens.teachers.judges import JUDGES, NO_MASKS, build_judge
 from distilens.teachers.needs import Need
 from distilens.teachers.several import Following
@@ -25,24 +25,24 @@ INSERTION = str(JUDGES.resolve("insertion"))
 
 
 class BestExplainedTeacher(Following):
-    """For each image the teacher with the best score among those that are right.
+    """Follow, per image, the teacher with the best score among those that are right.
 
-    `t*(x) = argmax_t q_t(x)`, over the teachers whose first class of the untransformed image is the label; `q` is the judge's
-    score. Where all are wrong, `trust` is 0, and nobody's answer counts. Ties follow the earlier teacher. With `tau`, the teacher
-    is drawn in each epoch, with probability `softmax_t(q_t / tau)` among the right ones.
+    `t*(x) = argmax_t q_t(x)`, over the teachers whose top class of the untransformed image is the label; `q` is the judge's
+    score. If all are wrong, `trust` is 0, and no teacher's answer counts. In a tie the earlier teacher wins. With `tau`, the
+    teacher is drawn in each epoch, with probability `softmax_t(q_t / tau)` among the teachers that are right.
 
-    What is followed is followed in everything: logits, features, maps and targets are of one teacher. Maps of different grids are
-    averaged to the smallest one. Scores are those of the untransformed image, so each image is judged once and remembered. Every
-    teacher answers for every image: with stored answers that is a read.
+    Logits, features, maps and targets of an image all come from the followed teacher. Maps of different grids are averaged to the
+    smallest grid. The scores are those of the untransformed image, so each image is judged only once. Every teacher answers for
+    every image; with stored answers this is a read.
 
     Args:
         teachers: at least two, with the same classes in the same order.
         judge: in notation: `insertion`, `average_drop`, `energy_in_mask`, `focus`, `consensus`, `confidence`.
         gate: follow only teachers that are right. An image without a label is not gated.
-        tau: temperature of the draw; None follows the best.
+        tau: the temperature of the draw; with None the best teacher is followed.
 
-    Source: the idea is that of Mehak 2018 (IIT Hyderabad, raiith.iith.ac.in/4087): several teachers, and the one with the best
-    visual explanation teaches its logits and its map. Its text leaves "best" open; the judges, the gate and `tau` are ours.
+    Source: the idea of Mehak 2018 (IIT Hyderabad, raiith.iith.ac.in/4087): of several teachers, the one with the best visual
+    explanation teaches its logits and its map. The text does not define "best"; the judges, the gate and `tau` are ours.
     """
 
     name = "best_explained"
@@ -69,7 +69,7 @@ class BestExplainedTeacher(Following):
 
     def follow(self, batch: Batch) -> tuple[Int[Tensor, " b"], Float[Tensor, " b"]]:
         scores, right = self.known(batch).chunk(2, dim=1)
-        # a mean of teachers is right where most of them are
+        # a mean of teachers is right if most of them are
         allowed = (
             (right > 0.5) | (batch.labels < 0)[:, None] if self.gate else torch.ones_like(scores, dtype=torch.bool)
         )
@@ -77,7 +77,7 @@ class BestExplainedTeacher(Following):
         return chosen(scores, allowed, self.tau, drawn), allowed.any(1).float()
 
     def known(self, batch: Batch) -> Float[Tensor, "b twice"]:
-        """Every teacher's score, then whether each is right; asked once an image."""
+        """The score of every teacher, then whether each teacher is right. Each image is judged once."""
         if batch.variant is None:
             return self.judged(batch)
         rows = batch.variant.split.rows
@@ -100,7 +100,7 @@ class BestExplainedTeacher(Following):
 
 
 class Remembered:
-    """Numbers for each image of a set, and on the host which of them are there."""
+    """Numbers per image of a set. `there` says, on the host, which images have them."""
 
     def __init__(self, images: int, numbers: int, device: torch.device):
         self.values = torch.zeros(images, numbers, device=device)
@@ -113,11 +113,11 @@ def chosen(
     tau: float | None,
     drawn: Float[Tensor, " b"] | None,
 ) -> Int[Tensor, " b"]:
-    """The best of those allowed, the first of equals, or one drawn by `softmax(scores / tau)`; of all where none is allowed."""
+    """The best allowed teacher (the first in a tie), or one drawn by `softmax(scores / tau)`. If none is allowed, all are."""
     allowed = allowed | ~allowed.any(1, keepdim=True)
     scores = scores.masked_fill(~allowed, float("-inf"))
     if tau is None or drawn is None:
         return scores.argmax(1)
     upto = (scores / tau).softmax(1).cumsum(1)
-    upto = upto / upto[:, -1:]  # ends in exactly 1, above every draw; who has no share is never met
+    upto = upto / upto[:, -1:]  # ends in exactly 1, above every draw; a teacher with share 0 is never drawn
     return (drawn[:, None] >= upto).sum(1)

@@ -1,4 +1,4 @@
-"""How answers are written as records of fixed size, and read back."""
+"""Codecs: write answers as records of fixed size, and read them."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distilens.errors import UserError
-from distilens.processor import to_device
+from distilens.foundation.devices import to_device
+from distilens.foundation.errors import UserError
 from distilens.teachers.needs import Need, levelled, unlevelled
 
 Shape = tuple[int, ...]
 
 
 class Codec:
-    """What a record holds, and how values become records. Values are tensors `[n ...]` on the host."""
+    """The fields of a record, and the conversion of values. Values are tensors `[n ...]` on the host."""
 
     def fields(self, shape: Shape) -> list[tuple]:
-        """The fields of a record of values of some shape."""
+        """The fields of a record for values of this shape."""
         raise NotImplementedError
 
     def encode(self, values: Tensor, records: np.ndarray) -> None:
@@ -25,15 +25,15 @@ class Codec:
         raise NotImplementedError
 
     def decode(self, records: np.ndarray, device: torch.device) -> Tensor:
-        """The values again, in float32, on a device: what is sent there is what is stored."""
+        """The values in float32 on a device. Only the stored bytes are sent to the device."""
         raise NotImplementedError
 
 
 class Half(Codec):
-    """float16, with a power of two for each record that brings its largest value to between 2^14 and 2^15.
+    """float16, scaled per record by a power of two that brings the largest value between 2^14 and 2^15.
 
-    A power of two changes no digit, so values are rounded to 11 bits and neither overflow nor vanish: what is 2^-28 of the
-    largest still has all of them. Values of bfloat16, which has 8, come back as they were.
+    A power of two changes no digit. So values are rounded to 11 bits and do not overflow; a value of 2^-28 times the largest
+    still has all 11 bits. Values of bfloat16, which has 8 bits, do not change at all.
     """
 
     def fields(self, shape: Shape) -> list[tuple]:
@@ -52,7 +52,7 @@ class Half(Codec):
 
 
 class Byte(Codec):
-    """uint8 between each record's smallest and largest value, which are kept: 256 levels."""
+    """uint8: 256 levels between the smallest and the largest value of each record, which are stored too."""
 
     def fields(self, shape: Shape) -> list[tuple]:
         return [("low", "<f4"), ("high", "<f4"), ("values", "u1", shape)]
@@ -71,7 +71,7 @@ class Byte(Codec):
 
 
 class Full(Codec):
-    """float32, as it is: one number an image."""
+    """float32 without any change, for one number per image."""
 
     def fields(self, shape: Shape) -> list[tuple]:
         return [("values", "<f4", shape)]
@@ -84,7 +84,7 @@ class Full(Codec):
 
 
 class Largest(Codec):
-    """The largest logits with their classes, and the level of the others: see `levelled`."""
+    """The largest logits with their classes, and one value for all others: see `levelled`."""
 
     def __init__(self, top: int, classes: int):
         self.top, self.classes, self.half = min(top, classes), classes, Half()
@@ -105,12 +105,12 @@ class Largest(Codec):
 
 
 def sent(column: np.ndarray, device: torch.device) -> Tensor:
-    """A field of records as a tensor on a device, without waiting for it."""
+    """Send a field of records to a device as a tensor, without waiting for it."""
     return to_device(column.copy(), device)
 
 
 def codec_of(need: Need, shape: Shape, *, maps: str) -> Codec:
-    """How the answers to a need are written; `maps` says whether maps are `float16` or `uint8`."""
+    """The codec for the answers to a need; `maps` is the type of maps, `float16` or `uint8`."""
     if need.kind == "scores":
         return Full()
     if need.kind == "maps" and maps == "uint8":
@@ -121,10 +121,10 @@ def codec_of(need: Need, shape: Shape, *, maps: str) -> Codec:
 
 
 def check_finite(values: Tensor, need: Need, index: np.ndarray) -> None:
-    """Nothing that is no number is recorded.
+    """Refuse to record NaN or infinite values.
 
     Raises:
-        UserError: with the images.
+        UserError: there are such values; the message names the images.
     """
     broken = ~values.isfinite().flatten(1).all(1) if values.ndim > 1 else ~values.isfinite()
     if broken.any():

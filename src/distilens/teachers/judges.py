@@ -1,8 +1,8 @@
-"""Judges: a number for each image that says how far a teacher is to be followed there. Higher is better.
+"""Judges: a score per image and teacher. A higher score means a better teacher for this image.
 
-A judge looks at the untransformed images, so that what it says of an image is one number for a whole run, and can be stored. One
-that looks at maps looks at those of the teacher's own first class; an image whose map is empty (or whose score is no number)
-gets the worst score, which each judge names.
+A judge scores the untransformed images. So an image has one score for a whole run, and the score can be stored. A judge of maps
+reads the map of the teacher's own top class. If the map is empty, or the score is NaN, the image gets the worst score; each
+judge names its worst score.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from distilens.core import Answer, Batch, Model
-from distilens.errors import UserError
 from distilens.explain import EXPLAINERS, Explainer, build_explainer
-from distilens.explain.maps import empty, resized, strength
-from distilens.measure.faithfulness import average_drop, insertion, masked_confidence
-from distilens.measure.localisation import energy_in_mask
-from distilens.specs import Registry, Spec
+from distilens.explain.maps import empty, strength
+from distilens.foundation.errors import UserError
+from distilens.foundation.notation import Registry, Spec
+from distilens.measure.maps.faithfulness import average_drop, insertion, masked_confidence
+from distilens.measure.maps.localisation import energy_in_mask
+from distilens.models.grids import resized
 
 JUDGES = Registry(
     "judge",
@@ -44,10 +45,10 @@ GRADCAM = str(EXPLAINERS.resolve("gradcam"))
 
 
 def build_judge(part: str) -> Judge:
-    """A judge from its notation, which it keeps with every option written out.
+    """Build a judge from its notation; the judge stores the notation with all options.
 
     Raises:
-        UserError: an unknown name or option.
+        UserError: a name or an option is unknown.
     """
     spec = JUDGES.resolve(part)
     made = JUDGES.build(spec)
@@ -56,14 +57,14 @@ def build_judge(part: str) -> Judge:
 
 
 class Judge:
-    """Scores a model on images (`judge(model, batch)`), or several teachers beside each other (`compare`).
+    """Scores a model on images (`judge(model, batch)`), or compares several teachers (`compare`).
 
-    Write `__call__`, where one model is judged by itself; or `needs` and `compare`, where it takes several to tell.
+    Override `__call__` to judge one model by itself. Override `needs` and `compare` if the score needs several teachers.
 
     Attributes:
-        notation: with every option: what its scores are stored under.
-        reads: what of the data set it reads beside the images: `labels`, `masks`.
-        part, explainer: of the maps that it judges, where it judges maps.
+        notation: the notation with all options; its scores are stored under this name.
+        reads: what it reads from the data set besides the images: `labels`, `masks`.
+        part, explainer: notation and explainer of the maps, if it judges maps.
     """
 
     notation: str = ""
@@ -73,7 +74,7 @@ class Judge:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What is asked of each teacher, of the untransformed images, in order to compare them."""
+        """The needs that each teacher answers, for the untransformed images, before they are compared."""
         return (f"scores:{self.notation}",)
 
     def __call__(self, model: Model, batch: Batch) -> Float[Tensor, " b"]:
@@ -86,14 +87,14 @@ class Judge:
 
 
 class Confidence(Judge):
-    """The probability in [0, 1] that the teacher gives to its own first class, of the untransformed image."""
+    """The probability, in [0, 1], of the teacher's own top class for the untransformed image."""
 
     def __call__(self, model: Model, batch: Batch) -> Float[Tensor, " b"]:
         return model.logits(batch.canonical).softmax(1).amax(1)
 
 
 class Correct(Judge):
-    """1 where the teacher's first class of the untransformed image is the label, else 0 (also where there is no label)."""
+    """1 if the teacher's top class of the untransformed image is the label, else 0; 0 for an image without a label."""
 
     reads = ("labels",)
 
@@ -102,10 +103,10 @@ class Correct(Judge):
 
 
 class MapJudge(Judge):
-    """Judges the maps of an explainer: a member writes `judge`. The worst score, and that of an empty map, is 0.
+    """Judges the maps of an explainer; a subclass implements `judge`. The worst score, also for an empty map, is 0.
 
     Args:
-        explainer: whose maps.
+        explainer: the explainer of the maps.
     """
 
     def __init__(self, *, explainer: ExplainerPart = GRADCAM):
@@ -114,26 +115,26 @@ class MapJudge(Judge):
     def __call__(self, model: Model, batch: Batch) -> Float[Tensor, " b"]:
         assert self.explainer is not None
         shown = batch.untransformed()
-        found = self.explainer(model, shown.images)
-        scores = self.judge(model, shown, found.maps, found.target)
-        return scores.masked_fill(empty(found.maps) | scores.isnan(), 0.0)
+        explanation = self.explainer(model, shown.images)
+        scores = self.judge(model, shown, explanation.maps, explanation.target)
+        return scores.masked_fill(empty(explanation.maps) | scores.isnan(), 0.0)
 
     def judge(
         self, model: Model, batch: Batch, maps: Float[Tensor, "b h w"], target: Int[Tensor, " b"]
     ) -> Float[Tensor, " b"]:
-        """The scores of maps of an untransformed batch, of the classes `target`."""
+        """The scores of the maps of an untransformed batch, for the classes `target`."""
         raise NotImplementedError
 
 
 class Insertion(MapJudge):
-    """Whether the places that the map names suffice: the area under the insertion curve, in [0, 1].
+    """The area under the insertion curve, in [0, 1]: do the places with high map values suffice?
 
-    Pixels are shown in the order of the map on the blurred image; the score is the mean probability of the class on the way.
-    Costs `steps + 1` forwards an image beside the map. The worst score, and that of an empty map, is 0.
+    Pixels are inserted into the blurred image in the order of the map. The score is the mean probability of the class over the
+    steps. It costs `steps + 1` forward passes per image besides the map. The worst score, also for an empty map, is 0.
 
     Args:
-        explainer: whose maps.
-        steps: points on the way.
+        explainer: the explainer of the maps.
+        steps: steps of the insertion.
 
     Source: Petsiuk et al. 2018 (RISE, arXiv 1806.07421), section 4.2; see `distilens.measure.insertion`.
     """
@@ -149,13 +150,13 @@ class Insertion(MapJudge):
 
 
 class AverageDrop(MapJudge):
-    """How much of its confidence the teacher keeps behind its own map: `1 - max(0, Y - O) / Y`, in [0, 1].
+    """The share of confidence that stays if the image is masked with the teacher's map: `1 - max(0, Y - O) / Y`, in [0, 1].
 
-    `Y` is the class's probability, `O` that of the image multiplied by its map. Costs two forwards an image beside the map.
-    The worst score, and that of an empty map, is 0.
+    `Y` is the probability of the class, `O` the probability for the image multiplied by its map. It costs two forward passes per
+    image besides the map. The worst score, also for an empty map, is 0.
 
     Args:
-        explainer: whose maps.
+        explainer: the explainer of the maps.
 
     Source: Chattopadhay et al. 2018 (Grad-CAM++, arXiv 1710.11063), section 4.1; see `distilens.measure.average_drop`.
     """
@@ -167,12 +168,12 @@ class AverageDrop(MapJudge):
 
 
 class EnergyInMask(MapJudge):
-    """The share of the map's strength that lies on the evidence, in [0, 1], for data with evidence masks.
+    """The share of the map's strength inside the evidence mask, in [0, 1], for data with such masks.
 
-    The worst score, and that of an empty map, is 0.
+    The worst score, also for an empty map, is 0.
 
     Args:
-        explainer: whose maps.
+        explainer: the explainer of the maps.
 
     Source: Wang et al. 2020 (Score-CAM, arXiv 1910.01279), section 4.3; see `distilens.measure.energy_in_mask`.
     """
@@ -188,19 +189,19 @@ class EnergyInMask(MapJudge):
 
 
 NO_MASKS = (
-    "the judge energy_in_mask compares maps with evidence masks, and these data have none: take another judge (insertion, focus) "
-    "or data with masks (shapes, from_arrays(masks=...))"
+    "the judge energy_in_mask compares maps with evidence masks, but these data have no masks: use another judge (insertion, "
+    "focus) or data with masks (shapes, from_arrays(masks=...))"
 )
 
 
 class Focus(MapJudge):
-    """How little room the map takes: `1 - H(p) / log(cells)`, in [0, 1]; `p` is the map's strength as shares that sum to 1.
+    """The concentration of the map: `1 - H(p) / log(cells)`, in [0, 1]; `p` is the map's strength as shares that sum to 1.
 
-    1 for a single cell, 0 for a flat map; by the logarithm, maps of different grids compare. It says nothing of whether the map
-    is true. The worst score, and that of an empty map or of a map of one cell, is 0.
+    It is 1 if a single cell has all the strength, and 0 for a flat map. The logarithm makes maps of different grids comparable.
+    The score does not tell whether the map is true. The worst score, also for an empty map or a map with one cell, is 0.
 
     Args:
-        explainer: whose maps.
+        explainer: the explainer of the maps.
     """
 
     def judge(
@@ -212,13 +213,13 @@ class Focus(MapJudge):
 
 
 class Consensus(Judge):
-    """How far the teacher's map is that of the others: its cosine to the mean of their unit maps, in [-1, 1].
+    """The agreement with the other teachers: the cosine of the map to the mean of their unit maps, in [-1, 1].
 
-    On the smallest of their grids. Two teachers agree equally with each other, so it takes three to tell them apart (of two, the
-    first is followed). The worst score, and that of an empty map or of others without any map, is -1.
+    Maps are compared on the smallest grid. Two teachers always have the same score, so it takes three to choose between them;
+    with two, the first is followed. The worst score, also for an empty map or if no other teacher has a map, is -1.
 
     Args:
-        explainer: whose maps; those of `of=canonical` that a method asks for are the same, and made once.
+        explainer: the explainer of the maps. If a method asks for the same maps with `of=canonical`, they are made only once.
     """
 
     def __init__(self, *, explainer: ExplainerPart = GRADCAM):
@@ -230,7 +231,7 @@ class Consensus(Judge):
         return (self.asked,)
 
     def __call__(self, model: Model, batch: Batch) -> Float[Tensor, " b"]:
-        raise UserError("the judge consensus compares several teachers: it says nothing of one alone")
+        raise UserError("the judge consensus compares several teachers: it cannot score a single one")
 
     def compare(self, answers: Sequence[Answer]) -> Float[Tensor, "b teachers"]:
         maps = torch.stack(on_smallest_grid([answer.maps[self.asked] for answer in answers]))
@@ -242,11 +243,11 @@ class Consensus(Judge):
 
 def on_smallest_grid(maps: Sequence[Float[Tensor, "*b _ _"]]) -> list[Float[Tensor, "*b h w"]]:
     """Maps of several teachers, averaged to the smallest of their grids."""
-    size = (min(each.shape[-2] for each in maps), min(each.shape[-1] for each in maps))
-    return [resized(each, size) for each in maps]
+    size = (min(batch.shape[-2] for batch in maps), min(batch.shape[-1] for batch in maps))
+    return [resized(batch, size) for batch in maps]
 
 
 def level(maps: Float[Tensor, "*b h w"]) -> Float[Tensor, "*b h w"]:
-    """Maps of strength 1, with their signs: maps of different teachers then weigh the same. An empty map stays 0."""
+    """Maps scaled to strength 1, with their signs, so that the maps of all teachers weigh the same. An empty map stays 0."""
     total = maps.abs().sum((-2, -1), keepdim=True)
     return maps / total.where(total > 0, 1)

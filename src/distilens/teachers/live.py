@@ -1,4 +1,4 @@
-"""A model that answers as training goes, and the teacher of those who have none."""
+"""The live teacher, a model that answers during training; and `nobody`, for runs without a teacher."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distilens.core import Answer, Batch, Model
+from distilens.core import Answer, Batch, Model, Teacher
 from distilens.data.source import digest
-from distilens.errors import UserError
 from distilens.explain import Explainer, build_explainer
 from distilens.explain.activation import ActivationMap
 from distilens.explain.explanation import known_to_be_sound
+from distilens.foundation.devices import to_device
+from distilens.foundation.errors import UserError
+from distilens.foundation.notation import Spec
 from distilens.models import MODELS
+from distilens.models.folding import Precision, prepare
 from distilens.models.heads import heads
 from distilens.models.saved import architecture
-from distilens.prepare import Precision, prepare
-from distilens.processor import to_device
-from distilens.specs import Spec
-from distilens.taps import find
+from distilens.models.taps import find
 from distilens.teachers.judges import Judge, build_judge
 from distilens.teachers.needs import Need, levelled, moved, spread, unlevelled
 from distilens.teachers.pruned import pruned
 
 
-class LiveTeacher:
-    """A model that answers each batch: frozen, in eval mode, without a graph, and only what is needed.
+class LiveTeacher(Teacher):
+    """A model that answers each batch: frozen, in eval mode, without a graph. It computes only what is needed.
 
-    It answers through copies of the model that are made for answering (`prepare`): logits and features in the precision of
-    the autocast around the call, maps in float32.
+    It uses copies of the model that are made for inference (`prepare`). Logits and features have the precision of the autocast
+    around the call; maps are float32.
 
     Args:
-        model: taken over: its parameters no longer require gradients, and it stays in eval mode.
+        model: the model. It is changed: its parameters no longer require gradients, and it stays in eval mode.
     """
 
     def __init__(self, model: Model):
@@ -76,11 +76,11 @@ class LiveTeacher:
         )
 
     @property
-    def classes(self) -> tuple[str, ...]:
+    def classes(self) -> tuple[str, ...]:  # type: ignore[override]
         return self.model.classes
 
     def part(self, path: str) -> nn.Module:
-        """A part of the network: by path, or what gives the logits, by whatever name (`head`)."""
+        """A module of the network, by path; `head` is the module that gives the logits, whatever its name."""
         return find(self.model.network, heads(self.model)[-1] if path == "head" else path)
 
     def pruned(self, share: str) -> LiveTeacher:
@@ -90,16 +90,16 @@ class LiveTeacher:
         return self.copies[share]
 
     @property
-    def precision(self) -> Precision:
-        """That of logits and features: what the autocast around the call says, else float32."""
+    def precision(self) -> Precision:  # type: ignore[override]
+        """The precision of logits and features: that of the autocast around the call, else float32."""
         device = self.model.device.type
         if not torch.is_autocast_enabled(device):
             return "float32"
         return "bfloat16" if torch.get_autocast_dtype(device) == torch.bfloat16 else "float16"
 
     @cached_property
-    def identity(self) -> dict[str, Any]:
-        """What the answers depend on: the network, its weights, and the pixels that it expects."""
+    def identity(self) -> dict[str, Any]:  # type: ignore[override]
+        """What the answers depend on: the network, its weights, and its input size and normalisation."""
         model = self.model
         weights = [part for key, value in model.bare_state().items() for part in (key, plain(value))]
         pixels = [*model.mean.flatten().tolist(), *model.std.flatten().tolist()]
@@ -121,11 +121,11 @@ class LiveTeacher:
 
     @property
     def exact(self) -> Model:
-        """The model in float32, for maps and whatever is made of them."""
+        """The model in float32, for maps and everything computed from them."""
         return self.form("float32")
 
     def form(self, precision: Precision, taps: Collection[str] = ()) -> Model:
-        """The model prepared in a precision; once more where a tap that is read now was folded away."""
+        """The model prepared in a precision. It is prepared again if a tap that is read now was folded away."""
         made = self.prepared.get(precision)
         if made is None or made.folded.intersection(taps):
             self.kept.update(taps)
@@ -133,22 +133,22 @@ class LiveTeacher:
         return made
 
     def explained(self, batch: Batch, needs: Sequence[Need]) -> list[tuple[Tensor, Tensor]]:
-        """Maps of the images that some needs ask for, which differ in the tap alone, and the classes that they explain."""
+        """The maps, and the classes that they explain, for needs that differ only in the tap."""
         need = needs[0]
         chosen = need.rows(batch)
         rows = to_device(chosen, batch.images.device)
-        if not len(rows):  # one image tells what maps look like
+        if not len(rows):  # one image shows the shape of the maps
             ones = [replace(need, draw=None, every=1) for need in needs]
-            found = self.explained(batch.select(np.zeros(1, int)), ones)
-            return [(spread(batch, rows, maps[:0]), spread(batch, rows, target[:0])) for maps, target in found]
-        some = batch if len(rows) == len(batch) else batch.select(chosen)
-        images = some.canonical if need.of == "canonical" else some.images
+            answers = self.explained(batch.select(np.zeros(1, int)), ones)
+            return [(spread(batch, rows, maps[:0]), spread(batch, rows, target[:0])) for maps, target in answers]
+        selected = batch if len(rows) == len(batch) else batch.select(chosen)
+        images = selected.canonical if need.of == "canonical" else selected.images
         explainer, model = self.explainer(need.what)
-        target = some.labels if need.target == "label" else None
+        target = selected.labels if need.target == "label" else None
         # pixels come from bytes, and the teacher's own top class exists; a label may be missing
         with contextlib.nullcontext() if target is not None else known_to_be_sound():
             if need.classes == "all":
-                return [(spread(batch, rows, moved(some, need, explainer.classwise(model, images))), batch.labels)]
+                return [(spread(batch, rows, moved(selected, need, explainer.classwise(model, images))), batch.labels)]
             if len(needs) == 1:
                 explanations = [explainer(model, images, target)]
             else:
@@ -157,12 +157,12 @@ class LiveTeacher:
                 by_tap = cast(ActivationMap, explainer).at(list(dict.fromkeys(taps)), model, images, target)
                 explanations = [by_tap[tap] for tap in taps]
         return [
-            (spread(batch, rows, moved(some, need, found.maps)), spread(batch, rows, found.target))
-            for need, found in zip(needs, explanations, strict=True)
+            (spread(batch, rows, moved(selected, need, explanation.maps)), spread(batch, rows, explanation.target))
+            for need, explanation in zip(needs, explanations, strict=True)
         ]
 
     def judged(self, batch: Batch, need: Need) -> Tensor:
-        """A judge's scores, in float32 whatever the precision of the step."""
+        """A judge's scores, in float32, whatever the precision of the step."""
         if need.what not in self.judges:
             self.judges[need.what] = build_judge(need.what)
         judge = self.judges[need.what]
@@ -170,11 +170,11 @@ class LiveTeacher:
             return judge(self.exact_for(judge.explainer), batch)
 
     def explainer(self, part: str) -> tuple[Explainer, Model]:
-        """The explainer, and the form of the model that it explains."""
+        """The explainer, and the prepared model that it explains."""
         if part not in self.explainers:
             self.explainers[part] = build_explainer(part)
-        found = self.explainers[part]
-        return found, self.exact_for(found)
+        explainer = self.explainers[part]
+        return explainer, self.exact_for(explainer)
 
     def exact_for(self, explainer: Explainer | None) -> Model:
         """The model in float32, with the tap that an explainer reads."""
@@ -183,7 +183,7 @@ class LiveTeacher:
 
 @cache
 def at_several_taps(needs: tuple[Need, ...]) -> list[list[Need]]:
-    """Needs for maps, those together that one forward answers: the same explainer at different taps."""
+    """Group needs for maps that one forward pass can answer: the same explainer at different taps."""
     groups: dict[Any, list[Need]] = {}
     for need in needs:
         spec = Spec.parse(need.what)
@@ -194,7 +194,7 @@ def at_several_taps(needs: tuple[Need, ...]) -> list[list[Need]]:
 
 
 def approximate(logits: Tensor, needs: Sequence[Need]) -> Tensor | None:
-    """The logits as exactly as any need asks for them; None where none does."""
+    """The logits with as many exact values as any need asks for; None if no need asks for logits."""
     if not needs or any(need.top is None for need in needs):
         return logits if needs else None
     top = max(need.top for need in needs if need.top is not None)
@@ -202,9 +202,9 @@ def approximate(logits: Tensor, needs: Sequence[Need]) -> Tensor | None:
 
 
 def without_weights(model: Model) -> str:
-    """The network in notation, every option written out, but not where its weights once came from, nor its pixels.
+    """The network in notation with all options, but without the source of its weights, its size and its normalisation.
 
-    Of a module of somebody's own, its name.
+    For a module that is not in the registry, its name.
     """
     try:
         spec = MODELS.resolve(architecture(model.name, model.size))
@@ -215,12 +215,19 @@ def without_weights(model: Model) -> str:
 
 
 def plain(value: Tensor) -> Any:
-    """A tensor's bytes, of whatever type."""
+    """The bytes of a tensor of any type."""
     return value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy() if value.numel() else b""
 
 
-def nobody(batch: Batch, needs: Sequence[str]) -> Answer:
-    """The teacher of the base student, and of any list of methods that asks for nothing."""
-    if needs:
-        raise UserError(f"these methods need a teacher ({', '.join(needs)}), and there is none: name one in [teacher]")
-    return Answer()
+class Nobody(Teacher):
+    """The teacher of the base student, and of any list of methods without needs."""
+
+    def __call__(self, batch: Batch, needs: Sequence[str]) -> Answer:
+        if needs:
+            raise UserError(
+                f"these methods need a teacher ({', '.join(needs)}), but there is none: name one in [teacher]"
+            )
+        return Answer()
+
+
+nobody = Nobody()

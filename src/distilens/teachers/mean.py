@@ -1,4 +1,4 @@
-"""The controls of choosing among several teachers: all of them at once, or any of them."""
+"""The baselines for following several teachers: their mean, or a random one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from distilens.core import Answer, Batch, Teacher
-from distilens.processor import to_device
+from distilens.foundation.devices import to_device
 from distilens.teachers.judges import level
 from distilens.teachers.needs import Need, spread
 from distilens.teachers.several import Following, Several, joined, of_kind, trust_of
@@ -19,19 +19,19 @@ from distilens.teachers.several import Following, Several, joined, of_kind, trus
 class MeanTeacher(Several):
     """The mean of the teachers' answers.
 
-    Of logits (not of probabilities: the baseline that papers on several teachers call AVER), of features of one shape, of
-    scores, of trust. Of maps: the mean of maps of strength 1 (each divided by the sum of its absolute values), on the smallest
-    grid; so the teachers' maps weigh the same whatever their scale.
+    It averages logits (not probabilities; papers on several teachers call this baseline AVER), features of the same shape,
+    scores and trust. Maps are first scaled to strength 1 (divided by the sum of their absolute values) and averaged on the
+    smallest grid, so the maps of all teachers weigh the same.
 
-    With `target=top1` each teacher explains its *own* first class, and the target is the first class of the mean logits: where
-    teachers disagree, the mean holds maps of other classes too. `target=label` keeps to one class. A map need costs one more
-    forward of its images where nobody asks for their logits.
+    With `target=top1` each teacher explains its *own* top class, but the target is the top class of the mean logits. If the
+    teachers disagree, the mean map also contains maps of other classes. `target=label` uses one class. A need for maps costs one
+    more forward pass of its images if no method asks for their logits.
 
     Args:
         teachers: at least two, with the same classes in the same order.
 
-    Source: the mean of logits as a baseline: You et al. 2017 (KDD, "Learning from Multiple Teacher Networks") average softened
-    outputs; the code of CA-MKD (Zhang et al. 2022, arXiv 2201.00007) has logits under AVER.
+    Source: the mean as a baseline: You et al. 2017 (KDD, "Learning from Multiple Teacher Networks") average softened outputs;
+    the code of CA-MKD (Zhang et al. 2022, arXiv 2201.00007) averages logits under the name AVER.
     """
 
     name = "mean"
@@ -60,12 +60,12 @@ class MeanTeacher(Several):
         return joined(answers, wanted, mean, mean_map, targets=targets, trust=trust)
 
     def asks(self, needs: Sequence[Need]) -> list[Need]:
-        found = {need.of for need in needs if need.kind == "maps" and own_class(need)}
-        return [replace(Need.parse("logits"), of=of) for of in sorted(found)]
+        shown = {need.of for need in needs if need.kind == "maps" and own_class(need)}
+        return [replace(Need.parse("logits"), of=of) for of in sorted(shown)]
 
 
 class RandomTeacher(Following):
-    """One of the teachers, drawn for each image and epoch: what choosing has to beat.
+    """One of the teachers, drawn at random per image and epoch: the baseline for every choice of a teacher.
 
     Args:
         teachers: at least two, with the same classes in the same order.
@@ -82,12 +82,12 @@ class RandomTeacher(Following):
 
 
 def own_class(need: Need) -> bool:
-    """Whether maps are of the class that the teacher itself names."""
+    """Whether maps explain the teacher's own top class."""
     return need.classes == "one" and need.target == "top1"
 
 
 def first_class(answers: Sequence[Answer]) -> Int[Tensor, " b"]:
-    """The first class of the mean logits."""
+    """The top class of the mean logits."""
     return mean([answer.logits for answer in answers if answer.logits is not None]).argmax(1)
 
 
@@ -96,4 +96,4 @@ def mean(values: list[Tensor]) -> Tensor:
 
 
 def mean_map(maps: list[Float[Tensor, "*b h w"]]) -> Float[Tensor, "*b h w"]:
-    return mean([level(each) for each in maps])
+    return mean([level(teacher_maps) for teacher_maps in maps])

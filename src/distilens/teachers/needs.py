@@ -1,18 +1,18 @@
-"""What methods ask of a teacher, as notation.
+"""Needs: what a method asks of a teacher, in notation.
 
 logits                          the logits of the images
-logits:top=10                   the ten largest of them, the others level: an approximation that takes little room
+logits:top=10                   the ten largest logits, all others equal: an approximation with small records
 features:layer3                 the features at a tap
-maps:ig:steps=32                the explainer's maps; its own options, and further ones:
-    of=images|canonical         of these very crops, or of the untransformed images, moved with them
-    target=top1|label           of the teacher's own first class, or of the label
-    share=0.1,draw=NAME         of the images alone for which `batch.draw(NAME) < share`; zero for the others
-    every=4                     at every fourth step alone; zero at the others
-    classes=one|all             of that class, or of all: `[b classes h w]`
-    pool=2                      averaged to so many cells along a side
+maps:ig:steps=32                the explainer's maps, with its own options and these:
+    of=images|canonical         for the crops of the batch, or for the untransformed images, moved with the crops
+    target=top1|label           for the teacher's own top class, or for the label
+    share=0.1,draw=NAME         only for the images with `batch.draw(NAME) < share`; zero for the others
+    every=4                     only at every fourth step; zero at the others
+    classes=one|all             for one class, or for all: `[b classes h w]`
+    pool=2                      averaged to this number of cells along a side
 scores:confidence               a judge's score of the untransformed images
-pruned:0.3                      the logits of a copy of the teacher without that share of its weights, the smallest
-module:fc                       a part of the teacher; module:head is what gives the logits, whatever its name
+pruned:0.3                      the logits of a copy of the teacher without the smallest 30 % of its weights
+module:fc                       a module of the teacher; module:head is the one that gives the logits, whatever its name
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from distilens import draws
 from distilens.core import Batch
-from distilens.errors import UserError
 from distilens.explain import EXPLAINERS
-from distilens.explain.maps import resized
-from distilens.specs import Spec, convert
+from distilens.foundation import randomness
+from distilens.foundation.errors import UserError
+from distilens.foundation.notation import Spec, convert
+from distilens.models.grids import resized
 from distilens.teachers.judges import JUDGES
 
 FORMS = "logits, logits:top=K, features:TAP, maps:EXPLAINER, scores:JUDGE, pruned:SHARE or module:PATH"
@@ -43,9 +43,9 @@ FURTHER = {
     "draw": (str, None),
     "every": (Annotated[int, Field(ge=1)], 1),
     "classes": (Literal["one", "all"], "one"),
-    "pool": (Optional[Annotated[int, Field(ge=1)]], None),  # noqa: UP045  # made at run time, of what is no class
+    "pool": (Optional[Annotated[int, Field(ge=1)]], None),  # noqa: UP045  # built at run time from a type that is not a class
 }
-"""What a maps need says beside the explainer's own options: type and default."""
+"""The options of a need for maps besides the explainer's own: type and default."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,14 @@ class Need:
     """A need, read from its notation.
 
     Attributes:
-        text: as the method wrote it; answers are found by it.
+        text: as the method wrote it; it is the key of the answer.
         kind: one of `KINDS`.
-        what: the tap, explainer, judge or path.
-        of: whether the answer is of these images, or of the untransformed ones.
-        target: of which class maps are.
-        share, draw, every: of which images of the batch, at which steps.
-        classes, pool: whether maps are of all classes, and the cells along a side that they are averaged to.
-        top: how many logits; None for all.
+        what: the tap, explainer, judge, share or path.
+        of: whether the answer is for the images of the batch, or for the untransformed images.
+        target: the class that maps explain.
+        share, draw, every: the images of the batch, and the steps, that are asked for.
+        classes, pool: whether there are maps of all classes, and the number of cells along a side that maps are averaged to.
+        top: the number of logits; None for all.
     """
 
     text: str
@@ -86,7 +86,7 @@ class Need:
         """Read the notation.
 
         Raises:
-            UserError: no such kind of need, or an option that it does not have.
+            UserError: the kind of need is unknown, or an option is unknown or wrong.
         """
         kind, _, what = text.partition(":")
         if kind == "logits" and what:
@@ -113,9 +113,9 @@ class Need:
                 except ValueError as error:
                     raise UserError(f"{text!r}: {name}: {error}; of=canonical|images, target=top1|label") from None
         if (further["share"] < 1) != (further["draw"] is not None):
-            raise UserError(f"{text!r}: share= and draw= go together, for share is compared with what is drawn")
+            raise UserError(f"{text!r}: share= and draw= go together: share is compared with the numbers of draw")
         if further["classes"] == "all":
-            further["target"] = "top1"  # it makes no difference, and so is no part of the name
+            further["target"] = "top1"  # it makes no difference, so it must not change the name
         return cls(text, kind, str(explainer), **further)
 
     @property
@@ -126,46 +126,48 @@ class Need:
         if self.kind != "maps":
             return f"{self.kind}:{self.what}"
         further = ["classes=all"] if self.classes == "all" else [f"target={self.target}"]
-        if self.pool is not None and self.of == "images":  # maps that are moved yet are averaged afterwards
+        if self.pool is not None and self.of == "images":  # canonical maps are first moved, then averaged
             further.append(f"pool={self.pool}")
         return f"maps:{self.what}{',' if ':' in self.what else ':'}{','.join(further)}"
 
     @property
     def name(self) -> str:
-        """What answers are stored under: the question, and where it is asked of the untransformed images."""
+        """The name of the stored answers: the question, and `of=canonical` if it is about the untransformed images."""
         return self.question + (f"{',' if ':' in self.question else ':'}of=canonical" if self.of == "canonical" else "")
 
     def rows(self, batch: Batch) -> np.ndarray:
-        """The positions in the batch of the images that are asked for, found on the host."""
+        """The positions in the batch of the images that are asked for, computed on the host."""
         if batch.step % self.every:
             return np.arange(0)
         if self.draw is None or self.share >= 1:
             return np.arange(len(batch))
         index = batch.index.cpu() if batch.variant is None else torch.from_numpy(batch.variant.index)
-        return np.flatnonzero(draws.uniform(self.draw, index, batch.seed, batch.epoch)[:, 0].numpy() < self.share)
+        return np.flatnonzero(randomness.uniform(self.draw, index, batch.seed, batch.epoch)[:, 0].numpy() < self.share)
 
 
 def check_share(text: str, share: str) -> None:
-    """Raise a `UserError` where the share of weights that a pruned copy lacks is none."""
+    """Raise a `UserError` if the share of a pruned copy is not between 0 and 1."""
     try:
         fits = 0 < float(share) < 1
     except ValueError:
         fits = False
     if not fits:
-        raise UserError(f"{text!r}: the share of the weights that the copy lacks is a number between 0 and 1")
+        raise UserError(f"{text!r}: the share of weights to prune must be a number between 0 and 1")
 
 
 def moved(batch: Batch, need: Need, maps: Tensor, rows: Tensor | None = None) -> Tensor:
-    """Maps of the untransformed images (of those at `rows` alone), moved as the batch's were; others as they are. Averaged.
+    """Move maps of untransformed images (only those at `rows`) as the batch was moved, and average them if `pool` is set.
+
+    Maps of the batch's own images are only averaged.
 
     Raises:
-        UserError: another image was mixed in, of which the map of the untransformed one says nothing.
+        UserError: a second image was mixed in, and the maps are of one image.
     """
     if need.of == "images":
         return pooled(maps, need)
     if batch.mixed is not None:
         raise UserError(
-            f"{need.text}: maps of=canonical are of one image, and mix= shows two: take one of the two away"
+            f"{need.text}: maps of=canonical are of one image, but mix= shows two: remove one of the two options"
         )
     if batch.geometry is None or not len(maps):
         return pooled(maps, need)
@@ -173,21 +175,21 @@ def moved(batch: Batch, need: Need, maps: Tensor, rows: Tensor | None = None) ->
 
 
 def pooled(maps: Tensor, need: Need) -> Tensor:
-    """Maps averaged to as many cells as the need asks for."""
+    """Maps averaged to the number of cells that the need asks for."""
     return maps if need.pool is None else resized(maps, (need.pool, need.pool))
 
 
 def spread(batch: Batch, rows: Tensor, values: Tensor) -> Tensor:
-    """Values of some of the images, at their places in the batch; zero for the others."""
+    """Put the values of some images at their positions in the batch; the others get zero."""
     if len(rows) == len(batch):
         return values
     return values.new_zeros(len(batch), *values.shape[1:]).index_copy(0, rows, values)
 
 
 def levelled(logits: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The `top` largest logits, their classes, and the one logit that gives the others together the mass that they had.
+    """The `top` largest logits, their classes, and one logit `r` for all others, which keeps their total mass.
 
-    `r = logsumexp(others) - log(classes - top)`: with it the probabilities of the largest are exact at temperature 1.
+    `r = logsumexp(others) - log(classes - top)`, so the probabilities of the largest are exact at temperature 1.
     """
     classes = logits.shape[1]
     values, places = logits.topk(min(top, classes), dim=1)
@@ -198,5 +200,5 @@ def levelled(logits: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def unlevelled(values: Tensor, places: Tensor, rest: Tensor, classes: int) -> Tensor:
-    """The inverse of `levelled`, as far as it goes."""
+    """The approximate inverse of `levelled`."""
     return rest[:, None].repeat(1, classes).scatter(1, places, values)

@@ -1,4 +1,4 @@
-"""Several teachers that answer as one: what they share, and how their answers become one answer."""
+"""Several teachers that answer as one: the base classes, and the combination of their answers."""
 
 from __future__ import annotations
 
@@ -9,71 +9,67 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from distilens.core import Answer, Batch, Teacher, at_use
-from distilens.data.source import Rows, shortened
-from distilens.data.subset import Data
-from distilens.errors import UserError
-from distilens.specs import Spec
+from distilens.core import Answer, Batch, Teacher, as_teacher
+from distilens.data.source import Rows
+from distilens.data.splits import Data
+from distilens.foundation.errors import UserError, shortened
+from distilens.foundation.notation import Spec
 from distilens.teachers.judges import on_smallest_grid
 from distilens.teachers.needs import Need
 
 Join = Callable[[list[Tensor]], Tensor]
-"""Makes one tensor of the teachers' tensors, which are of one shape."""
+"""Combines the teachers' tensors, which have the same shape, into one."""
 
 UNKNOWN = -2
 
 
-class Several:
-    """Teachers that answer as one. A member says how by `__call__`; it can itself be one of several teachers.
+class Several(Teacher):
+    """Teachers that answer as one. A subclass implements `__call__`. It can itself be one of several teachers.
 
     Args:
         teachers: at least two, live, stored or combined, with the same classes in the same order.
 
     Attributes:
-        name: in notation.
-        options: as they were given, in notation's words.
+        name: the name in notation.
+        options: the given options, in notation.
         drawing: whether the answers to the same picture change with the epoch.
 
     Raises:
-        UserError: fewer than two teachers, or teachers of different classes.
+        UserError: there are fewer than two teachers, or their classes differ.
     """
 
     name: str = ""
-    drawing: bool = False
 
     def __init__(self, teachers: Sequence[Teacher], **options: Any):
-        self.teachers, self.options = tuple(teachers), options
+        self.teachers, self.options = tuple(map(as_teacher, teachers)), options
         if len(self.teachers) < 2:
             raise UserError(f"{self.name} takes at least two teachers; given {len(self.teachers)}")
-        self.classes = agreed([getattr(teacher, "classes", None) for teacher in self.teachers])
-        self.drawing = self.drawing or any(getattr(teacher, "drawing", False) for teacher in self.teachers)
+        self.classes = agreed([teacher.classes for teacher in self.teachers])
+        self.drawing = self.drawing or any(teacher.drawing for teacher in self.teachers)
 
     def __repr__(self) -> str:
         options = [f"{name}={value!r}" for name, value in self.options.items()]
         return f"{type(self).__name__}({', '.join([*map(repr, self.teachers), *options])})"
 
-    def __call__(self, batch: Batch, needs: Sequence[str]) -> Answer:
-        raise NotImplementedError
-
     def asks(self, needs: Sequence[Need]) -> list[Need]:
-        """What each teacher is asked beside what methods need: for those who record it ahead of time."""
+        """The needs of each teacher besides those of the methods, so that they can be recorded in advance."""
         return []
 
     def check(self, data: Data) -> None:
-        """Raise a `UserError` where the training set lacks what this needs."""
+        """Raise a `UserError` if the training set lacks something that this needs."""
 
     @property
     def identity(self) -> dict[str, Any]:
         """What the answers depend on.
 
         Raises:
-            UserError: they are drawn anew in each epoch, so there is nothing to store.
+            UserError: the answers are drawn again in each epoch, so they cannot be stored.
         """
         if self.drawing:
             raise UserError(
-                f"{self.notation} draws in each epoch whom it follows, so its answers cannot be stored: store its teachers'"
+                f"{self.notation} draws a teacher in each epoch, so its answers cannot be stored: store those of its teachers"
             )
-        own = [teacher.identity for teacher in self.teachers]  # type: ignore[attr-defined]
+        own = [teacher.identity for teacher in self.teachers]
         return {"teacher": self.notation, "teachers": own, "classes": self.classes and list(self.classes)}
 
     @property
@@ -81,52 +77,47 @@ class Several:
         return str(Spec(self.name, None, self.options))
 
     @property
-    def precision(self) -> str:
-        """That of the teachers' logits and features."""
-        return " and ".join(dict.fromkeys(teacher.precision for teacher in self.teachers))  # type: ignore[attr-defined]
+    def precision(self) -> str:  # type: ignore[override]
+        """The precision of the teachers' logits and features."""
+        return " and ".join(dict.fromkeys(teacher.precision for teacher in self.teachers))
 
-    @property
-    def teacher(self) -> Several:
-        """The same, of the teachers behind stored answers and controls: for images that no data set has."""
-        return type(self)([at_use(teacher) for teacher in self.teachers], **self.options)
+    def live(self) -> Several:
+        """The same combination of the live teachers inside stored and control teachers, for images outside any data set."""
+        return type(self)([teacher.live() for teacher in self.teachers], **self.options)
 
     def notes(self) -> dict[str, float]:
-        """What the teachers have counted, with the position of each in front."""
-        every = enumerate(self.teachers, 1)
-        return {
-            f"{position}/{key}": value
-            for position, teacher in every
-            for key, value in getattr(teacher, "notes", dict)().items()
-        }
+        """The counts of the teachers; each name starts with the position of the teacher."""
+        numbered = enumerate(self.teachers, 1)
+        return {f"{position}/{key}": value for position, teacher in numbered for key, value in teacher.notes().items()}
 
     def parsed(self, needs: Sequence[str]) -> list[Need]:
-        """The needs, which must be such as several teachers can answer."""
+        """The parsed needs. Several teachers cannot answer a need for a module."""
         wanted = [Need.parse(need) for need in needs]
         modules = [need.text for need in wanted if need.kind == "module"]
         if modules:
-            raise UserError(f"{', '.join(modules)}: a part of one teacher, and {self.name} has {len(self.teachers)}")
+            raise UserError(f"{', '.join(modules)}: a part of one teacher, but {self.name} has {len(self.teachers)}")
         return wanted
 
 
 class Following(Several):
-    """Several teachers of which each image follows one. A member says which by `follow`.
+    """Several teachers; each image follows one of them. A subclass implements `follow`.
 
-    `notes` says, once an epoch, what share of the images followed each teacher (`follow/1`, `follow/2`, ..., by position) and
-    none (`follow/none`), and of how many that had been seen before it is another one than then (`follow/switched`).
+    Once per epoch, `notes` gives the share of the images that followed each teacher (`follow/1`, `follow/2`, ..., by position)
+    and that followed none (`follow/none`). `follow/switched` is how often an image followed a different teacher than last time.
     """
 
     def __init__(self, teachers: Sequence[Teacher], **options: Any):
         super().__init__(teachers, **options)
-        drawing = [str(place) for place, each in enumerate(self.teachers, 1) if getattr(each, "drawing", False)]
+        drawing = [str(place) for place, each in enumerate(self.teachers, 1) if each.drawing]
         if drawing:
             raise UserError(
-                f"{self.name}: teacher {', '.join(drawing)} draws in each epoch whom it follows, so there is no one teacher to "
-                "choose: give all the teachers in one list"
+                f"{self.name}: teacher {', '.join(drawing)} itself draws a teacher in each epoch, so it cannot be chosen as one: "
+                "give all the teachers in one list"
             )
         self.followed = Followed(len(self.teachers))
 
     def follow(self, batch: Batch) -> tuple[Int[Tensor, " b"], Float[Tensor, " b"] | None]:
-        """Which teacher each image follows, from 0, and how far it is to be trusted (None: fully)."""
+        """The number, from 0, of the teacher that each image follows, and the trust in it (None: full trust)."""
         raise NotImplementedError
 
     def __call__(self, batch: Batch, needs: Sequence[str]) -> Answer:
@@ -151,15 +142,17 @@ class Following(Several):
 
 
 class Followed:
-    """Counts whom images followed, each image once an epoch, and remembers whom it was."""
+    """Counts and remembers which teacher each image followed, once per image and epoch."""
 
     def __init__(self, teachers: int):
         self.teachers = teachers
-        self.counts: Tensor | None = None  # by teacher + 1; then images seen before, and those of them that switched
-        self.last: dict[Rows, Tensor] = {}  # by set: whom each image followed (-1: none), and in which epoch
+        self.counts: Tensor | None = None  # by teacher + 1; then the images seen before, and those that switched
+        self.last: dict[
+            Rows, Tensor
+        ] = {}  # by set: the teacher that each image followed (-1: no teacher), and the epoch
 
     def note(self, batch: Batch, followed: Int[Tensor, " b"]) -> None:
-        """Count a batch, on its device: nothing is fetched."""
+        """Count a batch on its device, without a transfer to the host."""
         if self.counts is None:
             self.counts = torch.zeros(self.teachers + 3, dtype=torch.int64, device=followed.device)
         new = torch.ones_like(followed)
@@ -177,7 +170,7 @@ class Followed:
         self.counts.index_add_(0, followed + 1, new)
 
     def notes(self) -> dict[str, float]:
-        """The shares since this was last asked."""
+        """The shares since the last call."""
         if self.counts is None:
             return {}
         none, *each, again, switched = self.counts.tolist()
@@ -196,7 +189,7 @@ def joined(
     targets: dict[str, Tensor],
     trust: Tensor | None,
 ) -> Answer:
-    """One answer of several: maps on the smallest grid, everything else of one shape.
+    """Join several answers into one. Maps are brought to the smallest grid; everything else must have the same shape.
 
     Raises:
         UserError: the teachers' features (or logits) have different shapes.
@@ -222,18 +215,18 @@ def of_kind(wanted: Sequence[Need], kind: str) -> list[Need]:
 
 
 def alike(name: str, values: Sequence[Tensor | None]) -> list[Tensor]:
-    """Tensors that have one shape, or a `UserError` that names all of them."""
-    found = [value for value in values if value is not None]
-    if len({value.shape for value in found}) > 1:
-        shapes = ", ".join(str(list(value.shape[1:])) for value in found)
+    """The tensors, if they have the same shape; else a `UserError` that names all shapes."""
+    tensors = [value for value in values if value is not None]
+    if len({tensor.shape for tensor in tensors}) > 1:
+        shapes = ", ".join(str(list(tensor.shape[1:])) for tensor in tensors)
         raise UserError(
-            f"{name}: the teachers' answers have the shapes {shapes}, and can be joined if they are one shape"
+            f"{name}: the teachers' answers have the shapes {shapes}, but they can only be joined if the shapes are equal"
         )
-    return found
+    return tensors
 
 
 def trust_of(answers: Sequence[Answer], join: Join) -> Tensor | None:
-    """The teachers' own trust, joined; None where all are fully trusted."""
+    """The joined trust of the teachers; None if all are fully trusted."""
     known = next((each.trust for each in answers if each.trust is not None), None)
     if known is None:
         return None
@@ -241,7 +234,7 @@ def trust_of(answers: Sequence[Answer], join: Join) -> Tensor | None:
 
 
 def agreed(each: Sequence[Sequence[str] | None]) -> tuple[str, ...] | None:
-    """The classes that all teachers have that say theirs, or a `UserError` with the two that differ."""
+    """The common classes of all teachers whose classes are known; a `UserError` names two teachers that differ."""
     known = [(place, tuple(classes)) for place, classes in enumerate(each, 1) if classes is not None]
     for place, classes in known[1:]:
         first, expected = known[0]
@@ -250,10 +243,8 @@ def agreed(each: Sequence[Sequence[str] | None]) -> tuple[str, ...] | None:
         if len(classes) != len(expected):
             what = f"{len(classes)} classes, teacher {first} {len(expected)}"
         elif sorted(classes) == sorted(expected):
-            what = (
-                f"the classes of teacher {first} in another order: {shortened(classes)}, and not {shortened(expected)}"
-            )
+            what = f"the classes of teacher {first} in another order: {shortened(classes)}, not {shortened(expected)}"
         else:
-            what = f"other classes than teacher {first}: {shortened(classes)}, and not {shortened(expected)}"
+            what = f"other classes than teacher {first}: {shortened(classes)}, not {shortened(expected)}"
         raise UserError(f"several teachers must know the same classes: teacher {place} has {what}")
     return known[0][1] if known else None

@@ -1,4 +1,4 @@
-"""A teacher's answers, recorded once and replayed: what is there is read, what is missing is asked of the teacher and kept."""
+"""Stored answers of a teacher: recorded answers are read; the teacher computes and records the missing ones."""
 
 from __future__ import annotations
 
@@ -6,64 +6,54 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
 
-from distilens.core import Answer, Batch
+from distilens.core import Answer, Batch, Teacher
 from distilens.data import load
-from distilens.data.cached import readable
+from distilens.data.cache import readable
 from distilens.data.variant import Variant
-from distilens.errors import UserError
-from distilens.files import read_json
-from distilens.specs import Spec
+from distilens.foundation.errors import UserError
+from distilens.foundation.files import read_json
+from distilens.foundation.notation import Spec
 from distilens.teachers.codecs import Codec, check_finite, codec_of, sent
 from distilens.teachers.judges import build_judge
 from distilens.teachers.needs import Need, moved, spread
 from distilens.teachers.store import Different, Shelf, check_room, file_name
 
 TOGETHER = 16
-"""Answers are made for a multiple of so many images: then their bytes do not depend on which other images they were made with.
-(On a CPU a batch of 1, 7 or 127 takes other kernels, and differs in the last bit of float32.) The places beyond the images that
-are asked for go to others of the batch that have no record yet, and where there are none, to repeats."""
+"""Answers are computed in batches of a multiple of this number, so that their bytes do not depend on the batch.
 
-
-@runtime_checkable
-class Recordable(Protocol):
-    """A teacher whose answers can be kept: it says what they depend on."""
-
-    @property
-    def identity(self) -> dict[str, Any]: ...
-
-    @property
-    def precision(self) -> str: ...
-
-    def __call__(self, batch: Batch, needs: Sequence[str]) -> Answer: ...
+(On a CPU a batch of 1, 7 or 127 uses other kernels, with differences in the last bit of float32.) The batch is filled up with
+other images that have no record yet, then with repeats."""
 
 
 @dataclass
 class OpenShelf:
-    """A shelf in use, and the pictures that it was opened for."""
+    """An open shelf, with its codec and the variant that it was opened for."""
 
     shelf: Shelf
     codec: Codec
     variant: Variant
 
     def rows(self, batch: Batch, need: Need, positions: np.ndarray) -> np.ndarray:
-        """The numbers of the records of some images of a batch."""
+        """The record numbers of some images of a batch."""
         variant = variant_of(batch, need)
         return self.shelf.rows(variant.index[positions], None if need.of == "canonical" else variant.number)
 
 
 @dataclass
 class Request:
-    """What is read of a shelf for a batch.
+    """The records of a shelf for a batch.
 
     Attributes:
-        need: whose answers they are; others that read the same shelf differ in which images they want.
-        chosen: the positions in the batch of the images that are asked for, sorted.
-        records: theirs; the ones at `missing` are to be made.
+        need: the need that they answer; other needs with the same shelf may ask for other images.
+        place: the shelf.
+        chosen: the positions in the batch of the requested images, sorted.
+        records: their records.
+        missing: which of the records must still be made.
     """
 
     need: Need
@@ -73,26 +63,26 @@ class Request:
     missing: np.ndarray
 
 
-class StoredTeacher:
-    """A teacher that answers from a folder, and fills it where it is empty.
+class StoredTeacher(Teacher):
+    """A teacher that reads its answers from a folder and records the missing ones.
 
-    Logits and features are kept for each variant of an image; maps and scores `of=canonical` once, and moved with the image.
-    Whatever was recorded from another teacher, explainer, data set or augmentation is refused. Answers equal those of the
-    teacher itself, with the same variants, to float16 rounding.
+    Logits and features are stored per variant of an image. Maps and scores `of=canonical` are stored once per image; the maps are
+    then moved with the image. Records from another teacher, explainer, data set or augmentation are refused. The answers equal
+    those of the teacher itself, for the same variants, up to float16 rounding.
 
     Args:
-        folder: where the records are, or will be.
-        teacher: what is asked when a record is missing; None reads only.
-        maps: how maps are written: `float16` (11 bits) or `uint8` (256 levels between each map's smallest and largest value).
+        folder: the folder of the records.
+        teacher: computes missing answers; with None, records are only read.
+        maps: the type of stored maps: `float16` (11 bits) or `uint8` (256 levels between each map's smallest and largest value).
         again: the command that records, for messages.
-        say: takes a line of text, such as what will be written.
-        variants: how many variants of an image will be asked for: for the room that they need on the disk.
+        say: receives lines of text, such as the size of the records.
+        variants: the expected number of variants per image, to estimate the disk space.
     """
 
     def __init__(
         self,
         folder: str | Path,
-        teacher: Recordable | None = None,
+        teacher: Teacher | None = None,
         *,
         maps: Literal["float16", "uint8"] = "float16",
         again: str | None = None,
@@ -101,11 +91,11 @@ class StoredTeacher:
     ):
         self.folder, self.teacher, self.maps = Path(folder), teacher, maps
         self.again = again or (
-            "delete that folder" if teacher else "StoredTeacher(folder, teacher) does as it is asked"
+            "delete that folder" if teacher else "StoredTeacher(folder, teacher) records when it is called"
         )
         self.say, self.variants = say, variants
         self.opened: dict[tuple, OpenShelf] = {}
-        self.recorded = 0  # answers that the teacher was asked for
+        self.recorded = 0  # the number of answers that the teacher computed
 
     def __repr__(self) -> str:
         return f"StoredTeacher({str(self.folder)!r}, {self.teacher!r})"
@@ -113,22 +103,24 @@ class StoredTeacher:
     def __call__(self, batch: Batch, needs: Sequence[str]) -> Answer:
         wanted = [as_shown(batch, Need.parse(need)) for need in needs]
         logits = [need for need in wanted if need.kind == "logits"]
-        most = max(logits, key=lambda need: need.top or sys.maxsize, default=None)  # as exactly as any method asks
+        most = max(
+            logits, key=lambda need: need.top or sys.maxsize, default=None
+        )  # the most exact that any method asks for
         read = [need for need in wanted if need is most or need.kind in ("features", "maps", "scores", "pruned")]
         shelves: dict[str, list[Need]] = {}
         for need in read:
             shelves.setdefault(need.name, []).append(need)
         requests = {name: self.request(batch, needs) for name, needs in shelves.items()}
         self.fill(batch, list(requests.values()))
-        found = {need.text: values(batch, need, requests[need.name]) for need in read}
-        maps = {need.text: found[need.text] for need in wanted if need.kind == "maps"}
+        answers = {need.text: values(batch, need, requests[need.name]) for need in read}
+        maps = {need.text: answers[need.text] for need in wanted if need.kind == "maps"}
         return Answer(
-            logits=found[most.text][0] if most else None,
-            features={need.what: found[need.text][0] for need in wanted if need.kind == "features"},
+            logits=answers[most.text][0] if most else None,
+            features={need.what: answers[need.text][0] for need in wanted if need.kind == "features"},
             maps={text: values for text, (values, _) in maps.items()},
             targets={text: targets for text, (_, targets) in maps.items()},
-            scores={need.what: found[need.text][0] for need in wanted if need.kind == "scores"},
-            pruned={need.what: found[need.text][0] for need in wanted if need.kind == "pruned"},
+            scores={need.what: answers[need.text][0] for need in wanted if need.kind == "scores"},
+            pruned={need.what: answers[need.text][0] for need in wanted if need.kind == "pruned"},
             modules=self.modules(batch, [need.text for need in wanted if need.kind == "module"]),
         )
 
@@ -137,23 +129,26 @@ class StoredTeacher:
         return self.asked.identity
 
     @property
-    def precision(self) -> str:
+    def precision(self) -> str:  # type: ignore[override]
         return self.asked.precision
 
+    def live(self) -> Teacher:
+        return self if self.teacher is None else self.teacher.live()
+
     @property
-    def asked(self) -> Recordable:
-        """The teacher whose answers these are."""
+    def asked(self) -> Teacher:
+        """The teacher whose answers are stored."""
         if self.teacher is None:
             raise UserError(
-                f"only the teacher can say whose answers are in {self.folder}: StoredTeacher(folder, teacher)"
+                f"{self.folder} alone does not identify the teacher of its answers: use StoredTeacher(folder, teacher)"
             )
         return self.teacher
 
     @property
-    def classes(self) -> tuple[str, ...] | None:
-        """The teacher's classes, as it says itself or as it was recorded; None where nobody says."""
+    def classes(self) -> tuple[str, ...] | None:  # type: ignore[override]
+        """The classes of the teacher, or those in the records; None if neither has them."""
         if self.teacher is not None:
-            return getattr(self.teacher, "classes", None)
+            return self.teacher.classes
         for path in sorted(self.folder.glob("*.json")):
             about = read_json(path)
             names = about.get("made from", {}).get("model", {}).get("classes") if isinstance(about, dict) else None
@@ -162,15 +157,15 @@ class StoredTeacher:
         return None
 
     def modules(self, batch: Batch, needs: list[str]) -> Any:
-        """Parts of the teacher, which are not stored."""
+        """Modules of the teacher, which are not stored."""
         if needs and self.teacher is None:
             raise UserError(
-                f"{', '.join(needs)}: a part of the teacher is not among its stored answers: give a teacher"
+                f"{', '.join(needs)}: a part of the teacher is not among its stored answers: pass a teacher"
             )
         return self.teacher(batch, needs).modules if self.teacher and needs else {}
 
     def request(self, batch: Batch, needs: list[Need]) -> Request:
-        """What is there for a batch, and what is missing, of needs with the same answers for perhaps other images."""
+        """Read the records for a batch. The needs read the same shelf, but may ask for different images."""
         need, variant = needs[0], variant_of(batch, needs[0])
         place = self.place(batch, need, variant)
         chosen = np.unique(np.concatenate([need.rows(batch) for need in needs]))
@@ -179,7 +174,7 @@ class StoredTeacher:
         return Request(need, place, chosen, records, np.flatnonzero(~valid))
 
     def fill(self, batch: Batch, requests: list[Request]) -> None:
-        """Make the missing records; those of the same images are asked for together."""
+        """Make the missing records. The teacher is asked once for all needs of the same images."""
         due: dict[tuple, list[Request]] = {}
         for request in requests:
             if len(request.missing):
@@ -188,25 +183,25 @@ class StoredTeacher:
         for together in due.values():
             positions = filled_up(batch, together[0])
             made = self.ask(batch, [request.need for request in together], positions)
-            for request, (found, targets) in zip(together, made, strict=True):
-                records = encoded(request.place, request.need, found, targets)
+            for request, (answers, targets) in zip(together, made, strict=True):
+                records = encoded(request.place, request.need, answers, targets)
                 request.place.shelf.write(request.place.rows(batch, request.need, positions), records)
                 request.records[request.missing] = records[: len(request.missing)]
                 self.recorded += len(records)
 
     def ask(self, batch: Batch, needs: list[Need], positions: np.ndarray) -> list[tuple[Tensor, Tensor]]:
-        """What the teacher says of some images of a batch, on the host: values, and the classes that maps explain."""
+        """The teacher's answers for some images of a batch, on the host: values, and the classes that maps explain."""
         index = variant_of(batch, needs[0]).index[positions]
         if self.teacher is None:
             named = ", ".join(need.name for need in needs)
             raise UserError(
-                f"{len(index)} answers to {named} are not in {self.folder}, the first of them of the image with index "
+                f"{len(index)} answers to {named} are not in {self.folder}, the first of them for the image with index "
                 f"{index[0]}, and there is no teacher to ask. Record them: {self.again}"
             )
         count = -(-len(positions) // TOGETHER) * TOGETHER
         seen = (batch.untransformed() if needs[0].of == "canonical" else batch).select(np.resize(positions, count))
         answer = self.teacher(seen, [need.question for need in needs])
-        found = []
+        answers = []
         for need in needs:
             kind = {
                 "features": answer.features,
@@ -220,11 +215,11 @@ class StoredTeacher:
             targets = answer.targets[key] if need.kind == "maps" else seen.labels
             made = made[: len(positions)].detach().float().cpu()
             check_finite(made, need, index)
-            found.append((made, targets[: len(positions)].cpu()))
-        return found
+            answers.append((made, targets[: len(positions)].cpu()))
+        return answers
 
     def place(self, batch: Batch, need: Need, variant: Variant) -> OpenShelf:
-        """The shelf for the pictures that a batch shows; other pictures are another shelf, or a refusal."""
+        """The shelf for the variant that a batch shows. Another variant has another shelf, or is refused."""
         precision = None if self.teacher is None or need.exact else self.teacher.precision
         key = (need.name, precision, id(variant.split), variant.augment, variant.seed)
         if key not in self.opened:
@@ -232,10 +227,10 @@ class StoredTeacher:
         return self.opened[key]
 
     def open(self, batch: Batch, need: Need, variant: Variant) -> OpenShelf:
-        """Open a shelf, or begin one.
+        """Open a shelf, or create it.
 
         Raises:
-            UserError: it was recorded from something else, or there is no room for what is to be written.
+            UserError: the shelf was recorded from different inputs, or the disk does not have enough space.
         """
         there = self.description(need)
         if self.teacher is None and there is None:
@@ -250,46 +245,46 @@ class StoredTeacher:
             shelf = Shelf(self.folder, need.name, made_from, [*target, *codec.fields(shape)], variant.count, shape)
         except Different as error:
             raise UserError(
-                f"{error}\nRecord them again: {self.again}\nOr keep both, in a folder each: "
+                f"{error}\nRecord them again: {self.again}\nOr keep both, in separate folders: "
                 "teacher.answers=stored:path=..., or StoredTeacher(folder)"
             ) from None
-        each, images = shelf.dtype.itemsize, len(variant.split)
+        size, images = shelf.dtype.itemsize, len(variant.split)
         still = need.of == "canonical" or variant.augment is None or variant.augment.still
         times = 1 if still else self.variants
         whole = shelf.room(images) * times
         self.say(
-            f"answers: {need.name}: {each} bytes an image × {images:,} images"
-            f"{f' × {times} variants' if times > 1 else ''}: at most {readable(whole)} on the disk, of which "
-            f"{readable(shelf.taken)} are in {self.folder}"
+            f"answers: {need.name}: {size} bytes per image × {images:,} images"
+            f"{f' × {times} variants' if times > 1 else ''}: at most {readable(whole)} on the disk; "
+            f"{readable(shelf.taken)} are already in {self.folder}"
         )
         if self.teacher is not None:
             check_room(self.folder, max(0, whole - shelf.taken))
         return OpenShelf(shelf, codec, variant)
 
     def description(self, need: Need) -> dict[str, Any] | None:
-        """What the JSON of a shelf says; None where there is none."""
+        """The content of a shelf's JSON; None if it does not exist."""
         path = self.files(need)[1]
         try:
             there = read_json(path)
         except UserError as error:
             raise UserError(f"{error}\nOr record them again: {self.again}") from None
         if there is not None and not (isinstance(there, dict) and {"made from", "shape"} <= there.keys()):
-            raise UserError(f"{path} does not say what its answers were made from. Record them again: {self.again}")
+            raise UserError(f"{path} does not say how its answers were made. Record them again: {self.again}")
         return there
 
     def files(self, need: Need) -> tuple[Path, Path]:
-        """The records of a need, and what they were made from."""
+        """The paths of a need's records and of their JSON."""
         return self.folder / f"{file_name(need.name)}.bin", self.folder / f"{file_name(need.name)}.json"
 
     def made_by(self, need: Need, there: dict[str, Any] | None) -> dict[str, Any]:
-        """What the answers depend on, on the teacher's side: as it says itself, or as it was recorded."""
+        """What the answers depend on, on the teacher's side: from the teacher, or else from the records."""
         if self.teacher is None:
             assert there is not None
             return {name: there["made from"][name] for name in ("model", "precision")}
         return {"model": self.teacher.identity, "precision": "float32" if need.exact else self.teacher.precision}
 
     def report_damage(self, shelf: Shelf) -> None:
-        """Name the records whose sum was wrong; they are made again."""
+        """Report the records whose check sum was wrong. They are made again."""
         rows = list(shelf.damaged)[shelf.told :]
         if rows:
             named = ", ".join(shelf.name_of(row) for row in rows[:5])
@@ -299,27 +294,27 @@ class StoredTeacher:
 
 
 def as_shown(batch: Batch, need: Need) -> Need:
-    """What is asked of images that are shown as they are is asked of the canonical ones."""
+    """The need as asked for what the batch shows: for untransformed images it becomes `of=canonical`."""
     still = batch.variant is not None and batch.variant.number is None
     return replace(need, of="canonical") if still and need.kind != "module" else need
 
 
 def variant_of(batch: Batch, need: Need) -> Variant:
-    """Which pictures a batch shows.
+    """The variant that a batch shows.
 
     Raises:
-        UserError: it does not say, so that nothing can be stored by it.
+        UserError: the batch does not name its variant, so its answers cannot be stored.
     """
     if batch.variant is None:
         raise UserError(
-            f"{need.text}: this batch does not say which variant of which set it shows, so no answers can be stored by it. "
+            f"{need.text}: this batch does not say which variant of which set it shows, so its answers cannot be stored. "
             "Batches of distilens.data do; build yours with Batch(variant=...)"
         )
     return batch.variant
 
 
 def pictures(variant: Variant, need: Need) -> dict[str, Any]:
-    """What the answers depend on, on the side of the images."""
+    """What the answers depend on, on the images' side."""
     drawing = variant.drawing() if need.of == "images" else {}
     judge = build_judge(need.what) if need.kind == "scores" else None
     reads = judge.reads if judge else ("labels",) if need.target == "label" and need.kind == "maps" else ()
@@ -332,40 +327,40 @@ def pictures(variant: Variant, need: Need) -> dict[str, Any]:
 
 
 def filled_up(batch: Batch, request: Request) -> np.ndarray:
-    """The positions of the images to ask about: those whose records are missing, then others of the batch without one."""
+    """The positions of the images to compute: those with missing records, then others of the batch without a record."""
     missing, others = request.chosen[request.missing], np.setdiff1d(np.arange(len(batch)), request.chosen)
     there = request.place.shelf.read(request.place.rows(batch, request.need, others))[1]
     return np.concatenate([missing, others[~there][: -len(missing) % TOGETHER]])
 
 
-def encoded(place: OpenShelf, need: Need, found: Tensor, targets: Tensor) -> np.ndarray:
-    """Values as records, without their sums."""
-    records = np.zeros(len(found), place.shelf.dtype)
-    place.codec.encode(found, records)
+def encoded(place: OpenShelf, need: Need, answers: Tensor, targets: Tensor) -> np.ndarray:
+    """The answers as records, without their check sums."""
+    records = np.zeros(len(answers), place.shelf.dtype)
+    place.codec.encode(answers, records)
     if need.kind == "maps":
         records["target"] = targets.numpy()
     return records
 
 
 def values(batch: Batch, need: Need, request: Request) -> tuple[Tensor, Tensor]:
-    """The answer in the records, on the batch's device, moved and in its place; and the classes that maps explain."""
+    """The answers in the records, on the batch's device and at their positions, and the classes that maps explain."""
     device, chosen = batch.images.device, need.rows(batch)
     records = request.records[np.searchsorted(request.chosen, chosen)]
-    found = request.place.codec.decode(records, device)
+    answers = request.place.codec.decode(records, device)
     if need.kind != "maps":
-        return found, batch.labels
+        return answers, batch.labels
     rows = sent(chosen, device)
-    shown = moved(batch, need, found, rows if len(chosen) < len(batch) else None)
+    shown = moved(batch, need, answers, rows if len(chosen) < len(batch) else None)
     return spread(batch, rows, shown), spread(batch, rows, sent(records["target"], device).long())
 
 
-def live(teacher: Recordable, folder: Path, again: str, say: Callable[[str], object], variants: int) -> Recordable:
+def live(teacher: Teacher, folder: Path, again: str, say: Callable[[str], object], variants: int) -> Teacher:
     """The teacher answers at every step."""
     return teacher
 
 
 def stored(
-    teacher: Recordable,
+    teacher: Teacher,
     folder: Path,
     again: str,
     say: Callable[[str], object],
@@ -374,5 +369,5 @@ def stored(
     path: str | None = None,
     maps: Literal["float16", "uint8"] = "float16",
 ) -> StoredTeacher:
-    """Answers are recorded once, in `path` or beside the teacher's weights, and read from then on."""
+    """Answers are recorded once, in `path` or next to the teacher's weights, and then read."""
     return StoredTeacher(path or folder, teacher, maps=maps, again=again, say=say, variants=variants)

@@ -1,0 +1,3 @@
+"""The command `distilens`."""
+
+from distilens.cli.commands import main as main

@@ -1,0 +1,226 @@
+"""The options of the command line as annotated types: how each is written, and its text in `--help`."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
+
+from distilens.foundation.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Changes = Annotated[
+    UseAppendAction[tuple[tuple[str, ...], ...]],
+    arg(
+        name="set",
+        metavar="KEY=VALUE ...",
+        help="Change the recipe, for example train.epochs=3 or data.limit=500; works without --set too.",
+    ),
+]
+RecipeName = Annotated[Positional[str], arg(metavar="RECIPE", help="A TOML file, or the name of a shipped recipe.")]
+Out = Annotated[
+    Path | None,
+    arg(metavar="PATH", help="The run folder.", help_behavior_hint="(default: runs/NAME, after the recipe)"),
+]
+ModelOrRun = Annotated[
+    Positional[str],
+    arg(
+        metavar="MODEL_OR_RUN", help="A model, for example timm:resnet18,pretrained=true or file:..., or a run folder."
+    ),
+]
+DataName = Annotated[
+    str | None,
+    arg(
+        metavar="DATA",
+        help="The data set, for example folder:path=pictures.",
+        help_behavior_hint="(default: the run's)",
+    ),
+]
+Explainers = Annotated[
+    UseAppendAction[tuple[tuple[str, ...], ...]],
+    arg(metavar="EXPLAINER ...", help="By name, for example ig:steps=64.", help_behavior_hint="(default: gradcam ig)"),
+]
+Images = Annotated[
+    int | None,
+    arg(metavar="N", help="Number of random images from the test split.", help_behavior_hint="(default: 32)"),
+]
+Target = Annotated[
+    Literal["top1", "label"] | None,
+    arg(
+        metavar="top1|label",
+        help="The class to explain: the predicted one (top1), or the label.",
+        help_behavior_hint="(default: top1)",
+    ),
+]
+MapsOut = Annotated[
+    Path | None,
+    arg(metavar="PATH", help="The folder to write.", help_behavior_hint="(default: maps/MODEL)"),
+]
+Variants = Annotated[
+    int | None,
+    arg(
+        metavar="K",
+        help="Augmented variants to record per image.",
+        help_behavior_hint="(default: as many as the run shows)",
+    ),
+]
+Share = Annotated[
+    str,
+    arg(
+        metavar="I/N",
+        help="The share of this machine, if N machines record in separate launches.",
+        help_behavior_hint="",
+    ),
+]
+Verify = Annotated[
+    int,
+    arg(metavar="N", help="Recompute N recorded answers of each kind and compare.", help_behavior_hint=""),
+]
+CompareSettings = Annotated[
+    UseAppendAction[tuple[tuple[str, ...], ...]],
+    arg(
+        name="set",
+        metavar="KEY=VALUE ...",
+        help="Change the settings of the comparison ([compare] in a recipe), for example samples=500 or taps=[layer1,last].",
+        help_behavior_hint="(default: the recipe's)",
+    ),
+]
+NamedModels = Annotated[
+    UseAppendAction[tuple[tuple[str, ...], ...]],
+    arg(
+        metavar="NAME=MODEL ...",
+        help="Models in place of one run's. If named teacher, base and student, their differences are labelled distilled, "
+        "residual, missed.",
+        help_behavior_hint="(default: the run's)",
+    ),
+]
+MostOfAStep = Annotated[
+    float | None,
+    arg(
+        metavar="X",
+        help="Maximum cost of a step, as a multiple of the student's own.",
+        help_behavior_hint="(default: any)",
+    ),
+]
+RunsToCompare = Annotated[
+    Positional[tuple[Path, ...]],
+    arg(metavar="RUN", help="A run folder; with several, their students are compared.", help_behavior_hint=""),
+]
+PageOut = Annotated[
+    Path | None,
+    arg(
+        metavar="PATH",
+        help="The folder to write.",
+        help_behavior_hint="(default: the folder of the one run, else compare/NAME-NAME)",
+    ),
+]
+RunFolder = Annotated[Positional[Path], arg(metavar="RUN", help="A run folder.")]
+Again = Annotated[
+    FlagCreatePairsOff[bool], arg(help="Overwrite a finished run that has other settings.", help_behavior_hint="")
+]
+Json = Annotated[
+    FlagCreatePairsOff[bool],
+    arg(help="Print one JSON document instead of tables, and nothing else on stdout.", help_behavior_hint=""),
+]
+Seed = Annotated[int | None, arg(metavar="N", help="Short for seed=N.", help_behavior_hint="(default: the recipe's)")]
+Quiet = Annotated[
+    FlagCreatePairsOff[bool],
+    arg(aliases=["-q"], help="Show no progress; results still go to stdout.", help_behavior_hint=""),
+]
+DeviceName = Annotated[
+    str | None,
+    arg(
+        metavar="DEVICE",
+        help="Where to compute: cpu, cuda, cuda:1, mps.",
+        help_behavior_hint="(default: a GPU, if any)",
+    ),
+]
+Full = Annotated[FlagCreatePairsOff[bool], arg(help="Print the whole recipe too.", help_behavior_hint="")]
+Kind = Annotated[
+    Positional[
+        Literal[
+            "methods",
+            "models",
+            "data",
+            "explainers",
+            "judges",
+            "follow",
+            "controls",
+            "balances",
+            "embeddings",
+            "optimizers",
+            "schedules",
+            "augments",
+            "recipes",
+        ]
+    ],
+    arg(
+        metavar="KIND",
+        help="methods, models, data, explainers, judges, follow, controls, balances, embeddings, "
+        "optimizers, schedules, augments, recipes.",
+    ),
+]
+PartName = Annotated[
+    Positional[str | None], arg(metavar="NAME", help="Print everything about this one.", help_behavior_hint="")
+]
+
+
+@dataclass(frozen=True)
+class Manner:
+    """Output and device of a command.
+
+    Attributes:
+        quiet: show no progress.
+        device: where to compute; None: a GPU, if any.
+    """
+
+    quiet: Quiet = False
+    device: DeviceName = None
+
+    def __post_init__(self) -> None:
+        if self.device is not None and not re.fullmatch(r"cpu|mps|(cuda|xpu)(:\d+)?", self.device):
+            raise UserError(f"--device is cpu, cuda, cuda:1 or mps; given {self.device!r}")
+
+    @property
+    def console(self) -> Console | None:
+        """The console for progress; None if quiet."""
+        from rich.console import Console
+
+        return None if self.quiet else Console(stderr=True)
+
+    def say(self, text: str) -> None:
+        """Print a line of progress."""
+        if not self.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    def choose_device(self) -> None:
+        """Make the following code compute on the given device, through accelerate's environment variables.
+
+        Raises:
+            UserError: the device does not exist.
+        """
+        if self.device is None:
+            return
+        import torch
+
+        kind, _, number = self.device.partition(":")
+        if kind == "cpu":
+            os.environ["ACCELERATE_USE_CPU"] = "true"
+            return
+        there = getattr(torch, kind, None)
+        count = there.device_count() if there is not None and there.is_available() else 0
+        if int(number or 0) >= count:
+            raise UserError(
+                f"--device {self.device}: this machine has {count or 'no'} {kind} device{'s' * (count > 1)}"
+            )
+        os.environ["ACCELERATE_TORCH_DEVICE"] = self.device
+
+
+How = Annotated[Manner, arg(name="")]

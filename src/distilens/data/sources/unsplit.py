@@ -1,0 +1,52 @@
+"""Pictures to explain only: they are not used to train or test, so they need neither classes nor splits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from distilens.data.source import Rows, Source, digest
+from distilens.data.splits import Data, Split, chosen_classes, generator, limited, own
+
+
+def can_be_split(source: Source, classes: Sequence[str | int] | None) -> bool:
+    """Whether there are enough images to train, validate and test on: two classes, with enough images each."""
+    names, sets = chosen_classes(source, classes)
+    counts = np.bincount(sets["train"].labels[sets["train"].labels >= 0], minlength=len(names))
+    held_out = sum(part not in sets for part in ("test", "validation"))
+    return len(names) > 1 and int(counts.min()) > held_out
+
+
+def unsplit(
+    source: Source, name: str, *, limit: int | None = None, classes: Sequence[str | int] | None = None, seed: int = 0
+) -> Data:
+    """All images as both the training and the test split, with an empty validation split; the source's test set is used if any.
+
+    Args:
+        limit: maximum number of images.
+        classes: the classes to keep; by default all images, also those without a class.
+    """
+    names, sets = chosen_classes(source, classes)
+
+    def chosen(rows: Rows, part: str) -> Split:
+        index = np.arange(len(rows)) if classes is None else np.flatnonzero(rows.labels >= 0)
+        index = index if limit is None else limited(index, rows.labels, limit, generator(f"limit {part}", seed))
+        return Split(rows, np.sort(index).astype(np.int64), digest(source.fingerprint, part))
+
+    train = chosen(sets["train"], "train")
+    test = chosen(sets["test"], "test") if own(source, "test") else train
+    height, width = source.train.images.shape[1:3]
+    return Data(
+        name,
+        train,
+        Split(sets["train"], np.empty(0, dtype=np.int64), train.origin),
+        test,
+        names,
+        (height, width),
+        digest(source.fingerprint, "unsplit", limit, names, seed),
+        seed,
+        source.skipped,
+        source.fingerprint,
+        source.inventory,
+    )

@@ -1,0 +1,1 @@
+"""Measures of maps (faithfulness, sparsity, likeness, localisation, sanity), and the gallery."""

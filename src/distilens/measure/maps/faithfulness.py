@@ -1,0 +1,264 @@
+"""Faithfulness: the model's probability when the pixels that a map ranks highest are removed, or shown alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from distilens.explain.explanation import checked, quietly
+from distilens.explain.maps import empty, normalised
+from distilens.explain.path import blocks, rows_at_once
+from distilens.foundation.errors import UserError
+from distilens.measure.maps.imputation import Fill, filled, noisy_linear
+from distilens.models.grids import resized
+from distilens.models.model import Model
+from distilens.models.objects import takes_modules
+
+SHARES = tuple(tenth / 10 for tenth in range(1, 10))
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The class's probability by the share of pixels shown (`insertion`) or removed (`deletion`), strongest pixels first.
+
+    An empty map, which has no order, gives NaN. The areas use the trapezoid rule over the true shares.
+
+    Attributes:
+        shares: from 0 to 1.
+    """
+
+    shares: Float[Tensor, " p"]
+    insertion: Float[Tensor, "b p"]
+    deletion: Float[Tensor, "b p"]
+
+    @property
+    def insertion_auc(self) -> Float[Tensor, " b"]:
+        """The area under `insertion`, in [0, 1]; higher is better."""
+        return torch.trapezoid(self.insertion, self.shares, dim=1)
+
+    @property
+    def deletion_auc(self) -> Float[Tensor, " b"]:
+        """The area under `deletion`, in [0, 1]; lower is better."""
+        return torch.trapezoid(self.deletion, self.shares, dim=1)
+
+
+class Perturbed:
+    """Images, the ranks of their pixels by their maps, and the model's probabilities for the partly removed images."""
+
+    def __init__(
+        self, model: Model, images: Tensor, maps: Tensor, target: Tensor, *, fill: Fill, steps: int, chunk: int | None
+    ):
+        if len(maps) != len(images) or len(target) != len(images):
+            raise UserError(
+                f"one map and one target per image: {len(images)} images, {len(maps)} maps, {len(target)} targets"
+            )
+        if steps < 1 or (chunk is not None and chunk < 1):
+            raise UserError(f"steps and chunk are at least 1; given steps={steps}, chunk={chunk}")
+        self.model, self.images, self.target, self.fill = model, checked(model, images), target, fill
+        self.chunk = rows_at_once(images, chunk, recorded=False)
+        size = (images.shape[2], images.shape[3])
+        pixels = size[0] * size[1]
+        step = -(-pixels // steps)
+        self.counts = torch.tensor([*range(0, pixels, step), pixels], device=images.device)
+        self.shares = self.counts.float() / pixels
+        self.rank = ranked(resized(maps, size))
+        self.empty = empty(maps)
+        with quietly(model), torch.no_grad():
+            self.hidden = filled(model, self.images, fill)
+
+    def probability(self, images: Float[Tensor, "r c h w"], target: Int[Tensor, " r"]) -> Float[Tensor, " r"]:
+        return self.model.logits(images).float().softmax(1).gather(1, target[:, None])[:, 0]
+
+    def ends(self) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+        """The probabilities for the whole images and for the fill only: the common ends of both curves."""
+        whole = torch.cat([self.probability(*chunk) for chunk in self.split(self.images)])
+        if len(self.hidden) == len(self.images):
+            return whole, torch.cat([self.probability(*chunk) for chunk in self.split(self.hidden)])
+        nothing = self.model.logits(self.hidden).float().softmax(1)[0]
+        return whole, nothing[self.target]
+
+    def split(self, images: Tensor) -> zip[tuple[Tensor, Tensor]]:
+        return zip(images.split(self.chunk), self.target.split(self.chunk), strict=True)
+
+    def between(self, *, insert: bool) -> Float[Tensor, "b q"]:
+        """The probabilities between the ends: with only the strongest pixels, or without them."""
+        counts = self.counts[1:-1]
+        probabilities = self.images.new_empty(len(self.images), len(counts))
+        hidden = self.hidden.expand_as(self.images)
+        for part, few in blocks(len(self.images), len(counts), self.chunk):
+            strongest = self.rank[part, None] < counts[few, None, None]
+            shown = strongest if insert else ~strongest
+            images = self.images[part, None].expand(-1, shown.shape[1], -1, -1, -1)
+            if self.fill == "noisy_linear":
+                rows = noisy_linear(images.flatten(0, 1), shown.flatten(0, 1))
+            else:
+                rows = torch.where(shown[:, :, None], images, hidden[part, None]).flatten(0, 1)
+            aims = self.target[part].repeat_interleave(shown.shape[1])
+            probabilities[part, few] = self.probability(rows, aims).view(shown.shape[:2])
+        return probabilities
+
+    def curve(self, *, insert: bool, whole: Tensor, nothing: Tensor) -> Float[Tensor, "b p"]:
+        first, last = (nothing, whole) if insert else (whole, nothing)
+        curve = torch.cat([first[:, None], self.between(insert=insert), last[:, None]], 1)
+        return curve.masked_fill(self.empty[:, None], torch.nan)
+
+
+@takes_modules
+def curves(
+    model: Model,
+    images: Float[Tensor, "b c h w"],
+    maps: Float[Tensor, "b h2 w2"],
+    target: Int[Tensor, " b"],
+    *,
+    steps: int = 20,
+    fill: Fill = "blur",
+    chunk: int | None = None,
+) -> Curves:
+    """Insertion and deletion: the class's probability as pixels are shown, or removed, in the order of the map.
+
+    The cost is `2 (steps - 1) + 2` forward passes per image (the curves share their ends).
+
+    Args:
+        maps: maps on any grid, resized bilinearly to the images; the largest values come first, equal values in reading order.
+        steps: number of steps of a curve; each changes `ceil(pixels / steps)` pixels.
+        fill: the value of a pixel that is not shown. The paper takes `blur` for insertion and `zero` for deletion; torch-cam
+            takes zero after normalisation, which is `mean`.
+        chunk: rows (images times points) per forward pass; by default the fastest number.
+
+    Source: Petsiuk et al. 2018 (RISE, arXiv 1806.07421), section 4.2.
+    """
+    rows = Perturbed(model, images, maps, target, fill=fill, steps=steps, chunk=chunk)
+    with quietly(model), torch.no_grad():
+        whole, nothing = rows.ends()
+        return Curves(
+            rows.shares,
+            insertion=rows.curve(insert=True, whole=whole, nothing=nothing),
+            deletion=rows.curve(insert=False, whole=whole, nothing=nothing),
+        )
+
+
+@takes_modules
+def insertion(
+    model: Model,
+    images: Float[Tensor, "b c h w"],
+    maps: Float[Tensor, "b h2 w2"],
+    target: Int[Tensor, " b"],
+    *,
+    steps: int = 20,
+    fill: Fill = "blur",
+    chunk: int | None = None,
+) -> Float[Tensor, " b"]:
+    """The area under the insertion curve only, in [0, 1]; higher is better. See `curves`."""
+    return area(Perturbed(model, images, maps, target, fill=fill, steps=steps, chunk=chunk), insert=True)
+
+
+@takes_modules
+def deletion(
+    model: Model,
+    images: Float[Tensor, "b c h w"],
+    maps: Float[Tensor, "b h2 w2"],
+    target: Int[Tensor, " b"],
+    *,
+    steps: int = 20,
+    fill: Fill = "blur",
+    chunk: int | None = None,
+) -> Float[Tensor, " b"]:
+    """The area under the deletion curve only, in [0, 1]; lower is better. See `curves`."""
+    return area(Perturbed(model, images, maps, target, fill=fill, steps=steps, chunk=chunk), insert=False)
+
+
+def area(rows: Perturbed, *, insert: bool) -> Float[Tensor, " b"]:
+    """The area under one of the curves."""
+    with quietly(rows.model), torch.no_grad():
+        whole, nothing = rows.ends()
+        return torch.trapezoid(rows.curve(insert=insert, whole=whole, nothing=nothing), rows.shares, dim=1)
+
+
+@takes_modules
+def road(
+    model: Model,
+    images: Float[Tensor, "b c h w"],
+    maps: Float[Tensor, "b h2 w2"],
+    target: Int[Tensor, " b"],
+    *,
+    shares: Sequence[float] = SHARES,
+    noise: float = 0.01,
+    chunk: int | None = None,
+) -> Float[Tensor, " b"]:
+    """ROAD: insertion and deletion in one number; removed pixels are imputed, so that holes do not reveal the shape.
+
+    `mean over shares of (p_c(without the weakest) - p_c(without the strongest)) / 2`, with removed pixels filled by
+    `noisy_linear`. The score is in [-0.5, 0.5]; higher is better. A random order scores 0, an empty map gives NaN. It equals
+    pytorch-grad-cam's `ROADCombined` on the class's probability. The imputation runs on the CPU, image by image.
+
+    Source: Rong et al. 2022 (ROAD, arXiv 2202.00449), section 5.
+    """
+    rows = Perturbed(model, images, maps, target, fill="noisy_linear", steps=1, chunk=chunk)
+    with quietly(model), torch.no_grad():
+        pixels = images.shape[2] * images.shape[3]
+        total = images.new_zeros(len(images))
+        for share in shares:
+            removed = round(share * pixels)
+            for sign, keep in ((1, rows.rank < pixels - removed), (-1, rows.rank >= removed)):
+                imputed = noisy_linear(rows.images, keep, noise=noise)
+                total += sign * torch.cat([rows.probability(*chunked) for chunked in rows.split(imputed)])
+        return (total / (2 * len(shares))).masked_fill(rows.empty, torch.nan)
+
+
+def ranked(maps: Float[Tensor, "b h w"]) -> Int[Tensor, "b h w"]:
+    """The rank of every pixel, 0 for the strongest; equal values rank in reading order."""
+    flat = maps.flatten(1)
+    order = flat.sort(dim=1, descending=True, stable=True).indices
+    place = torch.arange(flat.shape[1], device=maps.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, place).view(maps.shape)
+
+
+@takes_modules
+def masked_confidence(
+    model: Model, images: Float[Tensor, "b c h w"], maps: Float[Tensor, "b h2 w2"], target: Int[Tensor, " b"]
+) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+    """The class's probability for the images, and for the images masked by their maps: the inputs of the three measures below.
+
+    The map is scaled to [0, 1] (negative values count as 0) and resized to the image. The masked image is
+    `E = mean + m (x - mean)`: where the map is 0, it shows the mean colour that the model expects. This equals the product of map
+    and normalised image. An empty map hides everything.
+    """
+    with quietly(model), torch.no_grad():
+        images = checked(model, images)
+        seen = resized(normalised(maps, signed=False), (images.shape[2], images.shape[3]))[:, None]
+        mean = model.mean.to(images)
+        first, second = (
+            model.logits(pixels).float().softmax(1).gather(1, target[:, None])[:, 0]
+            for pixels in (images, mean + seen * (images - mean))
+        )
+        return first, second
+
+
+def average_drop(whole: Float[Tensor, " b"], masked: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """Average Drop per image, the confidence lost behind the map: `max(0, Y - O) / Y`, in [0, 1]; lower is better.
+
+    `Y, O = masked_confidence(...)`. The mean over images is the Average Drop. pytorch-grad-cam does not divide its drop by `Y`.
+
+    Source: Chattopadhay et al. 2018 (Grad-CAM++, arXiv 1710.11063), section 4.1.
+    """
+    return (whole - masked).relu() / whole.clamp_min(torch.finfo(whole.dtype).tiny)
+
+
+def increase_in_confidence(whole: Float[Tensor, " b"], masked: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """Increase in Confidence: 1 if the masked image gets a higher probability, else 0. `Y, O = masked_confidence(...)`.
+
+    Source: Chattopadhay et al. 2018 (Grad-CAM++, arXiv 1710.11063), section 4.1.
+    """
+    return (masked > whole).to(whole.dtype)
+
+
+def average_gain(whole: Float[Tensor, " b"], masked: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """Average Gain per image, the confidence gained behind the map: `max(0, O - Y) / (1 - Y)`, in [0, 1]; higher is better.
+
+    Source: Zhang et al. 2024 (Opti-CAM, arXiv 2301.07002), section 4.
+    """
+    return (masked - whole).relu() / (1 - whole).clamp_min(torch.finfo(whole.dtype).tiny)

@@ -1,0 +1,199 @@
+"""The model, the images and the target classes of a gallery, from what the user gave."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from distilens.data import Data, Split, load
+from distilens.explain.explanation import target_of
+from distilens.foundation import randomness
+from distilens.foundation.devices import processes
+from distilens.foundation.errors import UserError
+from distilens.foundation.notation import Spec
+from distilens.models import MODELS, build_model, check_classes
+from distilens.models.model import Model
+from distilens.models.named import are_named, own_classes
+from distilens.models.objects import as_model
+from distilens.models.saved import load_model
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The images of a gallery, and the names of their labels' classes."""
+
+    images: Float[Tensor, "b 3 h w"]
+    labels: Int[Tensor, " b"]
+    index: Int[Tensor, " b"]
+    mask: Float[Tensor, "b h w"] | None
+    classes: tuple[str, ...]
+    name: str
+    about: str
+    names: tuple[str, ...] | None = None  # the images' files, if they are files
+
+
+def run_folder(model: Any) -> Path | None:
+    """The run folder in a model's name, if any: `runs/demo`, `run:runs/demo,part=teacher`."""
+    if not isinstance(model, str):
+        return None
+    if model not in MODELS.entries and Path(model).is_dir():
+        return None if (Path(model) / "model.json").is_file() else Path(model)
+    if "/" in model and ":" not in model:
+        raise UserError(f"no run and no model at {model}: there is no such folder")
+    spec = Spec.parse(model)
+    return Path(spec.argument) if spec.name == "run" and spec.argument else None
+
+
+def found_data(data: Any, folder: Path | None, *, to_explain: bool = False) -> Data:
+    """The given data set, else the run's; with `to_explain`, images without classes are allowed."""
+    if data is not None:
+        return load(data, to_explain=to_explain)
+    if folder is None:
+        raise UserError(
+            "there are no images to explain: name a data set (--data, or data=), such as folder:path=pictures or shapes; "
+            "from Python, images [b 3 h w] work as well"
+        )
+    if not folder.is_dir():
+        raise UserError(f"no run at {folder}: there is no such folder")
+    if not (folder / "recipe.toml").is_file():
+        raise UserError(f"{folder} has no recipe.toml, so its data set is unknown: name one (--data, or data=)")
+    return load(data_of_run(folder), folder.parent / "data")
+
+
+def data_of_run(folder: Path) -> str:
+    """The notation of a run's data.
+
+    Raises:
+        UserError: its recipe is damaged.
+    """
+    path = folder / "recipe.toml"
+    try:
+        return str(Spec.parse(tomllib.loads(path.read_text(encoding="utf-8"))["data"]))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not TOML: {error}") from None
+    except KeyError:
+        raise UserError(f"{path} has no key data, so the data of the run are unknown") from None
+
+
+def built_model(model: Any, folder: Path | None, given: Data | Tensor) -> tuple[Model, tuple[str, ...]]:
+    """The model, and remarks about it for the user."""
+    if isinstance(model, Model):
+        return model, ()
+    size = given.size if isinstance(given, Data) else (given.shape[-2], given.shape[-1])
+    classes = given.classes if isinstance(given, Data) else ()
+    if not isinstance(model, str):
+        made = as_model(model, size=size)
+        if len(made.classes) == len(classes) and not are_named(made.classes):
+            made.classes = classes
+        return made, made.notes
+    device = cast(torch.device, processes().device)
+    is_folder = model not in MODELS.entries and Path(model).is_dir()
+    if is_folder and folder is None:
+        return load_model(Path(model)).to(device), ()
+    if folder is not None:
+        return build_model(Spec("run", model) if is_folder else model, classes, size).to(device), ()
+    spec = MODELS.resolve(model)
+    own = own_classes(spec)
+    if own is None and not classes:
+        raise UserError(
+            f"neither {model} nor a data set names the classes: name a data set with classes, or give a Model, "
+            "a run, or pretrained weights"
+        )
+    own = None if own is None else tuple(name.partition(",")[0] for name in own)  # the first of several synonyms
+    names = classes if own is None or len(own) == len(classes) else own
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        built = build_model(model, names, size).to(device)
+    loaded = spec.name in ("file", "python") or spec.options.get("pretrained") or spec.options.get("weights")
+    untrained = (
+        f"{model} has random weights, since nothing was loaded: neither its predictions nor their maps have a meaning."
+    )
+    return built, () if loaded else (untrained,)
+
+
+def check_pixels(images: Tensor) -> Tensor:
+    """The given images, on the CPU.
+
+    Raises:
+        UserError: the shape is wrong, or pixels are not in [0, 1].
+    """
+    if images.ndim != 4 or images.shape[1] != 3 or not len(images):
+        raise UserError(f"images to explain are [b 3 h w]; given {list(images.shape)}")
+    images = images.detach().cpu()
+    if images.is_floating_point() and (float(images.min()) < -0.01 or float(images.max()) > 1.01):
+        raise UserError(
+            f"images to explain are pixels in [0, 1], and the model normalises them itself; given "
+            f"{float(images.min()):.3g} to {float(images.max()):.3g}"
+        )
+    return images
+
+
+def as_chosen(images: Float[Tensor, "b 3 h w"]) -> Chosen:
+    """All given images, without labels and masks."""
+    b = len(images)
+    return Chosen(images, torch.full((b,), -1), torch.arange(b), None, (), "given images", f"all {b}")
+
+
+def drawn_images(data: Data, split: str, count: int) -> Chosen:
+    """A fixed random sample of `count` images of a split, with the classes in turn."""
+    if split not in ("train", "validation", "test"):
+        raise UserError(f"split must be train, validation or test; given {split!r}")
+    rows: Split = getattr(data, split)
+    if not len(rows):
+        raise UserError(f"the {split} split of {data.name} has no images")
+    positions = in_turn(rows.labels, torch.randperm(len(rows), generator=randomness.generator("explained", 0)).numpy())[
+        :count
+    ]
+    images, masks = rows.pixels(positions)
+    about = f"{len(positions):,} of {len(rows):,} of the {split} split, drawn with seed 0, the classes in turn"
+    index = torch.from_numpy(rows.index[positions])
+    labels = torch.from_numpy(rows.labels[positions]).long()
+    names = rows.names(positions)
+    files = None if names is None else tuple(names)
+    return Chosen(images, labels, index, masks, tuple(map(str, data.classes)), data.name, about, files)
+
+
+def in_turn(labels: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """The order with the classes in turn: the first image of every class, then the second of every class, and so on."""
+    seen: dict[int, int] = {}
+    turns = np.empty(len(order), dtype=np.int64)
+    for place, label in enumerate(labels[order].tolist()):
+        turns[place] = seen[label] = seen.get(label, -1) + 1
+    return order[np.argsort(turns, kind="stable")]
+
+
+def targets(
+    target: Literal["top1", "label"] | Tensor, chosen: Chosen, logits: Float[Tensor, "b classes"], model: Model
+) -> Int[Tensor, " b"]:
+    """The class to explain, per image.
+
+    Raises:
+        UserError: an unknown target, or labels that are missing or do not match the model's classes.
+    """
+    if isinstance(target, Tensor):
+        return target_of(logits, target.cpu())
+    if target == "top1":
+        return logits.argmax(1)
+    if target != "label":
+        raise UserError(f"target must be top1, label, or one class per image; given {target!r}")
+    if not chosen.classes or (chosen.labels < 0).any():
+        raise UserError("target=label explains the images' labels, and some images have no label: use target=top1")
+    try:
+        check_classes(model, chosen.classes, "model")
+    except UserError as error:
+        reason = str(error).partition(". Give it")[0]
+        raise UserError(
+            f"target=label explains the images' labels, but {reason}. Use target=top1, or other data"
+        ) from None
+    return chosen.labels
+
+
+def aimed(target: Literal["top1", "label"] | Tensor) -> str:
+    return {"top1": "the model's top class", "label": "the label"}.get(str(target), "the given classes")

@@ -1,0 +1,65 @@
+"""The maps on a run's page: teacher, base and student explained on the same test images, disagreements first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from distilens.data.batch import Batch
+from distilens.data.splits import Split
+from distilens.explain.explanation import Explainer, in_chunks
+from distilens.foundation import randomness
+from distilens.models.model import Model
+
+
+def as_pixels(images: Float[Tensor, "b 3 h w"]) -> UInt8[np.ndarray, "b h w 3"]:
+    """Images in [0, 1] as bytes, which are stored."""
+    return (images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def named_files(split: Split, positions: Tensor) -> dict[str, np.ndarray]:
+    """The files of some images of a split, as an array to store; empty if the images are not files."""
+    names = split.names(positions.numpy())
+    return {} if names is None else {"names": np.array(names)}
+
+
+def choose(logits: Mapping[str, Tensor], count: int) -> Tensor:
+    """Positions of `count` random images: up to three quarters on which the models disagree, the rest on which they agree."""
+    tops = torch.stack([values.argmax(1) for values in logits.values()])
+    order = torch.randperm(tops.shape[1], generator=randomness.generator("gallery", 0))
+    differ = (tops != tops[0]).any(0)[order]
+    disagreed = order[differ][: max(1, count * 3 // 4)]
+    agreed = order[~differ][: count - len(disagreed)]
+    rest = order[differ][len(disagreed) : len(disagreed) + count - len(disagreed) - len(agreed)]
+    return torch.cat([disagreed, rest, agreed])
+
+
+def explained(
+    models: Mapping[str, Model], batch: Batch, logits: Mapping[str, Tensor], explain: Explainer
+) -> dict[str, np.ndarray]:
+    """The arrays of one explainer's file: images, labels, masks, the class explained, and maps and predictions by role.
+
+    All models are explained for the same class, the teacher's top-1 (without a teacher the student's), so that the maps of an
+    image are comparable.
+    """
+    target = logits["teacher" if "teacher" in logits else "student"].argmax(1)
+    arrays = {
+        "index": batch.index.numpy(),
+        "images": as_pixels(batch.images),
+        "labels": batch.labels.numpy(),
+        "targets": target.numpy(),
+        "signed": np.array(explain.signed),
+    }
+    if batch.mask is not None:
+        arrays["masks"] = (batch.mask * 255).round().byte().numpy()
+    for role, model in models.items():
+        explanation = in_chunks(explain, model, batch.images, target)
+        confidence, prediction = logits[role].softmax(1).max(1)
+        arrays[f"maps_{role}"] = explanation.maps.numpy()
+        arrays[f"prediction_{role}"] = prediction.numpy()
+        arrays[f"confidence_{role}"] = confidence.numpy()
+    return arrays

@@ -1,0 +1,92 @@
+"""Accuracy and agreement: shares of images with their intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypedDict
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from distilens.data.batch import Batch
+from distilens.models.model import Model
+from distilens.models.objects import takes_modules
+from distilens.models.taps import evaluating
+
+
+class Share(TypedDict):
+    """A share of images in [0, 1], with n and its 95 % interval."""
+
+    accuracy: float
+    n: int
+    low: float
+    high: float
+
+
+@takes_modules
+def predict(model: Model, batches: Iterable[Batch]) -> Float[Tensor, "n classes"]:
+    """The logits of all images, in order, float32 on the CPU; the model's mode does not change."""
+    with evaluating(model), torch.inference_mode():
+        return torch.cat([model.logits(batch.images).float().cpu() for batch in batches])
+
+
+def share(hits: Tensor) -> Share:
+    """The share of true outcomes, with Wilson's interval (scipy), which stays inside [0, 1]."""
+    from scipy.stats import binomtest
+
+    n, count = len(hits), int(hits.sum())
+    interval = binomtest(count, n).proportion_ci(method="wilson")
+    return Share(accuracy=count / n, n=n, low=float(interval.low), high=float(interval.high))
+
+
+def accuracy(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> Share | None:
+    """The share of labelled images whose top class is the label; None without labels. Higher is better."""
+    known = labels >= 0
+    return share(right(logits[known], labels[known])) if known.any() else None
+
+
+def right(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> Bool[Tensor, " n"]:
+    """Whether the top class of each image is its label; logits with a NaN are never right."""
+    return (logits.argmax(1) == labels) & ~logits.isnan().any(1)
+
+
+def top_k(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], k: int) -> Share | None:
+    """The share of labelled images whose label is among the k top classes; None without labels. Higher is better."""
+    known = labels >= 0
+    return share(among_top(logits[known], labels[known], k)) if known.any() else None
+
+
+def among_top(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], k: int) -> Bool[Tensor, " n"]:
+    """Whether the label of each image is among the k top classes; logits with a NaN are never right."""
+    return logits.topk(k).indices.eq(labels[:, None]).any(1) & ~logits.isnan().any(1)
+
+
+def by_class(
+    logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], names: Sequence[str]
+) -> dict[str, Share | None]:
+    """The accuracy per class (its recall); None for a class without images."""
+    hits = right(logits, labels)
+    return {
+        name: share(hits[labels == number]) if (labels == number).any() else None for number, name in enumerate(names)
+    }
+
+
+def balanced(classes: Mapping[str, Share | None]) -> float | None:
+    """The mean of the classes' accuracies: a rare class counts as much as a common one. Guessing one class gives 1 / classes."""
+    known = [hits["accuracy"] for hits in classes.values() if hits is not None]
+    return sum(known) / len(known) if known else None
+
+
+def commonest(labels: Int[Tensor, " n"], names: Sequence[str]) -> dict[str, Any] | None:
+    """The most frequent class and its share of the labelled images: the accuracy of always guessing it."""
+    known = labels[labels >= 0]
+    if not len(known):
+        return None
+    counts = torch.bincount(known, minlength=len(names))
+    return {"class": names[int(counts.argmax())], "share": int(counts.max()) / len(known), "n": len(known)}
+
+
+def agreement(logits: Float[Tensor, "n classes"], teacher: Float[Tensor, "n classes"]) -> Share:
+    """The share of images on which the model's top class equals the teacher's, right or wrong. Higher is closer."""
+    return share(logits.argmax(1) == teacher.argmax(1))

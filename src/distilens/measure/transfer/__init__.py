@@ -1,0 +1,1 @@
+"""Comparing models: FSS, RS, UniCAM, and the comparison on a run's page."""

@@ -1,0 +1,1 @@
+"""The networks of distilens itself, one family per file."""

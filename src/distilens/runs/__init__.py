@@ -1,0 +1,1 @@
+"""Runs: from a recipe to a folder with weights, scores and a page."""

@@ -1,0 +1,128 @@
+"""The stages of a run: train (teacher, base, student) → measure → explain → compare → report.
+
+Each stage reads and writes only files of the run folder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from distilens.data.pipeline import Batches, batch_at
+from distilens.explain import build_explainer, labels
+from distilens.foundation.devices import processes
+from distilens.foundation.files import read_json, write_arrays, write_json
+from distilens.foundation.fingerprints import key_of
+from distilens.foundation.notation import safe
+from distilens.foundation.settings import resolved
+from distilens.measure import predict
+from distilens.measure.answers import errors_of
+from distilens.measure.maps.side_by_side import as_pixels, choose, explained, named_files
+from distilens.measure.predictions import FILE as PREDICTIONS
+from distilens.measure.scores import EVALUATION_BATCH, predict_all, score_models
+from distilens.measure.transfer.comparison import compare
+from distilens.measure.transfer.settings import CompareSettings
+from distilens.report import write_report
+from distilens.runs.history import KeptModels
+from distilens.runs.provenance import about_run
+from distilens.runs.recipe import ExplainSettings
+from distilens.runs.run import ROLES, Run, at_work, stage
+from distilens.runs.training import source_key, train_stage
+
+
+def run_all(run: Run) -> None:
+    """All stages, in order."""
+    with at_work(run):
+        train_stage(run)
+        if processes().is_main_process:
+            measure_stage(run)
+            explain_stage(run)
+            if run.recipe.compare is not None:
+                compare_stage(run)
+            report_stage(run)
+        processes().wait_for_everyone()
+
+
+def measure_stage(run: Run) -> None:
+    """Score the answers, maps and costs of all models. The test split is read here.
+
+    It writes the answers (`predictions.npz`), the scores, and the student's most confident errors (`errors.npz`).
+    """
+    explain = run.recipe.explain
+    weights = [run.weights_key(role) for role in ROLES]
+    key = key_of(
+        "measure", weights, run.data.fingerprint, resolved(ExplainSettings, explain.model_dump(exclude={"images"}))
+    )
+    scores_file, answers_file, errors_file = (run.folder / name for name in ("scores.json", PREDICTIONS, "errors.npz"))
+    with stage(run, "measure", key, scores_file, answers_file, errors_file) as due:
+        if not due:
+            return
+
+        def say(text: str) -> None:
+            run.say(f"measure: {text}")
+
+        models = run.models()
+        answers = predict_all(models, run.data, say=say)
+        answers.save(answers_file)
+        scores = score_models(
+            models, run.data, explain.explainers, measured=explain.measured, predictions=answers, say=say
+        )
+        scores["errors"] = errors_of(answers.test, answers.classes)
+        rows = np.array([error["row"] for error in scores["errors"]], dtype=np.int64)
+        images, _ = run.data.test.pixels(rows)
+        write_arrays(errors_file, {"index": answers.test.index[rows], "images": as_pixels(images)})
+        scores["data"]["note"] = run.recipe.note
+        write_json(scores_file, scores)
+
+
+def explain_stage(run: Run) -> None:
+    """Explain the same test images for all models: one file per explainer in `maps/`."""
+    wanted = run.recipe.explain
+    files = {part: run.folder / "maps" / f"{label}.npz" for part, label in labels(wanted.explainers).items()}
+    weights = [run.weights_key(role) for role in ROLES]
+    key = key_of(
+        "explain", weights, run.data.fingerprint, resolved(ExplainSettings, wanted.model_dump(exclude={"measured"}))
+    )
+    with stage(run, "explain", key, *files.values()) as due:
+        if not due:
+            return
+        models, test = run.models(), run.data.test
+        logits = {
+            role: predict(model, Batches(test, EVALUATION_BATCH, device=model.device)) for role, model in models.items()
+        }
+        positions = choose(logits, min(wanted.images, len(test)))
+        batch = batch_at(test, positions)
+        shown = {role: values[positions] for role, values in logits.items()}
+        for part, path in files.items():
+            run.say(f"explain: {part}")
+            maps = explained(models, batch, shown, build_explainer(part, run.data))
+            write_arrays(path, {**maps, **named_files(test, positions)})
+        for path in set((run.folder / "maps").glob("*.npz")) - set(files.values()):
+            path.unlink()  # from an explainer that is no longer in the recipe
+
+
+def compare_stage(run: Run, how: CompareSettings | None = None) -> None:
+    """Compare the run's models: what was distilled, in numbers and in maps. The recipe's settings are the default."""
+    part = how or run.recipe.compare or CompareSettings()
+    weights = [run.weights_key(role) for role in ROLES]
+    kept = {role: KeptModels(run, role) for role in ("base", "student")}
+    key = key_of(
+        "compare",
+        weights,
+        run.data.fingerprint,
+        resolved(CompareSettings, part.model_dump()),
+        source_key(part.embeddings),
+        {role: models.epochs for role, models in kept.items()},
+    )
+    made = (read_json(run.folder / "transfer.json") or {}).get("maps", {}).get("levels", {})
+    maps = [run.folder / "transfer" / f"{safe(level)}.npz" for level in made]
+    with stage(run, "compare", key, run.folder / "transfer.json", *maps) as due:
+        if due:
+            compare(run.models(), run.data, part, grown=kept, console=run.console).save(run.folder, page=False)
+
+
+def report_stage(run: Run) -> Path:
+    """Write the page."""
+    write_json(run.folder / "about.json", about_run(run))
+    return write_report(run.folder)

@@ -1,0 +1,1 @@
+"""Studies of several runs: the measured evidence, and recommendations from it."""

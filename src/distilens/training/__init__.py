@@ -1,0 +1,1 @@
+"""Training: the loop, and the modules that it uses."""

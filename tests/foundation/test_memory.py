@@ -1,0 +1,53 @@
+"""Within, pages that were freed are not asked for again; afterwards they are given back."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import contextlib, resource, sys
+import psutil, torch
+from distilens.foundation.memory import kept
+
+def rounds(count):
+    for _ in range(count):
+        parts = [torch.ones(12_000_000) for _ in range(2)]  # 48 MB: more than glibc ever keeps by itself
+        del parts
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    rounds(5)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+rounds(2)
+with kept() if sys.argv[1] == "kept" else contextlib.nullcontext():
+    rounds(20 if sys.argv[1] == "kept" else 1)  # until the blocks have found their places
+    print(faults())
+print(psutil.Process().memory_info().rss // 2**20)
+"""
+
+
+def run(mode: str, **environment: str) -> tuple[int, int]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "LD_PRELOAD"))}
+    given = {**clean, "OMP_NUM_THREADS": "1", **environment}
+    done = subprocess.run([sys.executable, "-c", PROGRAM, mode], env=given, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    faults, resident = map(int, done.stdout.split())
+    return faults, resident
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
+def test_pages_are_asked_for_once_and_given_back():
+    plain, before = run("plain")
+    kept, after = run("kept")
+    assert kept < plain / 10
+    assert after < before + 40  # MiB: the 96 that a round used are not held
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
+def test_what_the_environment_says_stays():
+    faults, _ = run("kept", MALLOC_TRIM_THRESHOLD_="131072")
+    assert faults > 10_000

@@ -1,0 +1,258 @@
+"""What the model says of what a map names: against torch-cam's and pytorch-grad-cam's metrics, and where the truth is known."""
+
+import contextlib
+
+import numpy as np
+import pytest
+import torch
+from pytorch_grad_cam.metrics.road import NoisyLinearImputer, ROADCombined
+from scipy.sparse import csc_matrix
+from scipy.sparse.linalg import spsolve
+from torch import nn
+from torchcam.metrics import ClassificationMetric, DeletionInsertionMetric
+
+from distilens import EXPLAINERS, build_model
+from distilens.core import Model
+from distilens.foundation.errors import UserError
+from distilens.measure import (
+    average_drop,
+    average_gain,
+    curves,
+    deletion,
+    increase_in_confidence,
+    insertion,
+    masked_confidence,
+    noisy_linear,
+    road,
+)
+from distilens.measure.maps.faithfulness import Perturbed
+from distilens.measure.maps.imputation import filled
+
+CLASSES = tuple("abcd")
+
+
+def images(count: int = 6, size: int = 16) -> torch.Tensor:
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def net(size: int = 16) -> Model:
+    torch.manual_seed(0)
+    made = build_model("resnet8", CLASSES, (size, size)).train()
+    with torch.no_grad():
+        for _ in range(3):
+            made.logits(images(16, size))
+        made.network.fc.weight.mul_(10)
+    return made.eval()
+
+
+class Normalised(nn.Module):
+    """A model as the peers take it: of images that are normalised already."""
+
+    def __init__(self, model: Model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.model.network(pixels)
+
+
+class Given:
+    """torch-cam's extractor, with maps that are there already."""
+
+    def __init__(self, model: nn.Module, maps: torch.Tensor):
+        self.model, self.maps = model, maps
+
+    def __call__(self, *arguments, **options) -> list[torch.Tensor]:
+        return [self.maps]
+
+    def fuse_cams(self, cams: list[torch.Tensor]) -> torch.Tensor:
+        return cams[0]
+
+    def _hooks_off(self):
+        return contextlib.nullcontext()
+
+
+def imputed_by_peer(self, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """pytorch-grad-cam's system of equations, solved: its own call fails with NumPy 2.4 (`np.argwhere` of a tensor)."""
+    weights = [(offset, 1 / 6 if 0 in offset else 1 / 12) for offset, _ in self.weighting]
+    assert weights == self.weighting
+    system, given = NoisyLinearImputer.setup_sparse_system(mask.numpy(), image.numpy(), weights)
+    found = image.flatten(1).clone()
+    found[:, mask.flatten() == 0] = torch.from_numpy(spsolve(csc_matrix(system), given)).float().T
+    return found.view_as(image)
+
+
+def unit(maps: torch.Tensor) -> torch.Tensor:
+    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    return (maps - low) / (high - low)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 20, 256])
+def test_insertion_and_deletion_agree_with_torch_cam(steps):
+    model, pixels, target = net(), images(), torch.tensor([0, 1, 2, 3, 1, 0])
+    maps = torch.rand(6, 8, 8, generator=torch.Generator().manual_seed(2))
+    peer = DeletionInsertionMetric(Given(Normalised(model), maps), lambda z: z.softmax(1), steps=steps)
+    peer.update(model.prepare(pixels), target.tolist())
+    found = curves(model, pixels, maps, target, steps=steps, fill="mean")
+    assert found.insertion_auc.mean().item() == pytest.approx(peer.summary()["insertion_auc"], rel=1e-5)
+    assert found.deletion_auc.mean().item() == pytest.approx(peer.summary()["deletion_auc"], rel=1e-5)
+    assert found.shares[0] == 0
+    assert found.shares[-1] == 1
+    assert torch.allclose(found.insertion[:, -1], found.deletion[:, 0])
+    assert found.insertion.std() > 0.01
+
+
+def test_the_drop_agrees_with_torch_cam():
+    model, pixels, target = net(), images(), torch.tensor([0, 1, 2, 3, 1, 0])
+    maps = unit(torch.rand(6, 8, 8, generator=torch.Generator().manual_seed(2)))
+    peer = ClassificationMetric(Given(Normalised(model), maps), lambda z: z.softmax(1))
+    peer.update(model.prepare(pixels), target.tolist())
+    whole, masked = masked_confidence(model, pixels, maps, target)
+    assert average_drop(whole, masked).mean().item() == pytest.approx(peer.summary()["avg_drop"], rel=1e-4)
+    assert increase_in_confidence(whole, masked).mean().item() == pytest.approx(peer.summary()["conf_increase"])
+    assert 0 < average_drop(whole, masked).mean() < 1
+    gain = average_gain(whole, masked)
+    assert ((gain > 0) == (masked > whole)).all()
+    assert (gain <= 1).all()
+
+
+def test_road_agrees_with_pytorch_grad_cam(monkeypatch):
+    monkeypatch.setattr(NoisyLinearImputer, "__call__", imputed_by_peer)
+    model, pixels = net(), images(4)
+    maps = unit(torch.rand(4, 16, 16, generator=torch.Generator().manual_seed(2)))
+    targets = [lambda z, number=number: z.softmax(-1)[number] for number in (0, 1, 2, 3)]
+    peer = ROADCombined()(model.prepare(pixels), maps.numpy(), targets, Normalised(model))
+    found = road(model, pixels, maps, torch.arange(4), noise=0.0)
+    assert np.abs(peer).max() > 5e-3
+    assert np.abs(found.numpy() - peer).max() < 0.1 * np.abs(peer).max()  # its percentiles are one pixel off ours
+    assert (found.abs() <= 0.5).all()
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
+def test_imputation_agrees_with_pytorch_grad_cam(share):
+    keep = torch.rand(3, 12, 9, generator=torch.Generator().manual_seed(3)) >= share
+    pixels = torch.rand(3, 3, 12, 9, generator=torch.Generator().manual_seed(4))
+    found = noisy_linear(pixels, keep, noise=0.0)
+    for number in range(3):
+        peer = imputed_by_peer(NoisyLinearImputer(), pixels[number], keep[number].float())
+        assert torch.allclose(found[number], peer, atol=1e-5)
+    assert torch.equal(found.movedim(1, -1)[keep], pixels.movedim(1, -1)[keep])
+    assert not torch.equal(found, pixels)
+
+
+def test_noise_is_the_same_for_every_image_and_leaves_torchs_own_alone():
+    pixels, keep = images(2), torch.zeros(2, 16, 16, dtype=torch.bool)
+    keep[:, :4] = True
+    state = torch.get_rng_state()
+    both = noisy_linear(pixels, keep)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(noisy_linear(pixels[1:], keep[1:]), both[1:])
+    field = both - noisy_linear(pixels, keep, noise=0.0)
+    assert torch.allclose(field[0], field[1], atol=1e-6)
+    assert field[0].std() > 0
+    nothing = noisy_linear(pixels, torch.zeros_like(keep), noise=0.0)
+    assert torch.allclose(nothing, pixels.mean((2, 3), keepdim=True).expand_as(nothing))
+
+
+class Place(nn.Module):
+    """Sees the class in the brightness of one quarter of the image: where the truth is is known."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        score = 8 * self.weight * x[:, :, :8, :8].mean((1, 2, 3))
+        return torch.stack([score, -score], 1)
+
+
+def place() -> Model:
+    return Model(Place(), ("yes", "no"), size=(16, 16), mean=(0.0,) * 3, std=(1.0,) * 3).eval()
+
+
+@pytest.mark.parametrize("fill", ["zero", "blur", "mean", "noisy_linear", 0.1])
+def test_a_true_map_is_better_than_noise_and_noise_better_than_its_opposite(fill):
+    model, target = place(), torch.zeros(4, dtype=torch.int64)
+    pixels = images(4) * 0.2
+    pixels[:, :, :8, :8] += 0.7
+    truth = torch.zeros(4, 16, 16)
+    truth[:, :8, :8] = 1
+    noise = torch.rand(4, 16, 16, generator=torch.Generator().manual_seed(5))
+    order = [curves(model, pixels, maps, target, fill=fill) for maps in (truth, noise, 1 - truth)]
+    inserted, deleted = (
+        [getattr(each, name).mean().item() for each in order] for name in ("insertion_auc", "deletion_auc")
+    )
+    assert inserted[0] > inserted[1] > inserted[2]
+    assert deleted[0] < deleted[1] < deleted[2]
+    scores = [road(model, pixels, maps, target).mean().item() for maps in (truth, noise, 1 - truth)]
+    assert scores[0] > scores[1] > scores[2]
+    drops = [average_drop(*masked_confidence(model, pixels, maps, target)).mean() for maps in (truth, noise, 1 - truth)]
+    assert drops[0] < drops[1] < drops[2]
+
+
+def test_known_values_of_a_classifier_that_counts():
+    """The probability is the share of five pixels that are seen, in known order."""
+
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.none = nn.Parameter(torch.zeros(1))
+
+        def forward(self, x):
+            share = x[:, 0].sum((1, 2)) / 5 + self.none
+            return torch.stack([share, 1 - share], 1).clamp_min(1e-12).log()
+
+    model = Model(Counting(), ("a", "b"), size=(1, 5), mean=(0.0,) * 3, std=(1.0,) * 3).eval()
+    pixels, maps = torch.ones(1, 3, 1, 5), torch.tensor([[[5.0, 4, 3, 2, 1]]])
+    found = curves(model, pixels, maps, torch.zeros(1, dtype=torch.int64), steps=2, fill="zero")
+    assert torch.allclose(found.shares, torch.tensor([0, 0.6, 1]))
+    assert torch.allclose(found.insertion, torch.tensor([[0, 0.6, 1]]), atol=1e-6)
+    assert torch.allclose(found.deletion, torch.tensor([[1, 0.4, 0]]), atol=1e-6)
+    assert found.insertion_auc.item() == pytest.approx(0.5)
+
+
+def test_one_curve_alone_is_the_same_and_chunks_do_not_matter():
+    model, pixels, target = net(), images(), torch.tensor([0, 1, 2, 3, 1, 0])
+    maps = EXPLAINERS.build("ig:steps=4")(model, pixels, target).maps
+    both = curves(model, pixels, maps, target)
+    assert torch.allclose(insertion(model, pixels, maps, target, chunk=7), both.insertion_auc, atol=1e-6)
+    assert torch.allclose(deletion(model, pixels, maps, target, chunk=1000), both.deletion_auc, atol=1e-6)
+    alone = curves(model, pixels[2:3], maps[2:3], target[2:3], chunk=3)
+    assert torch.allclose(alone.insertion[0], both.insertion[2], atol=1e-6)
+
+
+def test_measuring_leaves_no_trace():
+    model, pixels, target = net().train(), images(), torch.tensor([0, 1, 2, 3, 1, 0])
+    maps = torch.rand(6, 4, 4)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    copies = pixels.clone(), maps.clone(), torch.get_rng_state()
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = curves(model, pixels, maps, target)
+    road(model, pixels, maps, target, shares=(0.5,))
+    masked_confidence(model, pixels, maps, target)
+    assert model.training
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert torch.equal(pixels, copies[0])
+    assert torch.equal(maps, copies[1])
+    assert torch.equal(torch.get_rng_state(), copies[2])
+    assert torch.equal(cast.insertion, curves(model, pixels, maps, target).insertion)  # float32 within
+
+
+def test_an_empty_map_orders_nothing():
+    model, pixels, target = net(), images(2), torch.tensor([0, 1])
+    maps = torch.rand(2, 4, 4)
+    maps[0] = 0
+    found = curves(model, pixels, maps, target)
+    assert found.insertion_auc.isnan().tolist() == [True, False]
+    assert road(model, pixels, maps, target, shares=(0.5,)).isnan().tolist() == [True, False]
+    whole, masked = masked_confidence(model, pixels, maps, target)
+    assert torch.allclose(masked[0], model.logits(filled(model, pixels[:1], "mean")).softmax(1)[0, 0])
+    assert not average_drop(whole, masked).isnan().any()
+
+
+def test_what_does_not_fit_is_said():
+    model, pixels = net(), images(2)
+    with pytest.raises(UserError, match="one map and one target per image: 2 images, 3 maps, 2 targets"):
+        Perturbed(model, pixels, torch.rand(3, 4, 4), torch.tensor([0, 1]), fill="zero", steps=2, chunk=2)
+    with pytest.raises(UserError, match="at least 1; given steps=0"):
+        curves(model, pixels, torch.rand(2, 4, 4), torch.tensor([0, 1]), steps=0)
