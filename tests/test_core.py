@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from distilens.core import Answer, Batch, Method, Mixed, Model, Objective, Output
+from distilens.core import Answer, Batch, Method, Mixed, Model, Objective, Output, as_teacher
 from distilens.foundation.errors import UserError
 from distilens.methods import build_methods
 from distilens.methods.ce import CE
@@ -280,3 +280,22 @@ def test_one_text_is_one_method():
     assert list(build_methods("kd:temperature=2,weight=0.5")) == ["kd"]
     with pytest.raises(UserError, match=r"unknown method 'kdd'\. Did you mean 'kd'"):
         build_methods("kdd")
+
+
+def test_a_function_or_an_object_that_is_called_is_a_teacher():
+    class Own:
+        classes = ("ant", "bee")
+
+        def __call__(self, batch, needs):
+            return Answer(logits=torch.ones(len(batch), 2))
+
+    batch = Batch(torch.rand(3, 3, 4, 4), torch.zeros(3, dtype=torch.long), torch.arange(3))
+    made, plain = as_teacher(Own()), as_teacher(lambda batch, needs: Answer())
+    assert made.classes == ("ant", "bee")
+    assert made(batch, ["logits"]).logits.shape == (3, 2)
+    assert plain.classes is None
+    assert plain.live() is plain
+    assert plain.notes() == {}
+    assert as_teacher(made) is made
+    with pytest.raises(UserError, match="cannot be stored"):
+        _ = plain.identity

@@ -113,6 +113,7 @@ class Function(Teacher):
 
     def __init__(self, function: Callable[[Batch, Sequence[str]], Answer]):
         self.function = function
+        self.classes = getattr(function, "classes", None)  # an object with `__call__` may name them
 
     def __call__(self, batch: Batch, needs: Sequence[str]) -> Answer:
         return self.function(batch, needs)
