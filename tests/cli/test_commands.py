@@ -122,7 +122,7 @@ def test_all_that_is_wrong_is_said_at_once(command):
         (["run", "recipe.toml", "--set", "explain.explainers=[ig:steps=2,ig:steps=4]"], "two are called 'ig'"),
         (["run", "recipe.toml", "--set", "train.batch_size=0"], "greater than or equal to 1; given 0"),
         (["run", "recipe.toml", "--set", "student=3"], "student"),
-        (["report", "empty"], "it has none of the files that a run writes"),
+        (["report", "empty"], "it has no file that a run writes"),
         (["explain", "empty"], "is not a run: it has no recipe.toml"),
         (["measure", "no.toml"], "is not a run"),
         (["explain"], "MODEL_OR_RUN"),

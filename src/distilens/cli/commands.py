@@ -258,7 +258,7 @@ def report(run: RunFolder, /) -> None:
         (run / name).exists()
         for name in ("recipe.toml", "about.json", "metrics.jsonl", "scores.json", "maps", "transfer.json")
     ):
-        raise UserError(f"{run} is not a run: it has none of the files that a run writes")
+        raise UserError(f"{run} is not a run: it has no file that a run writes")
     print(write_report(run))
 
 
