@@ -213,7 +213,8 @@ def distance_correlation(x: Representation, y: Representation, *, biased: bool =
     `biased`, it is the V-statistic of double-centred distances: never negative, and near 1 for few samples.
 
     Args:
-        x, y: features `[n ...]` of the same samples, or their `Distances`. Features may require a gradient.
+        x: features `[n ...]`, or their `Distances`. Features may require a gradient.
+        y: the same of the same samples.
         biased: see above. R's `energy` calls the unbiased statistic `bcdcor` and the root of the biased statistic `dcor`.
 
     Source: Székely and Rizzo 2013, 2014 (arXiv 1310.2926), definition 2; biased: Székely, Rizzo and Bakirov 2007.
