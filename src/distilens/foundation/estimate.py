@@ -121,9 +121,13 @@ def share_of(hits: Any) -> Estimate:
     Args:
         hits: `[n]` booleans: a tensor, an array or a list, at least one.
     """
+    return share_from(int(outcomes(hits).sum()), len(hits))
+
+
+def share_from(count: int, n: int) -> Estimate:
+    """`share_of`, from the number of true outcomes among `n`."""
     from scipy.stats import binomtest
 
-    n, count = len(hits), int(outcomes(hits).sum())
     interval = binomtest(count, n).proportion_ci(method="wilson")
     return Estimate(count / n, float(interval.low), float(interval.high), n)
 

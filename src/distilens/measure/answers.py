@@ -19,7 +19,7 @@ TOP = 5
 
 def tensors(split: SplitPredictions) -> tuple[dict[str, Tensor], Tensor]:
     """The logits by model, and the labels."""
-    return {model: torch.from_numpy(values) for model, values in split.logits.items()}, torch.from_numpy(split.labels)
+    return {model: torch.from_numpy(values) for model, values in split.logits.items()}, torch.from_numpy(split.targets)
 
 
 def score_answers(found: Predictions) -> dict[str, dict[str, Any]]:

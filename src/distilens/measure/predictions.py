@@ -124,7 +124,7 @@ def predictions_of(split: Split, logits: Mapping[str, Float[torch.Tensor, "n cla
     """Several models' predictions for a whole split."""
     names = split.names()
     return SplitPredictions(
-        labels=split.labels.astype(np.int64),
+        labels=split.targets.astype(np.int64),
         index=split.index,
         logits={model: values.numpy() for model, values in logits.items()},
         names=None if names is None else tuple(names),

@@ -134,7 +134,7 @@ def compare_maps(
 
 
 def labels_of(split: Split) -> Tensor:
-    return torch.from_numpy(split.labels)
+    return torch.from_numpy(split.targets)
 
 
 def drawn_positions(split: Split, count: int) -> Tensor:

@@ -70,8 +70,8 @@ class Run:
         if self.recipe.teacher_data == self.recipe.data:
             return self.data
         data = load(self.recipe.teacher_data, self.folder.parent / "data")
-        if data.classes != self.data.classes:
-            raise UserError("teacher.data has other classes than data: " + ", ".join(data.classes))
+        if data.task != self.data.task:
+            raise UserError("teacher.data has other classes than data: " + (", ".join(data.classes) or data.task.name))
         return self.told(data)
 
     def told(self, data: Data) -> Data:

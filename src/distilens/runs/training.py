@@ -20,11 +20,11 @@ from distilens.foundation.errors import UserError
 from distilens.foundation.files import read_json, write_json, write_text
 from distilens.foundation.fingerprints import file_key, key_of
 from distilens.foundation.notation import Spec
+from distilens.foundation.own_code import module_file
 from distilens.foundation.settings import Kind, Part, Parts, Section, resolved
 from distilens.methods import build_methods
 from distilens.methods.codebook import with_content
 from distilens.models import build_model, check_classes
-from distilens.models.adapters import module_file
 from distilens.models.heads import heads, replace_heads
 from distilens.models.named import check_answers, shown
 from distilens.models.saved import save_model
@@ -54,7 +54,7 @@ def train_stage(run: Run) -> None:
     recipe = run.recipe
     check_installed(recipe.train.tracker)
     student = build_model(recipe.student.model, run.data.classes, run.data.size)
-    check_classes(student, run.data.classes, "student")
+    check_classes(student, run.data.task, "student")
     check_taps(recipe.explain.explainers, student)
     check_trainable(student, recipe.train.batch_size, "student")
     check_logits(student, run.data, "student")
@@ -131,11 +131,11 @@ def how_trained(part: TeacherSettings, notation: str) -> str:
 
 def make_teacher(recipe: Recipe, data: Data, notation: str, how: str) -> Model:
     """A teacher's model before it is trained, with a head for the data's classes."""
-    model = build_model(notation, data.classes, data.size)
-    if how != "none" and len(model.classes) != len(data.classes):
-        replace_heads(model.network, len(data.classes), heads(model))
-        model.classes = data.classes
-    check_classes(model, data.classes, "teacher")
+    model = build_model(notation, data.task, data.size)
+    if how != "none" and model.task.outputs != data.task.outputs:
+        replace_heads(model.network, data.task.outputs, heads(model))
+        model.task = data.task
+    check_classes(model, data.task, "teacher")
     if how == "none":
         check_answers(model, data.classes, "teacher")
     check_taps(recipe.explain.explainers, model)
@@ -197,7 +197,7 @@ def train_role(
         set_other_plans_aside(run, role, key)
         torch.manual_seed(seed)
         model = make() if make else build_model(plan["model"], run.data.classes, run.data.size)
-        check_classes(model, run.data.classes, role)
+        check_classes(model, run.data.task, role)
         if trained:
             if Spec.parse(asked.optimizer).name == "auto" and kind.family != "zoo":
                 run.say(f"{role}: trained with {in_words(settings)} ({kind})")

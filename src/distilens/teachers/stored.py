@@ -348,7 +348,7 @@ def values(batch: Batch, need: Need, request: Request) -> tuple[Tensor, Tensor]:
     records = request.records[np.searchsorted(request.chosen, chosen)]
     answers = request.place.codec.decode(records, device)
     if need.kind != "maps":
-        return answers, batch.labels
+        return answers, batch.targets
     rows = sent(chosen, device)
     shown = moved(batch, need, answers, rows if len(chosen) < len(batch) else None)
     return spread(batch, rows, shown), spread(batch, rows, sent(records["target"], device).long())

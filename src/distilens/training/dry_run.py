@@ -15,6 +15,7 @@ from distilens.foundation import randomness
 from distilens.foundation.errors import UserError
 from distilens.methods import build_methods
 from distilens.models.taps import evaluating
+from distilens.tasks import Classification
 from distilens.training.balance import BALANCES
 
 SECONDS = 1.0
@@ -66,7 +67,6 @@ def check_logits(model: Model, data: Data, role: str, *, used: bool = False) -> 
         UserError: NaN, probabilities instead of logits, or answers that are clearly worse than chance.
     """
     split = data.validation if len(data.validation) >= FEW else data.train
-    labels = torch.from_numpy(split.labels)
     order = torch.randperm(len(split), generator=randomness.generator("rehearsed")).numpy()[: IMAGES if used else CHUNK]
     begun, logits, seen = time.monotonic(), [], 0
     with evaluating(model), torch.no_grad():
@@ -74,11 +74,14 @@ def check_logits(model: Model, data: Data, role: str, *, used: bool = False) -> 
             images, _ = split.pixels(order[seen : seen + CHUNK])
             logits.append(model.logits(images.to(model.device)).float().cpu())
             seen += len(images)
-    answers, labels = torch.cat(logits), labels[order[:seen].tolist()]
+    answers = torch.cat(logits)
     if not answers.isfinite().all():
         raise UserError(
             f"the {role} {model.name} answers with NaN or infinite logits: its weights or its pixels are wrong"
         )
+    if not isinstance(data.task, Classification):
+        return None
+    labels = torch.from_numpy(split.targets[order[:seen]])
     if ((answers >= 0) & (answers <= 1)).all() and bool(((answers.sum(1) - 1).abs() < 1e-3).all()):
         raise UserError(
             f"the {role} {model.name} answers with probabilities that sum to 1, but logits are needed: remove the softmax at its "

@@ -148,13 +148,13 @@ def drawn_images(data: Data, split: str, count: int) -> Chosen:
     rows: Split = getattr(data, split)
     if not len(rows):
         raise UserError(f"the {split} split of {data.name} has no images")
-    positions = in_turn(rows.labels, torch.randperm(len(rows), generator=randomness.generator("explained", 0)).numpy())[
-        :count
-    ]
+    positions = in_turn(
+        rows.targets, torch.randperm(len(rows), generator=randomness.generator("explained", 0)).numpy()
+    )[:count]
     images, masks = rows.pixels(positions)
     about = f"{len(positions):,} of {len(rows):,} of the {split} split, drawn with seed 0, the classes in turn"
     index = torch.from_numpy(rows.index[positions])
-    labels = torch.from_numpy(rows.labels[positions]).long()
+    labels = torch.from_numpy(rows.targets[positions]).long()
     names = rows.names(positions)
     files = None if names is None else tuple(names)
     return Chosen(images, labels, index, masks, tuple(map(str, data.classes)), data.name, about, files)

@@ -50,7 +50,7 @@ def explained(
     arrays = {
         "index": batch.index.numpy(),
         "images": as_pixels(batch.images),
-        "labels": batch.labels.numpy(),
+        "labels": batch.targets.numpy(),
         "targets": target.numpy(),
         "signed": np.array(explain.signed),
     }
