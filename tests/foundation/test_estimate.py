@@ -62,6 +62,28 @@ def test_intervals_hold_numbers_and_overlap():
     assert not Estimate(0.0).overlaps(WHOLE)
 
 
+def test_intervals_are_above_and_below_numbers():
+    assert WHOLE.above(-0.11)
+    assert not WHOLE.above(-0.1)
+    assert WHOLE.below(0.08)
+    assert not WHOLE.below(0.0754)
+    assert not Estimate(0.0).above(-1)
+    assert not Estimate(0.0).below(1)
+    assert Estimate(0.1).positive
+    assert not any(estimate.positive for estimate in (WHOLE, Estimate(0.0), Estimate(None)))
+
+
+@pytest.mark.parametrize(
+    ("count", "n", "low", "high"),
+    [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (1, 29, 0.0061, 0.1718), (81, 263, 0.2553, 0.3662)],
+)
+def test_wilsons_interval_is_newcombes(count: int, n: int, low: float, high: float):
+    """Newcombe 1998 (Statistics in Medicine 17: 857-872), table I, method 3."""
+    found = share_of(np.arange(n) < count)
+    assert (found.value, found.n) == (count / n, n)
+    assert found.ends == pytest.approx((low, high), abs=1e-4)
+
+
 def test_a_share_has_wilsons_interval():
     count, n, z = 7, 50, 1.959963984540054
     found = share_of(np.arange(n) < count)
@@ -71,6 +93,8 @@ def test_a_share_has_wilsons_interval():
     assert found.ends == pytest.approx((centre - half, centre + half))
     assert share_of([True] * 7 + [False] * 43) == found == share_of(torch.arange(n) < count)
     assert share_of([True] * 3).high == 1.0
+    sure = share_of([True] * 7 + [False] * 43, level=0.999)
+    assert sure.low < found.low < found.high < sure.high
 
 
 def test_a_mean_leaves_out_nan():

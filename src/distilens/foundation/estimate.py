@@ -72,9 +72,22 @@ class Estimate:
         """The interval, or None."""
         return None if self.low is None or self.high is None else (self.low, self.high)
 
+    @property
+    def positive(self) -> bool:
+        """Whether the number is above 0."""
+        return self.value is not None and self.value > 0
+
     def holds(self, number: float) -> bool:
         """Whether the interval contains a number. It is False without an interval."""
         return self.ends is not None and self.ends[0] <= number <= self.ends[1]
+
+    def above(self, number: float) -> bool:
+        """Whether the whole interval is above a number. It is False without an interval."""
+        return self.ends is not None and self.ends[0] > number
+
+    def below(self, number: float) -> bool:
+        """Whether the whole interval is below a number. It is False without an interval."""
+        return self.ends is not None and self.ends[1] < number
 
     def overlaps(self, other: Estimate) -> bool:
         """Whether both intervals overlap. It is False if one of the two has no interval."""
@@ -115,11 +128,12 @@ class Estimate:
 # ------------------------------------------------------------------------------------------------ how it is computed
 
 
-def share_of(hits: Any) -> Estimate:
+def share_of(hits: Any, level: float = 0.95) -> Estimate:
     """The share of true outcomes, with Wilson's interval, which stays inside [0, 1].
 
     Args:
         hits: `[n]` booleans: a tensor, an array or a list, at least one.
+        level: the probability that the interval contains the share.
     """
     return share_from(int(outcomes(hits).sum()), len(hits))
 

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from distilens.measure.mistakes import confused, worst_errors
-from distilens.measure.paired import share_apart
 from distilens.measure.predictions import Predictions, SplitPredictions
 from distilens.measure.reliability import calibration, calibration_apart, with_temperature
-from distilens.measure.shares import accuracy, agreement, among_top, balanced, by_class, right, top_k
+from distilens.measure.shares import accuracy, agreement, among_top, balanced, by_class, right, share_apart, top_k
 
 TOP = 5
 

@@ -1,15 +1,17 @@
-"""Accuracy and agreement: shares of images with their intervals."""
+"""Accuracy and agreement: shares of images with their intervals, as plain data for `scores.json`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from distilens.data.batch import Batch
+from distilens.foundation import estimate
+from distilens.foundation.estimate import share_of
 from distilens.models.model import Model
 from distilens.models.objects import takes_modules
 from distilens.models.taps import evaluating
@@ -32,12 +34,17 @@ def predict(model: Model, batches: Iterable[Batch]) -> Float[Tensor, "n classes"
 
 
 def share(hits: Tensor) -> Share:
-    """The share of true outcomes, with Wilson's interval (scipy), which stays inside [0, 1]."""
-    from scipy.stats import binomtest
+    """The share of true outcomes, with Wilson's interval, which stays inside [0, 1]."""
+    return cast(Share, share_of(hits).plain("accuracy"))
 
-    n, count = len(hits), int(hits.sum())
-    interval = binomtest(count, n).proportion_ci(method="wilson")
-    return Share(accuracy=count / n, n=n, low=float(interval.low), high=float(interval.high))
+
+def share_apart(one: Bool[Tensor, " n"], other: Bool[Tensor, " n"]) -> dict[str, Any] | None:
+    """The difference of two shares of hits, `one` minus `other`, in [-1, 1]; None without images.
+
+    It is `mean`, its 95 % interval (`low`, `high`), and `n`: see `distilens.foundation.estimate.share_apart`.
+    """
+    apart = estimate.share_apart(one, other)
+    return apart and apart.plain()
 
 
 def accuracy(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> Share | None:

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from distilens.foundation.estimate import NOTHING
 from distilens.report import pictures
-from distilens.report.cells import NOTHING, amount, percent
+from distilens.report.cells import amount, percent
 from distilens.report.confusion import confusions
 from distilens.report.paths import shown_folder
 from distilens.report.reliability import reliability_chart

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distilens.report.cells import sentence, share
-from distilens.report.table import accuracy, measured
+from distilens.foundation.estimate import Estimate
+from distilens.report.cells import in_percent, sentence, share
+from distilens.report.table import measured
 
 SLOWER = "Try a lower learning rate (optimizer=auto:lr=..., a tenth of what it was), or clip=1"
 LEARN = (
@@ -62,7 +63,7 @@ def guessing(models: Mapping[str, dict], data: Mapping[str, Any]) -> str | None:
     lost = {
         role: f"{role} {sentence(share(model['test']))}"
         for role, model in models.items()
-        if accuracy(model, "test") is not None and (model["test"].get("low") or 0) <= chance
+        if (reached := Estimate.read(model.get("test"))) is not None and not reached.above(chance)
     }
     if not lost:
         return None
@@ -75,7 +76,8 @@ def guessing(models: Mapping[str, dict], data: Mapping[str, Any]) -> str | None:
 
 def below_base(models: Mapping[str, dict]) -> str | None:
     """A warning if the student is significantly less accurate than the base, on the same images."""
-    difference = (models.get("student", {}).get("more than base") or {}).get("test")
-    if not difference or difference.get("high") is None or difference["high"] >= 0:
+    difference = Estimate.read((models.get("student", {}).get("more than base") or {}).get("test"))
+    if difference is None or not difference.below(0):
         return None
-    return f"The methods harmed the student: it is {100 * abs(difference['mean']):.1f} points below the base. {WEIGH}."
+    below = difference.number(in_percent).removeprefix("−")
+    return f"The methods harmed the student: it is {below} points below the base. {WEIGH}."

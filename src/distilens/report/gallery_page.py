@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from markupsafe import Markup
 
+from distilens.foundation.estimate import NOTHING, Estimate, Write, minus
 from distilens.report import charts, pictures
-from distilens.report.cells import NOTHING, Cell, minus
+from distilens.report.cells import Cell, cell, in_percent
 from distilens.report.panels import PICTURE_BYTES
 from distilens.report.rendering import rendered
 
@@ -173,34 +174,21 @@ def notebook(content: Content) -> str:
 # ---------------------------------------------------------------------------------------------- numbers in words
 
 
-def interval(entry: Mapping[str, Any], sign: str = "") -> str:
-    if entry["low"] is None:
-        return short(entry["mean"], sign)
-    return f"{short(entry['mean'], sign)} [{short(entry['low'], sign)} to {short(entry['high'], sign)}]"
-
-
-def cell(entry: Mapping[str, Any] | None, *, as_percent: bool) -> str:
+def brief(entry: Mapping[str, Any] | None, *, as_percent: bool) -> str:
     """`0.512 ±0.034`: a mean and half of its interval."""
-    if not entry or entry["mean"] is None:
-        return NOTHING
-    half = "" if entry["low"] is None else f" ±{written((entry['high'] - entry['low']) / 2, as_percent)}"
-    return f"{written(entry['mean'], as_percent)}{half}{' %' if as_percent else ''}"
+    estimate = Estimate.read(entry) or Estimate(None)
+    return estimate.with_half(writer(as_percent)) + " %" * (as_percent and estimate.value is not None)
 
 
-def detailed(entry: Mapping[str, Any] | None, as_percent: bool) -> tuple[str, str]:
+def detailed(entry: Mapping[str, Any] | None, as_percent: bool) -> Cell:
     """A cell of the page: the mean and its interval; also n if images are left out."""
-    if not entry or entry["mean"] is None:
-        return NOTHING, ""
-    low, high = entry["low"], entry["high"]
-    bounds = "" if low is None else f"[{written(low, as_percent)} to {written(high, as_percent)}]"
-    left_out = f"n = {entry['n']}" if entry["empty"] else ""
-    return f"{written(entry['mean'], as_percent)}{' %' if as_percent else ''}", ", ".join(
-        filter(None, (bounds, left_out))
-    )
+    estimate = Estimate.read(entry)
+    left_out = estimate is not None and bool(estimate.empty)
+    return cell(estimate, write=writer(as_percent), unit=" %" * as_percent, counted=left_out)
 
 
-def written(value: float, as_percent: bool) -> str:
-    return minus(f"{100 * value:.1f}") if as_percent else short(value)
+def writer(as_percent: bool) -> Write:
+    return in_percent if as_percent else short
 
 
 def short(value: float | None, sign: str = "") -> str:

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from distilens.report.cells import bounds, counted, detail, is_busy, points, sentence, share, signed
+from distilens.foundation.estimate import Estimate
+from distilens.report.cells import cell, is_busy, points, sentence, share, signed_decimals
 from distilens.report.names import plain_name
 from distilens.report.table import accuracy, imbalance, judged_split, measured
 
@@ -26,16 +27,15 @@ def remarks(scores: dict) -> list[str]:
 def answers_compared(models: Mapping[str, dict], split: str) -> list[str]:
     """Whether the student is right more often than the base; for runs of earlier versions, whether their intervals overlap."""
     student, base = models.get("student", {}), models.get("base", {})
-    difference = (student.get("more than base") or {}).get(split)
-    if difference:
-        value = f"{points(difference['mean'])} points"
-        about = detail(bounds(difference, points), counted(difference))
-        if difference["low"] <= 0 <= difference["high"]:
+    difference = Estimate.read((student.get("more than base") or {}).get(split))
+    if difference is not None:
+        value, about = cell(difference, write=points, unit=" points")
+        if difference.holds(0):
             return [
                 f"The {split} split does not settle whether student or base is right more often: the difference on the same "
                 f"images is {value} {about}."
             ]
-        more = "more" if difference["mean"] > 0 else "less"
+        more = "more" if difference.positive else "less"
         return [
             f"The student is right {more} often than the base: on the same images of the {split} split {value} {about}."
         ]
@@ -51,10 +51,8 @@ def answers_compared(models: Mapping[str, dict], split: str) -> list[str]:
 
 def overlapping(one: dict | None, other: dict | None, split: str) -> bool:
     """Whether both models have an interval on this split and the intervals overlap."""
-    first, second = ((model or {}).get(split) or {} for model in (one, other))
-    if any(entry.get(key) is None for entry in (first, second) for key in ("low", "high")):
-        return False
-    return first["low"] <= second["high"] and second["low"] <= first["high"]
+    first, second = (Estimate.read((model or {}).get(split)) for model in (one, other))
+    return first is not None and second is not None and first.overlaps(second)
 
 
 def perfect_teacher(models: Mapping[str, dict]) -> str | None:
@@ -73,15 +71,16 @@ def perfect_teacher(models: Mapping[str, dict]) -> str | None:
 
 def against_base(name: str, entry: dict | None) -> str | None:
     """Whether the student's maps are more similar to the teacher's than the base's are, by differences on the same images."""
-    if not entry or entry.get("mean") is None:
+    difference = Estimate.read(entry)
+    if difference is None:
         return None
-    value = sentence((signed(entry["mean"], 3), detail(bounds(entry, lambda bound: signed(bound, 3)), counted(entry))))
+    value = difference.written(signed_decimals)
     whose, other = f"the student's {plain_name(name)} maps", "like the teacher's than the base's are"
-    if entry.get("low") is None or entry["low"] <= 0 <= entry["high"]:
+    if difference.ends is None or difference.holds(0):
         return (
             f"These images do not show whether {whose} are more {other}: the cosine differs by {value}, image by image."
         )
-    more = "more" if entry["mean"] > 0 else "less"
+    more = "more" if difference.positive else "less"
     return f"{whose[0].upper()}{whose[1:]} are {more} {other}: the cosine differs by {value}, image by image."
 
 

@@ -4,13 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from distilens.foundation.estimate import NOTHING, Estimate
 from distilens.report.cells import (
-    NOTHING,
     Cell,
     amount,
-    bounds,
-    counted,
-    detail,
+    cell,
     energy,
     humanised,
     latency,
@@ -18,7 +16,7 @@ from distilens.report.cells import (
     points,
     sentence,
     share,
-    signed,
+    signed_decimals,
     similarity,
     text,
 )
@@ -37,14 +35,14 @@ class Row:
     """A measure: one cell per model, the better direction, and student minus base on the same images.
 
     Attributes:
-        apart: the difference (`mean`, `low`, `high`, `n`), if it was measured on the same images.
+        apart: the difference, if it was measured on the same images.
         in_points: whether values are shares, written in per cent with differences in points.
     """
 
     title: str
     cells: Mapping[str, Cell]
     better: Literal["higher", "lower", ""] = ""
-    apart: Mapping[str, Any] | None = None
+    apart: Estimate | None = None
     in_points: bool = False
 
     @property
@@ -58,26 +56,16 @@ class Row:
     @property
     def winner(self) -> str | None:
         """`student` or `base` if the interval of the difference excludes 0, else None."""
-        apart = self.apart or {}
-        low, high = apart.get("low"), apart.get("high")
-        if not self.better or low is None or high is None or low <= 0 <= high:
+        if not self.better or self.apart is None or self.apart.ends is None or self.apart.holds(0):
             return None
-        return "student" if (low > 0) == (self.better == "higher") else "base"
+        return "student" if self.apart.above(0) == (self.better == "higher") else "base"
 
     @property
     def difference(self) -> Cell:
         """Student minus base, and the verdict from its interval."""
-        apart = self.apart or {}
-        if apart.get("mean") is None:
-            return NOTHING, ""
-
-        def written(value: float) -> str:
-            return points(value) if self.in_points else signed(value, 3)
-
-        verdict = "" if apart.get("low") is None else f"{self.winner} better" if self.winner else "not settled"
-        interval = bounds(dict(apart), written)
-        value = written(apart["mean"]) + " points" * self.in_points
-        return value, detail(interval, counted(dict(apart)), verdict)
+        verdict = f"{self.winner} better" if self.winner else "not settled"
+        write, unit = (points, " points") if self.in_points else (signed_decimals, "")
+        return cell(self.apart, verdict if self.apart and self.apart.ends else "", write=write, unit=unit)
 
 
 def rows(scores: dict) -> tuple[list[str], list[list[str]]]:
@@ -105,12 +93,12 @@ def measures(scores: dict) -> list[Row]:
 
     def shares(title: str, key: str) -> Row:
         cells = {role: share(model.get(key)) for role, model in models.items()}
-        return Row(title, cells, "higher", more.get(key), in_points=True)
+        return Row(title, cells, "higher", Estimate.read(more.get(key)), in_points=True)
 
     def calibrated(title: str, key: str) -> Row:
         calibrations = {role: (model.get("calibration") or {}) for role, model in models.items()}
         cells = {role: amount(entry.get(key)) for role, entry in calibrations.items()}
-        return Row(title, cells, "lower", more.get(key))
+        return Row(title, cells, "lower", Estimate.read(more.get(key)))
 
     always = [shares("accuracy, validation", "validation"), shares("accuracy, test", "test")]
     others = [shares("label among the first five, test", "top5")]
@@ -140,10 +128,9 @@ def of_maps(models: Mapping[str, dict[str, Any]]) -> list[Row]:
         similarities = {role: similarity(entry, teacher) for role, entry in maps.items()}
         energies = {role: energy(entry) for role, entry in maps.items()}
         title = plain_name(name)
-        table_rows.append(
-            Row(f"same places as the teacher ({title})", similarities, "higher", student.get("more_than_base"))
-        )
-        difference = student.get("energy_more_than_base")
+        closer = Estimate.read(student.get("more_than_base"))
+        table_rows.append(Row(f"same places as the teacher ({title})", similarities, "higher", closer))
+        difference = Estimate.read(student.get("energy_more_than_base"))
         table_rows.append(Row(f"on the object ({title})", energies, "higher", difference, in_points=True))
     return table_rows
 
@@ -184,12 +171,8 @@ def headline(scores: dict) -> str:
     control = "the same network trained without a teacher"
     if points == 0:
         return f"{beginning}, the same as {control} (to 0.1 points)."
-    difference = (student.get("more than base") or {}).get(split)
-    doubt = (
-        " – a difference that these images do not settle"
-        if difference and difference["low"] <= 0 <= difference["high"]
-        else ""
-    )
+    difference = Estimate.read((student.get("more than base") or {}).get(split))
+    doubt = " – a difference that these images do not settle" if difference and difference.holds(0) else ""
     return f"{beginning}, {abs(points):.1f} points {'above' if points > 0 else 'below'} {control}{doubt}."
 
 

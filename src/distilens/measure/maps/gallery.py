@@ -59,7 +59,7 @@ from distilens.models.folding import prepare
 from distilens.models.saved import fingerprint_of
 from distilens.report import gallery_page
 from distilens.report.cells import percent
-from distilens.report.gallery_page import cell, detailed, short
+from distilens.report.gallery_page import brief, detailed, short
 
 KIND = "distilens gallery 1"  # identifies our scores.json
 
@@ -135,7 +135,7 @@ class Gallery:
         header = ["measure", *self.parts]
         rows = [
             [f"{measure.title}{measure.arrow}"]
-            + [cell(self.scores[label].get(measure.key), as_percent=measure.as_percent) for label in self.parts]
+            + [brief(self.scores[label].get(measure.key), as_percent=measure.as_percent) for label in self.parts]
             for measure in self.measures()
         ]
         return header, rows

@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -226,9 +226,7 @@ def said(what: str, of: str, than: str, found: Contrast) -> dict[str, Any]:
 
 def plain(found: Dependence | Contrast) -> dict[str, Any]:
     """The values as JSON types; NaN becomes None."""
-    values = asdict(found)
-    if "notes" in values:
-        values["notes"] = list(values["notes"])
+    values = found.plain("value")
     return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in values.items()}
 
 
