@@ -218,7 +218,7 @@ def whole_page(whole: Path) -> Parsed:
         "One seed; the interval is over test images, not over seeds.",
         "base is the control: the same student, seed and schedule, trained without a teacher.",
         "The student's Grad-CAM maps are more like the teacher's than the base's are: the cosine differs by +0.120 [+0.100 to "
-        "+0.140], n = 197, image by image.",
+        "+0.140], n = 197 on the same images.",
         "cifar10, 4 classes",
         "train 45,000, validation 5,000, test 10,000",
         "teacher 1 min 35 s, student 1 h 7 min",
@@ -425,7 +425,7 @@ def test_what_went_wrong_stands_on_top(tmp_path: Path) -> None:
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
     page = write_report(folder).read_text()
     box = page[page.index('class="concerns"') :]
-    assert "did not go down: its loss ends above where it began (ce 17 → 19)" in box
+    assert "did not fall: it ends above its start (ce 17 → 19)" in box
     assert page.index('class="lead"') < page.index('class="concerns"') < page.index('class="scores')
 
 
@@ -452,7 +452,7 @@ def test_a_diverged_run_still_has_its_page(tmp_path: Path) -> None:
     folder = fabricate(tmp_path / "run", count=2)
     rows = [{"stage": "student", "step": step, "terms": {"ce": math.nan}, "loss": math.nan} for step in range(3)]
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    assert "The log holds no numbers yet." in parsed(folder).text
+    assert "The log has no numbers yet." in parsed(folder).text
 
 
 def test_a_run_without_labels_masks_or_base(tmp_path: Path) -> None:

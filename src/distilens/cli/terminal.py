@@ -49,7 +49,7 @@ def show_gallery(made) -> None:
         console.print()
         start = stop
     floors = ", ".join(label for label in header[1:] if made.floor(label))
-    note = f"Mean ± half of the 95 % interval over {len(made)} images; {floors} know nothing of the model."
+    note = f"Mean ± half of the 95 % interval over {len(made)} images; {floors} are independent of the model."
     for line in (note, *made.remarks, *made.findings()):
         console.print(line, highlight=False, markup=False)
 

@@ -78,17 +78,17 @@ def calibration_rows(models: dict[str, dict[str, Any]]) -> list[tuple[str, list[
 
     def temperature(entry: dict[str, Any]) -> tuple[str, str]:
         if entry.get("value") is None:
-            return NOTHING, "no labelled image to fit it on"
-        limit = "at the limit of the search: there is no best one" if entry.get("at limit") else ""
+            return NOTHING, "no labelled image to fit it"
+        limit = "at the limit of the search: no best value found" if entry.get("at limit") else ""
         return f"{entry['value']:.2f}", limit or f"fitted on {entry['n']:,} validation images"
 
     return [
         ("calibration error", [amount(calibrations[role].get("ece")) for role in models]),
-        ("the same of a calibrated model", [floor(calibrations[role]) for role in models]),
+        ("the same for a calibrated model", [floor(calibrations[role]) for role in models]),
         ("negative log-likelihood", [amount(calibrations[role].get("nll")) for role in models]),
         ("best temperature", [temperature(scaled[role]) for role in models]),
-        ("calibration error with it", [amount(scaled[role].get("ece")) for role in models]),
-        ("negative log-likelihood with it", [amount(scaled[role].get("nll")) for role in models]),
+        ("calibration error at this temperature", [amount(scaled[role].get("ece")) for role in models]),
+        ("negative log-likelihood at this temperature", [amount(scaled[role].get("nll")) for role in models]),
     ]
 
 

@@ -6,14 +6,14 @@ from typing import Any
 from distilens.report.cells import sentence, share
 from distilens.report.table import accuracy, measured
 
-SLOWER = "Try a lower learning rate (optimizer=auto:lr=..., a tenth of what it was), or clip=1"
+SLOWER = "Try a lower learning rate (optimizer=auto:lr=..., a tenth of the previous one), or clip=1"
 LEARN = (
     "Check that the labels fit the images and that the objects can be seen at this size. Then train for longer (train.epochs=), "
     "start from pretrained weights, or add images"
 )
 WEIGH = (
-    "Try smaller weights of the methods (kd:weight=0.3 for example), a teacher that is better on these data, or what "
-    "`distilens recommend` says"
+    "Try smaller weights of the methods (kd:weight=0.3 for example), a teacher that is better on these data, or the "
+    "list of `distilens recommend`"
 )
 
 
@@ -50,7 +50,7 @@ def risen(rows: Sequence[Mapping[str, Any]], stage: str) -> str | None:
     if not ends or not all(end > first[name] for name, end in ends.items()):
         return None
     shown = ", ".join(f"{name} {first[name]:.3g} → {end:.3g}" for name, end in ends.items())
-    return f"The training of {stage} did not go down: its loss ends above where it began ({shown}). {SLOWER}."
+    return f"The loss of the {stage} did not fall: it ends above its start ({shown}). {SLOWER}."
 
 
 def guessing(models: Mapping[str, dict], data: Mapping[str, Any]) -> str | None:
@@ -68,7 +68,7 @@ def guessing(models: Mapping[str, dict], data: Mapping[str, Any]) -> str | None:
         return None
     teaches = " A student learns nothing from a teacher that guesses." if "teacher" in lost else ""
     return (
-        f"The test split does not show that these are better than guessing the commonest class, which is right for "
+        f"The test split does not show that these are better than guessing the most common class, which is right for "
         f"{100 * chance:.1f} %: {'; '.join(lost.values())}.{teaches} {LEARN}."
     )
 

@@ -103,7 +103,7 @@ def page(content: Content) -> str:
             (title, chart(name, title, lines, content, axis))
             for name, title, axis in (
                 ("insertion", "Insertion: the strongest pixels are put back first", "pixels put back (%)"),
-                ("deletion", "Deletion: the strongest pixels are taken away first", "pixels taken away (%)"),
+                ("deletion", "Deletion: the strongest pixels are removed first", "pixels removed (%)"),
             )
         ],
         charted=lines,

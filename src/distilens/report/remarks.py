@@ -32,7 +32,7 @@ def answers_compared(models: Mapping[str, dict], split: str) -> list[str]:
         about = detail(bounds(difference, points), counted(difference))
         if difference["low"] <= 0 <= difference["high"]:
             return [
-                f"The {split} split does not settle whether student or base is right more often: the difference on the same "
+                f"The {split} split does not show whether student or base is right more often: the difference on the same "
                 f"images is {value} {about}."
             ]
         more = "more" if difference["mean"] > 0 else "less"
@@ -43,9 +43,7 @@ def answers_compared(models: Mapping[str, dict], split: str) -> list[str]:
     listed = "; ".join(f"{role} {sentence(share(model[split]))}" for role, model in shown.items())
     lines = [f"Accuracy on the {split} split, with 95 % intervals: {listed}."]
     if overlapping(student, base, split):
-        lines.append(
-            "The intervals of student and base overlap: this comparison alone does not settle which is better."
-        )
+        lines.append("The intervals of student and base overlap: this comparison alone does not show which is better.")
     return lines
 
 
@@ -66,8 +64,8 @@ def perfect_teacher(models: Mapping[str, dict]) -> str | None:
     if any(accuracy(model, "test") != model["agreement"]["accuracy"] for model in others):
         return None
     return (
-        "The teacher is right on all images of the test split, so that giving the same answer as the teacher is the same as "
-        "being right: both rows say the same."
+        "The teacher is right on all images of the test split, so the same answer as the teacher is always right: "
+        "both rows are equal."
     )
 
 
@@ -78,11 +76,9 @@ def against_base(name: str, entry: dict | None) -> str | None:
     value = sentence((signed(entry["mean"], 3), detail(bounds(entry, lambda bound: signed(bound, 3)), counted(entry))))
     whose, other = f"the student's {plain_name(name)} maps", "like the teacher's than the base's are"
     if entry.get("low") is None or entry["low"] <= 0 <= entry["high"]:
-        return (
-            f"These images do not show whether {whose} are more {other}: the cosine differs by {value}, image by image."
-        )
+        return f"These images do not show whether {whose} are more {other}: the cosine differs by {value} on the same images."
     more = "more" if entry["mean"] > 0 else "less"
-    return f"{whose[0].upper()}{whose[1:]} are {more} {other}: the cosine differs by {value}, image by image."
+    return f"{whose[0].upper()}{whose[1:]} are {more} {other}: the cosine differs by {value} on the same images."
 
 
 def busy(models: Mapping[str, dict]) -> str | None:
@@ -101,7 +97,7 @@ def absent(scores: dict) -> str | None:
     models = measured(scores)
     rows = []
     if models and not any(model.get("agreement") for model in models.values()):
-        why = "there is one model alone" if len(models) == 1 else "no teacher was measured"
+        why = "there is only one model" if len(models) == 1 else "no teacher was measured"
         rows.append(f"same answer as the teacher ({why})")
     maps: list[dict[str, Any]] = [
         entry or {} for model in models.values() for entry in (model.get("maps") or {}).values()
@@ -114,14 +110,14 @@ def absent(scores: dict) -> str | None:
         rows.append("on the object (the data do not say where in an image the object is)")
     classes = (scores.get("data") or {}).get("classes") or ()
     if any("top5" in model for model in models.values()) and not any(model.get("top5") for model in models.values()):
-        rows.append(f"label among the first five (there are {len(classes)} classes)")
+        rows.append(f"label among the top five (there are {len(classes)} classes)")
     unsound = {role: (model.get("calibration") or {}).get("not finite") for role, model in models.items()}
     rows += [
         f"the {role}'s likelihood and calibration for {count:,} images (its logits are not finite numbers)"
         for role, count in unsound.items()
         if count
     ]
-    return f"Not in the table: {'; '.join(rows)}." if rows else None
+    return f"Missing in the table: {'; '.join(rows)}." if rows else None
 
 
 def without_masks(entry: dict[str, Any]) -> bool:

@@ -74,7 +74,7 @@ class Row:
         def written(value: float) -> str:
             return points(value) if self.in_points else signed(value, 3)
 
-        verdict = "" if apart.get("low") is None else f"{self.winner} better" if self.winner else "not settled"
+        verdict = "" if apart.get("low") is None else f"{self.winner} better" if self.winner else "not significant"
         interval = bounds(dict(apart), written)
         value = written(apart["mean"]) + " points" * self.in_points
         return value, detail(interval, counted(dict(apart)), verdict)
@@ -113,7 +113,7 @@ def measures(scores: dict) -> list[Row]:
         return Row(title, cells, "lower", more.get(key))
 
     always = [shares("accuracy, validation", "validation"), shares("accuracy, test", "test")]
-    others = [shares("label among the first five, test", "top5")]
+    others = [shares("label among the top five, test", "top5")]
     if imbalance(scores):
         cells = {role: balanced(model) for role, model in models.items()}
         others.append(Row("accuracy balanced over classes, test", cells, "higher"))
@@ -186,7 +186,7 @@ def headline(scores: dict) -> str:
         return f"{beginning}, the same as {control} (to 0.1 points)."
     difference = (student.get("more than base") or {}).get(split)
     doubt = (
-        " – a difference that these images do not settle"
+        " – a difference that is not significant on these images"
         if difference and difference["low"] <= 0 <= difference["high"]
         else ""
     )
@@ -200,7 +200,7 @@ def imbalance(scores: dict) -> str | None:
     if not guess or guess["share"] * len(classes) < UNEVEN:
         return None
     return (
-        f"Guessing the commonest class, {guess['class']}, for every image would be right for {percent(guess['share'])} of the "
+        f"Guessing the most common class, {guess['class']}, for every image would be right for {percent(guess['share'])} of the "
         "test split: compare the accuracies with that, and read the accuracy balanced over the classes."
     )
 

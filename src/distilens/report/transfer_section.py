@@ -137,7 +137,7 @@ def figures(scores: Scores) -> list[dict[str, Any]]:
         "rs": ("Relevance: how much of the task is in the features (RS)", "rs", lambda one: one["of"]),
         "given": ("What one model knows and another does not (RS)", "given", lambda one: one["called"]),
         "fss": (
-            "Likeness: how much of one model's geometry is in another's (FSS)",
+            "Similarity: how much of one model's geometry is in another's (FSS)",
             "fss",
             lambda one: f"{one['of']}, {one['to']}",
         ),
@@ -162,7 +162,7 @@ def figures(scores: Scores) -> list[dict[str, Any]]:
         svg = interval_chart(f"chart-transfer-{key}", title, groups, x_label="score, with 95 % interval")
         if svg:
             sure = (
-                f"Lines are 95 % intervals over {scores['n']:,} images of one run: another training seed changes more."
+                f"Lines are 95 % intervals over {scores['n']:,} images of one run. Another training seed changes more."
             )
             chart_list.append({"title": title, "svg": svg, "about": about[key], "sure": sure})
     return chart_list
@@ -172,7 +172,10 @@ def growth(scores: Scores) -> list[dict[str, Any]]:
     """The scores over training, if the run stored checkpoints."""
     grown = scores["growth"]
     chart_list = []
-    for key, title in (("rs", "Relevance over training (RS)"), ("fss", "Likeness to the teacher over training (FSS)")):
+    for key, title in (
+        ("rs", "Relevance over training (RS)"),
+        ("fss", "Similarity to the teacher over training (FSS)"),
+    ):
         lines = []
         for colour, (name, states) in enumerate((grown.get("models") or {}).items()):
             kept = [state for state in states if key in state]
@@ -189,7 +192,7 @@ def growth(scores: Scores) -> list[dict[str, Any]]:
                 if key in one and one[key]["low"] is not None
             ]
             sure = f" The interval of a point is at most ±{max(halves):.3f}." if halves else ""
-            about = f"At {grown['level']}, on {grown['n']:,} images, after each epoch whose state was kept.{sure}"
+            about = f"At {grown['level']}, on {grown['n']:,} images, after each epoch whose checkpoint was kept.{sure}"
             chart_list.append({"title": title, "svg": svg, "about": about})
     return chart_list
 
@@ -212,11 +215,11 @@ def tests(scores: Scores) -> list[tuple[str, dict[str, Cell]]]:
 
     titles = {
         "stability": ("correlation over reference sets", False),
-        "shuffled_labels": ("correlation with maps of shuffled labels", False),
+        "shuffled_labels": ("correlation with maps for shuffled labels", False),
         "random_weights": ("correlation with maps of random weights", False),
         "insertion": ("insertion AUC", False),
         "floor": ("insertion AUC of noise", False),
-        "above_floor": ("above noise, image by image", False),
+        "above_floor": ("above noise, on the same images", False),
         "energy_in_mask": ("energy on the evidence", True),
         "mask_share": ("the evidence's share of the image", True),
     }

@@ -26,33 +26,33 @@ def findings(scores: Scores) -> list[str]:
     name = level["name"]
     if one := apart.get(("rs", "student")):
         sentences.append(
-            f"At {name} the student's features say {more(one)} about the task than the base's: "
+            f"At {name} the student's features contain {more(one)} about the task than the base's: "
             f"RS {values(level['rs'], 'student')} against {values(level['rs'], 'base')}, "
             f"a difference of {interval(one, '+')}{doubt(one)}."
         )
     if one := apart.get(("given", "distilled")):
         sentences.append(
-            f"What the student knows and the base does not (distilled) says {more(one)} about the task than what the base "
+            f"What the student knows and the base does not (distilled) contains {more(one)} about the task than what the base "
             f"knows and the student does not (residual): a difference of {interval(one, '+')}{doubt(one)}."
         )
     if one := apart.get(("fss", "student")):
-        alike = "more like" if one["value"] > 0 else "less like"
+        alike = "more" if one["value"] > 0 else "less"
         sentences.append(
-            f"The student's features are {alike} the teacher's than the base's are: a difference of FSS of "
+            f"The student's features are {alike} similar to the teacher's than the base's are: a difference in FSS of "
             f"{interval(one, '+')}{doubt(one)}."
         )
     if not sentences:
         best = max(level["rs"], key=lambda one: one["value"])
         sure = best["low"] is None or best["low"] > 0
         what = (
-            f"the features of {best['of']} say most about the task"
+            f"the features of {best['of']} contain most about the task"
             if sure
-            else "no model's features say anything certain about the task"
+            else "no model's features are significantly related to the task"
         )
         sentences.append(f"At {name} {what}: RS {interval(best)}.")
     sentences += energies(scores, name)
     if scores["n"] < 64:
-        sentences.append(f"{scores['n']} images are few: single values say little below 64.")
+        sentences.append(f"{scores['n']} images are few: below 64, a single value says little.")
     return sentences
 
 
@@ -102,26 +102,24 @@ def reliability(scores: Scores) -> str:
         if entry["stability"]["mean"] is not None
     ]
     if not stable:
-        return "All maps are empty: the models know the same."
+        return "All maps are empty: no model knows anything that the others do not."
     least, most = (pick(stable, key=lambda one: one[2]["mean"]) for pick in (min, max))
     lowest, highest = (minus(f"{one[2]['mean']:.2f}") for one in (least, most))
     firm = [f"{called} at {level}" for level, called, entry in stable if entry["mean"] >= RELIABLE]
     verdict = {
-        0: f"None reach {RELIABLE}: read what many of them have in common, not single maps.",
-        len(stable): f"All are above {RELIABLE}, so that single maps can be read.",
+        0: f"None reach {RELIABLE}: do not read single maps; look for what many maps have in common.",
+        len(stable): f"All are above {RELIABLE}, so single maps can be read.",
     }.get(
         len(firm),
-        f"Above {RELIABLE} are {', '.join(firm)}: of the others read what many have in common, not single maps.",
+        f"Above {RELIABLE} are {', '.join(firm)}. Do not read single maps of the others; look for what many maps have in common.",
     )
     share = reference["shared"]
     flattered = (
-        f" (they have {100 * share:.0f} % of their images in common, which raises the correlation)"
-        if share > ALIKE
-        else ""
+        f" (they share {100 * share:.0f} % of their images, which raises the correlation)" if share > ALIKE else ""
     )
     return (
-        f"A map depends on the images that it is explained against, here {reference['n']} of the test split, the same for all. "
-        f"Against {reference['sets']} other such sets{flattered} the maps of {reference['measured']} images correlate "
+        f"A map depends on its reference images: here {reference['n']} of the test split, the same for all maps. "
+        f"With {reference['sets']} other reference sets{flattered}, the maps of {reference['measured']} images correlate "
         f"{lowest} ({least[1]} at {least[0]}) to {highest} ({most[1]} at {most[0]}). {verdict}"
     )
 
@@ -130,18 +128,18 @@ def facts(scores: Scores) -> list[tuple[str, str]]:
     """The models, data and settings behind the numbers."""
     how = scores["settings"]
     task = "labels, one-hot" if how["embeddings"] == "one_hot" else f"embeddings of the classes: {how['embeddings']}"
-    seen = "explained images (the stronger half by HiResCAM)" if how["explained"] else "images as they are"
+    seen = "explained images (the stronger half by HiResCAM)" if how["explained"] else "unchanged images"
     removed = (
         "the other model removed from the task too" if how["full"] else "the other model removed from the features"
     )
     return [
         *((name, f"{about['model']}, weights {about['weights']}") for name, about in scores["models"].items()),
-        ("data", f"{scores['data']}, {scores['n']:,} images of the {scores['split']} split, as many of each class"),
+        ("data", f"{scores['data']}, {scores['n']:,} images of the {scores['split']} split, the same number per class"),
         ("task", task),
         ("features", f"{how['features']}, of {seen}; {removed}"),
         (
             "statistic",
-            "biased, as the paper's code" if how["biased"] else "unbiased; intervals by jackknife over images",
+            "biased, as in the paper's code" if how["biased"] else "unbiased; intervals by jackknife over images",
         ),
     ]
 
