@@ -149,7 +149,7 @@ def test_maps_that_change_with_the_set_are_not_to_be_read_one_by_one():
     assert "None reach 0.8" in transfer_words.reliability(scores)
     assert "flatters" not in transfer_words.reliability(scores)
     scores["maps"]["reference"]["shared"] = 0.5
-    assert "3 other such sets (they have 50 % of their images in common, which raises the correlation) the maps" in (
+    assert "3 other reference sets (they share 50 % of their images, which raises the correlation), the maps" in (
         transfer_words.reliability(scores)
     )
 
