@@ -8,7 +8,7 @@ import torch
 
 from distilens.data import from_arrays
 from distilens.data.augment import AUGMENTS, crop
-from distilens.data.geometry import Geometry, reflected
+from distilens.data.geometry import Geometry, reflect_lines
 from distilens.data.pipeline import Batches
 from distilens.data.splits import Split
 from distilens.foundation import randomness
@@ -93,7 +93,7 @@ def test_coarse_maps_move_with_the_image():
 
 def test_reflection_matches_numpy():
     padded = np.pad(np.arange(6), 4, mode="reflect")
-    assert reflected(torch.arange(-4, 10), 6).tolist() == padded.tolist()
+    assert reflect_lines(torch.arange(-4, 10), 6).tolist() == padded.tolist()
 
 
 def test_an_image_looks_the_same_in_every_batch_order_and_subset(data):

@@ -18,7 +18,7 @@ from distilens.report.confusion import luminance, matrix_rows, shades
 from distilens.report.names import EXPLAINERS
 from distilens.report.paths import without_places
 from distilens.report.reliability import reliability_chart
-from distilens.report.remarks import absent, cost, remarks
+from distilens.report.remarks import cost, describe_missing_rows, remarks
 from distilens.report.table import Row, headline, measures
 
 spec = importlib.util.spec_from_file_location("run_page", Path(__file__).with_name("test_page.py"))
@@ -199,15 +199,15 @@ def test_maps_that_are_all_empty_are_said_not_dropped() -> None:
 
 def test_rows_that_are_not_there_are_named_with_the_reason() -> None:
     content = scores()
-    assert "label among the top five (there are 4 classes)" in absent(content)
+    assert "label among the top five (there are 4 classes)" in describe_missing_rows(content)
     for model in content["models"].values():
         model["maps"]["gradcam"]["energy_in_mask"] = None
         model["agreement"] = None
-    assert "on the object (the data do not say where" in absent(content)
-    assert "same answer as the teacher (no teacher was measured)" in absent(content)
+    assert "on the object (the data do not say where" in describe_missing_rows(content)
+    assert "same answer as the teacher (no teacher was measured)" in describe_missing_rows(content)
     content["models"]["base"]["calibration"]["not finite"] = 7
-    assert "the base's likelihood and calibration for 7 images" in absent(content)
-    assert absent({}) is None
+    assert "the base's likelihood and calibration for 7 images" in describe_missing_rows(content)
+    assert describe_missing_rows({}) is None
 
 
 def test_a_perfect_teacher_makes_two_rows_the_same() -> None:

@@ -167,7 +167,7 @@ def test_the_page_stays_small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_more_lines_are_drawn_than_can_be_told_apart() -> None:
     some = content(2, tuple("abcdefgh"))
-    drawn = gallery_page.charted(some)
+    drawn = gallery_page.labels_to_chart(some)
     assert drawn == ["d", "e", "f", "g", "h", "centre"]  # the highest, and the best floor; in the order of the table
     assert len(drawn) == charts.COLOURS
     text = Parsed(gallery_page.page(some)).text

@@ -491,8 +491,8 @@ def test_the_page_is_replaced_whole_or_not_at_all(whole: Path, monkeypatch: pyte
 
 def test_maps_are_stretched_after_their_sign_is_settled() -> None:
     values = np.array([[-4.0, 0.0], [1.0, 2.0]])
-    np.testing.assert_allclose(pictures.normalised(values, signed=False), [[0, 0], [0.5, 1]])
-    np.testing.assert_allclose(pictures.normalised(values, signed=True), [[1, 0], [0.25, 0.5]])
+    np.testing.assert_allclose(pictures.normalise_map(values, signed=False), [[0, 0], [0.5, 1]])
+    np.testing.assert_allclose(pictures.normalise_map(values, signed=True), [[1, 0], [0.25, 0.5]])
 
 
 @pytest.mark.parametrize(
@@ -500,17 +500,17 @@ def test_maps_are_stretched_after_their_sign_is_settled() -> None:
     [(0.0, "empty map"), (-1.0, "empty map"), (3.0, "flat map"), (math.nan, "map is not finite")],
 )
 def test_maps_without_content_are_named(values: float, words: str) -> None:
-    assert pictures.normalised(np.full((3, 3), values), signed=False) == words
+    assert pictures.normalise_map(np.full((3, 3), values), signed=False) == words
 
 
 @pytest.mark.parametrize(("shape", "larger"), [((32, 32), (160, 160)), ((20, 40), (80, 160)), ((300, 600), (80, 160))])
 def test_images_are_brought_to_one_size(shape: tuple[int, int], larger: tuple[int, int]) -> None:
-    assert pictures.enlarged(np.zeros((*shape, 3), dtype=np.uint8)).shape[:2] == larger
+    assert pictures.enlarge(np.zeros((*shape, 3), dtype=np.uint8)).shape[:2] == larger
 
 
 def test_enlarging_keeps_every_pixel_a_square() -> None:
     image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(pictures.enlarged(image)[2::5, 2::5], image)
+    np.testing.assert_array_equal(pictures.enlarge(image)[2::5, 2::5], image)
 
 
 def test_the_colour_table_gets_steadily_lighter() -> None:
@@ -537,7 +537,7 @@ def test_ticks_enclose_the_values(low: float, high: float) -> None:
 
 def test_long_lines_are_thinned_to_means_and_gaps_stay_gaps() -> None:
     line = charts.Series("ce", list(range(1200)), [1.0, 3.0] * 600)
-    thinned = charts.thinned(line)
+    thinned = charts.thin_line(line)
     assert len(thinned.x) == charts.MOST_POINTS
     assert set(thinned.y) == {2.0}
     gapped = charts.Series("ce", [0, 1, 2, 3, 4], [1.0, 2.0, math.nan, 2.0, 1.0])

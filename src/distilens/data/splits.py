@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from distilens.data.copies import said_of_copies
+from distilens.data.copies import describe_copies
 from distilens.data.labels import composed, said_of_names
 from distilens.data.source import NOTHING, Inventory, Rows, Source, check_count, digest, said_option
 from distilens.foundation import notebook
@@ -198,7 +198,7 @@ def told(
 ) -> Inventory:
     """The inventory of the source, with remarks on the chosen rows."""
     own_set = {part: (part if own(source, part) else "train", splits[part].index) for part in splits}
-    copies = said_of_copies(source.copies, own_set, {part: rows.labels for part, rows in sets.items()}, names)
+    copies = describe_copies(source.copies, own_set, {part: rows.labels for part, rows in sets.items()}, names)
     left_out = dict(source.inventory.left_out)
     if source.skipped:
         left_out["pictures that cannot be decoded"] = source.skipped

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from distilens.core import Answer, Batch, Method, Model
-from distilens.explain.baseline import blurred
-from distilens.explain.maps import normalised
+from distilens.explain.baseline import blur_images
+from distilens.explain.maps import normalise_maps
 from distilens.foundation import randomness
 from distilens.foundation.devices import to_device
 from distilens.foundation.errors import UserError
@@ -102,7 +102,7 @@ class IGOverlay(Method):
         view, maps = batch.view[rows], answer.maps[self.needs[0]][rows]
         low, high = self.exponent
         power = low * (high / low) ** batch.draw(f"{DRAW} exponent")[rows, 0]  # exp(U(ln low, ln high))
-        strong = resized(sharpened(maps, power), (view.shape[-2], view.shape[-1]))
+        strong = resized(sharpen_maps(maps, power), (view.shape[-2], view.shape[-1]))
         if self.mode == "channel":
             return batch.replaced(inputs={**batch.inputs, "map_channel": self.channel(batch, rows, strong)})
         says = (strong.amax((-2, -1)) > 0)[:, None, None, None]
@@ -123,7 +123,7 @@ class IGOverlay(Method):
         light = 1 - self.blend + self.blend * strong
         if self.mode == "highlight":
             return light * view
-        return light * view + (1 - light) * blurred(view)
+        return light * view + (1 - light) * blur_images(view)
 
     def channel(
         self, batch: Batch, rows: Int[Tensor, " n"], strong: Float[Tensor, "n h w"]
@@ -169,7 +169,7 @@ def insert_channel(student: Model) -> None:
     student.insert(path, part, name=PART)
 
 
-def sharpened(maps: Float[Tensor, "n h w"], power: Float[Tensor, " n"]) -> Float[Tensor, "n h w"]:
+def sharpen_maps(maps: Float[Tensor, "n h w"], power: Float[Tensor, " n"]) -> Float[Tensor, "n h w"]:
     """The absolute values of the maps to a power, each map scaled from 0 to 1. An empty or flat map is 0 everywhere.
 
     The paper computes `s^e`, then `(s - min) / (max - min)`. Here the maps are first divided by their largest value `c`. As
@@ -177,4 +177,4 @@ def sharpened(maps: Float[Tensor, "n h w"], power: Float[Tensor, " n"]) -> Float
     """
     size = maps.abs()
     largest = size.amax((-2, -1), keepdim=True)
-    return normalised((size / largest.where(largest > 0, 1)) ** power[:, None, None], signed=False)
+    return normalise_maps((size / largest.where(largest > 0, 1)) ** power[:, None, None], signed=False)

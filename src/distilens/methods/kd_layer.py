@@ -18,7 +18,7 @@ from distilens.foundation.errors import UserError
 from distilens.foundation.fingerprints import key_of
 from distilens.foundation.notation import Spec
 from distilens.foundation.settings import Count
-from distilens.methods.codebook import DIMENSIONS, Codebook, check, chosen, make_codebook, nearness
+from distilens.methods.codebook import DIMENSIONS, Codebook, check, make_codebook, nearest_own_subclass, nearness
 from distilens.models.grids import resized
 from distilens.models.parts import build_part
 from distilens.models.parts.kd_layer import KDPart
@@ -183,7 +183,7 @@ class KDLayer(Method):
             return (self.tau * nearness(features, centres)).softmax(-1)
         seen = (features - self.get_buffer("mean")) @ self.get_buffer("projection")
         own = labels[:, None].expand(features.shape[:2])
-        return self.get_buffer("table")[chosen(nearness(seen, centres), own, self.classes)]
+        return self.get_buffer("table")[nearest_own_subclass(nearness(seen, centres), own, self.classes)]
 
     def finish(self, student: Model) -> Model:
         if self.release:

@@ -12,7 +12,7 @@ from distilens.report.confusion import confusions
 from distilens.report.paths import shown_folder
 from distilens.report.reliability import reliability_chart
 from distilens.report.rendering import missing
-from distilens.report.table import measured
+from distilens.report.table import measured_models
 
 MOST_PAIRS = 10
 
@@ -21,7 +21,7 @@ def section(folder: Path, scores: dict | None) -> dict[str, Any]:
     """The content of the section; if an earlier version measured the run, the command that measures it again."""
     if scores is None:
         return {}
-    models, command = measured(scores), f"distilens measure {shlex.quote(shown_folder(folder))}"
+    models, command = measured_models(scores), f"distilens measure {shlex.quote(shown_folder(folder))}"
     if not any("calibration" in model for model in models.values()):
         return {"missing": missing(None, command)} if models else {}
     classes = [str(name) for name in (scores.get("data") or {}).get("classes") or ()]
@@ -109,7 +109,7 @@ def errors(folder: Path, scores: dict, roles: list[str]) -> list[dict[str, Any]]
     listed = scores.get("errors")
     if listed is None:
         return None
-    images = kept_images(folder / "errors.npz", [one["index"] for one in listed])
+    images = read_images(folder / "errors.npz", [one["index"] for one in listed])
     return [
         {
             "name": one["name"],
@@ -123,7 +123,7 @@ def errors(folder: Path, scores: dict, roles: list[str]) -> list[dict[str, Any]]
     ]
 
 
-def kept_images(path: Path, index: list[int]) -> list[np.ndarray | None]:
+def read_images(path: Path, index: list[int]) -> list[np.ndarray | None]:
     """The images of the given rows; None for missing ones."""
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distilens.report.cells import sentence, share
-from distilens.report.table import accuracy, measured
+from distilens.report.table import accuracy, measured_models
 
 SLOWER = "Try a lower learning rate (optimizer=auto:lr=..., a tenth of the previous one), or clip=1"
 LEARN = (
@@ -26,14 +26,14 @@ def concerns(scores: dict, records: Sequence[Mapping[str, Any]]) -> list[str]:
     """
     stages = dict.fromkeys(str(row.get("stage")) for row in records)
     warnings = [
-        line for stage in stages if (line := risen([row for row in records if row.get("stage") == stage], stage))
+        line for stage in stages if (line := rising_loss([row for row in records if row.get("stage") == stage], stage))
     ]
-    models = measured(scores)
-    warnings += [line] if (line := guessing(models, scores.get("data") or {})) else []
-    return warnings + ([line] if (line := below_base(models)) else [])
+    models = measured_models(scores)
+    warnings += [line] if (line := guessing_models(models, scores.get("data") or {})) else []
+    return warnings + ([line] if (line := student_below_base(models)) else [])
 
 
-def risen(rows: Sequence[Mapping[str, Any]], stage: str) -> str | None:
+def rising_loss(rows: Sequence[Mapping[str, Any]], stage: str) -> str | None:
     """A warning if every loss term of a training ends above its start: the last epoch's mean against the first row.
 
     Terms may grow because their weights warm up, so a falling term is enough to avoid the warning.
@@ -53,7 +53,7 @@ def risen(rows: Sequence[Mapping[str, Any]], stage: str) -> str | None:
     return f"The loss of the {stage} did not fall: it ends above its start ({shown}). {SLOWER}."
 
 
-def guessing(models: Mapping[str, dict], data: Mapping[str, Any]) -> str | None:
+def guessing_models(models: Mapping[str, dict], data: Mapping[str, Any]) -> str | None:
     """A warning about models that are not better than guessing the most common class, by the 95 % intervals on test."""
     guess, classes = data.get("commonest"), data.get("classes") or ()
     if len(classes) < 2:
@@ -73,7 +73,7 @@ def guessing(models: Mapping[str, dict], data: Mapping[str, Any]) -> str | None:
     )
 
 
-def below_base(models: Mapping[str, dict]) -> str | None:
+def student_below_base(models: Mapping[str, dict]) -> str | None:
     """A warning if the student is significantly less accurate than the base, on the same images."""
     difference = (models.get("student", {}).get("more than base") or {}).get("test")
     if not difference or difference.get("high") is None or difference["high"] >= 0:

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from distilens.report import charts, pictures
 from distilens.report.cells import NOTHING, Cell, minus
 from distilens.report.panels import PICTURE_BYTES
-from distilens.report.rendering import rendered
+from distilens.report.rendering import render
 
 IN_NOTEBOOK = 8  # images
 MOST_LINES = charts.COLOURS  # more lines in a chart could not be distinguished
@@ -83,16 +83,16 @@ class Content:
 
 def page(content: Content) -> str:
     """The whole page: facts, findings, table, curves, and one row per image until the pictures take 8 MB."""
-    explainers, floors = shown(content), [column for column in content.columns if column.floor]
+    explainers, floors = columns_to_show(content), [column for column in content.columns if column.floor]
     rows, spent = [], 0
     for at in range(len(content.rows)):
-        row = drawn(content, at, explainers)
+        row = draw_row(content, at, explainers)
         spent += row["bytes"]
         if rows and spent > PICTURE_BYTES:
             break
         rows.append(row)
-    lines = charted(content)
-    return rendered(
+    lines = labels_to_chart(content)
+    return render(
         "gallery.html.j2",
         content=content,
         explainers=[column for column in content.columns if not column.floor],
@@ -110,18 +110,18 @@ def page(content: Content) -> str:
     )
 
 
-def shown(content: Content) -> list[Column]:
+def columns_to_show(content: Content) -> list[Column]:
     """The explainers to draw: all except the floors, or the floors if there is nothing else."""
     return [column for column in content.columns if not column.floor] or list(content.columns)
 
 
-def drawn(content: Content, at: int, columns: Sequence[Column]) -> dict[str, Any]:
+def draw_row(content: Content, at: int, columns: Sequence[Column]) -> dict[str, Any]:
     """One image with its mask and maps as data URIs."""
     image = np.ascontiguousarray(content.images[at])
     mask = None if content.masks is None or not content.masks[at].any() else content.masks[at]
     maps = []
     for column in columns:
-        values = pictures.normalised(column.maps[at], signed=column.signed)
+        values = pictures.normalise_map(column.maps[at], signed=column.signed)
         undrawable = isinstance(values, str)
         maps.append(
             {
@@ -141,7 +141,7 @@ def drawn(content: Content, at: int, columns: Sequence[Column]) -> dict[str, Any
     return row | {"bytes": sum(len(uri) for uri in uris if uri)}
 
 
-def charted(content: Content) -> list[str]:
+def labels_to_chart(content: Content) -> list[str]:
     """The explainers whose curves are drawn: all, or at most `MOST_LINES` including the strongest floor."""
     strength = {label: float(np.nan_to_num(np.mean(curve["insertion"]))) for label, curve in content.curves.items()}
     if len(strength) <= MOST_LINES:
@@ -165,9 +165,9 @@ def chart(name: str, title: str, labels: Sequence[str], content: Content, axis: 
 
 def notebook(content: Content) -> str:
     """The first images with their maps, and the findings, as self-contained HTML."""
-    columns = shown(content)
-    rows = [drawn(content, at, columns) for at in range(min(len(content.rows), IN_NOTEBOOK))]
-    return rendered("notebook.html.j2", content=content, columns=columns, rows=rows)
+    columns = columns_to_show(content)
+    rows = [draw_row(content, at, columns) for at in range(min(len(content.rows), IN_NOTEBOOK))]
+    return render("notebook.html.j2", content=content, columns=columns, rows=rows)
 
 
 # ---------------------------------------------------------------------------------------------- numbers in words
@@ -183,8 +183,8 @@ def cell(entry: Mapping[str, Any] | None, *, as_percent: bool) -> str:
     """`0.512 ±0.034`: a mean and half of its interval."""
     if not entry or entry["mean"] is None:
         return NOTHING
-    half = "" if entry["low"] is None else f" ±{written((entry['high'] - entry['low']) / 2, as_percent)}"
-    return f"{written(entry['mean'], as_percent)}{half}{' %' if as_percent else ''}"
+    half = "" if entry["low"] is None else f" ±{format_number((entry['high'] - entry['low']) / 2, as_percent)}"
+    return f"{format_number(entry['mean'], as_percent)}{half}{' %' if as_percent else ''}"
 
 
 def detailed(entry: Mapping[str, Any] | None, as_percent: bool) -> tuple[str, str]:
@@ -192,14 +192,14 @@ def detailed(entry: Mapping[str, Any] | None, as_percent: bool) -> tuple[str, st
     if not entry or entry["mean"] is None:
         return NOTHING, ""
     low, high = entry["low"], entry["high"]
-    bounds = "" if low is None else f"[{written(low, as_percent)} to {written(high, as_percent)}]"
+    bounds = "" if low is None else f"[{format_number(low, as_percent)} to {format_number(high, as_percent)}]"
     left_out = f"n = {entry['n']}" if entry["empty"] else ""
-    return f"{written(entry['mean'], as_percent)}{' %' if as_percent else ''}", ", ".join(
+    return f"{format_number(entry['mean'], as_percent)}{' %' if as_percent else ''}", ", ".join(
         filter(None, (bounds, left_out))
     )
 
 
-def written(value: float, as_percent: bool) -> str:
+def format_number(value: float, as_percent: bool) -> str:
     return minus(f"{100 * value:.1f}") if as_percent else short(value)
 
 

@@ -45,7 +45,7 @@ def interval_chart(
             parts.append(Markup('<text class="group" x="0" y="{:.1f}">{}</text>').format(y + 14, escape(name)))
             y += ROW
         for one in rows:
-            parts += [label(one.name, left - 12, y + 15, "end"), *estimated(one, across, y + 11)]
+            parts += [label(one.name, left - 12, y + 15, "end"), *draw_estimate(one, across, y + 11)]
             y += ROW
         y += 6
     grid = [straight("grid", across.place(x), TOP, across.place(x), y) for x in x_ticks]
@@ -55,7 +55,7 @@ def interval_chart(
     axis.append(label(x_label, (left + WIDTH - RIGHT) / 2, y + 40, "middle"))
     said = "; ".join(
         f"{name} {one.name} {minus(f'{one.value:.3f}')}"
-        + (minus(f" [{one.low:.3f} to {one.high:.3f}]") if bounded(one) else "")
+        + (minus(f" [{one.low:.3f} to {one.high:.3f}]") if has_bounds(one) else "")
         for name, rows in groups
         for one in rows
     )
@@ -67,11 +67,11 @@ def interval_chart(
     )
 
 
-def bounded(one: Estimate) -> bool:
+def has_bounds(one: Estimate) -> bool:
     return one.low is not None and one.high is not None
 
 
-def estimated(one: Estimate, across: Scale, y: float) -> list[Markup]:
+def draw_estimate(one: Estimate, across: Scale, y: float) -> list[Markup]:
     """The whisker of an interval, and its marker."""
     colour, parts = one.colour % COLOURS, []
     if one.low is not None and one.high is not None:

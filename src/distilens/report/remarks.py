@@ -5,25 +5,25 @@ from typing import Any
 
 from distilens.report.cells import bounds, counted, detail, is_busy, points, sentence, share, signed
 from distilens.report.names import plain_name
-from distilens.report.table import accuracy, imbalance, judged_split, measured
+from distilens.report.table import accuracy, imbalance, judged_split, measured_models
 
 
 def remarks(scores: dict) -> list[str]:
     """The remarks below the headline: whether student and base differ on the same images, and how to read the other numbers."""
-    models = measured(scores)
+    models = measured_models(scores)
     split = judged_split(models)
     lines = []
     if split is not None:
-        lines += answers_compared(models, split)
+        lines += compare_answers(models, split)
     lines += [line] if (line := perfect_teacher(models)) else []
     lines += [line] if (line := imbalance(scores)) else []
     for name, entry in (models.get("student", {}).get("maps") or {}).items():
         lines += [line] if (line := against_base(name, (entry or {}).get("more_than_base"))) else []
-    lines += [line] if (line := busy(models)) else []
-    return lines + ([line] if (line := absent(scores)) else [])
+    lines += [line] if (line := busy_warning(models)) else []
+    return lines + ([line] if (line := describe_missing_rows(scores)) else [])
 
 
-def answers_compared(models: Mapping[str, dict], split: str) -> list[str]:
+def compare_answers(models: Mapping[str, dict], split: str) -> list[str]:
     """Whether the student is right more often than the base; for runs of earlier versions, whether their intervals overlap."""
     student, base = models.get("student", {}), models.get("base", {})
     difference = (student.get("more than base") or {}).get(split)
@@ -42,12 +42,12 @@ def answers_compared(models: Mapping[str, dict], split: str) -> list[str]:
     shown = {role: model for role, model in models.items() if accuracy(model, split) is not None}
     listed = "; ".join(f"{role} {sentence(share(model[split]))}" for role, model in shown.items())
     lines = [f"Accuracy on the {split} split, with 95 % intervals: {listed}."]
-    if overlapping(student, base, split):
+    if intervals_overlap(student, base, split):
         lines.append("The intervals of student and base overlap: this comparison alone does not show which is better.")
     return lines
 
 
-def overlapping(one: dict | None, other: dict | None, split: str) -> bool:
+def intervals_overlap(one: dict | None, other: dict | None, split: str) -> bool:
     """Whether both models have an interval on this split and the intervals overlap."""
     first, second = ((model or {}).get(split) or {} for model in (one, other))
     if any(entry.get(key) is None for entry in (first, second) for key in ("low", "high")):
@@ -81,7 +81,7 @@ def against_base(name: str, entry: dict | None) -> str | None:
     return f"{whose[0].upper()}{whose[1:]} are {more} {other}: the cosine differs by {value} on the same images."
 
 
-def busy(models: Mapping[str, dict]) -> str | None:
+def busy_warning(models: Mapping[str, dict]) -> str | None:
     """A warning if other work on the machine slowed the latency measurement."""
     slowed = [role for role, model in models.items() if is_busy(model.get("latency_ms"))]
     if not slowed:
@@ -92,9 +92,9 @@ def busy(models: Mapping[str, dict]) -> str | None:
     )
 
 
-def absent(scores: dict) -> str | None:
+def describe_missing_rows(scores: dict) -> str | None:
     """The rows that are missing in the table, and why."""
-    models = measured(scores)
+    models = measured_models(scores)
     rows = []
     if models and not any(model.get("agreement") for model in models.values()):
         why = "there is only one model" if len(models) == 1 else "no teacher was measured"
@@ -127,7 +127,7 @@ def without_masks(entry: dict[str, Any]) -> bool:
 
 def cost(scores: dict, seconds: Mapping[str, Any]) -> str | None:
     """The time of the training and the savings of the student, in one sentence."""
-    models = measured(scores)
+    models = measured_models(scores)
     spent = [value for stage, value in seconds.items() if stage in models and isinstance(value, int | float)]
     student, teacher = models.get("student", {}), models.get("teacher", {})
     saved = [

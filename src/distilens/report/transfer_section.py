@@ -18,7 +18,7 @@ from distilens.report.cells import NOTHING, Cell, bounds, detail, minus
 from distilens.report.intervals import Estimate, interval_chart
 from distilens.report.panels import PICTURE_BYTES, panel, panel_of
 from distilens.report.paths import shown_folder
-from distilens.report.rendering import missing, read_json, rendered
+from distilens.report.rendering import missing, read_json, render
 from distilens.report.transfer_words import NAMED, Scores, facts, findings, pairs, reliability
 
 IN_NOTEBOOK = 4  # images
@@ -63,7 +63,7 @@ def page(folder: Path) -> str:
     """A separate page, for models that are not those of a single run."""
     scores, _ = read_json(folder / "transfer.json")
     name = " · ".join((scores or {}).get("models", {})) or folder.resolve().name
-    return rendered("compare.html.j2", name=name, transfer=section(folder))
+    return render("compare.html.j2", name=name, transfer=section(folder))
 
 
 def notebook(scores: Scores, maps: Mapping[str, Mapping[str, np.ndarray]]) -> str:
@@ -73,7 +73,7 @@ def notebook(scores: Scores, maps: Mapping[str, Mapping[str, np.ndarray]]) -> st
         whole = {key for key, value in arrays.items() if value.ndim == 0 or key in ("roles", "answers_of")}
         few = {key: value if key in whole else value[:IN_NOTEBOOK] for key, value in arrays.items()}
         panels.append(panel_of(name, few, scores["classes"], PICTURE_BYTES))
-    return rendered("compare_notebook.html.j2", transfer={**content(scores), "panels": panels})
+    return render("compare_notebook.html.j2", transfer={**content(scores), "panels": panels})
 
 
 # ---------------------------------------------------------------------------------------------- tables and charts
@@ -83,23 +83,23 @@ def rows(scores: Scores) -> list[tuple[str, list[Cell]]]:
     """The table: one row per score and one column per level, with intervals."""
     cells: dict[str, list[Cell]] = {}
     for at, level in enumerate(scores["levels"]):
-        for title, one in scored(level):
+        for title, one in titled_scores(level):
             cells.setdefault(title, [(NOTHING, "")] * len(scores["levels"]))[at] = cell(one)
     return list(cells.items())
 
 
-def scored(level: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+def titled_scores(level: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     """The scores of a level with their titles."""
     return [
         *((f"RS of {one['of']}", one) for one in level["rs"]),
-        *((f"RS, {one['called']}", one) for one in telling(level)),
+        *((f"RS, {one['called']}", one) for one in pairs_to_show(level)),
         *((f"FSS, {one['of']} and {one['to']}", one) for one in level["fss"]),
         *((f"CKA, {one['of']} and {one['to']}", {"value": one["cka"]}) for one in level["fss"]),
         *((f"{title_of(one)}: {one['of']} − {one['than']}", one) for one in level["apart"]),
     ]
 
 
-def telling(level: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def pairs_to_show(level: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The pairs to show: those with a name, and what further models miss of the teacher; all pairs if no pair has a name."""
     named = [one for one in level["given"] if one["called"] in NAMED]
     others = [one for one in level["given"] if one["of"] == "teacher" and one["given"] not in ("base", "student")]
@@ -117,13 +117,13 @@ def cell(one: Mapping[str, Any]) -> Cell:
 
 def table(scores: Scores) -> tuple[list[str], list[list[str]]]:
     """Header and rows for a terminal: value ± half of the 95 % interval."""
-    titles = list(dict.fromkeys(title for level in scores["levels"] for title, _ in scored(level)))
-    levels = [dict(scored(level)) for level in scores["levels"]]
-    lines = [[title, *(briefly(level.get(title)) for level in levels)] for title in titles]
+    titles = list(dict.fromkeys(title for level in scores["levels"] for title, _ in titled_scores(level)))
+    levels = [dict(titled_scores(level)) for level in scores["levels"]]
+    lines = [[title, *(brief_cell(level.get(title)) for level in levels)] for title in titles]
     return ["score", *(level["name"] for level in scores["levels"])], lines
 
 
-def briefly(one: Mapping[str, Any] | None) -> str:
+def brief_cell(one: Mapping[str, Any] | None) -> str:
     if one is None:
         return NOTHING
     half = f" ±{(one['high'] - one['low']) / 2:.3f}" if one.get("low") is not None else ""
@@ -154,7 +154,7 @@ def figures(scores: Scores) -> list[dict[str, Any]]:
     for key, (title, source, named) in listed.items():
         groups, seen = [], {}
         for level in scores["levels"]:
-            entries = telling(level) if key == "given" else level[source]
+            entries = pairs_to_show(level) if key == "given" else level[source]
             for one in entries:
                 seen.setdefault(named(one), names.index(one["of"]) if key == "rs" else len(seen))
             rows = [Estimate(named(one), one["value"], one["low"], one["high"], seen[named(one)]) for one in entries]

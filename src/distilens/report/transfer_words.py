@@ -21,19 +21,19 @@ ALIKE = 0.1
 
 def findings(scores: Scores) -> list[str]:
     """The conclusions at the last level with a grid, with their intervals."""
-    level, sentences = judged(scores), []
+    level, sentences = judged_level(scores), []
     apart = {(one["what"], one["of"]): one for one in level["apart"]}
     name = level["name"]
     if one := apart.get(("rs", "student")):
         sentences.append(
-            f"At {name} the student's features contain {more(one)} about the task than the base's: "
+            f"At {name} the student's features contain {more_or_less(one)} about the task than the base's: "
             f"RS {values(level['rs'], 'student')} against {values(level['rs'], 'base')}, "
             f"a difference of {interval(one, '+')}{doubt(one)}."
         )
     if one := apart.get(("given", "distilled")):
         sentences.append(
-            f"What the student knows and the base does not (distilled) contains {more(one)} about the task than what the base "
-            f"knows and the student does not (residual): a difference of {interval(one, '+')}{doubt(one)}."
+            f"What the student knows and the base does not (distilled) contains {more_or_less(one)} about the task than what the "
+            f"base knows and the student does not (residual): a difference of {interval(one, '+')}{doubt(one)}."
         )
     if one := apart.get(("fss", "student")):
         alike = "more" if one["value"] > 0 else "less"
@@ -67,13 +67,13 @@ def energies(scores: Scores, level: str) -> list[str]:
     return [f"The distilled maps lie {where} on the evidence than the residual ones: {difference}{doubt(one)}."]
 
 
-def judged(scores: Scores) -> dict[str, Any]:
+def judged_level(scores: Scores) -> dict[str, Any]:
     """The level of the findings: the last one before the logits."""
     grids = [level for level in scores["levels"] if "logits" not in level["taps"].values()]
     return (grids or scores["levels"])[-1]
 
 
-def more(one: Mapping[str, Any]) -> str:
+def more_or_less(one: Mapping[str, Any]) -> str:
     return "more" if one["value"] > 0 else "less"
 
 
@@ -147,6 +147,7 @@ def facts(scores: Scores) -> list[tuple[str, str]]:
 def pairs(scores: Scores) -> list[tuple[str, str]]:
     """The meaning of each pair's name."""
     meanings = {
-        one["called"]: f"what the {one['of']} knows and the {one['given']} does not" for one in judged(scores)["given"]
+        one["called"]: f"what the {one['of']} knows and the {one['given']} does not"
+        for one in judged_level(scores)["given"]
     }
     return [(name, meanings[name]) for name in NAMED if name in meanings]
