@@ -109,8 +109,8 @@ def test_keys(tmp_path):
 HOLD = """
 import sys, time
 from pathlib import Path
-from distilens.foundation.files import locked
-with locked(Path(sys.argv[1])):
+from distilens.foundation.files import lock_folder
+with lock_folder(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
