@@ -73,7 +73,7 @@ def test_sampling_agrees_with_copying_inside_the_image():
     pixels = torch.rand(4, 3, 12, 12)
     box = torch.tensor([[0.0, 0, 12, 12], [0, 0, 12, 12], [2, -3, 12, 12], [-2, 1, 12, 12]])
     moved = Geometry(box, torch.tensor([False, True, False, True]), (12, 12), (12, 12), whole=True)
-    exact, sampled = moved.move(pixels), moved.sampled(pixels, (12, 12))
+    exact, sampled = moved.move(pixels), moved.resample(pixels, (12, 12))
     assert torch.allclose(exact[:2], sampled[:2], atol=1e-5)
     assert torch.allclose(exact[2:, :, 3:-3, 3:-3], sampled[2:, :, 3:-3, 3:-3], atol=1e-5)
     assert torch.equal(exact[0], pixels[0])

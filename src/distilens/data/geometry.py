@@ -75,10 +75,10 @@ class Geometry:
             moved = self.gather(channels.permute(0, 2, 3, 1), torch.arange(len(channels), device=channels.device))
             moved = moved.permute(0, 3, 1, 2)
         else:
-            moved = self.sampled(channels.float(), size)
+            moved = self.resample(channels.float(), size)
         return moved if things.ndim == 4 else moved[:, 0]
 
-    def sampled(self, images: Float[Tensor, "b c h w"], size: tuple[int, int]) -> Float[Tensor, "b c height width"]:
+    def resample(self, images: Float[Tensor, "b c h w"], size: tuple[int, int]) -> Float[Tensor, "b c height width"]:
         """Bilinear sampling on an affine grid in coordinates from -1 to 1; when shrinking, up to 4 samples per side and pixel."""
         height, width = self.source
         scale_y, scale_x = self.box[:, 2] / height, self.box[:, 3] / width

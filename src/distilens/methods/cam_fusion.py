@@ -118,7 +118,7 @@ class CamFusion(Method):
         """Fold the kernel that is not needed any more, and detach the teacher. `core.accompany` attaches one for inference."""
         part = student.parts[PART]
         if isinstance(part, MapFusion) and self.deploy == "null":
-            student.parts[PART] = student.inserted[PART].part = part.folded()  # at its position among the parts
+            student.parts[PART] = student.inserted[PART].part = part.fold()  # at its position among the parts
         if self.deploy == "teacher":
             student.companion = None
         return student

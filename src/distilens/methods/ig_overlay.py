@@ -98,7 +98,7 @@ class IGOverlay(Method):
         return student
 
     def transform(self, batch: Batch, answer: Answer) -> Batch:
-        rows = self.drawn(batch)
+        rows = self.choose_rows(batch)
         view, maps = batch.view[rows], answer.maps[self.needs[0]][rows]
         low, high = self.exponent
         power = low * (high / low) ** batch.draw(f"{DRAW} exponent")[rows, 0]  # exp(U(ln low, ln high))
@@ -106,17 +106,17 @@ class IGOverlay(Method):
         if self.mode == "channel":
             return batch.replaced(inputs={**batch.inputs, "map_channel": self.channel(batch, rows, strong)})
         says = (strong.amax((-2, -1)) > 0)[:, None, None, None]
-        shown = torch.where(says, self.shown(view, strong[:, None]), view)
+        shown = torch.where(says, self.blend_in(view, strong[:, None]), view)
         return batch.replaced(view=batch.view.index_copy(0, rows, shown))
 
-    def drawn(self, batch: Batch) -> Int[Tensor, " n"]:
+    def choose_rows(self, batch: Batch) -> Int[Tensor, " n"]:
         """The positions of the images that get a map. They are computed on the host, so that no step waits for the device."""
         share = self.p * (1 - batch.progress) if self.anneal else self.p
         index = batch.index.cpu() if batch.variant is None else torch.from_numpy(batch.variant.index)
         drawn = randomness.uniform(DRAW, index, batch.seed, batch.epoch)[:, 0] < share
         return to_device(drawn.nonzero()[:, 0], batch.view.device)
 
-    def shown(self, view: Float[Tensor, "n c h w"], strong: Float[Tensor, "n 1 h w"]) -> Float[Tensor, "n c h w"]:
+    def blend_in(self, view: Float[Tensor, "n c h w"], strong: Float[Tensor, "n 1 h w"]) -> Float[Tensor, "n c h w"]:
         """The images with their maps drawn in."""
         if self.mode == "blend":
             return (1 - self.blend) * view + self.blend * strong

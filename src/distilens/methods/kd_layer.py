@@ -172,11 +172,13 @@ class KDLayer(Method):
             theirs = grid(answer.features[self.teacher_tap], self.size).float()
             size = (min(scores.shape[-2], theirs.shape[-2]), min(scores.shape[-1], theirs.shape[-1]))
             ours = places(resized(scores.float(), size)).log_softmax(-1)
-            wanted = self.wanted(places(resized(theirs, size)), batch.labels.clamp_min(0))
+            wanted = self.teacher_distribution(places(resized(theirs, size)), batch.labels.clamp_min(0))
             divergence = functional.kl_div(ours, wanted, reduction="none").sum(-1).mean(-1)
         return divergence if self.stage == 1 else divergence.where(batch.labels >= 0, 0)
 
-    def wanted(self, features: Float[Tensor, "b n c"], labels: Int[Tensor, " b"]) -> Float[Tensor, "b n k"]:
+    def teacher_distribution(
+        self, features: Float[Tensor, "b n c"], labels: Int[Tensor, " b"]
+    ) -> Float[Tensor, "b n k"]:
         """The target shares of the templates at each place, from the teacher's features."""
         centres = self.get_buffer("centres")
         if self.stage == 1:

@@ -48,9 +48,9 @@ class RTK(Paired):
     def loss(self, batch: Batch, output: Output, answer: Answer) -> Float[Tensor, " b"]:
         ours, theirs = self.each(output, answer)
         with torch.autocast(output.logits.device.type, enabled=False):
-            return self.matched(ours, theirs)
+            return self.compare_levels(ours, theirs)
 
-    def matched(self, ours: list[Tensor], theirs: list[Tensor]) -> Float[Tensor, " b"]:
+    def compare_levels(self, ours: list[Tensor], theirs: list[Tensor]) -> Float[Tensor, " b"]:
         """The weighted sum of the distances of all levels."""
         distances = torch.stack([torch.stack([map_distance(own, their) for their in theirs], 1) for own in ours], 1)
         return (self.shares(ours, theirs) * distances).sum((1, 2))

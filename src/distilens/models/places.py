@@ -61,8 +61,8 @@ def test_places(model: nn.Module, image: Float[Tensor, "1 c h w"]) -> dict[str, 
     """Test every module whose output looks like a grid, in one forward pass; the results by path.
 
     The pass runs in eval mode without a graph, on copies of the image with one changed patch each, and leaves no trace. Weights
-    that are zero everywhere get other values: see `taps.fill_zero_weights`. If a module is called more than once, the last call counts, as
-    for a tap.
+    that are zero everywhere get other values: see `taps.fill_zero_weights`. If a module is called more than once, the last call
+    counts, as for a tap.
     """
     paths = {module: path for path, module in model.named_modules() if path}
     size = (image.shape[2], image.shape[3])

@@ -149,7 +149,7 @@ class Recorder:
                 picked = there[part - (end - len(there))]
                 for chunk in np.split(picked, range(self.size, len(picked), self.size)):
                     if len(chunk):
-                        exact, differences = self.compared(task, chunk)
+                        exact, differences = self.compare_chunk(task, chunk)
                         same += exact
                         off += int((differences > CLOSE[self.precision(need)]).sum())
                         most = max(most, float(differences.max()))
@@ -160,7 +160,7 @@ class Recorder:
         with self.accelerator.autocast():
             return "float32" if need.exact or self.teacher.teacher is None else self.teacher.teacher.precision
 
-    def compared(self, task: Task, positions: np.ndarray) -> tuple[int, np.ndarray]:
+    def compare_chunk(self, task: Task, positions: np.ndarray) -> tuple[int, np.ndarray]:
         """The number of recomputed answers with the same bytes, and the difference of each answer."""
         batch, shelf = self.batch(positions, task.variant), task.place.shelf
         with self.accelerator.autocast():

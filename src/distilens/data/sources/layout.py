@@ -89,7 +89,7 @@ class Folders:
         """The folders in `place` with pictures somewhere below them."""
         return sorted(self.below.get(place, ()))
 
-    def unwrapped(self, place: Parts, known: Iterable[str] = ()) -> Parts:
+    def unwrap(self, place: Parts, known: Iterable[str] = ()) -> Parts:
         """Go down while everything is in one folder that contains folders itself: an archive's wrapping, not a class."""
         while not self.direct[place]:
             names = self.names(place)
@@ -118,7 +118,7 @@ def layout_of(tree: Tree, *, splits: bool = True, level: int | None = None) -> L
         UserError: the folders are ambiguous.
     """
     folders = Folders(tree)
-    base = folders.unwrapped(()) if level is None else ()
+    base = folders.unwrap(()) if level is None else ()
     names = folders.names(base)
     remarks = [f"the set is read inside of {'/'.join(base)}/"] if base else []
     parts = find_splits(names) if splits else {}
@@ -172,9 +172,9 @@ def above_classes(folders: Folders, base: Parts, parts: Mapping[str, str]) -> tu
 def split_places(folders: Folders, base: Parts, parts: Mapping[str, str]) -> dict[str, Parts]:
     """The folder with the class folders of each split; it may be inside an archive's folder in the split."""
     named = {part: (*base, name) for name, part in parts.items()}
-    train = folders.unwrapped(named["train"])
+    train = folders.unwrap(named["train"])
     known = folders.names(train)
-    return {part: train if part == "train" else folders.unwrapped(place, known) for part, place in named.items()}
+    return {part: train if part == "train" else folders.unwrap(place, known) for part, place in named.items()}
 
 
 def has_splits_inside_classes(folders: Folders, base: Parts) -> bool:
