@@ -24,7 +24,7 @@ from distilens.data import load
 from distilens.data.augment import crop
 from distilens.data.pipeline import Batches
 from distilens.explain.path import rows_at_once
-from distilens.foundation.memory import kept as memory_kept
+from distilens.foundation.memory import reuse_freed_memory as memory_kept
 from distilens.models import build_model
 from distilens.teachers import LiveTeacher, StoredTeacher
 from distilens.teachers.needs import Need

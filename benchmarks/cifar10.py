@@ -20,7 +20,7 @@ from distilens.data.pipeline import Batches
 from distilens.measure import accuracy, predict
 from distilens.measure.scores import EVALUATION_BATCH, labels_of
 from distilens.runs.recipe_file import read_recipe
-from distilens.runs.run import Run, at_work
+from distilens.runs.run import Run, lock_run
 from distilens.runs.training import train_teacher
 
 
@@ -33,7 +33,7 @@ def main(
     for seed in seeds:
         recipe = read_recipe("cifar10-resnet20-resnet8", [f"data={data}", f"seed={seed}", f"name=cifar10-{seed}"])
         run = Run(out / f"seed-{seed}", recipe, Console(stderr=True))
-        with at_work(run):
+        with lock_run(run):
             train_teacher(run)
         model = run.model("teacher")
         found = {}

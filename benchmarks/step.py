@@ -31,7 +31,7 @@ from distilens.core import Answer, Batch, Model, Objective
 from distilens.data import Data, load
 from distilens.data.augment import AUGMENTS
 from distilens.data.pipeline import Batches
-from distilens.foundation.memory import kept as memory_kept
+from distilens.foundation.memory import reuse_freed_memory as memory_kept
 from distilens.methods import build_methods
 from distilens.models import build_model
 from distilens.teachers import LiveTeacher, StoredTeacher, nobody

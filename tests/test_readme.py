@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from distilens.cli import commands as command_line
-from distilens.runs.recipe_names import shipped
+from distilens.runs.recipe_names import shipped_recipes
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -94,7 +94,7 @@ def test_make_targets_in_the_pages_exist():
 
 
 def test_shipped_recipes_are_named_in_the_readme():
-    assert {path.stem for path in shipped()} >= {"demo", "cifar10-resnet20-resnet8"}
+    assert {path.stem for path in shipped_recipes()} >= {"demo", "cifar10-resnet20-resnet8"}
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from distilens.core import Answer, Batch, Objective, Teacher
 from distilens.data.augment import AUGMENTS
 from distilens.data.pipeline import Batches
 from distilens.foundation.devices import fastest_convolutions
-from distilens.foundation.memory import kept as memory_kept
+from distilens.foundation.memory import reuse_freed_memory as memory_kept
 from distilens.methods import build_methods
 from distilens.teachers import LiveTeacher, StoredTeacher, nobody
 from distilens.training.defaults import kind_of_model, settled

@@ -14,11 +14,11 @@ from distilens.cli import commands
 from distilens.data import SOURCES
 from distilens.explain import EXPLAINERS
 from distilens.foundation.errors import UserError
-from distilens.foundation.files import locked
+from distilens.foundation.files import lock_folder
 from distilens.measure.transfer.embeddings import EMBEDDINGS
 from distilens.methods import METHODS
 from distilens.models import MODELS
-from distilens.runs.recipe_names import shipped
+from distilens.runs.recipe_names import shipped_recipes
 from distilens.teachers import CONTROLS, FOLLOW
 from distilens.teachers.judges import JUDGES
 from distilens.training.balance import BALANCES
@@ -361,7 +361,7 @@ def test_stopping_an_explanation_leaves_no_file(command, tmp_path, monkeypatch):
 
 
 def test_a_folder_that_is_in_use_is_said(command, tmp_path):
-    with locked(tmp_path / "one"):
+    with lock_folder(tmp_path / "one"):
         code, _, error = command("run", "recipe.toml", "--out", "one")
     assert code == 2
     assert "another process is at work in one: wait for it, or choose another --out" in error
@@ -397,7 +397,7 @@ def test_the_codes_that_it_ends_with(command, monkeypatch, raised, code, text):
         ("controls", CONTROLS),
         ("embeddings", EMBEDDINGS),
         ("balances", BALANCES),
-        ("recipes", [path.stem for path in shipped()]),
+        ("recipes", [path.stem for path in shipped_recipes()]),
     ],
 )
 def test_list_names_every_part_with_what_it_does(command, kind, names):

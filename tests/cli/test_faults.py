@@ -13,7 +13,7 @@ import torch
 
 from distilens.cli import commands
 from distilens.foundation.errors import UserError
-from distilens.foundation.files import locked, write_atomically, write_text
+from distilens.foundation.files import lock_folder, write_atomically, write_text
 from distilens.models import build_model
 from distilens.models.adapters import load_state
 from distilens.models.saved import load_model, save_model
@@ -237,9 +237,13 @@ def test_a_run_on_a_disk_that_fills_says_so_and_goes_on_with_more_room(place, mo
 
 
 def test_one_process_at_a_time_in_a_folder(place):
-    with locked(place / "run"), pytest.raises(UserError, match="another process is at work"), locked(place / "run"):
+    with (
+        lock_folder(place / "run"),
+        pytest.raises(UserError, match="another process is at work"),
+        lock_folder(place / "run"),
+    ):
         pass
-    with locked(place / "run"):
+    with lock_folder(place / "run"):
         pass
 
 

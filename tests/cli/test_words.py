@@ -2,7 +2,7 @@
 
 import pytest
 
-from distilens.cli.words import ordered, plain
+from distilens.cli.words import order_words, plain_text
 from distilens.foundation.errors import UserError
 
 COMMANDS = ["run", "demo", "explain", "compare", "list"]
@@ -26,7 +26,7 @@ COMMANDS = ["run", "demo", "explain", "compare", "list"]
     ],
 )
 def test_changes_are_gathered_wherever_they_stand(given, wanted):
-    assert ordered(given.split(), COMMANDS) == wanted.split()
+    assert order_words(given.split(), COMMANDS) == wanted.split()
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_changes_are_gathered_wherever_they_stand(given, wanted):
 )
 def test_what_has_no_place_is_said(given, text):
     with pytest.raises(UserError, match=text):
-        ordered(given.split(), COMMANDS)
+        order_words(given.split(), COMMANDS)
 
 
 def test_a_box_becomes_a_sentence():
@@ -56,4 +56,4 @@ def test_a_box_becomes_a_sentence():
 │ For full helptext, run x --help        │
 ╰────────────────────────────────────────╯
 """
-    assert plain(drawn) == "unrecognized options: --sett, a=1. Perhaps you meant: --set KEY=VALUE"
+    assert plain_text(drawn) == "unrecognized options: --sett, a=1. Perhaps you meant: --set KEY=VALUE"

@@ -8,7 +8,7 @@ from PIL import Image
 from scipy.fft import dctn
 
 from distilens.data import from_arrays, load
-from distilens.data.copies import APART, Copies, copies_in, cosines, grouped, hashes_of, pairs_of
+from distilens.data.copies import APART, Copies, cosines, find_copies, group_pairs, hash_images, pairs_of
 
 
 def pictures(count: int, side: int = 32, seed: int = 0) -> np.ndarray:
@@ -47,9 +47,9 @@ def test_the_frequencies_are_those_of_scipy(side):
 def test_hashes_of_a_picture_saved_again_are_near_and_of_others_far():
     images = pictures(200)
     again = np.stack([saved(image, 50) for image in images])
-    bits = np.unpackbits((hashes_of(images) ^ hashes_of(again)).view(np.uint8).reshape(-1, 8), axis=1).sum(1)
+    bits = np.unpackbits((hash_images(images) ^ hash_images(again)).view(np.uint8).reshape(-1, 8), axis=1).sum(1)
     others = np.unpackbits(
-        (hashes_of(images) ^ np.roll(hashes_of(images), 1)).view(np.uint8).reshape(-1, 8), axis=1
+        (hash_images(images) ^ np.roll(hash_images(images), 1)).view(np.uint8).reshape(-1, 8), axis=1
     ).sum(1)
     assert np.median(bits) <= 2
     assert others.min() > APART
@@ -58,10 +58,10 @@ def test_hashes_of_a_picture_saved_again_are_near_and_of_others_far():
 
 def test_the_hash_does_not_depend_on_the_chunk(monkeypatch):
     images = pictures(9)
-    whole = hashes_of(images)
+    whole = hash_images(images)
     monkeypatch.setattr("distilens.data.copies.CHUNK", 1)
-    assert (hashes_of(images) == whole).all()
-    assert len(hashes_of(images[:0])) == 0
+    assert (hash_images(images) == whole).all()
+    assert len(hash_images(images[:0])) == 0
 
 
 def test_near_hashes_are_found_whatever_quarter_they_differ_in():
@@ -81,7 +81,7 @@ def test_groups():
     test = np.stack(
         [images[3], saved(images[7], 85), np.clip(images[8] * 0.8 + 20, 0, 255).astype(np.uint8), images[0, ::-1]]
     )
-    found = copies_in({"train": train, "test": test}, named)
+    found = find_copies({"train": train, "test": test}, named)
     assert sorted(found, key=lambda group: group.rows) == [
         Copies(True, (("train", 3), ("train", 12), ("test", 0)), ("train 3", "train 12", "test 0")),
         Copies(False, (("train", 5), ("train", 13)), ("train 5", "train 13")),
@@ -100,7 +100,7 @@ def test_groups():
     ],
 )
 def test_black_still_and_noisy_pictures_are_no_copies(images):
-    assert copies_in({"train": images}, named) == []
+    assert find_copies({"train": images}, named) == []
 
 
 def test_what_is_said_of_arrays():
@@ -153,6 +153,6 @@ def test_files_are_named_and_remembered(tmp_path):
 
 
 def test_pairs_become_groups():
-    assert grouped([]) == []
-    assert grouped([(1, 2), (5, 9), (2, 3), (8, 7), (7, 1)]) == [[1, 2, 3, 7, 8], [5, 9]]
-    assert grouped([(number, number + 1) for number in range(5000)]) == [list(range(5001))]
+    assert group_pairs([]) == []
+    assert group_pairs([(1, 2), (5, 9), (2, 3), (8, 7), (7, 1)]) == [[1, 2, 3, 7, 8], [5, 9]]
+    assert group_pairs([(number, number + 1) for number in range(5000)]) == [list(range(5001))]

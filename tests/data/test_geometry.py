@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from distilens.data.augment import AUGMENTS, Augment, window
-from distilens.data.geometry import Geometry, reflected
+from distilens.data.geometry import Geometry, reflect_lines
 
 
 def geometry(box, flip, source=(16, 16), size=None, whole=False) -> Geometry:
@@ -47,8 +47,8 @@ def test_a_whole_box_is_numpys_reflection_then_a_slice_then_a_flip(source, dtype
 
 
 def test_reflection_goes_on_for_boxes_further_out_than_the_image_is_wide():
-    assert reflected(torch.arange(-7, 8), 3).tolist() == [1, 2, 1, 0, 1, 2, 1, 0, 1, 2, 1, 0, 1, 2, 1][:15]
-    assert reflected(torch.arange(-3, 3), 1).tolist() == [0] * 6
+    assert reflect_lines(torch.arange(-7, 8), 3).tolist() == [1, 2, 1, 0, 1, 2, 1, 0, 1, 2, 1, 0, 1, 2, 1][:15]
+    assert reflect_lines(torch.arange(-3, 3), 1).tolist() == [0] * 6
 
 
 @pytest.mark.parametrize("whole", [True, False])

@@ -8,7 +8,7 @@ import torch
 
 from distilens.data import from_arrays
 from distilens.data.augment import AUGMENTS, crop
-from distilens.data.geometry import Geometry, reflected
+from distilens.data.geometry import Geometry, reflect_lines
 from distilens.data.pipeline import Batches
 from distilens.data.splits import Split
 from distilens.foundation import randomness
@@ -73,7 +73,7 @@ def test_sampling_agrees_with_copying_inside_the_image():
     pixels = torch.rand(4, 3, 12, 12)
     box = torch.tensor([[0.0, 0, 12, 12], [0, 0, 12, 12], [2, -3, 12, 12], [-2, 1, 12, 12]])
     moved = Geometry(box, torch.tensor([False, True, False, True]), (12, 12), (12, 12), whole=True)
-    exact, sampled = moved.move(pixels), moved.sampled(pixels, (12, 12))
+    exact, sampled = moved.move(pixels), moved.resample(pixels, (12, 12))
     assert torch.allclose(exact[:2], sampled[:2], atol=1e-5)
     assert torch.allclose(exact[2:, :, 3:-3, 3:-3], sampled[2:, :, 3:-3, 3:-3], atol=1e-5)
     assert torch.equal(exact[0], pixels[0])
@@ -93,7 +93,7 @@ def test_coarse_maps_move_with_the_image():
 
 def test_reflection_matches_numpy():
     padded = np.pad(np.arange(6), 4, mode="reflect")
-    assert reflected(torch.arange(-4, 10), 6).tolist() == padded.tolist()
+    assert reflect_lines(torch.arange(-4, 10), 6).tolist() == padded.tolist()
 
 
 def test_an_image_looks_the_same_in_every_batch_order_and_subset(data):

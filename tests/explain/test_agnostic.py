@@ -9,7 +9,7 @@ from distilens.core import Model
 from distilens.explain import EXPLAINERS
 from distilens.explain.controls import CentreMap, RandomMap
 from distilens.explain.occlusion import Occlusion
-from distilens.explain.rise import RISE, shifted
+from distilens.explain.rise import RISE, shift_cells
 from distilens.foundation import randomness
 from distilens.models import build_model
 
@@ -127,7 +127,7 @@ def test_rises_map_is_the_sum_of_its_formula():
     source = randomness.generator("rise", 3)
     cells, shifts = (torch.rand(12, 4, 4, generator=source) < 0.4).float(), torch.rand(12, 2, generator=source)
     expected = torch.zeros(3, 16, 16)
-    for mask in shifted(cells, shifts, (16, 16)):
+    for mask in shift_cells(cells, shifts, (16, 16)):
         probability = net.logits(images() * mask + 0.2 * (1 - mask)).softmax(1).gather(1, TARGET[:, None])
         expected += probability[:, :, None] * mask / (0.4 * 12)
     assert (found - expected).abs().max() < 1e-5 * expected.max()
@@ -138,7 +138,7 @@ def test_rises_masks_are_enlarged_grids_at_random_places(size, grid):
     """Between 0 and 1, on the whole as bright as the share that is kept, smooth, and no two alike."""
     source = torch.Generator().manual_seed(0)
     cells = (torch.rand(3000, grid + 1, grid + 1, generator=source) < 0.3).float()
-    masks = shifted(cells, torch.rand(3000, 2, generator=source), size)
+    masks = shift_cells(cells, torch.rand(3000, 2, generator=source), size)
     assert masks.shape == (3000, *size)
     assert masks.min() >= 0
     assert masks.max() <= 1

@@ -10,7 +10,7 @@ from torch import nn
 
 from distilens.core import Model
 from distilens.explain import EXPLAINERS
-from distilens.explain.from_captum import attribution, required
+from distilens.explain.from_captum import attribution, required_parameters
 from distilens.foundation.errors import UserError
 
 TARGET = torch.tensor([0, 2])
@@ -46,9 +46,9 @@ def bare(name, network, images, reference, options):
     torch.manual_seed(0)
     np.random.seed(0)
     method = attribution(name)
-    places = (network.conv,) if "layer" in required(method.__init__) else ()
+    places = (network.conv,) if "layer" in required_parameters(method.__init__) else ()
     given = dict(options)
-    if "baselines" in required(method.attribute):
+    if "baselines" in required_parameters(method.attribute):
         given["baselines"] = reference
     if "target" in inspect.signature(method.attribute).parameters:
         given["target"] = TARGET
@@ -69,7 +69,7 @@ def test_what_works_bare_works_here(world, name):
             expected = bare(name, network, images, reference, options)
         except Exception as error:
             pytest.skip(f"does not work bare: {error}")
-    tap = {"tap": "conv"} if "layer" in required(attribution(name).__init__) else {}
+    tap = {"tap": "conv"} if "layer" in required_parameters(attribution(name).__init__) else {}
     explainer = EXPLAINERS.build(f"captum:{name}{',tap=conv' if tap else ''}")
     explainer.options = options
     explainer.reference = reference

@@ -376,7 +376,7 @@ def test_ig_by_size_adds_what_colours_say_without_their_sign():
     net = model().eval()
     made = IntegratedGradients(steps=4, channels="size")
     start = made.start(net, images())
-    parts = made.attributed(net, images(), start, TARGET)
+    parts = made.attribute(net, images(), start, TARGET)
     assert torch.allclose(made(net, images(), TARGET).maps, parts.abs().sum(1), rtol=1e-5)
     assert not made.signed
     assert torch.allclose(IntegratedGradients(steps=4)(net, images(), TARGET).maps, parts.sum(1), rtol=1e-4, atol=1e-7)

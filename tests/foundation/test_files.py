@@ -10,7 +10,7 @@ import pytest
 
 from distilens.foundation import files
 from distilens.foundation.errors import UserError
-from distilens.foundation.files import HOST, locked, read_json, remove_unfinished, write_atomically, write_text
+from distilens.foundation.files import HOST, lock_folder, read_json, remove_unfinished, write_atomically, write_text
 from distilens.foundation.fingerprints import file_key, key_of
 from distilens.training.log import Metrics
 
@@ -56,7 +56,7 @@ def test_a_file_where_a_folder_should_be_is_said(tmp_path):
     (tmp_path / "run").write_text("a file")
     for act in (
         lambda: write_text(tmp_path / "run" / "file.txt", "text"),
-        lambda: locked(tmp_path / "run").__enter__(),
+        lambda: lock_folder(tmp_path / "run").__enter__(),
     ):
         with pytest.raises(UserError, match=r"may not be written: (Not a directory|File exists)"):
             act()
@@ -109,8 +109,8 @@ def test_keys(tmp_path):
 HOLD = """
 import sys, time
 from pathlib import Path
-from distilens.foundation.files import locked
-with locked(Path(sys.argv[1])):
+from distilens.foundation.files import lock_folder
+with lock_folder(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -122,11 +122,11 @@ def test_the_lock_is_between_processes_and_a_killed_one_leaves_none(tmp_path):
         assert process.stdout.readline() == "held\n"
         with (
             pytest.raises(UserError, match=f"another process is at work in {tmp_path}: wait for it, or choose"),
-            locked(tmp_path),
+            lock_folder(tmp_path),
         ):
             pass
         process.kill()
-    with locked(tmp_path):
+    with lock_folder(tmp_path):
         pass
 
 

@@ -9,7 +9,7 @@ import pytest
 PROGRAM = """
 import contextlib, resource, sys
 import psutil, torch
-from distilens.foundation.memory import kept
+from distilens.foundation.memory import reuse_freed_memory
 
 def rounds(count):
     for _ in range(count):
@@ -22,7 +22,7 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 rounds(2)
-with kept() if sys.argv[1] == "kept" else contextlib.nullcontext():
+with reuse_freed_memory() if sys.argv[1] == "kept" else contextlib.nullcontext():
     rounds(20 if sys.argv[1] == "kept" else 1)  # until the blocks have found their places
     print(faults())
 print(psutil.Process().memory_info().rss // 2**20)

@@ -35,7 +35,7 @@ def scores(share):
 
 
 def test_an_imbalance_is_said_beside_the_accuracies():
-    assert "Guessing the commonest class, healthy, for every image would be right for 95.0 %" in " ".join(
+    assert "Guessing the most common class, healthy, for every image would be right for 95.0 %" in " ".join(
         remarks(scores(0.95))
     )
     assert "accuracy balanced over classes, test" in [row.title for row in measures(scores(0.95))]
@@ -82,7 +82,7 @@ def test_likeness_is_judged_by_differences_of_the_same_images(low, high, words):
     mean = 0.02 if low is None else (low + high) / 2
     said = against_base("ig", {"mean": mean, "low": low, "high": high, "n": 9, "empty": 0})
     assert words in said
-    assert said.endswith("image by image.")
+    assert said.endswith("on the same images.")
 
 
 def test_scores_of_earlier_versions_say_nothing_of_maps():

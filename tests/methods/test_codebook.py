@@ -16,10 +16,10 @@ from distilens.core import Model
 from distilens.data import from_arrays, load
 from distilens.foundation.errors import UserError
 from distilens.methods import codebook
-from distilens.methods.codebook import Codebook, check, chosen, make_codebook, nearness
+from distilens.methods.codebook import Codebook, check, make_codebook, nearest_own_subclass, nearness
 from distilens.models import build_model
 from distilens.runs.recipe_file import make_recipe
-from distilens.runs.run import Run, at_work
+from distilens.runs.run import Run, lock_run
 from distilens.runs.training import train_stage, train_teacher
 from distilens.teachers import LiveTeacher
 
@@ -194,9 +194,9 @@ def test_where_places_are_too_many_a_share_is_kept_and_the_table_still_counts_al
         lambda self, rows, labels: (used.append(len(rows)), fit(self, rows, labels))[1],
     )
     tables = []
-    confused = codebook.confused
+    confused = codebook.count_confusions
     monkeypatch.setattr(
-        codebook, "confused", lambda places, *rest: (tables.append(places.count), confused(places, *rest))[1]
+        codebook, "count_confusions", lambda places, *rest: (tables.append(places.count), confused(places, *rest))[1]
     )
     made = make_codebook(teacher, data, tap="same", stage=2, subclasses=2, say=said.append)
     assert 100 < used[0] < 200
@@ -226,7 +226,7 @@ def test_the_nearest_of_the_labels_own_sub_classes_is_chosen():
     apart = torch.cdist(points, centres).square()
     assert torch.allclose(near - points.square().sum(1, keepdim=True), -apart, atol=1e-4)
     labels = torch.arange(40) % 4
-    own = chosen(near, labels, 4)
+    own = nearest_own_subclass(near, labels, 4)
     assert torch.equal(own // 3, labels)
     for row, number in enumerate(own):
         assert number == 3 * labels[row] + apart[row, 3 * labels[row] : 3 * labels[row] + 3].argmin()
@@ -320,7 +320,7 @@ def made_by(run: Run) -> list[Path]:
 
 def trained(name: str, *changes: str) -> Run:
     run = Run(Path("runs") / name, make_recipe(RECIPE, changes))
-    with at_work(run):
+    with lock_run(run):
         train_stage(run)
     return run
 
@@ -400,7 +400,7 @@ def test_the_command_says_what_is_missing(place, monkeypatch, capsys):
     Path("recipe.toml").write_text(make_recipe(RECIPE, ["student.methods=[ce,kd]"]).to_toml())
     code, _, error = command(monkeypatch, capsys, "recipe.toml")
     assert (code, "the student's methods need no codebook" in error) == (2, True)
-    with at_work(Run(Path("runs/coded"), make_recipe(RECIPE))) as _:
+    with lock_run(Run(Path("runs/coded"), make_recipe(RECIPE))) as _:
         train_teacher(Run(Path("runs/coded"), make_recipe(RECIPE)))
     code, _, error = command(monkeypatch, capsys, "runs/coded", "--set", "seed=1")
     assert (code, "runs/coded is a run with its own recipe" in error) == (2, True)

@@ -15,7 +15,7 @@ from distilens.data.pipeline import Batches
 from distilens.foundation.errors import UserError
 from distilens.measure import parameters
 from distilens.methods import build_methods
-from distilens.methods.ig_overlay import IGOverlay, sharpened
+from distilens.methods.ig_overlay import IGOverlay, sharpen_maps
 from distilens.models import build_model
 from distilens.teachers import LiveTeacher, StoredTeacher
 from distilens.teachers.needs import Need
@@ -90,9 +90,9 @@ def test_the_power_is_drawn_log_uniformly_for_each_image_and_epoch():
 
 def test_a_power_neither_overflows_nor_vanishes():
     maps = torch.rand(3, 4, 4)
-    expected = sharpened(maps, torch.full((3,), 2.0))
+    expected = sharpen_maps(maps, torch.full((3,), 2.0))
     for scale in (1e-30, 1e30):
-        assert torch.allclose(sharpened(maps * scale, torch.full((3,), 2.0)), expected, atol=1e-5)
+        assert torch.allclose(sharpen_maps(maps * scale, torch.full((3,), 2.0)), expected, atol=1e-5)
 
 
 def test_a_coarse_map_is_brought_to_the_image():

@@ -174,7 +174,7 @@ def test_the_loss_is_zero_where_the_scores_are_the_teachers_and_positive_elsewhe
     method = method_of(world, stage)
     model, given, answer = prepared(world, method)
     theirs = answer.features[method.teacher_tap]
-    wanted = method.wanted(theirs.flatten(2).transpose(1, 2), given.labels)
+    wanted = method.teacher_distribution(theirs.flatten(2).transpose(1, 2), given.labels)
     assert torch.allclose(wanted.sum(-1), torch.ones(wanted.shape[:2]))
     same = wanted.log().clamp_min(-1e4).transpose(1, 2).unflatten(2, theirs.shape[2:])
     none = torch.zeros(6, len(model.classes))

@@ -273,12 +273,12 @@ def test_a_hub_without_an_address_is_not_tried(monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "https://hub.example")
 
     def load():
-        with adapters.offline_told("mine"):
+        with adapters.explain_download_errors("mine"):
             raise OSError(f"offline: {constants.HF_HUB_OFFLINE}")
 
     with pytest.raises(UserError, match="mine could not be loaded: offline: True"):
         load()
     assert not constants.HF_HUB_OFFLINE
     monkeypatch.setattr(adapters, "getproxies", lambda: {"https": "a proxy"})  # which may find it
-    with adapters.offline_told("mine"):
+    with adapters.explain_download_errors("mine"):
         assert not constants.HF_HUB_OFFLINE

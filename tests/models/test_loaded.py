@@ -10,7 +10,7 @@ from torch import nn
 from distilens.core import Model
 from distilens.foundation.errors import UserError
 from distilens.models import MODELS, build_model
-from distilens.models.adapters import of_processor
+from distilens.models.adapters import settings_of_processor
 from distilens.models.named import check_answers, own_classes, positions_of
 from distilens.models.saved import load_model, save_model
 
@@ -198,12 +198,12 @@ class Processor:
 def test_the_range_and_normalisation_of_a_processor(changes, mean, std):
     """`(x - mean) / std` of pixels in [0, 1] is what the processor makes of pixels from 0 to 255."""
     processor = Processor(**changes)
-    found = of_processor(processor, None)
+    found = settings_of_processor(processor, None)
     assert found["mean"] == pytest.approx([mean] * 3)
     assert found["std"] == pytest.approx([std] * 3)
     assert found["size"] == (8, 6)
     assert found["interpolation"] == "bicubic"
-    assert "size" not in of_processor(processor, 32), "the model's own size comes first"
+    assert "size" not in settings_of_processor(processor, 32), "the model's own size comes first"
 
 
 def test_interpolation_is_the_models_own_and_is_saved(tmp_path):

@@ -19,7 +19,7 @@ from distilens.report.confusion import luminance, matrix_rows, shades
 from distilens.report.names import EXPLAINERS
 from distilens.report.paths import without_places
 from distilens.report.reliability import reliability_chart
-from distilens.report.remarks import absent, cost, remarks
+from distilens.report.remarks import cost, describe_missing_rows, remarks
 from distilens.report.table import Row, headline, measures
 
 spec = importlib.util.spec_from_file_location("run_page", Path(__file__).with_name("test_page.py"))
@@ -80,7 +80,7 @@ def test_of_many_classes_the_page_shows_the_pairs_alone(tmp_path: Path) -> None:
         model["confusion"]["matrix"] = None
     found = changed(folder, models=models)
     assert "Most often confused by the student" in found.text
-    assert "Which class is taken for which" not in found.text
+    assert "Which classes are confused" not in found.text
 
 
 def test_the_reliability_diagram_is_told_in_words() -> None:
@@ -107,11 +107,11 @@ def test_errors_stand_with_their_picture_and_the_others_answers(whole: Path, mar
 def test_lost_or_foreign_pictures_leave_the_table(tmp_path: Path) -> None:
     folder = fabricate(tmp_path / "run", count=2)
     np.savez(folder / "errors.npz", index=np.array([99_999]), images=np.zeros((1, 8, 8, 3), dtype=np.uint8))
-    assert "Surest errors of the student" in changed(folder).text
+    assert "Most confident errors of the student" in changed(folder).text
     (folder / "errors.npz").unlink()
     assert "image " + str(scores()["errors"][0]["index"]) in changed(folder).text
-    assert "It answers no image of the test split wrongly." in changed(folder, errors=[]).text
-    assert "The errors were not kept. Make them with distilens measure run." in changed(folder, errors=None).text
+    assert "It has no errors on the test split." in changed(folder, errors=[]).text
+    assert "The errors were not recorded. Make them with distilens measure run." in changed(folder, errors=None).text
 
 
 def test_a_run_of_an_earlier_version_says_what_measures_it(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_run_of_an_earlier_version_says_what_measures_it(tmp_path: Path) -> No
         for key in ("confusion", "calibration", "temperature", "top5"):
             del model[key]
     found = changed(folder, models=models)
-    assert "not measured by this version yet. Make it with distilens measure run." in found.text
+    assert "and the most confident errors yet. Make it with distilens measure run." in found.text
 
 
 # ------------------------------------------------------------------------------------------------ the table's rows
@@ -133,8 +133,8 @@ def test_a_run_of_an_earlier_version_says_what_measures_it(tmp_path: Path) -> No
         ("higher", 0.01, 0.03, "student", "student better"),
         ("higher", -0.03, -0.01, "base", "base better"),
         ("lower", -0.03, -0.01, "student", "student better"),
-        ("lower", 0.0, 0.03, None, "not settled"),
-        ("", 0.01, 0.03, None, "not settled"),
+        ("lower", 0.0, 0.03, None, "not significant"),
+        ("", 0.01, 0.03, None, "not significant"),
         ("higher", None, None, None, ""),
     ],
 )
@@ -157,13 +157,13 @@ def with_difference(low: float, high: float) -> dict:
 
 def test_what_the_images_do_not_settle_is_no_finding(tmp_path: Path) -> None:
     settled, open_ = with_difference(0.04, 0.08), with_difference(-0.01, 0.13)
-    assert not headline(settled).endswith("settle.")
+    assert not headline(settled).endswith("on these images.")
     assert headline(open_).endswith(
-        "above the same network trained without a teacher – a difference that these images do not settle."
+        "above the same network trained without a teacher – a difference that is not significant on these images."
     )
     assert any(line.startswith("The student is right more often than the base") for line in remarks(settled))
     assert any(
-        "The test split does not settle" in line and "+6.0 points [−1.0 to +13.0]" in line for line in remarks(open_)
+        "The test split does not show" in line and "+6.0 points [−1.0 to +13.0]" in line for line in remarks(open_)
     )
     bold = {}
     for name, content in (("settled", settled), ("open", open_)):
@@ -200,24 +200,24 @@ def test_maps_that_are_all_empty_are_said_not_dropped() -> None:
 
 def test_rows_that_are_not_there_are_named_with_the_reason() -> None:
     content = scores()
-    assert "label among the first five (there are 4 classes)" in absent(content)
+    assert "label among the top five (there are 4 classes)" in describe_missing_rows(content)
     for model in content["models"].values():
         model["maps"]["gradcam"]["energy_in_mask"] = None
         model["agreement"] = None
-    assert "on the object (the data do not say where" in absent(content)
-    assert "same answer as the teacher (no teacher was measured)" in absent(content)
+    assert "on the object (the data do not say where" in describe_missing_rows(content)
+    assert "same answer as the teacher (no teacher was measured)" in describe_missing_rows(content)
     content["models"]["base"]["calibration"]["not finite"] = 7
-    assert "the base's likelihood and calibration for 7 images" in absent(content)
-    assert absent({}) is None
+    assert "the base's likelihood and calibration for 7 images" in describe_missing_rows(content)
+    assert describe_missing_rows({}) is None
 
 
 def test_a_perfect_teacher_makes_two_rows_the_same() -> None:
     content = scores()
     content["models"]["teacher"]["test"]["accuracy"] = 1.0
-    assert not any("both rows say the same" in line for line in remarks(content))
+    assert not any("both rows are equal" in line for line in remarks(content))
     for role in ("base", "student"):
         content["models"][role]["agreement"] = content["models"][role]["test"]
-    assert any("both rows say the same" in line for line in remarks(content))
+    assert any("both rows are equal" in line for line in remarks(content))
 
 
 def test_a_busy_machine_is_said() -> None:

@@ -92,7 +92,7 @@ def parsed(markup: str):
         "ig is NOT above the floors",
         "its weights are random",
         "↑ higher is better",
-        "floors: they know nothing of the model",
+        "floors: independent of the model",
         "Means over 4 images, with 95 % intervals",
         "0.512[0.4 to 0.6]",
         "no label",
@@ -167,11 +167,14 @@ def test_the_page_stays_small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_more_lines_are_drawn_than_can_be_told_apart() -> None:
     some = content(2, tuple("abcdefgh"))
-    drawn = gallery_page.charted(some)
+    drawn = gallery_page.labels_to_chart(some)
     assert drawn == ["d", "e", "f", "g", "h", "centre"]  # the highest, and the best floor; in the order of the table
     assert len(drawn) == charts.COLOURS
     text = Parsed(gallery_page.page(some)).text
-    assert "Drawn are d, e, f, g, h, centre: those of the highest insertion AUC, and the best floor." in text
+    assert (
+        "The charts show d, e, f, g, h, centre: the explainers with the highest insertion AUC, and the best floor."
+        in text
+    )
 
 
 def test_curves_have_linear_axes(markup: str) -> None:

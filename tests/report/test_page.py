@@ -218,7 +218,7 @@ def whole_page(whole: Path) -> Parsed:
         "One seed; the interval is over test images, not over seeds.",
         "base is the control: the same student, seed and schedule, trained without a teacher.",
         "The student's Grad-CAM maps are more like the teacher's than the base's are: the cosine differs by +0.120 [+0.100 to "
-        "+0.140], n = 197, image by image.",
+        "+0.140], n = 197 on the same images.",
         "cifar10, 4 classes",
         "train 45,000, validation 5,000, test 10,000",
         "teacher 1 min 35 s, student 1 h 7 min",
@@ -425,7 +425,7 @@ def test_what_went_wrong_stands_on_top(tmp_path: Path) -> None:
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
     page = write_report(folder).read_text()
     box = page[page.index('class="concerns"') :]
-    assert "did not go down: its loss ends above where it began (ce 17 → 19)" in box
+    assert "did not fall: it ends above its start (ce 17 → 19)" in box
     assert page.index('class="lead"') < page.index('class="concerns"') < page.index('class="scores')
 
 
@@ -452,7 +452,7 @@ def test_a_diverged_run_still_has_its_page(tmp_path: Path) -> None:
     folder = fabricate(tmp_path / "run", count=2)
     rows = [{"stage": "student", "step": step, "terms": {"ce": math.nan}, "loss": math.nan} for step in range(3)]
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    assert "The log holds no numbers yet." in parsed(folder).text
+    assert "The log has no numbers yet." in parsed(folder).text
 
 
 def test_a_run_without_labels_masks_or_base(tmp_path: Path) -> None:
@@ -491,8 +491,8 @@ def test_the_page_is_replaced_whole_or_not_at_all(whole: Path, monkeypatch: pyte
 
 def test_maps_are_stretched_after_their_sign_is_settled() -> None:
     values = np.array([[-4.0, 0.0], [1.0, 2.0]])
-    np.testing.assert_allclose(pictures.normalised(values, signed=False), [[0, 0], [0.5, 1]])
-    np.testing.assert_allclose(pictures.normalised(values, signed=True), [[1, 0], [0.25, 0.5]])
+    np.testing.assert_allclose(pictures.normalise_map(values, signed=False), [[0, 0], [0.5, 1]])
+    np.testing.assert_allclose(pictures.normalise_map(values, signed=True), [[1, 0], [0.25, 0.5]])
 
 
 @pytest.mark.parametrize(
@@ -500,17 +500,17 @@ def test_maps_are_stretched_after_their_sign_is_settled() -> None:
     [(0.0, "empty map"), (-1.0, "empty map"), (3.0, "flat map"), (math.nan, "map is not finite")],
 )
 def test_maps_without_content_are_named(values: float, words: str) -> None:
-    assert pictures.normalised(np.full((3, 3), values), signed=False) == words
+    assert pictures.normalise_map(np.full((3, 3), values), signed=False) == words
 
 
 @pytest.mark.parametrize(("shape", "larger"), [((32, 32), (160, 160)), ((20, 40), (80, 160)), ((300, 600), (80, 160))])
 def test_images_are_brought_to_one_size(shape: tuple[int, int], larger: tuple[int, int]) -> None:
-    assert pictures.enlarged(np.zeros((*shape, 3), dtype=np.uint8)).shape[:2] == larger
+    assert pictures.enlarge(np.zeros((*shape, 3), dtype=np.uint8)).shape[:2] == larger
 
 
 def test_enlarging_keeps_every_pixel_a_square() -> None:
     image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(pictures.enlarged(image)[2::5, 2::5], image)
+    np.testing.assert_array_equal(pictures.enlarge(image)[2::5, 2::5], image)
 
 
 def test_the_colour_table_gets_steadily_lighter() -> None:
@@ -537,7 +537,7 @@ def test_ticks_enclose_the_values(low: float, high: float) -> None:
 
 def test_long_lines_are_thinned_to_means_and_gaps_stay_gaps() -> None:
     line = charts.Series("ce", list(range(1200)), [1.0, 3.0] * 600)
-    thinned = charts.thinned(line)
+    thinned = charts.thin_line(line)
     assert len(thinned.x) == charts.MOST_POINTS
     assert set(thinned.y) == {2.0}
     gapped = charts.Series("ce", [0, 1, 2, 3, 4], [1.0, 2.0, math.nan, 2.0, 1.0])

@@ -97,19 +97,19 @@ def test_the_section_says_all_of_it(tmp_path: Path):
     page = write_report(fabricate(tmp_path / "run")).read_text()
     for words in (
         "What was distilled",
-        "At layer3 the student&#39;s features say more about the task than the base&#39;s",
+        "At layer3 the student&#39;s features contain more about the task than the base&#39;s",
         "+0.200 [+0.150 to +0.250]",
         "<b>distilled</b> is what the student knows and the base does not",
-        "Likeness to the teacher over training (FSS)",
+        "Similarity to the teacher over training (FSS)",
         "The interval of a point is at most ±0.050",
-        "All are above 0.8, so that single maps can be read.",
+        "All are above 0.8, so single maps can be read.",
         "energy on the evidence",
         "50.0 %",
         "1 of 50",
-        "as many of each class",
+        "the same number per class",
         "&lt;b&gt;ship&lt;/b&gt;",
         "layer3 map: distilled on image 0",
-        "p, where it is 0.001 or more",
+        "p (shown from 0.001)",
     ):
         assert words in page, words
     assert page.index("layer3</h3>") < page.index("layer1</h3>")
@@ -141,13 +141,16 @@ def test_maps_that_change_with_the_set_are_not_to_be_read_one_by_one():
         entry["stability"]["mean"] = 0.3
     said = transfer_words.reliability(scores)
     assert "correlate 0.30 (distilled at layer1) to 0.90 (distilled at layer3)" in said
-    assert "Above 0.8 are distilled at layer3, residual at layer3, missed at layer3: of the others" in said
+    assert (
+        "Above 0.8 are distilled at layer3, residual at layer3, missed at layer3. Do not read single maps of the others"
+        in said
+    )
     for entry in scores["maps"]["levels"]["layer3"].values():
         entry["stability"]["mean"] = 0.5
     assert "None reach 0.8" in transfer_words.reliability(scores)
     assert "flatters" not in transfer_words.reliability(scores)
     scores["maps"]["reference"]["shared"] = 0.5
-    assert "3 other such sets (they have 50 % of their images in common, which raises the correlation) the maps" in (
+    assert "3 other reference sets (they share 50 % of their images, which raises the correlation), the maps" in (
         transfer_words.reliability(scores)
     )
 
@@ -166,10 +169,10 @@ def test_models_of_other_names(tmp_path: Path):
         }
     scores["maps"], scores["growth"] = {}, {}
     assert transfer_words.findings(scores) == [
-        "At logits the features of b say most about the task: RS 0.500 [0.450 to 0.550]."
+        "At logits the features of b contain most about the task: RS 0.500 [0.450 to 0.550]."
     ]
     scores["levels"][-1]["rs"][1]["low"] = -0.1
-    assert "no model's features say anything certain about the task: RS 0.500" in transfer_words.findings(scores)[0]
+    assert "no model's features are significantly related to the task: RS 0.500" in transfer_words.findings(scores)[0]
     (tmp_path / "transfer.json").write_text(json.dumps(scores))
     page = transfer_section.page(tmp_path)
     assert "a without b" in page

@@ -5,7 +5,7 @@ import io
 from rich.console import Console
 
 from distilens.runs.recipe_file import read_recipe
-from distilens.runs.run import Run, at_work
+from distilens.runs.run import Run, lock_run
 from distilens.runs.training import train_teacher
 from distilens.training.checkpoints import Interrupted
 from distilens.training.log import Log
@@ -40,7 +40,7 @@ def test_a_stopped_training_survives_a_run_with_other_settings(cache, monkeypatc
 
         monkeypatch.setattr(Log, "epoch", stopping)
         try:
-            with at_work(run):
+            with lock_run(run):
                 train_teacher(run)
         except Interrupted:
             pass

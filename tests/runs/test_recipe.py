@@ -6,7 +6,7 @@ import pytest
 
 from distilens.foundation.errors import UserError
 from distilens.runs.recipe_file import check_together, make_recipe, read_outline, read_recipe
-from distilens.runs.recipe_names import find_recipe, shipped
+from distilens.runs.recipe_names import find_recipe, shipped_recipes
 from distilens.training.settings import Training
 
 SMALL = {"data": "shapes", "student": {"model": "resnet8", "methods": ["ce"]}}
@@ -182,7 +182,7 @@ def test_a_key_without_its_section_is_found(key, text):
 
 
 def test_an_outline_is_the_recipe_but_for_what_goes_together(tmp_path):
-    for path in shipped():
+    for path in shipped_recipes():
         assert read_outline(path) == read_recipe(path)
     (tmp_path / "own.toml").write_text('data="shapes"\n[student]\nmodel="resnet8"\nmethods=["kd"]')
     recipe = read_outline(tmp_path / "own.toml")
@@ -200,7 +200,7 @@ def test_recipes_are_found_by_path_and_by_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"no file demo\.toml; the shipped recipe is called demo"):
         find_recipe("demo.toml")
-    assert find_recipe("demo") in shipped()
+    assert find_recipe("demo") in shipped_recipes()
     (tmp_path / "demo").write_text(
         'data = "shapes"\nnote = "größer"\n[student]\nmodel="resnet8"\nmethods=["ce"]', "utf-8"
     )

@@ -14,7 +14,7 @@ from distilens.foundation.notation import Registry, Spec
 from distilens.methods import METHODS
 from distilens.models import MODELS
 from distilens.runs.recipe_file import make_recipe, read_recipe
-from distilens.runs.recipe_names import shipped
+from distilens.runs.recipe_names import shipped_recipes
 from distilens.training.optimizers import OPTIMIZERS, SCHEDULES
 
 REGISTRIES = {"data": SOURCES, "augment": AUGMENTS, "explain": EXPLAINERS, "methods": METHODS, "models": MODELS}
@@ -94,7 +94,7 @@ def test_every_part_is_documented_and_its_options_are_typed(kind):
             assert parameter.annotation is not parameter.empty, name
 
 
-@pytest.mark.parametrize("path", shipped(), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", shipped_recipes(), ids=lambda path: path.stem)
 def test_shipped_recipes_are_whole_and_written_as_they_are_read(path):
     recipe = read_recipe(path)
     again = make_recipe(tomllib.loads(recipe.to_toml()))

@@ -20,7 +20,7 @@ from distilens.methods import METHODS, build_methods
 from distilens.models import MODELS
 from distilens.runs.recipe_file import make_recipe
 from distilens.runs.recording import Recorder, record, verify
-from distilens.runs.run import Run, at_work, load_run
+from distilens.runs.run import Run, load_run, lock_run
 from distilens.runs.training import train_stage, train_teacher
 from distilens.teachers import LiveTeacher, store
 from distilens.teachers.store import sums
@@ -65,7 +65,7 @@ def taught(tmp_path_factory):
         patch.chdir(place)
         patch.syspath_prepend(str(place))
         run = Run(Path("runs/taught"), make_recipe(RECIPE))
-        with at_work(run):
+        with lock_run(run):
             train_teacher(run)
     yield place
     sys.modules.pop("recorded_nets", None)
@@ -164,7 +164,7 @@ def test_what_is_recorded_for_all_serves_a_run_with_few_images(place, monkeypatc
     record(run)
     few = another("few", f"data=shapes:train=120,test=40,size=16,{choice}", "train.batch_size=8")
     shutil.copytree(folder_of(run), folder_of(few))
-    with at_work(few):
+    with lock_run(few):
         train_teacher(few)
     monkeypatch.setattr(LiveTeacher, "__call__", lambda *given: pytest.fail("the teacher was asked"))
     model = load_run("runs/taught").model("teacher")

@@ -11,13 +11,13 @@ from rich.console import Console
 
 from distilens.cli.actions import check_run
 from distilens.foundation.errors import UserError
-from distilens.foundation.files import locked
+from distilens.foundation.files import lock_folder
 from distilens.measure.maps.gallery import gallery
 from distilens.measure.transfer.settings import CompareSettings
 from distilens.models.saved import fingerprint_of
 from distilens.runs import stages, training
 from distilens.runs.recipe_file import make_recipe
-from distilens.runs.run import Run, at_work, load_run
+from distilens.runs.run import Run, load_run, lock_run
 from distilens.runs.stages import run_all
 
 NETS = """
@@ -141,7 +141,7 @@ def test_the_recipe_in_the_folder_is_the_same_run(ran):
 def run_each(run: Run) -> None:
     """As the commands do."""
     for act in (stages.train_stage, stages.measure_stage, stages.explain_stage):
-        with at_work(run):
+        with lock_run(run):
             act(run)
 
 
@@ -227,7 +227,7 @@ def test_killed_between_stages_each_goes_on(place, monkeypatch):
 
 
 def test_a_second_process_is_told(ran):
-    with locked(ran), pytest.raises(UserError, match="another process is at work"):
+    with lock_folder(ran), pytest.raises(UserError, match="another process is at work"):
         run_all(load_run(ran))
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from distilens.cli.options import Manner
 from distilens.foundation.errors import UserError, nearest
-from distilens.foundation.files import without_recipe
+from distilens.foundation.files import explain_missing_recipe
 from distilens.runs.recipe_names import find_recipe
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def check_run(folder: Path) -> None:
     if (folder / "recipe.toml").is_file():
         return
     if folder.exists():
-        raise UserError(without_recipe(folder))
+        raise UserError(explain_missing_recipe(folder))
     known = {
         path.parent.name: path.parent for place in (Path("runs"), folder.parent) for path in place.glob("*/recipe.toml")
     }
@@ -141,10 +141,10 @@ def check_explainers(names: Sequence[str]) -> None:
 def explain_run(folder: Path, how: Manner) -> None:
     """Run the explain stage of a run: the maps of its models on the same test images."""
     run = run_at(folder, how)
-    from distilens.runs.run import at_work
+    from distilens.runs.run import lock_run
     from distilens.runs.stages import explain_stage
 
-    with at_work(run):
+    with lock_run(run):
         explain_stage(run)
 
 
@@ -154,14 +154,14 @@ def explain_model(
     """Make and score the maps of any model, and write a page."""
     how.choose_device()
     from distilens.cli.terminal import show_gallery
-    from distilens.foundation.files import locked
+    from distilens.foundation.files import lock_folder
     from distilens.foundation.notation import safe
     from distilens.measure.maps.gallery import check_writable, gallery
 
     folder = out or Path("maps") / safe(model)
     check_writable(folder)
     made = gallery(model, data, explainers or ("gradcam", "ig"), console=how.console, **options)
-    with locked(folder):
+    with lock_folder(folder):
         page = made.save(folder)
     show_gallery(made)
     print(f"\n{page}")
@@ -171,12 +171,12 @@ def compare_run(run: Path, changes: list[str], as_json: bool, how: Manner) -> No
     """Compare the models of a run, and add the comparison to its page."""
     found = run_at(run, how)
     from distilens.measure.transfer.settings import compare_settings, settings_of
-    from distilens.runs.run import at_work
+    from distilens.runs.run import lock_run
     from distilens.runs.stages import compare_stage, report_stage
 
     part = found.recipe.compare
     changed = compare_settings({**(part.model_dump() if part else {}), **settings_of(changes)}) if changes else None
-    with at_work(found):
+    with lock_run(found):
         compare_stage(found, changed)
         page = report_stage(found)
     tell_comparison(run, page, as_json)
@@ -217,7 +217,7 @@ def compare_models(
 ) -> None:
     """Compare models by name, and write a page."""
     how.choose_device()
-    from distilens.foundation.files import locked
+    from distilens.foundation.files import lock_folder
     from distilens.measure.maps.gallery import check_writable
     from distilens.measure.transfer.comparison import compare, models_named
     from distilens.measure.transfer.settings import settings_of
@@ -225,7 +225,7 @@ def compare_models(
     models, settings = models_named(named), settings_of(changes)
     check_writable(out)
     made = compare(models, data, settings, console=how.console)
-    with locked(out):
+    with lock_folder(out):
         page = made.save(out)
     tell_comparison(out, page, as_json)
 

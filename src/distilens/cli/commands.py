@@ -38,7 +38,7 @@ from distilens.cli.options import (
     Variants,
     Verify,
 )
-from distilens.cli.words import START, ordered, told_plainly
+from distilens.cli.words import START, order_words, parse_plainly
 from distilens.foundation.errors import UserError
 
 app = tyro.extras.SubcommandApp()
@@ -155,10 +155,10 @@ def train(run: RunFolder, /, how: How = Manner()) -> None:  # noqa: B008
     from distilens.cli.actions import run_at
 
     opened = run_at(run, how)
-    from distilens.runs.run import at_work
+    from distilens.runs.run import lock_run
     from distilens.runs.training import train_stage
 
-    with at_work(opened):
+    with lock_run(opened):
         train_stage(opened)
 
 
@@ -169,10 +169,10 @@ def measure(run: RunFolder, /, json: Json = False, how: How = Manner()) -> None:
 
     opened = run_at(run, how)
     from distilens.cli.terminal import print_json, show_scores
-    from distilens.runs.run import at_work
+    from distilens.runs.run import lock_run
     from distilens.runs.stages import measure_stage
 
-    with at_work(opened):
+    with lock_run(opened):
         measure_stage(opened)
     if json:
         print_json({"run": str(run), "scores": opened.scores})
@@ -204,7 +204,7 @@ def explain(
     from distilens.cli.actions import check_explainers, check_model, explain_model, explain_run
 
     check_model(model)
-    names = joined(explainer)
+    names = join_words(explainer)
     check_explainers(names)
     plain = (data, explainer, images, target, out, sanity, prepare) == (None, (), None, None, None, True, True)
     if plain and Path(model).is_dir() and not (Path(model) / "model.json").is_file():
@@ -232,7 +232,7 @@ def compare_(
     """
     from distilens.cli import actions
 
-    named, folders = joined(models), list(runs)
+    named, folders = join_words(models), list(runs)
     if bool(folders) == bool(named):
         raise UserError(
             "compare takes a run folder, two or more of them, or --models NAME=MODEL NAME=MODEL ... and --data"
@@ -240,11 +240,11 @@ def compare_(
     if len(folders) > 1:
         named, data = actions.students_of(folders, data)
     if named:
-        actions.compare_models(named, data, joined(set_), out or actions.page_of(named), json, how)
+        actions.compare_models(named, data, join_words(set_), out or actions.page_of(named), json, how)
     elif data or out:
         raise UserError("a run is compared on its own data and in its own folder: --data and --out go with --models")
     else:
-        actions.compare_run(folders[0], joined(set_), json, how)
+        actions.compare_run(folders[0], join_words(set_), json, how)
 
 
 @command("report")
@@ -332,14 +332,14 @@ def list_(kind: Kind, name: PartName = None, /, json: Json = False) -> None:
         show_part(kind, name, as_json=json)
 
 
-def joined(groups: tuple[tuple[str, ...], ...]) -> list[str]:
+def join_words(groups: tuple[tuple[str, ...], ...]) -> list[str]:
     """The words of an option that may be given several times."""
     return [word for group in groups for word in group]
 
 
 def changes_of(set_: tuple[tuple[str, ...], ...], seed: int | None = None) -> list[str]:
     """The changes of a recipe."""
-    return [*joined(set_), *([] if seed is None else [f"seed={seed}"])]
+    return [*join_words(set_), *([] if seed is None else [f"seed={seed}"])]
 
 
 def begin(words: list[str]) -> None:
@@ -357,10 +357,10 @@ def begin(words: list[str]) -> None:
         print(f"distilens {__version__}")
         return
     if words[0].startswith("-"):
-        told_plainly(lambda: app.cli(prog="distilens", description=ABOUT, args=words), "")
+        parse_plainly(lambda: app.cli(prog="distilens", description=ABOUT, args=words), "")
         return
-    command, *rest = ordered(words, list(COMMANDS))
-    told_plainly(lambda: tyro.cli(COMMANDS[command], prog=f"distilens {command}", args=rest), command)()
+    command, *rest = order_words(words, list(COMMANDS))
+    parse_plainly(lambda: tyro.cli(COMMANDS[command], prog=f"distilens {command}", args=rest), command)()
 
 
 def main() -> None:

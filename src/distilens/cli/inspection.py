@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from distilens.cli.listing import shortened
+from distilens.cli.listing import shorten
 from distilens.cli.terminal import as_table
 from distilens.data.cache import readable
 from distilens.runs.inspection import Inspection, about_data
@@ -68,10 +68,10 @@ def cost_table(inspected: Inspection) -> Table:
 def methods_table(methods: Mapping[str, Added | None]) -> Table:
     titles = ("method", "trained", "image memory", "per step", "parameters", "MACs")
     rows = [
-        (shortened(part, NAME_WIDE), "reads a part that another method inserts into the student", "", "", "", "")
+        (shorten(part, NAME_WIDE), "reads a part that another method inserts into the student", "", "", "", "")
         if what is None
         else (
-            shortened(part, NAME_WIDE),
+            shorten(part, NAME_WIDE),
             f"{what.trained:+,}",
             readable(what.kept),
             f"{1000 * what.seconds:+.0f} ms",

@@ -15,7 +15,7 @@ from pydantic.errors import PydanticInvalidForJsonSchema
 
 from distilens.foundation.catalogue import catalogue
 from distilens.foundation.notation import Registry, keywords, write
-from distilens.runs.recipe_names import find_recipe, shipped
+from distilens.runs.recipe_names import find_recipe, shipped_recipes
 from distilens.studies.evidence import warnings
 
 OPTIONS_SHARE = 3
@@ -31,7 +31,7 @@ def show_list(kind: str, *, as_json: bool = False) -> None:
         return
     wide = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     lines = [[row["notation"], options_in_words(row, wide), "! " * ("warning" in row) + row["purpose"]] for row in rows]
-    for line in aligned(lines, wide):
+    for line in align_columns(lines, wide):
         print(line)
     common = ", ".join(f"{key}={value}" for key, value in rows[0].get("common", {}).items())
     print(f"\nEach also takes {common}." if common else "")
@@ -61,14 +61,14 @@ def show_part(kind: str, name: str, *, as_json: bool = False) -> None:
         print(json.dumps({**row, "options": options, "text": text}, indent=1, ensure_ascii=False))
         return
     print(f"{row['notation']}\n\n{text}\n")
-    for line in aligned([[option["option"], option["default"], option["is"]] for option in options], None):
+    for line in align_columns([[option["option"], option["default"], option["is"]] for option in options], None):
         print(f"  {line}")
     if "warning" in row:
         print(f"\nWARNING: {row['warning']}")
 
 
 def recipe_rows() -> list[dict[str, Any]]:
-    notes = {path.stem: tomllib.loads(path.read_text(encoding="utf-8")).get("note", "") for path in shipped()}
+    notes = {path.stem: tomllib.loads(path.read_text(encoding="utf-8")).get("note", "") for path in shipped_recipes()}
     return [{"name": name, "notation": name, "options": {}, "purpose": note} for name, note in notes.items()]
 
 
@@ -123,17 +123,17 @@ def in_words(schema: Mapping[str, Any]) -> str:
 
 def options_in_words(row: Mapping[str, Any], wide: int | None) -> str:
     text = ", ".join(f"{key}={value}" if value != "needed" else f"{key}=..." for key, value in row["options"].items())
-    return shortened(text, wide // OPTIONS_SHARE) if wide else text
+    return shorten(text, wide // OPTIONS_SHARE) if wide else text
 
 
-def shortened(text: str, wide: int) -> str:
+def shorten(text: str, wide: int) -> str:
     return text if len(text) <= wide else f"{text[: wide - 1].rstrip(', ')}…"
 
 
-def aligned(rows: Sequence[Sequence[str]], wide: int | None) -> list[str]:
+def align_columns(rows: Sequence[Sequence[str]], wide: int | None) -> list[str]:
     """Format rows as aligned columns, cut at the width of the terminal."""
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]) - 1)] if rows else []
     lines = [
         "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]) for row in rows
     ]
-    return [shortened(line, wide).rstrip() if wide else line.rstrip() for line in lines]
+    return [shorten(line, wide).rstrip() if wide else line.rstrip() for line in lines]

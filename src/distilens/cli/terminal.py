@@ -25,13 +25,13 @@ def as_table(header: Sequence[str], rows: list) -> Table:
 
 
 def show_scores(run) -> None:
-    from distilens.report.remarks import busy
-    from distilens.report.table import measured, rows
+    from distilens.report.remarks import busy_warning
+    from distilens.report.table import measured_models, rows
 
     header, cells = rows(run.scores)
     across = list(zip(*[header, *cells], strict=True))  # one column per model fits a terminal
     Console().print(as_table(across[0], across[1:]))
-    if line := busy(measured(run.scores)):
+    if line := busy_warning(measured_models(run.scores)):
         print(line)
 
 
@@ -49,7 +49,7 @@ def show_gallery(made) -> None:
         console.print()
         start = stop
     floors = ", ".join(label for label in header[1:] if made.floor(label))
-    note = f"Mean ± half of the 95 % interval over {len(made)} images; {floors} know nothing of the model."
+    note = f"Mean ± half of the 95 % interval over {len(made)} images; {floors} are independent of the model."
     for line in (note, *made.remarks, *made.findings()):
         console.print(line, highlight=False, markup=False)
 
@@ -68,15 +68,15 @@ def show_comparison(folder: Path) -> None:
 
 def print_json(content: Any) -> None:
     """Print one JSON document on stdout; NaN and infinity become null."""
-    print(json.dumps(whole(content), indent=1, ensure_ascii=False, default=str))
+    print(json.dumps(without_nan(content), indent=1, ensure_ascii=False, default=str))
 
 
-def whole(content: Any) -> Any:
+def without_nan(content: Any) -> Any:
     """Plain data with None in place of NaN and infinity, which JSON does not have."""
     if isinstance(content, Mapping):
-        return {str(key): whole(value) for key, value in content.items()}
+        return {str(key): without_nan(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
-        return [whole(value) for value in content]
+        return [without_nan(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 

@@ -33,7 +33,7 @@ ONE = ("--out", "--device", "--seed", "--variants", "--part", "--verify", "--ste
 """Options that take one word."""
 
 
-def ordered(words: Sequence[str], commands: Sequence[str]) -> list[str]:
+def order_words(words: Sequence[str], commands: Sequence[str]) -> list[str]:
     """`run --set a=1 demo b=2` as `run demo --set a=1 b=2`: every word of the form `key=value` is a change, in any position.
 
     Raises:
@@ -46,7 +46,7 @@ def ordered(words: Sequence[str], commands: Sequence[str]) -> list[str]:
         raise UserError(f"no command {command}{meant} The commands are: {', '.join(commands)}")
     if command not in CHANGED:
         return list(words)
-    named, options, changes, wrong = sorted_words(rest)
+    named, options, changes, wrong = sort_words(rest)
     if command in OF_RECIPE:
         if OF_RECIPE[command] and not named:  # a word behind --set that is not a change
             named, wrong = wrong[:1], wrong[1:]
@@ -54,7 +54,7 @@ def ordered(words: Sequence[str], commands: Sequence[str]) -> list[str]:
     return [command, *named, *options, *(["--set", *changes, *wrong] if changes or wrong else [])]
 
 
-def sorted_words(words: list[str]) -> tuple[list[str], list[str], list[str], list[str]]:
+def sort_words(words: list[str]) -> tuple[list[str], list[str], list[str], list[str]]:
     """Positional words, options with their values, changes, and words behind `--set` that are not changes."""
     named, options, changes, wrong = [], [], [], []
     option = ""
@@ -87,7 +87,7 @@ def check_recipes(command: str, named: list[str]) -> None:
         )
 
 
-def told_plainly(read: Callable[[], Any], command: str) -> Any:
+def parse_plainly(read: Callable[[], Any], command: str) -> Any:
     """The result of tyro's parsing; its refusal, which it prints in a box, becomes a sentence.
 
     Raises:
@@ -100,10 +100,12 @@ def told_plainly(read: Callable[[], Any], command: str) -> Any:
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise UserError(f"{plain(drawn.getvalue())}. See: {' '.join(f'distilens {command}'.split())} --help") from None
+        raise UserError(
+            f"{plain_text(drawn.getvalue())}. See: {' '.join(f'distilens {command}'.split())} --help"
+        ) from None
 
 
-def plain(drawn: str) -> str:
+def plain_text(drawn: str) -> str:
     """The text of a box without its title and help: one sentence per paragraph, without details."""
     paragraphs = [""]
     for line in drawn.splitlines():

@@ -58,7 +58,7 @@ def as_source(name: str) -> str:
     return f" If it is a picture to be explained: image:{name}."
 
 
-def named(source: Source, names: Sequence[str]) -> Source:
+def rename_classes(source: Source, names: Sequence[str]) -> Source:
     """The source with new names for its classes, in the same order.
 
     Raises:
@@ -183,7 +183,7 @@ def as_data(
         )
     source = source_of_objects(given, CACHE if cache is None else Path(cache), size)
     if class_names is not None:
-        source = named(source, class_names)
+        source = rename_classes(source, class_names)
     name = type(given).__name__ if not isinstance(given, tuple | list | dict) else "objects"
     if to_explain and not can_be_split(source, None):
         return unsplit(source, name, limit=limit, seed=seed)

@@ -22,7 +22,7 @@ from distilens.foundation.errors import UserError
 from distilens.tasks import Classification
 
 
-def remembered(cache: Path, key: str, write: Callable[[Path], None]) -> Path:
+def cached_folder(cache: Path, key: str, write: Callable[[Path], None]) -> Path:
     """The folder `cache/key`; `write` fills it if it does not exist yet.
 
     Raises:
@@ -126,7 +126,7 @@ def content_of(files: Sequence[Path], root: Path, cache: Path) -> str:
         with open(file, "rb") as stream:
             state.update(os.fsencode(name) + f"\n{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
     if time.time_ns() - max(stat.st_ctime_ns for stat in stats) > 2_000_000_000:
-        with suppress(OSError):  # `remembered` reports a cache that cannot be written
+        with suppress(OSError):  # `cached_folder` reports a cache that cannot be written
             memo.parent.mkdir(parents=True, exist_ok=True)
             temporary = memo.with_name(f".{memo.name}.{uuid.uuid4().hex[:8]}")
             temporary.write_text(state.hexdigest())

@@ -49,7 +49,7 @@ class Copies:
     names: tuple[str, ...]
 
 
-def hashes_of(images: np.ndarray) -> np.ndarray:
+def hash_images(images: np.ndarray) -> np.ndarray:
     """The perceptual hashes uint64 `[n]` of pictures `[n h w 3]`; 0 for pictures of nearly one colour.
 
     Each bit compares one of the 8 × 8 lowest frequencies of the green channel with their median (pHash: Zauner,
@@ -58,10 +58,10 @@ def hashes_of(images: np.ndarray) -> np.ndarray:
     count, height, width = images.shape[:3]
     step = max(1, CHUNK // (height * width))
     chunks = [images[start : start + step, :, :, 1] for start in range(0, count, step)]
-    return np.concatenate([hashed(chunk) for chunk in chunks]) if chunks else np.zeros(0, dtype=np.uint64)
+    return np.concatenate([hash_channel(chunk) for chunk in chunks]) if chunks else np.zeros(0, dtype=np.uint64)
 
 
-def hashed(green: np.ndarray) -> np.ndarray:
+def hash_channel(green: np.ndarray) -> np.ndarray:
     """The hashes uint64 `[n]` of one channel `[n h w]`."""
     down, across = cosines(green.shape[1]), cosines(green.shape[2])
     values = (down @ green.astype(np.float32) @ across.T).reshape(len(green), 64)
@@ -115,7 +115,7 @@ def bits_of(values: np.ndarray) -> np.ndarray:
     return np.unpackbits(values.view(np.uint8).reshape(-1, 8), axis=1).sum(axis=1, dtype=np.uint8)
 
 
-def copies_in(images: Mapping[str, np.ndarray], name: Callable[[str, int], str]) -> list[Copies]:
+def find_copies(images: Mapping[str, np.ndarray], name: Callable[[str, int], str]) -> list[Copies]:
     """The groups of copies in the splits of a set.
 
     Args:
@@ -124,11 +124,11 @@ def copies_in(images: Mapping[str, np.ndarray], name: Callable[[str, int], str])
     """
     where = [(part, row) for part, rows in images.items() for row in range(len(rows))]
     same, nearly = [], []
-    for first, second in pairs_of(np.concatenate([hashes_of(rows) for rows in images.values()])).tolist():
+    for first, second in pairs_of(np.concatenate([hash_images(rows) for rows in images.values()])).tolist():
         one, other = (images[where[place][0]][where[place][1]] for place in (first, second))
         if np.array_equal(one, other):
             same.append((first, second))
-        elif alike(one, other):
+        elif show_the_same(one, other):
             nearly.append((first, second))
     loose = {place for pair in nearly for place in pair}
     return [
@@ -137,11 +137,11 @@ def copies_in(images: Mapping[str, np.ndarray], name: Callable[[str, int], str])
             tuple(where[place] for place in group),
             tuple(name(*where[place]) for place in group),
         )
-        for group in grouped([*same, *nearly])
+        for group in group_pairs([*same, *nearly])
     ]
 
 
-def alike(one: np.ndarray, other: np.ndarray) -> bool:
+def show_the_same(one: np.ndarray, other: np.ndarray) -> bool:
     """Whether two pictures show the same, possibly saved in different ways."""
     if one.shape != other.shape:
         return False
@@ -150,7 +150,7 @@ def alike(one: np.ndarray, other: np.ndarray) -> bool:
     return float(first @ second) >= ALIKE * float(np.linalg.norm(first) * np.linalg.norm(second))
 
 
-def grouped(pairs: Sequence[tuple[int, int]]) -> list[list[int]]:
+def group_pairs(pairs: Sequence[tuple[int, int]]) -> list[list[int]]:
     """The connected groups of the pairs, by union-find: each member points towards its root."""
     above: dict[int, int] = {}
 
@@ -178,7 +178,7 @@ class Member:
     label: int
 
 
-def said_of_copies(
+def describe_copies(
     copies: Sequence[Copies],
     splits: Mapping[str, tuple[str, np.ndarray]],
     labels: Mapping[str, np.ndarray],
@@ -192,9 +192,9 @@ def said_of_copies(
     """
     groups = [(group.exact, members_of(group, splits, labels)) for group in copies]
     lines = [
-        *(said_of_leaks(groups, split, len(splits[split][1])) for split in ("test", "validation")),
-        said_of_two_classes([members for _, members in groups], classes),
-        said_of_repeats([members for _, members in groups], len(splits["train"][1])),
+        *(describe_leaks(groups, split, len(splits[split][1])) for split in ("test", "validation")),
+        describe_two_classes([members for _, members in groups], classes),
+        describe_repeats([members for _, members in groups], len(splits["train"][1])),
     ]
     return [line for line in lines if line]
 
@@ -211,7 +211,7 @@ def members_of(
     ]
 
 
-def said_of_leaks(groups: Sequence[tuple[bool, list[Member]]], split: str, size: int) -> str:
+def describe_leaks(groups: Sequence[tuple[bool, list[Member]]], split: str, size: int) -> str:
     """A warning if pictures of a split are also in the training set; else an empty string."""
     leaks = [(exact, members) for exact, members in groups if {"train", split} <= {one.split for one in members}]
     if not leaks:
@@ -226,7 +226,7 @@ def said_of_leaks(groups: Sequence[tuple[bool, list[Member]]], split: str, size:
     )
 
 
-def said_of_two_classes(groups: Sequence[list[Member]], classes: Sequence[str]) -> str:
+def describe_two_classes(groups: Sequence[list[Member]], classes: Sequence[str]) -> str:
     """A warning if a picture is in two classes; else an empty string."""
     several = [members for members in groups if len({one.label for one in members if one.label >= 0}) > 1]
     if not several:
@@ -239,7 +239,7 @@ def said_of_two_classes(groups: Sequence[list[Member]], classes: Sequence[str]) 
     )
 
 
-def said_of_repeats(groups: Sequence[list[Member]], size: int) -> str:
+def describe_repeats(groups: Sequence[list[Member]], size: int) -> str:
     """A remark if many training pictures are copies; else an empty string."""
     again = [[one.name for one in members if one.split == "train"] for members in groups]
     count = sum(max(0, len(names) - 1) for names in again)

@@ -56,7 +56,7 @@ def extents_of(pool: ThreadPoolExecutor, sets: Mapping[str, Encoded]) -> list[Ex
     def some(images: Sequence[bytes | Path | np.ndarray | None]) -> list[Extent]:
         extents = []
         for encoded in images:
-            with suppress(Exception), opened(encoded) as image:  # decoding reports what is wrong with it
+            with suppress(Exception), open_image(encoded) as image:  # decoding reports what is wrong with it
                 extents.append(extent_of(image))
         return [extent for extent in extents if extent is not None]
 
@@ -70,7 +70,7 @@ def shorter_sides_of(pool: ThreadPoolExecutor, sets: Mapping[str, Encoded]) -> n
     def some(images: Sequence[bytes | Path | np.ndarray | None]) -> list[int]:
         sides = []
         for encoded in images:
-            with suppress(Exception), opened(encoded) as image:
+            with suppress(Exception), open_image(encoded) as image:
                 sides.append(min(image.size))
         return sides
 
@@ -108,7 +108,7 @@ def decode_some(
         except DeepError:
             raise
         except Exception as error:  # on broken files Pillow's readers raise errors of any kind
-            decoded.append(Bad(reason_of(error)))
+            decoded.append(Bad(explain_error(error)))
     return decoded
 
 
@@ -126,7 +126,7 @@ def decode(
     from PIL import ImageOps
 
     said = [] if said is None else said
-    with opened(encoded) as image:
+    with open_image(encoded) as image:
         if is_cut(image):
             said.append("16 bits per colour, only the upper 8 are read")
         if pixels.sides is not None:
@@ -138,10 +138,10 @@ def decode(
         with suppress(Exception):  # later frames may be broken; only the first is used
             if getattr(image, "n_frames", 1) > 1:
                 said.append("animated or with several pages, only the first is read")
-    return np.asarray(shown if pixels.sides is None else resized(shown, *pixels.sides))
+    return np.asarray(shown if pixels.sides is None else resize_image(shown, *pixels.sides))
 
 
-def opened(encoded: bytes | Path | np.ndarray | None) -> Image.Image:
+def open_image(encoded: bytes | Path | np.ndarray | None) -> Image.Image:
     from PIL import Image
 
     if encoded is None or (isinstance(encoded, bytes) and not encoded):
@@ -151,7 +151,7 @@ def opened(encoded: bytes | Path | np.ndarray | None) -> Image.Image:
     return Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded)
 
 
-def resized(image: Image.Image, height: int, width: int) -> Image.Image:
+def resize_image(image: Image.Image, height: int, width: int) -> Image.Image:
     """Scale the image until it covers height and width, then crop its middle."""
     from PIL import Image
 
@@ -163,7 +163,7 @@ def resized(image: Image.Image, height: int, width: int) -> Image.Image:
     return image.crop((left, top, left + width, top + height))
 
 
-def reason_of(error: Exception) -> str:
+def explain_error(error: Exception) -> str:
     from PIL import Image
 
     if isinstance(error, Image.DecompressionBombError):

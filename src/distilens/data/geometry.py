@@ -49,7 +49,7 @@ class Geometry:
         columns = torch.where(self.flip[:, None], columns.flip(0), columns)
         rows = rows + self.box[:, 0:1].long()
         columns = columns + self.box[:, 1:2].long()
-        return reflected(rows, self.source[0]), reflected(columns, self.source[1])
+        return reflect_lines(rows, self.source[0]), reflect_lines(columns, self.source[1])
 
     def gather(self, images: Tensor, positions: Int[Tensor, " b"]) -> Tensor:
         """Read moved images directly from a set `[n h w ...]`, with a single copy; only for `whole` boxes."""
@@ -75,10 +75,10 @@ class Geometry:
             moved = self.gather(channels.permute(0, 2, 3, 1), torch.arange(len(channels), device=channels.device))
             moved = moved.permute(0, 3, 1, 2)
         else:
-            moved = self.sampled(channels.float(), size)
+            moved = self.resample(channels.float(), size)
         return moved if things.ndim == 4 else moved[:, 0]
 
-    def sampled(self, images: Float[Tensor, "b c h w"], size: tuple[int, int]) -> Float[Tensor, "b c height width"]:
+    def resample(self, images: Float[Tensor, "b c h w"], size: tuple[int, int]) -> Float[Tensor, "b c height width"]:
         """Bilinear sampling on an affine grid in coordinates from -1 to 1; when shrinking, up to 4 samples per side and pixel."""
         height, width = self.source
         scale_y, scale_x = self.box[:, 2] / height, self.box[:, 3] / width
@@ -97,7 +97,7 @@ class Geometry:
         return functional.avg_pool2d(moved, finer) if finer > 1 else moved
 
 
-def reflected(lines: Tensor, length: int) -> Tensor:
+def reflect_lines(lines: Tensor, length: int) -> Tensor:
     """Fold line numbers back into [0, length): the edge line is not repeated, as in `reflect` padding."""
     if length == 1:
         return torch.zeros_like(lines)

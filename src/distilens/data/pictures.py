@@ -120,14 +120,14 @@ def as_images(given: Any) -> Tensor:
     """
     import torch
 
-    if isinstance(given, torch.Tensor) and given.ndim == 4 and given.shape[1] in (1, 3) and in_unit(given):
+    if isinstance(given, torch.Tensor) and given.ndim == 4 and given.shape[1] in (1, 3) and is_in_unit_range(given):
         return given  # unchanged: no rounding, on its device
     if isinstance(given, (str, Path)) or is_picture(given):
         given = [given]
     if isinstance(given, Sequence):
         if not given:
             raise UserError("there is no picture: the list is empty")
-        pictures = [as_images(one) if is_array(one) else as_images(opened(one)[None]) for one in map(unit, given)]
+        pictures = [as_images(one) if is_array(one) else as_images(open_picture(one)[None]) for one in map(unit, given)]
         shapes = {tuple(picture.shape[-2:]) for picture in pictures}
         if len(shapes) > 1:
             raise UserError(
@@ -144,7 +144,7 @@ def as_images(given: Any) -> Tensor:
     values = values[..., None].repeat(3, -1) if values.ndim == 3 else values
     device = given.device if torch_like else None
     first = np.ascontiguousarray(np.moveaxis(values, -1, 1))
-    if values.dtype.kind == "f" and in_unit(values):
+    if values.dtype.kind == "f" and is_in_unit_range(values):
         return torch.from_numpy(first).float().to(device)
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
     return torch.from_numpy(as_uint8(first, low, high, "the pictures")).to(device).float() / 255
@@ -155,7 +155,7 @@ def unit(one: Any) -> Any:
     return one[None] if is_array(one) and one.ndim in (2, 3) else one
 
 
-def opened(given: Any) -> np.ndarray:
+def open_picture(given: Any) -> np.ndarray:
     """A Pillow image or a file as `[h w 3]`, upright.
 
     Raises:
@@ -176,7 +176,7 @@ def opened(given: Any) -> np.ndarray:
         raise UserError(f"{given} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
-def in_unit(values: Any) -> bool:
+def is_in_unit_range(values: Any) -> bool:
     """Whether the values are floats in [0, 1], up to rounding."""
     if not (values.is_floating_point() if hasattr(values, "is_floating_point") else values.dtype.kind == "f"):
         return False

@@ -99,7 +99,7 @@ def as_rgb_image(image: Image.Image, pixels: Pixels, said: Callable[[str], objec
     if is_deep(image):
         if pixels.bounds is None:
             raise DeepError
-        return scaled(image, pixels.bounds).convert("RGB")
+        return scale_image(image, pixels.bounds).convert("RGB")
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         if image.mode == "La":
             image = image.convert("LA")
@@ -110,7 +110,7 @@ def as_rgb_image(image: Image.Image, pixels: Pixels, said: Callable[[str], objec
     return image.convert("RGB")
 
 
-def scaled(image: Image.Image, bounds: tuple[float, float]) -> Image.Image:
+def scale_image(image: Image.Image, bounds: tuple[float, float]) -> Image.Image:
     """Scale values from `low` to `high` to 0 to 255; values outside become black or white."""
     from PIL import Image
 
@@ -140,7 +140,7 @@ def extent_of(image: Image.Image) -> Extent | None:
     return Extent(not image.mode.startswith("F"), float(values.min()), float(values.max()))
 
 
-def found_range(extents: Sequence[Extent]) -> tuple[tuple[float, float], str]:
+def find_range(extents: Sequence[Extent]) -> tuple[tuple[float, float], str]:
     """One range for all deep pictures of a set, and a remark about it.
 
     Raises:
@@ -168,7 +168,7 @@ def found_range(extents: Sequence[Extent]) -> tuple[tuple[float, float], str]:
 
 
 @contextmanager
-def large_allowed(allowed: bool) -> Iterator[None]:
+def allow_large_images(allowed: bool) -> Iterator[None]:
     """Within, lift Pillow's limit on the number of pixels if `allowed`; it is one limit for the whole process."""
     from PIL import Image
 
@@ -197,7 +197,7 @@ def nearly_one_colour(image: np.ndarray) -> bool:
     return int(np.ptp(image, axis=(0, 1)).max()) <= NEAR
 
 
-def said_of_flat(flat: np.ndarray, every: np.ndarray, classes: Sequence[str], first: str) -> str:
+def describe_flat(flat: np.ndarray, every: np.ndarray, classes: Sequence[str], first: str) -> str:
     """A warning if many pictures, or all of a class, are nearly one colour; else an empty string.
 
     Args:

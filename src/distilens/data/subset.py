@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from distilens.data.copies import said_of_copies
+from distilens.data.copies import describe_copies
 from distilens.data.labels import composed, said_of_names
 from distilens.data.source import Inventory, Rows, Source, check_count, digest, said_option
 from distilens.data.splits import Data, Split
@@ -68,7 +68,7 @@ def subset(
             raise UserError(f"the {part} set has no {what}")
     for part, fraction, key in (("test", TEST_SHARE, 0), ("validation", val_fraction, seed)):
         if part not in sets:
-            held = held_out(strata["train"][train], fraction, generator(part, key))
+            held = choose_test_files(strata["train"][train], fraction, generator(part, key))
             index[part], train = train[held], train[~held]
             sets[part], strata[part] = sets["train"], strata["train"]
     index["train"] = train
@@ -115,7 +115,7 @@ def told(
     """The inventory of the source, with remarks on the chosen rows."""
     own_set = {part: (part if own(source, part) else "train", splits[part].index) for part in splits}
     copies = (
-        said_of_copies(source.copies, own_set, {part: rows.targets for part, rows in sets.items()}, names)
+        describe_copies(source.copies, own_set, {part: rows.targets for part, rows in sets.items()}, names)
         if names
         else []
     )
@@ -185,9 +185,7 @@ def position_of(given: str | int, classes: Sequence[str]) -> int:
         return int(name)
     with_comma = next((label for label in classes if "," in label), None)
     how = f". A name with a comma is written in brackets: classes=[[{with_comma}],...]" if with_comma else ""
-    raise UserError(
-        f"unknown class {given!r}.{nearest(name, tuple(classes))} Known: {shortened(classes, most=20)}{how}"
-    )
+    raise UserError(f"unknown class {given!r}.{nearest(name, tuple(classes))} Known: {shortened(classes, most=20)}{how}")
 
 
 def counts_of(names: Sequence[str], strata: np.ndarray) -> np.ndarray:
@@ -251,7 +249,7 @@ def generator(name: str, seed: int) -> np.random.Generator:
     return np.random.default_rng([seed, zlib.crc32(name.encode())])
 
 
-def held_out(strata: np.ndarray, fraction: float, random: np.random.Generator) -> np.ndarray:
+def choose_test_files(strata: np.ndarray, fraction: float, random: np.random.Generator) -> np.ndarray:
     """True for the rows to hold out: `fraction` of every stratum, at least one image but never all."""
     rank = ranks(strata, random)
     counts = np.bincount(strata[strata >= 0], minlength=1)

@@ -17,18 +17,18 @@ from typing import BinaryIO
 
 import numpy as np
 
-from distilens.data.cache import check_disk, read_source, remembered
-from distilens.data.copies import copies_in
+from distilens.data.cache import cached_folder, check_disk, read_source
+from distilens.data.copies import find_copies
 from distilens.data.decode import Bad, Encoded, decode_all, extents_of, shorter_sides_of
 from distilens.data.labels import said_of_names
 from distilens.data.pixels import (
     DeepError,
     Pixels,
     SizesError,
-    found_range,
-    large_allowed,
+    allow_large_images,
+    describe_flat,
+    find_range,
     nearly_one_colour,
-    said_of_flat,
     usual_size,
 )
 from distilens.data.source import Source, check_labels, digest, said_option
@@ -39,7 +39,7 @@ VERSION = 2
 """This number is part of every key. Raise it when the same bytes would decode to other pixels."""
 
 
-def decoded(
+def decode_source(
     cache: Path,
     key: str,
     read: Callable[[], tuple[Mapping[str, Encoded], Sequence[str]]],
@@ -61,19 +61,19 @@ def decoded(
 
     def write(folder: Path) -> None:
         sets, classes = read()
-        sets, moved = in_their_roles(sets)
+        sets, moved = assign_splits(sets)
         if classes:
             check_labels(
                 {part: encoded.labels for part, encoded in sets.items()},
                 classes,
                 lambda part, row: sets[part].name(row),
             )
-        with large_allowed(pixels.large):
+        with allow_large_images(pixels.large):
             written = write_images(folder, sets, pixels, skip_bad=skip_bad)
         for part, values in written.labels.items():
             np.save(folder / f"{part}_labels.npy", values)
         images = {part: np.load(folder / f"{part}_images.npy", mmap_mode="r") for part in sets}
-        copies = copies_in(images, lambda part, row: sets[part].name(int(written.rows[part][row])))
+        copies = find_copies(images, lambda part, row: sets[part].name(int(written.rows[part][row])))
         about = {
             "classes": list(classes),
             "skipped": written.skipped,
@@ -82,10 +82,10 @@ def decoded(
         }
         (folder / "set.json").write_text(json.dumps(about), encoding="utf-8")
 
-    return read_source(remembered(cache, fingerprint, write), fingerprint)
+    return read_source(cached_folder(cache, fingerprint, write), fingerprint)
 
 
-def in_their_roles(sets: Mapping[str, Encoded]) -> tuple[dict[str, Encoded], list[str]]:
+def assign_splits(sets: Mapping[str, Encoded]) -> tuple[dict[str, Encoded], list[str]]:
     """The training set and the labelled sets, and remarks. Without a labelled test set, the validation set is the test set."""
     labelled = {part: sets[part] for part in sets if part == "train" or (sets[part].labels >= 0).any()}
     remarks = [f"the {part} set has no labels, and is not used" for part in sets if part not in labelled]
@@ -121,7 +121,7 @@ class Written:
         flat = [sets[part].labels[np.array(rows, dtype=np.int64)] for part, rows in self.flat.items()]
         first = next((sets[part].name(rows[0]) for part, rows in self.flat.items() if rows), "")
         every = np.concatenate([encoded.labels for encoded in sets.values()])
-        one_colour = said_of_flat(np.concatenate(flat), every, classes, first)
+        one_colour = describe_flat(np.concatenate(flat), every, classes, first)
         return [line for line in (*self.decided, *counted, one_colour, said_of_names(classes)) if line]
 
 
@@ -136,7 +136,7 @@ def write_images(folder: Path, sets: Mapping[str, Encoded], pixels: Pixels, *, s
             try:
                 written = write_sets(pool, folder, sets, pixels, skip_bad=skip_bad)
             except DeepError:
-                bounds, said = found_range(extents_of(pool, sets))
+                bounds, said = find_range(extents_of(pool, sets))
                 pixels = replace(pixels, bounds=bounds)
             except SizesError:
                 size, said = usual_size(shorter_sides_of(pool, sets))

@@ -18,12 +18,12 @@ def baseline_of(model: Model, images: Float[Tensor, "b c h w"], kind: str | floa
             or a grey level in [0, 1].
     """
     if kind == "blur":
-        return blurred(images)
+        return blur_images(images)
     if kind == "mean":
         return model.mean.to(images).expand(1, -1, *images.shape[2:])
     return torch.full_like(images[:1], 0.0 if kind == "zero" else float(kind))
 
 
-def blurred(images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+def blur_images(images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
     """Images without their details: a Gaussian over half the shorter side."""
     return gaussian_blur(images, kernel_size=[2 * (min(images.shape[-2:]) // 4) + 1] * 2)

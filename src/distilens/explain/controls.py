@@ -60,4 +60,4 @@ def number_of(images: Tensor) -> Int[Tensor, " b"]:
     """A number per image, computed from its pixels: equal for equal images, independent of batch and device."""
     pixels = (images * 65535).round().long().flatten(1)
     place = torch.arange(1, pixels.shape[1] + 1, device=images.device)
-    return randomness.mixed(pixels + place * -0x61C8864680B583EB).sum(1)
+    return randomness.mix_bits(pixels + place * -0x61C8864680B583EB).sum(1)

@@ -55,7 +55,7 @@ class ExpectedGradients(Explainer):
             logits = model.logits(images)
             before = torch.cat([model.logits(part) for part in baselines.split(rows_at_once(images, self.chunk))])
         target = target_of(logits, target, model.task)
-        attributed = self.attributed(model, images, target, baselines)
+        attributed = self.attribute(model, images, target, baselines)
         if isinstance(target, Tensor):
             expected = scores_of(before.mean(0).expand_as(logits), target, model.task)
         else:
@@ -67,9 +67,9 @@ class ExpectedGradients(Explainer):
         self, model: Model, images: Float[Tensor, "b c h w"], target: Target = None, *, create_graph: bool = True
     ) -> Float[Tensor, "b h w"]:
         target = chosen(model, images, target)
-        return self.attributed(model, images, target, self.baselines(images), create_graph=create_graph)
+        return self.attribute(model, images, target, self.baselines(images), create_graph=create_graph)
 
-    def attributed(
+    def attribute(
         self, model: Model, images: Tensor, target: Aim, baselines: Tensor, *, create_graph: bool = False
     ) -> Float[Tensor, "b h w"]:
         at = ((torch.arange(self.samples, device=images.device) + 0.5) / self.samples).to(images)[:, None, None, None]

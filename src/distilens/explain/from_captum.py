@@ -38,10 +38,10 @@ class CaptumExplainer(Explainer):
     def __init__(self, name: str, /, *, tap: str | None = None, **options: Any):
         self.method = attribution(name)
         self.name, self.tap, self.options = name, tap, options
-        needs_layer = "layer" in required(self.method.__init__)
+        needs_layer = "layer" in required_parameters(self.method.__init__)
         if needs_layer != (tap is not None):
             raise UserError(f"captum:{name} {'needs' if needs_layer else 'takes no'} tap=")
-        self.compares = "baselines" in required(self.method.attribute)
+        self.compares = "baselines" in required_parameters(self.method.attribute)
         known = set(inspect.signature(self.method.attribute).parameters) - {"self", "inputs", "target", "kwargs"}
         for key in options:
             if key not in known:
@@ -125,7 +125,7 @@ class Logits(nn.Module):
         return logits if self.function is None else scores_of(logits, self.function)
 
 
-def required(function: Any) -> set[str]:
+def required_parameters(function: Any) -> set[str]:
     """The parameters without a default."""
     parameters = inspect.signature(function).parameters.values()
     needed = {p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
@@ -148,8 +148,8 @@ def attribution(name: str) -> Any:
         if inspect.isclass(value)
         and issubclass(value, attr.Attribution)
         and hasattr(value, "attribute")
-        and required(value.__init__) <= {"forward_func", "model", "layer"}
-        and required(value.attribute) <= {"inputs", "baselines"}
+        and required_parameters(value.__init__) <= {"forward_func", "model", "layer"}
+        and required_parameters(value.attribute) <= {"inputs", "baselines"}
     ]
     if name not in known:
         raise UserError(f"Captum has no attribution {name!r}.{nearest(name, known)} Known: {', '.join(sorted(known))}")

@@ -63,7 +63,7 @@ class IntegratedGradients(Explainer):
             # a baseline that does not depend on the image is the same for all
             before = model.logits(start if self.baseline == "blur" else start[:1])
         target = target_of(logits, target, model.task)
-        attributed = self.attributed(model, images, start, target)
+        attributed = self.attribute(model, images, start, target)
         gained = scores_of(logits, target, model.task) - scores_of(before.expand_as(logits), target, model.task)
         residual = attributed.sum((1, 2, 3)) - gained
         return Explanation.of(full(self.over_channels(attributed)), logits, target, residual=residual)
@@ -76,9 +76,9 @@ class IntegratedGradients(Explainer):
     ) -> Float[Tensor, "b h w"]:
         target = chosen(model, images, target)
         start = self.start(model, images)
-        return self.over_channels(self.attributed(model, images, start, target, create_graph=create_graph))
+        return self.over_channels(self.attribute(model, images, start, target, create_graph=create_graph))
 
-    def attributed(
+    def attribute(
         self, model: Model, images: Tensor, start: Tensor, target: Aim, *, create_graph: bool = False
     ) -> Float[Tensor, "b c h w"]:
         path = images - start

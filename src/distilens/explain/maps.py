@@ -21,7 +21,7 @@ def strength(maps: Float[Tensor, "*b h w"]) -> Float[Tensor, "*b h w"]:
     return size / size.sum((-2, -1), keepdim=True).clamp_min(torch.finfo(size.dtype).tiny)
 
 
-def normalised(maps: Float[Tensor, "*b h w"], *, signed: bool) -> Float[Tensor, "*b h w"]:
+def normalise_maps(maps: Float[Tensor, "*b h w"], *, signed: bool) -> Float[Tensor, "*b h w"]:
     """Maps scaled to [0, 1], each on its own, to be drawn or thresholded.
 
     Takes the absolute values of signed maps and the positive part of others, then (x - min) / (max - min) per map. A map without
@@ -39,10 +39,10 @@ def overlay(
 ) -> Float[Tensor, "b 3 h w"]:
     """Maps in colour (viridis: dark is weak, yellow is strong) over their grey images, at the images' resolution, in [0, 1].
 
-    Each map has its own scale: see `normalised`. The image is grey, so colour shows the map only.
+    Each map has its own scale: see `normalise_maps`. The image is grey, so colour shows the map only.
     """
     height, width = images.shape[-2:]
-    strong = resized(normalised(maps.to(images), signed=signed), (height, width))
+    strong = resized(normalise_maps(maps.to(images), signed=signed), (height, width))
     colours = torch.from_numpy(TABLE).to(images) / 255
     coloured = colours[(strong * 255).round().long().clamp(0, 255)].permute(0, 3, 1, 2)
     grey = (images * images.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)  # ITU-R BT.601

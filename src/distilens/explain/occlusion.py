@@ -11,7 +11,7 @@ from torch import Tensor
 
 from distilens.explain.baseline import baseline_of
 from distilens.explain.explanation import Explainer, Explanation, Target, scores_of, target_of
-from distilens.explain.perturbation import seen_through
+from distilens.explain.perturbation import score_masked
 from distilens.models.model import Model
 
 
@@ -60,7 +60,7 @@ class Occlusion(Explainer):
             target = target_of(logits, target, model.task)
             fill = baseline_of(model, images, self.baseline)
             count = down * across
-            after = seen_through(
+            after = score_masked(
                 model, images, fill, lambda *bounds: ~hidden(*bounds), count, scores_of, target, chunk=self.chunk
             )
             fallen = scores_of(logits, target, model.task)[:, None] - after

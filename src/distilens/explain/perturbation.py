@@ -17,7 +17,7 @@ Masks = Callable[[int, int], Float[Tensor, "m h w"]]
 """The masks from `start` to `stop`: 1 where the image is visible, 0 where it is hidden."""
 
 
-def seen_through(
+def score_masked(
     model: Model,
     images: Float[Tensor, "b c h w"],
     fill: Float[Tensor, "#b c #h #w"],

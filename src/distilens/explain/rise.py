@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from distilens.explain.baseline import baseline_of
 from distilens.explain.explanation import Explainer, Explanation, Target, confidence_of, target_of
-from distilens.explain.perturbation import seen_through
+from distilens.explain.perturbation import score_masked
 from distilens.foundation import randomness
 from distilens.models.model import Model
 
@@ -60,12 +60,12 @@ class RISE(Explainer):
         shifts = torch.rand(self.masks, 2, generator=source)
 
         def masks(start: int, stop: int) -> Float[Tensor, "m h w"]:
-            return shifted(cells[start:stop], shifts[start:stop], (height, width))
+            return shift_cells(cells[start:stop], shifts[start:stop], (height, width))
 
         with torch.no_grad():
             logits = model.logits(images)
             target = target_of(logits, target, model.task)
-            probabilities = seen_through(
+            probabilities = score_masked(
                 model,
                 images,
                 baseline_of(model, images, self.baseline),
@@ -83,7 +83,7 @@ class RISE(Explainer):
         return Explanation.of(maps, logits, target)
 
 
-def shifted(
+def shift_cells(
     cells: Float[Tensor, "m g g"], shifts: Float[Tensor, "m 2"], size: tuple[int, int]
 ) -> Float[Tensor, "m h w"]:
     """Masks from grids with one extra row and column: enlarged bilinearly, then cropped at a shift of less than one cell."""

@@ -49,15 +49,15 @@ class SmoothGrad(Explainer):
         with torch.no_grad():
             logits = model.logits(images)
         target = target_of(logits, target, model.task)
-        return Explanation.of(self.attributed(model, images, target), logits, target)
+        return Explanation.of(self.attribute(model, images, target), logits, target)
 
     def from_model(
         self, model: Model, images: Float[Tensor, "b c h w"], target: Target = None, *, create_graph: bool = True
     ) -> Float[Tensor, "b h w"]:
         target = chosen(model, images, target)
-        return self.attributed(model, images, target, create_graph=create_graph)
+        return self.attribute(model, images, target, create_graph=create_graph)
 
-    def attributed(self, model: Model, images: Tensor, target: Aim, *, create_graph: bool = False) -> Tensor:
+    def attribute(self, model: Model, images: Tensor, target: Aim, *, create_graph: bool = False) -> Tensor:
         fields = self.fields(images)
         spread = self.noise * (images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True))
 

@@ -48,7 +48,7 @@ class Written(Entry):
     @property
     def constructor(self) -> Callable[..., Any]:  # type: ignore[override]
         module, _, attribute = self.target.partition(":")
-        return stand_in(module, attribute)
+        return make_stand_in(module, attribute)
 
 
 class Catalogue(Registry):
@@ -81,7 +81,7 @@ def catalogue(kind: str) -> Catalogue:
 
 
 @cache
-def parsed(module: str) -> ast.Module:
+def parse_module(module: str) -> ast.Module:
     """The syntax of a module of this package."""
     path = ROOT.joinpath(*module.split(".")[1:])
     source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
@@ -94,10 +94,10 @@ def namespace(module: str) -> dict[str, Any]:
     if module in OWN_QUICK:
         return {name: as_catalogue(value) for name, value in vars(importlib.import_module(module)).items()}
     names: dict[str, Any] = {}
-    used = used_names(parsed(module).body)
-    for statement in parsed(module).body:
+    used = used_names(parse_module(module).body)
+    for statement in parse_module(module).body:
         if isinstance(statement, ast.Import | ast.ImportFrom):
-            names.update(imported(statement, used))
+            names.update(resolve_import(statement, used))
         elif is_constant(statement) or (isinstance(statement, ast.FunctionDef) and statement.name in used):
             # a statement that needs a name that was left out is skipped: nobody uses it, or an error names it
             with contextlib.suppress(Exception):
@@ -130,7 +130,7 @@ def as_catalogue(value: Any) -> Any:
     return Catalogue.of(value) if isinstance(value, Registry) and not isinstance(value, Catalogue) else value
 
 
-def imported(statement: ast.Import | ast.ImportFrom, used: set[str]) -> Iterator[tuple[str, Any]]:
+def resolve_import(statement: ast.Import | ast.ImportFrom, used: set[str]) -> Iterator[tuple[str, Any]]:
     """The used names of an import statement: from quick packages the real objects, from this package its `namespace`."""
     if isinstance(statement, ast.Import):
         for alias in statement.names:
@@ -148,7 +148,7 @@ def imported(statement: ast.Import | ast.ImportFrom, used: set[str]) -> Iterator
 
 
 @cache
-def stand_in(module: str, attribute: str) -> Callable[..., Any]:
+def make_stand_in(module: str, attribute: str) -> Callable[..., Any]:
     """A function with the signature and docstring of a function or class, made from its source."""
     if not module.startswith(f"{PACKAGE}."):  # a part from another package
         return getattr(importlib.import_module(module), attribute)
@@ -162,7 +162,7 @@ def stand_in(module: str, attribute: str) -> Callable[..., Any]:
     else:
         header = node
     assert isinstance(header, ast.FunctionDef)
-    made = function_of(header, home, method=isinstance(node, ast.ClassDef))
+    made = make_function(header, home, method=isinstance(node, ast.ClassDef))
     made.__name__, made.__module__ = attribute, module
     made.__doc__ = next((text for _, each in line if (text := ast.get_docstring(each))), None)
     for _, each in reversed(line):  # a class may set its own defaults for the common options of its kind
@@ -179,7 +179,7 @@ def is_constructor(statement: ast.stmt) -> bool:
 
 def lineage(module: str, name: str) -> Iterator[tuple[str, Any]]:
     """A function, or a class and then its bases in this package, each with its module."""
-    for statement in parsed(module).body:
+    for statement in parse_module(module).body:
         if isinstance(statement, ast.ImportFrom) and (statement.module or "").startswith(f"{PACKAGE}."):
             for alias in statement.names:
                 if (alias.asname or alias.name) == name:
@@ -191,7 +191,7 @@ def lineage(module: str, name: str) -> Iterator[tuple[str, Any]]:
                     yield from lineage(module, base.id)
 
 
-def function_of(node: ast.FunctionDef, module: str, *, method: bool) -> Callable[..., Any]:
+def make_function(node: ast.FunctionDef, module: str, *, method: bool) -> Callable[..., Any]:
     """A function without a body. Options keep their annotations; the arguments that the library passes itself lose them."""
     given = copy.deepcopy(node.args)
     for argument in (*given.posonlyargs, *given.args, given.vararg, given.kwarg):

@@ -49,14 +49,14 @@ def processes() -> PartialState:
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
 
 
-def several() -> bool:
+def has_several_processes() -> bool:
     """Whether the launch has more than one process."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
-def gathered(values: Tensor) -> Tensor:
+def gather(values: Tensor) -> Tensor:
     """The values of all processes, concatenated; every process must give equally many."""
-    if not several():
+    if not has_several_processes():
         return values
     shards = [torch.empty_like(values) for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather(shards, values.contiguous())
@@ -65,7 +65,7 @@ def gathered(values: Tensor) -> Tensor:
 
 def mean_of_processes(values: Tensor) -> Tensor:
     """The mean over the processes of a launch; every process gets the same."""
-    if not several():
+    if not has_several_processes():
         return values
     torch.distributed.all_reduce(values)
     return values / torch.distributed.get_world_size()

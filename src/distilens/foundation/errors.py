@@ -26,7 +26,7 @@ def shortened(names: Sequence[str], *, quoted: bool = False, most: int = 8) -> s
     return f"{shown}, … ({len(names)} in all)" if len(names) > most else shown
 
 
-def nearest_beside(path: Path) -> str:
+def suggest_path(path: Path) -> str:
     """`". Did you mean 'photos'?"` where something beside a path that does not exist has nearly its name."""
     beside = path.absolute().parent
     if path.exists() or not (beside.is_dir() and os.access(beside, os.R_OK)):

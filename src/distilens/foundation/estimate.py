@@ -135,14 +135,14 @@ def share_of(hits: Any, level: float = 0.95) -> Estimate:
         hits: `[n]` booleans: a tensor, an array or a list, at least one.
         level: the probability that the interval contains the share.
     """
-    return share_from(int(outcomes(hits).sum()), len(hits))
+    return share_from(int(outcomes(hits).sum()), len(hits), level)
 
 
-def share_from(count: int, n: int) -> Estimate:
+def share_from(count: int, n: int, level: float = 0.95) -> Estimate:
     """`share_of`, from the number of true outcomes among `n`."""
     from scipy.stats import binomtest
 
-    interval = binomtest(count, n).proportion_ci(method="wilson")
+    interval = binomtest(count, n).proportion_ci(level, method="wilson")
     return Estimate(count / n, float(interval.low), float(interval.high), n)
 
 

@@ -36,11 +36,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         UserError: the disk is full, or there is no permission to write. No temporary file remains.
     """
-    with disk_told(path):
+    with explain_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.{HOST}.{os.getpid()}")
     try:
-        with disk_told(path):
+        with explain_disk_errors(path):
             write(temporary)
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
@@ -51,7 +51,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 @contextlib.contextmanager
-def disk_told(path: Path) -> Iterator[None]:
+def explain_disk_errors(path: Path) -> Iterator[None]:
     """Turn the errors of a full disk or a missing permission into a `UserError`."""
     try:
         yield
@@ -103,7 +103,7 @@ class Busy(UserError):  # noqa: N818  # the folder is busy
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Lock a run folder, for one process at a time; a killed process leaves no lock.
 
     Raises:
@@ -111,7 +111,7 @@ def locked(folder: Path) -> Iterator[None]:
     """
     import fcntl
 
-    with disk_told(folder / ".lock"):
+    with explain_disk_errors(folder / ".lock"):
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / ".lock", "w")  # noqa: SIM115  # closed below
     with lock as file:
@@ -131,7 +131,7 @@ def remove_unfinished(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def without_recipe(folder: Path) -> str:
+def explain_missing_recipe(folder: Path) -> str:
     """Why a folder without a recipe is not a run, and what makes one."""
     if (folder / "checkpoints").is_dir() and (folder / "metrics.jsonl").is_file():
         return (

@@ -16,7 +16,7 @@ SET = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "
 
 
 @contextlib.contextmanager
-def kept() -> Iterator[None]:
+def reuse_freed_memory() -> Iterator[None]:
     """Within, freed memory stays with the process; afterwards unused memory returns to the system.
 
     This has no effect without glibc, or if the environment already configures or replaces the allocator.

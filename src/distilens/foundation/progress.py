@@ -25,7 +25,7 @@ def shows_bars(console: Console) -> bool:
     return console.is_terminal or (console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None)
 
 
-def watched() -> Console | None:
+def visible_console() -> Console | None:
     """The console that shows progress by default, in a terminal or a notebook; None elsewhere."""
     console = Console(stderr=True)
     return console if console.is_terminal or console.is_jupyter else None

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 
-def mixed(state: Tensor) -> Tensor:
+def mix_bits(state: Tensor) -> Tensor:
     """The finaliser of splitmix64 (Steele et al. 2014): every input bit changes every output bit with probability 1/2."""
-    state = (state ^ shifted(state, 30)) * -0x40A7B892E31B1A47
-    state = (state ^ shifted(state, 27)) * -0x6B2FB644ECCEEE15
-    return state ^ shifted(state, 31)
+    state = (state ^ shift_right(state, 30)) * -0x40A7B892E31B1A47
+    state = (state ^ shift_right(state, 27)) * -0x6B2FB644ECCEEE15
+    return state ^ shift_right(state, 31)
 
 
-def shifted(state: Tensor, bits: int) -> Tensor:
+def shift_right(state: Tensor, bits: int) -> Tensor:
     """A logical right shift; torch's own shift keeps the sign."""
     return (state >> bits) & ((1 << (64 - bits)) - 1)
 
@@ -31,10 +31,10 @@ def uniform(name: str, index: Tensor, *keys: int, count: int = 1) -> Tensor:
     """
     state = torch.full_like(index, zlib.crc32(name.encode()), dtype=torch.int64)
     for key in keys:
-        state = mixed(state + (int(key) & 0x7FFFFFFFFFFFFFFF) - 0x61C8864680B583EB)
-    state = mixed(state + index.to(torch.int64) - 0x61C8864680B583EB)
+        state = mix_bits(state + (int(key) & 0x7FFFFFFFFFFFFFFF) - 0x61C8864680B583EB)
+    state = mix_bits(state + index.to(torch.int64) - 0x61C8864680B583EB)
     columns = torch.arange(1, count + 1, device=index.device, dtype=torch.int64) * -0x61C8864680B583EB
-    bits = shifted(mixed(state[:, None] + columns), 40)
+    bits = shift_right(mix_bits(state[:, None] + columns), 40)
     return bits.to(torch.float32) / (1 << 24)
 
 

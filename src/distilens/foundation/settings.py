@@ -4,7 +4,7 @@
         epochs: Count = 10
         optimizer: Annotated[Part, Kind("optimizers")] = "auto"
 
-The annotations let a section check its parts (`part_problems`) and write out all their options (`resolved`).
+The annotations let a section check its parts (`part_problems`) and write out all their options (`resolve_section`).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-def resolved(section: type[Section], content: Mapping[str, Any]) -> dict[str, Any]:
+def resolve_section(section: type[Section], content: Mapping[str, Any]) -> dict[str, Any]:
     """A section's plain data, with every option of every part written out.
 
     Raises:
@@ -128,7 +128,7 @@ def annotations_in(annotation: Any) -> Iterator[Any]:
         yield from annotations_in(inner)
 
 
-def said_in(field: Any) -> Iterator[Any]:
+def field_annotations(field: Any) -> Iterator[Any]:
     """The metadata and annotations of a field."""
     yield from field.metadata
     yield from annotations_in(field.annotation)
@@ -136,16 +136,16 @@ def said_in(field: Any) -> Iterator[Any]:
 
 def kind_in(field: Any) -> str | None:
     """The kind of the parts in a field, if it holds parts."""
-    return next((note.name for note in said_in(field) if isinstance(note, Kind)), None)
+    return next((note.name for note in field_annotations(field) if isinstance(note, Kind)), None)
 
 
 def takes_several(field: Any) -> bool:
-    return any(get_origin(note) is tuple for note in said_in(field))
+    return any(get_origin(note) is tuple for note in field_annotations(field))
 
 
 def section_in(field: Any) -> type[Section] | None:
     """The section that a field holds or overrides, if any."""
-    for note in said_in(field):
+    for note in field_annotations(field):
         if isinstance(note, Overrides):
             return note.section
         if isinstance(note, type) and issubclass(note, Section):
@@ -193,7 +193,7 @@ def keys_of(section: type[Section], place: str = "") -> Iterator[str]:
     """All keys of a section and its inner sections, joined by dots."""
     for name, field in section.model_fields.items():
         inner = section_in(field)
-        if inner is None or any(isinstance(note, Overrides) for note in said_in(field)):
+        if inner is None or any(isinstance(note, Overrides) for note in field_annotations(field)):
             yield place + name
         else:
             yield from keys_of(inner, f"{place}{name}.")

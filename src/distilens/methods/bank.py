@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from distilens.core import Batch
 from distilens.data.cache import readable
-from distilens.foundation.devices import gathered
+from distilens.foundation.devices import gather
 from distilens.foundation.errors import UserError
 
 
@@ -55,7 +55,7 @@ class Bank(nn.Module):
     @torch.no_grad()
     def write(self, places: Int[Tensor, " b"], values: Float[Tensor, "tables b width"]) -> None:
         """Replace rows, for the batches of all processes."""
-        places, values = gathered(places), gathered(values.transpose(0, 1).contiguous()).transpose(0, 1)
+        places, values = gather(places), gather(values.transpose(0, 1).contiguous()).transpose(0, 1)
         self.rows[:, places] = values.to(self.rows.dtype)
 
     def get_extra_state(self) -> Tensor:

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from distilens.core import Answer, Batch, Method, Model, Output
-from distilens.explain.maps import empty, normalised
+from distilens.explain.maps import empty, normalise_maps
 from distilens.foundation.errors import UserError
 from distilens.foundation.notation import Spec
 from distilens.foundation.settings import Count
@@ -100,7 +100,7 @@ class CamFusion(Method):
         return student
 
     def transform(self, batch: Batch, answer: Answer) -> Batch:
-        maps = normalised(answer.maps[self.needs[0]], signed=True)
+        maps = normalise_maps(answer.maps[self.needs[0]], signed=True)
         shown = batch.draw(PART)[:, 0] < self.share(batch.progress)
         return batch.replaced(inputs={**batch.inputs, "cam": maps, "cam_shown": shown.to(maps)})
 
@@ -118,7 +118,7 @@ class CamFusion(Method):
         """Fold the kernel that is not needed any more, and detach the teacher. `core.accompany` attaches one for inference."""
         part = student.parts[PART]
         if isinstance(part, MapFusion) and self.deploy == "null":
-            student.parts[PART] = student.inserted[PART].part = part.folded()  # at its position among the parts
+            student.parts[PART] = student.inserted[PART].part = part.fold()  # at its position among the parts
         if self.deploy == "teacher":
             student.companion = None
         return student

@@ -190,10 +190,10 @@ def make_codebook(
     }
     say(f"codebook: {places.count:,} places with {places.channels} channels, at the teacher's {path}")
     if stage == 1:
-        return Codebook(1, path, size, clustered(places, templates, passes, seed), made_from=made_from)
-    mean, projection, centres, used = discriminated(places, data.classes, subclasses, seed)
+        return Codebook(1, path, size, cluster_places(places, templates, passes, seed), made_from=made_from)
+    mean, projection, centres, used = analyse_discriminants(places, data.classes, subclasses, seed)
     say(f"codebook: {projection.shape[1]} dimensions and {len(centres)} sub-classes, from {used:,} of the places")
-    table = confused(places, mean, projection, centres, len(data.classes))
+    table = count_confusions(places, mean, projection, centres, len(data.classes))
     return Codebook(2, path, size, centres, mean, projection, table, len(data.classes), made_from)
 
 
@@ -249,7 +249,7 @@ class Places:
             yield np.concatenate(waiting)
 
 
-def clustered(places: Places, templates: int, passes: int, seed: int) -> Float[Tensor, "k c"]:
+def cluster_places(places: Places, templates: int, passes: int, seed: int) -> Float[Tensor, "k c"]:
     """The centres of mini-batch k-means over all places, initialised by k-means++ from the first block."""
     from sklearn.cluster import MiniBatchKMeans
 
@@ -266,7 +266,7 @@ def clustered(places: Places, templates: int, passes: int, seed: int) -> Float[T
     return torch.from_numpy(means.cluster_centers_).float()
 
 
-def discriminated(
+def analyse_discriminants(
     places: Places, classes: tuple[str, ...], subclasses: int, seed: int
 ) -> tuple[Float[Tensor, " c"], Float[Tensor, "c m"], Float[Tensor, "k m"], int]:
     """The LDA's mean and projection, the centres of the sub-classes, class by class, and the number of places used."""
@@ -307,7 +307,7 @@ def sample(places: Places, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(rows), np.concatenate(labels)
 
 
-def confused(
+def count_confusions(
     places: Places,
     mean: Float[Tensor, " c"],
     projection: Float[Tensor, "c m"],
@@ -322,7 +322,7 @@ def confused(
         labels = batch.targets[:, None].expand(features.shape[:2])
         for rows, own in zip(features.flatten(0, 1).split(4096), labels.flatten().split(4096), strict=True):
             near = nearness((rows - mean) @ projection, centres)
-            pair = (chosen(near, own, classes), near.argmax(1))
+            pair = (nearest_own_subclass(near, own, classes), near.argmax(1))
             counts.index_put_(pair, counts.new_ones(()), accumulate=True)
     empty = (counts.sum(1) == 0).nonzero()[:, 0]
     counts[empty, empty] = 1
@@ -334,7 +334,7 @@ def nearness(points: Float[Tensor, "*b m"], centres: Float[Tensor, "k m"]) -> Fl
     return 2 * points @ centres.T - centres.square().sum(1)
 
 
-def chosen(near: Float[Tensor, "*b k"], labels: Int[Tensor, "*b"], classes: int) -> Int[Tensor, "*b"]:
+def nearest_own_subclass(near: Float[Tensor, "*b k"], labels: Int[Tensor, "*b"], classes: int) -> Int[Tensor, "*b"]:
     """The nearest sub-class of each place's own class, as an index over the sub-classes of all classes."""
     each = near.shape[-1] // classes
     own = near.unflatten(-1, (classes, each)).gather(-2, labels[..., None, None].expand(*labels.shape, 1, each))

@@ -82,15 +82,15 @@ class CRD(Paired):
     def loss(self, batch: Batch, output: Output, answer: Answer) -> Float[Tensor, " b"]:
         (pair,) = self.features(output, answer)
         with torch.autocast(output.logits.device.type, enabled=False):  # it takes exponentials of products
-            return self.contrasted(batch, pair)
+            return self.noise_contrastive_loss(batch, pair)
 
-    def contrasted(self, batch: Batch, pair: tuple[Tensor, Tensor]) -> Float[Tensor, " b"]:
+    def noise_contrastive_loss(self, batch: Batch, pair: tuple[Tensor, Tensor]) -> Float[Tensor, " b"]:
         """The loss; it also updates the bank."""
         embedded = [
             normalize(embed(feature.mean((2, 3))), dim=1) for embed, feature in zip(self.embed, pair, strict=True)
         ]
         places = self.bank.places(batch)
-        among = self.drawn(batch)
+        among = self.draw_negatives(batch)
         own, others = self.bank.labels[places], self.bank.labels[among]
         negative = ((own[:, None] != others) | (own < 0)[:, None]) & (places[:, None] != among)
         rows = self.bank.rows
@@ -103,7 +103,7 @@ class CRD(Paired):
         self.bank.write(places, normalize(self.momentum * before + (1 - self.momentum) * now, dim=2))
         return losses[0] + losses[1]
 
-    def drawn(self, batch: Batch) -> Int[Tensor, " k"]:
+    def draw_negatives(self, batch: Batch) -> Int[Tensor, " k"]:
         """The images that may be negatives in this step: all images if there are few."""
         count, n = min(self.negatives, len(self.bank)), len(self.bank)
         if count == n:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from distilens.core import Answer, Batch, Method, Model
-from distilens.explain.baseline import blurred
-from distilens.explain.maps import normalised
+from distilens.explain.baseline import blur_images
+from distilens.explain.maps import normalise_maps
 from distilens.foundation import randomness
 from distilens.foundation.devices import to_device
 from distilens.foundation.errors import UserError
@@ -98,32 +98,32 @@ class IGOverlay(Method):
         return student
 
     def transform(self, batch: Batch, answer: Answer) -> Batch:
-        rows = self.drawn(batch)
+        rows = self.choose_rows(batch)
         view, maps = batch.view[rows], answer.maps[self.needs[0]][rows]
         low, high = self.exponent
         power = low * (high / low) ** batch.draw(f"{DRAW} exponent")[rows, 0]  # exp(U(ln low, ln high))
-        strong = resized(sharpened(maps, power), (view.shape[-2], view.shape[-1]))
+        strong = resized(sharpen_maps(maps, power), (view.shape[-2], view.shape[-1]))
         if self.mode == "channel":
             return batch.replaced(inputs={**batch.inputs, "map_channel": self.channel(batch, rows, strong)})
         says = (strong.amax((-2, -1)) > 0)[:, None, None, None]
-        shown = torch.where(says, self.shown(view, strong[:, None]), view)
+        shown = torch.where(says, self.blend_in(view, strong[:, None]), view)
         return batch.replaced(view=batch.view.index_copy(0, rows, shown))
 
-    def drawn(self, batch: Batch) -> Int[Tensor, " n"]:
+    def choose_rows(self, batch: Batch) -> Int[Tensor, " n"]:
         """The positions of the images that get a map. They are computed on the host, so that no step waits for the device."""
         share = self.p * (1 - batch.progress) if self.anneal else self.p
         index = batch.index.cpu() if batch.variant is None else torch.from_numpy(batch.variant.index)
         drawn = randomness.uniform(DRAW, index, batch.seed, batch.epoch)[:, 0] < share
         return to_device(drawn.nonzero()[:, 0], batch.view.device)
 
-    def shown(self, view: Float[Tensor, "n c h w"], strong: Float[Tensor, "n 1 h w"]) -> Float[Tensor, "n c h w"]:
+    def blend_in(self, view: Float[Tensor, "n c h w"], strong: Float[Tensor, "n 1 h w"]) -> Float[Tensor, "n c h w"]:
         """The images with their maps drawn in."""
         if self.mode == "blend":
             return (1 - self.blend) * view + self.blend * strong
         light = 1 - self.blend + self.blend * strong
         if self.mode == "highlight":
             return light * view
-        return light * view + (1 - light) * blurred(view)
+        return light * view + (1 - light) * blur_images(view)
 
     def channel(
         self, batch: Batch, rows: Int[Tensor, " n"], strong: Float[Tensor, "n h w"]
@@ -169,7 +169,7 @@ def insert_channel(student: Model) -> None:
     student.insert(path, part, name=PART)
 
 
-def sharpened(maps: Float[Tensor, "n h w"], power: Float[Tensor, " n"]) -> Float[Tensor, "n h w"]:
+def sharpen_maps(maps: Float[Tensor, "n h w"], power: Float[Tensor, " n"]) -> Float[Tensor, "n h w"]:
     """The absolute values of the maps to a power, each map scaled from 0 to 1. An empty or flat map is 0 everywhere.
 
     The paper computes `s^e`, then `(s - min) / (max - min)`. Here the maps are first divided by their largest value `c`. As
@@ -177,4 +177,4 @@ def sharpened(maps: Float[Tensor, "n h w"], power: Float[Tensor, " n"]) -> Float
     """
     size = maps.abs()
     largest = size.amax((-2, -1), keepdim=True)
-    return normalised((size / largest.where(largest > 0, 1)) ** power[:, None, None], signed=False)
+    return normalise_maps((size / largest.where(largest > 0, 1)) ** power[:, None, None], signed=False)

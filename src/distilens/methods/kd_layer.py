@@ -18,7 +18,7 @@ from distilens.foundation.errors import UserError
 from distilens.foundation.fingerprints import key_of
 from distilens.foundation.notation import Spec
 from distilens.foundation.settings import Count
-from distilens.methods.codebook import DIMENSIONS, Codebook, check, chosen, make_codebook, nearness
+from distilens.methods.codebook import DIMENSIONS, Codebook, check, make_codebook, nearest_own_subclass, nearness
 from distilens.models.grids import resized
 from distilens.models.parts import build_part
 from distilens.models.parts.kd_layer import KDPart
@@ -173,18 +173,20 @@ class KDLayer(Method):
             theirs = grid(answer.features[self.teacher_tap], self.size).float()
             size = (min(scores.shape[-2], theirs.shape[-2]), min(scores.shape[-1], theirs.shape[-1]))
             ours = places(resized(scores.float(), size)).log_softmax(-1)
-            wanted = self.wanted(places(resized(theirs, size)), batch.targets.clamp_min(0))
+            wanted = self.teacher_distribution(places(resized(theirs, size)), batch.targets.clamp_min(0))
             divergence = functional.kl_div(ours, wanted, reduction="none").sum(-1).mean(-1)
         return divergence if self.stage == 1 else divergence.where(batch.targets >= 0, 0)
 
-    def wanted(self, features: Float[Tensor, "b n c"], labels: Int[Tensor, " b"]) -> Float[Tensor, "b n k"]:
+    def teacher_distribution(
+        self, features: Float[Tensor, "b n c"], labels: Int[Tensor, " b"]
+    ) -> Float[Tensor, "b n k"]:
         """The target shares of the templates at each place, from the teacher's features."""
         centres = self.get_buffer("centres")
         if self.stage == 1:
             return (self.tau * nearness(features, centres)).softmax(-1)
         seen = (features - self.get_buffer("mean")) @ self.get_buffer("projection")
         own = labels[:, None].expand(features.shape[:2])
-        return self.get_buffer("table")[chosen(nearness(seen, centres), own, self.classes)]
+        return self.get_buffer("table")[nearest_own_subclass(nearness(seen, centres), own, self.classes)]
 
     def finish(self, student: Model) -> Model:
         if self.release:

@@ -68,7 +68,7 @@ class Product(nn.Module):
     def __init__(self, shape: torch.Size, factors: int):
         super().__init__()
         self.shape = shape
-        self.rows, self.columns = (balanced(size, factors) for size in (shape[0], shape[1:].numel()))
+        self.rows, self.columns = (balanced_factors(size, factors) for size in (shape[0], shape[1:].numel()))
         sizes = [i * j for i, j in zip(self.rows, self.columns, strict=True)]
         bonds = [min(math.prod(sizes[:k]), math.prod(sizes[k:])) for k in range(factors + 1)]
         self.fits = sum(size > 1 for size in sizes) > 1
@@ -102,7 +102,7 @@ class Product(nn.Module):
         return [*before, rest, *after]
 
 
-def balanced(number: int, count: int) -> list[int]:
+def balanced_factors(number: int, count: int) -> list[int]:
     """A number as a product of `count` factors, as equal as its prime factors allow."""
     factors, primes, prime = [1] * count, [], 2
     while number > 1:

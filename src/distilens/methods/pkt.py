@@ -26,5 +26,5 @@ class PKT(Relational):
 
     weight = 10000.0
 
-    def apart(self, ours: Float[Tensor, "b c h w"], theirs: Float[Tensor, "b d i j"]) -> Float[Tensor, " b"]:
+    def compare(self, ours: Float[Tensor, "b c h w"], theirs: Float[Tensor, "b d i j"]) -> Float[Tensor, " b"]:
         return losses.pkt(ours, theirs, reduction="none")

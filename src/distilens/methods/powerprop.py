@@ -48,7 +48,7 @@ class PowerProp(Reparametrised):
         self.alpha, self.prune = alpha, prune
 
     def prepare(self, student: Model, batch: Batch, answer: Answer) -> Model:
-        chosen = self.chosen(student)
+        chosen = self.choose_modules(student)
         still = [path for path, module in chosen.items() if self.alpha > 1 and not weight_of(module).any()]
         if still and self.layers:
             raise UserError(
@@ -66,7 +66,7 @@ class PowerProp(Reparametrised):
 
     def finish(self, student: Model) -> Model:
         student = super().finish(student)
-        leave_out([weight_of(module) for module in self.chosen(student).values()], self.prune)
+        leave_out([weight_of(module) for module in self.choose_modules(student).values()], self.prune)
         return student
 
 

@@ -71,12 +71,12 @@ class R2KD(Method):
 
     def loss(self, batch: Batch, output: Output, answer: Answer) -> Float[Tensor, " b"]:
         assert answer.logits is not None, "a teacher gives what is in `needs`"
-        apart = self.apart(output.logits, answer.logits)
+        apart = self.distance(output.logits, answer.logits)
         if self.pruned:
-            apart = apart + self.pruned * self.apart(output.logits, answer.pruned[self.share])
+            apart = apart + self.pruned * self.distance(output.logits, answer.pruned[self.share])
         return apart
 
-    def apart(self, ours: Float[Tensor, "b c"], theirs: Float[Tensor, "b c"]) -> Float[Tensor, " b"]:
+    def distance(self, ours: Float[Tensor, "b c"], theirs: Float[Tensor, "b c"]) -> Float[Tensor, " b"]:
         """The distance `d` of the answers, by value and by rank."""
         options = {"temperature": self.temperature, "rank": self.rank, "softness": self.softness}
         return losses.r2kd(ours, theirs, **options, reduction="none")

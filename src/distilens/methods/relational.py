@@ -25,8 +25,8 @@ class Relational(Paired):
     def loss(self, batch: Batch, output: Output, answer: Answer) -> Float[Tensor, " b"]:
         """The distance of each image's relations to the others of the batch from the teacher's."""
         both = tapped(output, self.taps[0]), answer.features[self.teacher_taps[0]]
-        return self.apart(*(full(grid(feature, output.size)) for feature in both))
+        return self.compare(*(full(grid(feature, output.size)) for feature in both))
 
-    def apart(self, ours: Float[Tensor, "b c h w"], theirs: Float[Tensor, "b d i j"]) -> Float[Tensor, " b"]:
+    def compare(self, ours: Float[Tensor, "b c h w"], theirs: Float[Tensor, "b d i j"]) -> Float[Tensor, " b"]:
         """The loss between the features of student and teacher."""
         raise NotImplementedError

@@ -25,7 +25,7 @@ class Reparametrised(Method):
         super().__init__()
         self.layers = layers
 
-    def chosen(self, student: Model) -> dict[str, nn.Module]:
+    def choose_modules(self, student: Model) -> dict[str, nn.Module]:
         """The layers by path: the named ones, or all.
 
         Raises:
@@ -48,7 +48,7 @@ class Reparametrised(Method):
         return layers
 
     def prepare(self, student: Model, batch: Batch, answer: Answer) -> Model:
-        self.rewrite(student, self.chosen(student))
+        self.rewrite(student, self.choose_modules(student))
         return student
 
     def rewrite(self, student: Model, layers: Mapping[str, nn.Module]) -> None:
@@ -56,7 +56,7 @@ class Reparametrised(Method):
         raise NotImplementedError
 
     def finish(self, student: Model) -> Model:
-        for module in self.chosen(student).values():
+        for module in self.choose_modules(student).values():
             if parametrize.is_parametrized(module, "weight"):
                 parametrize.remove_parametrizations(module, "weight")
         return student

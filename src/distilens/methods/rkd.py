@@ -36,5 +36,5 @@ class RKD(Relational):
         super().__init__(tap=tap, teacher_tap=teacher_tap)
         self.distance, self.angle = distance, angle
 
-    def apart(self, ours: Float[Tensor, "b c h w"], theirs: Float[Tensor, "b d i j"]) -> Float[Tensor, " b"]:
+    def compare(self, ours: Float[Tensor, "b c h w"], theirs: Float[Tensor, "b d i j"]) -> Float[Tensor, " b"]:
         return losses.rkd(ours, theirs, distance=self.distance, angle=self.angle, reduction="none")

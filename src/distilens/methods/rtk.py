@@ -48,11 +48,11 @@ class RTK(Paired):
     def loss(self, batch: Batch, output: Output, answer: Answer) -> Float[Tensor, " b"]:
         ours, theirs = self.each(output, answer)
         with torch.autocast(output.logits.device.type, enabled=False):
-            return self.matched(ours, theirs)
+            return self.compare_levels(ours, theirs)
 
-    def matched(self, ours: list[Tensor], theirs: list[Tensor]) -> Float[Tensor, " b"]:
+    def compare_levels(self, ours: list[Tensor], theirs: list[Tensor]) -> Float[Tensor, " b"]:
         """The weighted sum of the distances of all levels."""
-        distances = torch.stack([torch.stack([apart_of(own, their) for their in theirs], 1) for own in ours], 1)
+        distances = torch.stack([torch.stack([map_distance(own, their) for their in theirs], 1) for own in ours], 1)
         return (self.shares(ours, theirs) * distances).sum((1, 2))
 
     def shares(self, ours: list[Tensor], theirs: list[Tensor]) -> Float[Tensor, "b s t"]:
@@ -66,6 +66,6 @@ class RTK(Paired):
         return torch.zeros_like(fit).scatter(2, kept.indices, kept.values.softmax(2))
 
 
-def apart_of(ours: Float[Tensor, "b c h w"], theirs: Float[Tensor, "b d i j"]) -> Float[Tensor, " b"]:
+def map_distance(ours: Float[Tensor, "b c h w"], theirs: Float[Tensor, "b d i j"]) -> Float[Tensor, " b"]:
     """The distance between the attention maps of two levels, on the smaller grid."""
     return distance(*on_one_grid(attention(ours), attention(theirs)), "at")

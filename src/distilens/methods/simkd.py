@@ -98,7 +98,7 @@ def fitting(head: nn.Module, feature: Float[Tensor, "b t h w"], logits: Tensor |
     """
     if isinstance(head, nn.Linear) and head.in_features == feature.shape[1] and logits is not None:
         copied = copy.deepcopy(head).float().to(feature.device)
-        copied = copied if copied.bias is not None else with_bias(copied)
+        copied = copied if copied.bias is not None else add_bias(copied)
         if ends_in(copied, feature, logits):
             return copied
     raise UserError(
@@ -115,7 +115,7 @@ def ends_in(classifier: nn.Linear, feature: Float[Tensor, "b t h w"], logits: Fl
     return bool(((expected - logits.float()).abs() <= CLOSE * logits.float().abs().max()).all())
 
 
-def with_bias(linear: nn.Linear) -> nn.Linear:
+def add_bias(linear: nn.Linear) -> nn.Linear:
     made = nn.Linear(linear.in_features, linear.out_features, device=linear.weight.device)
     nn.init.zeros_(made.bias)
     made.weight.copy_(linear.weight)

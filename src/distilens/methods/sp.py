@@ -24,5 +24,5 @@ class SP(Relational):
 
     weight = 3000.0
 
-    def apart(self, ours: Float[Tensor, "b c h w"], theirs: Float[Tensor, "b d i j"]) -> Float[Tensor, " b"]:
+    def compare(self, ours: Float[Tensor, "b c h w"], theirs: Float[Tensor, "b d i j"]) -> Float[Tensor, " b"]:
         return losses.sp(ours, theirs, reduction="none")

@@ -59,14 +59,14 @@ OTHERS = re.compile(
 """How the names of networks in timm and torchvision begin."""
 
 
-def of_others(name: str) -> str:
+def hint_other_libraries(name: str) -> str:
     """A hint for names that look like networks of timm or torchvision."""
     if not OTHERS.match(name):
         return ""
     return f" If it is a network of torchvision or timm: torchvision:{name}, timm:{name}."
 
 
-MODELS = Registry("model", zoo(), common=pixels, hint=of_others)
+MODELS = Registry("model", zoo(), common=pixels, hint=hint_other_libraries)
 
 
 def build_model(
@@ -81,7 +81,7 @@ def build_model(
     """
     from distilens.models.heads import keep_classes
     from distilens.models.model import Model
-    from distilens.models.named import are_named, check_channels, own_classes, positions_of, shown
+    from distilens.models.named import are_named, check_channels, list_names, own_classes, positions_of
 
     if isinstance(part, Model):
         return part
@@ -90,7 +90,7 @@ def build_model(
     positions = positions_of(task.classes, own) if own and task.classes and are_named(own) else None
     made = build_network(part, len(own) if own and positions else task.outputs)
     if isinstance(made, Model):  # `run:` gives a complete model
-        return in_order(made, task)
+        return reorder_classes(made, task)
     sides = made.size or size
     kinds = sorted(
         {str(parameter.dtype).removeprefix("torch.") for parameter in made.network.parameters()} - {"float32"}
@@ -115,7 +115,7 @@ def build_model(
         keep_classes(model, positions, task.classes)
     elif made.loaded and not made.missing:
         model.answers_for = own
-        names = f"its head answers for {shown(own)}" if own and are_named(own) else "its classes have no names"
+        names = f"its head answers for {list_names(own)}" if own and are_named(own) else "its classes have no names"
         model.notes += (f"{names}: its logits are taken in the order of the data's classes",)
     return model
 
@@ -132,7 +132,7 @@ def fill_lazy(model: Model) -> None:
             model.logits(model.example())
 
 
-def in_order(model: Model, task: Task) -> Model:
+def reorder_classes(model: Model, task: Task) -> Model:
     """Put a model's classes in the data's order, if it has them by name; otherwise return it unchanged."""
     from distilens.models.heads import keep_classes
     from distilens.models.named import positions_of

@@ -22,15 +22,15 @@ from distilens.foundation.notation import Spec
 from distilens.foundation.own_code import import_object
 from distilens.models.heads import head_of, replace_heads
 from distilens.models.model import Interpolation, Model
-from distilens.models.weights import fit, found_state, load_state, matched
+from distilens.models.weights import fit, load_state, match_state, read_state
 
 __all__ = [
     "Expecting",
+    "explain_download_errors",
     "file",
     "hf",
     "load_state",
     "model_folder",
-    "offline_told",
     "python",
     "run",
     "timm",
@@ -99,7 +99,7 @@ def timm(name: str, /, classes: int, *, pretrained: bool = False, size: Side | N
 
     check_timm(name)
     fixed = bool((library.get_pretrained_cfg(name, allow_unregistered=True) or object).__dict__.get("fixed_input_size"))
-    with offline_told(f"timm:{name},pretrained=true"):
+    with explain_download_errors(f"timm:{name},pretrained=true"):
         extra: dict[str, Any] = {"img_size": size} if fixed and size else {}
         network = library.create_model(name, pretrained=pretrained, num_classes=classes, **extra)
     config = resolve_model_data_config(network)
@@ -109,7 +109,7 @@ def timm(name: str, /, classes: int, *, pretrained: bool = False, size: Side | N
     new = pretrained and about.get("num_classes") != classes
     return Expecting(
         network, own, tuple(config["mean"]), tuple(config["std"]), interpolation_of(config["interpolation"]), pretrained,
-        head if new else (), cropped(config["crop_pct"] if pretrained else 1.0),
+        head if new else (), remark_on_crop(config["crop_pct"] if pretrained else 1.0),
     )  # fmt: skip
 
 
@@ -135,14 +135,14 @@ def torchvision(name: str, /, classes: int, *, weights: str | None = None, size:
     except KeyError:
         have = ", ".join(library.get_model_weights(name).__members__)
         raise UserError(f"torchvision:{name} has no weights {weights!r}; it has {have}") from None
-    with offline_told(f"torchvision:{name},weights={weights}"):
+    with explain_download_errors(f"torchvision:{name},weights={weights}"):
         network = library.get_model(name, weights=chosen)
     new = len(chosen.meta["categories"]) != classes
     replace_heads(network, classes, [head_of(network)])
     preset = chosen.transforms()
     return Expecting(
         network, preset.crop_size[0], tuple(preset.mean), tuple(preset.std), interpolation_of(preset.interpolation.value),
-        True, (head_of(network),) if new else (), cropped(preset.crop_size[0] / preset.resize_size[0]),
+        True, (head_of(network),) if new else (), remark_on_crop(preset.crop_size[0] / preset.resize_size[0]),
     )  # fmt: skip
 
 
@@ -156,7 +156,7 @@ def hf(name: str, /, classes: int, *, pretrained: bool = True) -> Expecting:
     except ImportError:
         raise UserError("hf: models need transformers: pip install 'distilens[hf]'") from None
     missing: list[str] = []
-    with offline_told(f"hf:{name}"):
+    with explain_download_errors(f"hf:{name}"):
         if pretrained:
             with quiet_library():  # distilens reports what was not loaded
                 network, about = AutoModelForImageClassification.from_pretrained(
@@ -172,7 +172,7 @@ def hf(name: str, /, classes: int, *, pretrained: bool = True) -> Expecting:
     pixels = {"mean": IMAGENET["mean"], "std": IMAGENET["std"], "size": own_size(network.config)}
     notes: tuple[str, ...] = ()
     try:
-        pixels |= of_processor(AutoImageProcessor.from_pretrained(name), pixels["size"])
+        pixels |= settings_of_processor(AutoImageProcessor.from_pretrained(name), pixels["size"])
     except (OSError, ValueError, ImportError):
         # a model without a processor: ImageNet's normalisation, which is transformers' own default
         notes = ("no image processor beside its weights: pixels are normalised as for ImageNet",) * pretrained
@@ -201,7 +201,7 @@ def quiet_library() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def of_processor(processor: Any, size: Any) -> dict[str, Any]:
+def settings_of_processor(processor: Any, size: Any) -> dict[str, Any]:
     """The settings of a Hugging Face image processor in our terms: size, mean, std, interpolation.
 
     The processor multiplies values from 0 to 255 by `rescale_factor`, and subtracts 1 if it has an offset. Our pixels are in
@@ -230,7 +230,7 @@ def interpolation_of(name: str) -> Interpolation:
     return name if name in ("bilinear", "nearest") else "bicubic"  # type: ignore[return-value]
 
 
-def cropped(share: float) -> tuple[str, ...]:
+def remark_on_crop(share: float) -> tuple[str, ...]:
     """A remark about weights that were evaluated on a centre crop."""
     if share >= 1:
         return ()
@@ -256,7 +256,7 @@ def file(path: str, /, classes: int, *, model: str) -> Expecting:
         raise UserError(
             f"file:{path} needs an architecture as model=, such as resnet20; given {model!r}, a trained model"
         )
-    state, notes = matched(found_state(Path(path)), made.network)
+    state, notes = match_state(read_state(Path(path)), made.network)
     fit(made.network, state, where=path, architecture=model)
     return replace(made, loaded=True, missing=(), notes=(*made.notes, *notes))
 
@@ -276,10 +276,10 @@ def python(path: str, /, classes: int) -> Expecting:
     network = call_with(make, classes)
     if not isinstance(network, nn.Module):
         raise UserError(f"python:{path} must return a torch.nn.Module; it returned a {type(network).__name__}")
-    return Expecting(unwrapped_network(network, f"python:{path}"), loaded=None)
+    return Expecting(unwrap_network(network, f"python:{path}"), loaded=None)
 
 
-def unwrapped_network(network: nn.Module, name: str) -> nn.Module:
+def unwrap_network(network: nn.Module, name: str) -> nn.Module:
     """The network inside DataParallel and torch.compile, so that its layers have their own names.
 
     Raises:
@@ -373,7 +373,7 @@ def hub_offline() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def offline_told(part: str) -> Iterator[None]:
+def explain_download_errors(part: str) -> Iterator[None]:
     """Turn a failed download into a `UserError`, without waiting if the hub cannot be reached."""
     try:
         with hub_offline() if not finds_hub() else contextlib.nullcontext():

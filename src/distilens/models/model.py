@@ -322,7 +322,7 @@ class Model(nn.Module):
         """For every grid, by path, whether it is one of places in the image. Computed once, by a forward pass."""
         if self._places is None:
             with self.probing():
-                self._places = places.look(self.network, self.in_its_colours(self.example()))
+                self._places = places.test_places(self.network, self.in_its_colours(self.example()))
         return self._places
 
     def confirmed_places(self) -> Mapping[str, places.Finding]:
@@ -335,7 +335,7 @@ class Model(nn.Module):
             self._confirmed = self.places
             if any(finding.fault for finding in self.places.values()):
                 with self.probing():
-                    again = places.look(self.network, -self.in_its_colours(self.example()))
+                    again = places.test_places(self.network, -self.in_its_colours(self.example()))
                 self._confirmed = {path: finding for path, finding in self.places.items() if not again[path].fault}
         return self._confirmed
 

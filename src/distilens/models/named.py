@@ -13,18 +13,18 @@ from torch import nn
 
 from distilens.foundation.errors import UserError
 from distilens.foundation.notation import Spec
-from distilens.models.adapters import Expecting, offline_told
+from distilens.models.adapters import Expecting, explain_download_errors
 from distilens.models.heads import head_of
 from distilens.models.model import Model
 from distilens.models.taps import evaluating
-from distilens.models.weights import found_state, matched
+from distilens.models.weights import match_state, read_state
 
 
 def own_classes(spec: Spec) -> tuple[str, ...] | None:
     """The classes of pretrained weights; numbers if they have no names; None if the data decide."""
     name, options = spec.argument or "", spec.options
     if spec.name == "timm" and options["pretrained"]:
-        return of_timm(name)
+        return timm_classes(name)
     if spec.name == "torchvision" and options["weights"]:
         from torchvision import models as library
 
@@ -37,7 +37,7 @@ def own_classes(spec: Spec) -> tuple[str, ...] | None:
             from transformers import AutoConfig
         except ImportError:
             return None  # the adapter reports this
-        with offline_told(f"hf:{name}"):
+        with explain_download_errors(f"hf:{name}"):
             words = cast(dict[int, str], AutoConfig.from_pretrained(name).id2label)
         names = tuple(str(words[number]) for number in sorted(words))
         numbered = all(word == f"LABEL_{number}" for number, word in enumerate(names))
@@ -47,13 +47,13 @@ def own_classes(spec: Spec) -> tuple[str, ...] | None:
 
         made = build_network(options["model"], 2)
         if isinstance(made, Expecting):
-            state, _ = matched(found_state(Path(name)), made.network)
+            state, _ = match_state(read_state(Path(name)), made.network)
             weight = state.get(f"{head_of(made.network)}.weight")
             return tuple(map(str, range(len(weight)))) if weight is not None else None
     return None
 
 
-def of_timm(name: str) -> tuple[str, ...] | None:
+def timm_classes(name: str) -> tuple[str, ...] | None:
     """timm's class names: those in the weights' config, or ImageNet's for a thousand classes."""
     import timm
     from timm.data.imagenet_info import ImageNetInfo
@@ -80,13 +80,13 @@ def positions_of(classes: Sequence[str], own: Sequence[str]) -> list[int] | None
     """
     place: dict[str, int] = {}
     for number, names in enumerate(own):
-        for name in {alike(names), *map(alike, names.split(","))}:
+        for name in {normalise_name(names), *map(normalise_name, names.split(","))}:
             place[name] = -1 if name in place else number  # a name of two classes is ambiguous
-    positions = [place.get(alike(name), -1) for name in classes]
+    positions = [place.get(normalise_name(name), -1) for name in classes]
     return None if -1 in positions or len(set(positions)) < len(positions) else positions
 
 
-def alike(name: str) -> str:
+def normalise_name(name: str) -> str:
     return " ".join(unicodedata.normalize("NFC", name).casefold().replace("_", " ").replace("-", " ").split())
 
 
@@ -103,14 +103,14 @@ def check_answers(model: Model, classes: Sequence[str], role: str) -> None:
         )
     if model.missing:
         raise UserError(
-            f"the {role} {model.name} has random weights in {shown(model.missing)}: they were not in what was loaded. It cannot "
-            f"answer for {len(classes)} classes, and {role}.finetune=none. {train}"
+            f"the {role} {model.name} has random weights in {list_names(model.missing)}: they were not in what was loaded. It "
+            f"cannot answer for {len(classes)} classes, and {role}.finetune=none. {train}"
         )
     own = model.answers_for
     if own and are_named(own) and are_named(classes):
         missing = [name for name in classes if positions_of([name], own) is None]
         raise UserError(
-            f"the {role} {model.name} answers for {shown(own)}, not for the data's {shown(missing)}, and "
+            f"the {role} {model.name} answers for {list_names(own)}, not for the data's {list_names(missing)}, and "
             f"{role}.finetune=none. {train}, or use another model"
         )
 
@@ -140,6 +140,6 @@ def answers(model: Model) -> bool:
     return False
 
 
-def shown(names: Sequence[str], most: int = 6) -> str:
+def list_names(names: Sequence[str], most: int = 6) -> str:
     short = [name.partition(",")[0] for name in names[:most]]
     return ", ".join(short) + (f", … ({len(names)})" if len(names) > most else "")

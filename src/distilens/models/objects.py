@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from distilens.foundation.errors import UserError
 from distilens.foundation.notation import Spec
 from distilens.models import build_model
-from distilens.models.adapters import of_processor, unwrapped_network
+from distilens.models.adapters import settings_of_processor, unwrap_network
 from distilens.models.model import Model, logits_of
 from distilens.models.named import check_channels, positions_of
 from distilens.models.taps import evaluating
@@ -54,7 +54,7 @@ def as_model(given: Any, classes: Any = None, size: tuple[int, int] | None = Non
     if not isinstance(given, nn.Module):
         called = f". Call it, and give what it returns: {getattr(given, '__name__', 'it')}()" if callable(given) else ""
         raise UserError(f"a model is a Model, a notation or a torch module; given a {type(given).__name__}{called}")
-    network = unwrapped_network(given, type(given).__name__)
+    network = unwrap_network(given, type(given).__name__)
     chosen = only_size(network) or size
     if chosen is None:
         raise UserError(
@@ -114,14 +114,14 @@ def own_pixels(network: nn.Module, processor: Any = None) -> dict[str, Any]:
         made: Any = preset()
         if hasattr(made, "mean") and hasattr(made, "std"):
             return {"mean": tuple(made.mean), "std": tuple(made.std)}
-    processor = processor or getattr(network, "image_processor", None) or processor_beside(network)
+    processor = processor or getattr(network, "image_processor", None) or find_processor(network)
     if processor is None:
         return {}
-    pixels = of_processor(processor, None)
+    pixels = settings_of_processor(processor, None)
     return {name: pixels[name] for name in ("mean", "std")}
 
 
-def processor_beside(network: nn.Module) -> Any:
+def find_processor(network: nn.Module) -> Any:
     """The image processor in the folder from which a network of transformers was loaded; None if there is none."""
     folder = getattr(getattr(network, "config", None), "_name_or_path", "")
     if not folder or not (Path(folder) / "preprocessor_config.json").is_file():

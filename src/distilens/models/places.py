@@ -57,12 +57,12 @@ class Finding:
         return self.right >= ENOUGH and not self.fault
 
 
-def look(model: nn.Module, image: Float[Tensor, "1 c h w"]) -> dict[str, Finding]:
+def test_places(model: nn.Module, image: Float[Tensor, "1 c h w"]) -> dict[str, Finding]:
     """Test every module whose output looks like a grid, in one forward pass; the results by path.
 
     The pass runs in eval mode without a graph, on copies of the image with one changed patch each, and leaves no trace. Weights
-    that are zero everywhere get other values: see `taps.filled`. If a module is called more than once, the last call counts, as
-    for a tap.
+    that are zero everywhere get other values: see `taps.fill_zero_weights`. If a module is called more than once, the last call
+    counts, as for a tap.
     """
     paths = {module: path for path, module in model.named_modules() if path}
     size = (image.shape[2], image.shape[3])
@@ -74,7 +74,7 @@ def look(model: nn.Module, image: Float[Tensor, "1 c h w"]) -> dict[str, Finding
         if not taps.is_spatial(output, size):
             return
         if not before or before[0][0] is not output:
-            before[:] = [(output, finding_of(output, size))]
+            before[:] = [(output, make_finding(output, size))]
         finding = before[0][1]
         # a convolution keeps the order of its places, even if a large or dilated kernel spreads a patch over a small image
         ordered = isinstance(module, nn.Conv2d) and finding.shows
@@ -83,14 +83,14 @@ def look(model: nn.Module, image: Float[Tensor, "1 c h w"]) -> dict[str, Finding
     handles = [module.register_forward_hook(note, prepend=True) for module in paths]
     with taps.evaluating(model), torch.no_grad():
         try:
-            torch.func.functional_call(model, taps.filled(model), (changed(image),))
+            torch.func.functional_call(model, taps.fill_zero_weights(model), (change_patches(image),))
         finally:
             for handle in handles:
                 handle.remove()
     return findings
 
 
-def changed(image: Float[Tensor, "1 c h w"]) -> Float[Tensor, "b c h w"]:
+def change_patches(image: Float[Tensor, "1 c h w"]) -> Float[Tensor, "b c h w"]:
     """Copies of an image with one changed patch each: an eighth of its sides, with another colour and texture."""
     images = image.repeat(len(SPOTS), 1, 1, 1)
     height, width = image.shape[2:]
@@ -104,8 +104,8 @@ def changed(image: Float[Tensor, "1 c h w"]) -> Float[Tensor, "b c h w"]:
     return images
 
 
-def finding_of(output: Tensor, size: tuple[int, int]) -> Finding:
-    """The finding for a module, from its output for `changed` images."""
+def make_finding(output: Tensor, size: tuple[int, int]) -> Finding:
+    """The finding for a module, from its output for `change_patches` images."""
     shape, feature = tuple(output.shape), taps.grid(output, size).detach()
     height, width = grid = (feature.shape[2], feature.shape[3])
     if shape[0] != len(SPOTS):
@@ -120,7 +120,7 @@ def finding_of(output: Tensor, size: tuple[int, int]) -> Finding:
     )  # from the mean over the images: at each patch 4 of 5 are unchanged
     if not distance.any():
         return Finding(shape, grid)  # for example a ReLU whose output is 0 for all these images: it shows nothing
-    right, moving = followed(distance)
+    right, moving = count_followed(distance)
     chance = math.sqrt(CHANNELS / min(CHANNELS, channels.shape[1])) if height * width < FEW else 1
     shows = moving >= ALIKE * chance
     counts = f"of {len(SPOTS)} patches of the image that were changed, {right} changed it at their place"
@@ -128,7 +128,7 @@ def finding_of(output: Tensor, size: tuple[int, int]) -> Finding:
     return Finding(shape, grid, right, shows, fault)
 
 
-def followed(distance: Float[Tensor, "patches h w"]) -> tuple[int, float]:
+def count_followed(distance: Float[Tensor, "patches h w"]) -> tuple[int, float]:
     """The number of patches that changed a feature at their place, and the share of the change that depends on the patch.
 
     A patch counts if its change around its own place is larger than that of any other patch, and, on a fine grid, larger there

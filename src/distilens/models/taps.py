@@ -92,7 +92,7 @@ def grid(feature: Tensor, size: tuple[int, int] = (1, 1)) -> Tensor:
     if feature.ndim == 4:
         if shape[2:] == (1, 1) or shape[1:3] == (1, 1):
             raise UserError(f"a feature of shape {list(shape)} has only one place: tap a layer before the pooling")
-        channels_last = distorted(shape[1], shape[2], size) < distorted(shape[2], shape[3], size)
+        channels_last = distortion(shape[1], shape[2], size) < distortion(shape[2], shape[3], size)
         return feature.permute(0, 3, 1, 2) if channels_last else feature
     if feature.ndim == 3 and shape[2] > 1:  # `[b c 1]` are pooled channels, not tokens
         for prefix in range(min(shape[1], 9)):  # class, distillation and register tokens come first
@@ -105,7 +105,7 @@ def grid(feature: Tensor, size: tuple[int, int] = (1, 1)) -> Tensor:
     )
 
 
-def distorted(height: int, width: int, size: tuple[int, int]) -> float:
+def distortion(height: int, width: int, size: tuple[int, int]) -> float:
     """The difference of a grid's aspect ratio from the image's, as an absolute log ratio: 0 if equal."""
     return abs(math.log(height * size[1] / (width * size[0]))) if height and width else math.inf
 
@@ -155,7 +155,7 @@ def observe(model: nn.Module, images: Tensor) -> dict[str, tuple[object, bool]]:
     handles = [module.register_forward_hook(note, prepend=True) for module in paths]
     with evaluating(model), torch.enable_grad():
         try:
-            torch.func.functional_call(model, filled(model), (images.detach().requires_grad_().clone(),))
+            torch.func.functional_call(model, fill_zero_weights(model), (images.detach().requires_grad_().clone(),))
         finally:
             for handle in handles:
                 handle.remove()
@@ -165,7 +165,7 @@ def observe(model: nn.Module, images: Tensor) -> dict[str, tuple[object, bool]]:
     }
 
 
-def filled(model: nn.Module) -> dict[str, Tensor]:
+def fill_zero_weights(model: nn.Module) -> dict[str, Tensor]:
     """Fixed values that replace the weights that are zero everywhere, by name."""
     empty = {
         name: weight

@@ -41,11 +41,11 @@ class Found:
 
 
 def load_state(path: Path) -> dict[str, Tensor]:
-    """The tensors in a weights file, on the CPU; see `found_state`."""
-    return found_state(path).state
+    """The tensors in a weights file, on the CPU; see `read_state`."""
+    return read_state(path).state
 
 
-def found_state(path: Path) -> Found:
+def read_state(path: Path) -> Found:
     """Read the tensors in a weights file to the CPU, with their keys in the file. Files that need code are refused.
 
     Raises:
@@ -77,7 +77,7 @@ def found_state(path: Path) -> Found:
         ) from None
     except Exception as error:  # a broken file can raise errors of any kind
         raise UserError(f"{path} is not a weights file: {error}") from None
-    return unwrapped(content, path)
+    return unwrap_state(content, path)
 
 
 def is_safetensors(path: Path) -> bool:
@@ -89,7 +89,7 @@ def is_safetensors(path: Path) -> bool:
     return start[8:] == b"{" or (path.suffix == ".safetensors" and start[:1] != b"\x80")  # a pickle begins with \x80
 
 
-def unwrapped(content: Any, path: Path) -> Found:
+def unwrap_state(content: Any, path: Path) -> Found:
     """The state dict inside the dictionaries that scripts wrap around it; averaged weights come first."""
     under: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -111,7 +111,7 @@ def is_state(content: Any) -> bool:
     return isinstance(content, Mapping) and all(isinstance(value, Tensor) for value in content.values())
 
 
-def matched(found: Found, network: nn.Module) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def match_state(found: Found, network: nn.Module) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """A state dict under the network's own names, and remarks about it.
 
     The prefix shared by most of the network's names is removed. Counters of old batch norms may be missing, because nothing

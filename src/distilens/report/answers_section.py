@@ -13,7 +13,7 @@ from distilens.report.confusion import confusions
 from distilens.report.paths import shown_folder
 from distilens.report.reliability import reliability_chart
 from distilens.report.rendering import missing
-from distilens.report.table import measured
+from distilens.report.table import measured_models
 
 MOST_PAIRS = 10
 
@@ -22,7 +22,7 @@ def section(folder: Path, scores: dict | None) -> dict[str, Any]:
     """The content of the section; if an earlier version measured the run, the command that measures it again."""
     if scores is None:
         return {}
-    models, command = measured(scores), f"distilens measure {shlex.quote(shown_folder(folder))}"
+    models, command = measured_models(scores), f"distilens measure {shlex.quote(shown_folder(folder))}"
     if not any("calibration" in model for model in models.values()):
         return {"missing": missing(None, command)} if models else {}
     classes = [str(name) for name in (scores.get("data") or {}).get("classes") or ()]
@@ -79,17 +79,17 @@ def calibration_rows(models: dict[str, dict[str, Any]]) -> list[tuple[str, list[
 
     def temperature(entry: dict[str, Any]) -> tuple[str, str]:
         if entry.get("value") is None:
-            return NOTHING, "no labelled image to fit it on"
-        limit = "at the limit of the search: there is no best one" if entry.get("at limit") else ""
+            return NOTHING, "no labelled image to fit it"
+        limit = "at the limit of the search: no best value found" if entry.get("at limit") else ""
         return f"{entry['value']:.2f}", limit or f"fitted on {entry['n']:,} validation images"
 
     return [
         ("calibration error", [amount(calibrations[role].get("ece")) for role in models]),
-        ("the same of a calibrated model", [floor(calibrations[role]) for role in models]),
+        ("the same for a calibrated model", [floor(calibrations[role]) for role in models]),
         ("negative log-likelihood", [amount(calibrations[role].get("nll")) for role in models]),
         ("best temperature", [temperature(scaled[role]) for role in models]),
-        ("calibration error with it", [amount(scaled[role].get("ece")) for role in models]),
-        ("negative log-likelihood with it", [amount(scaled[role].get("nll")) for role in models]),
+        ("calibration error at this temperature", [amount(scaled[role].get("ece")) for role in models]),
+        ("negative log-likelihood at this temperature", [amount(scaled[role].get("nll")) for role in models]),
     ]
 
 
@@ -110,7 +110,7 @@ def errors(folder: Path, scores: dict, roles: list[str]) -> list[dict[str, Any]]
     listed = scores.get("errors")
     if listed is None:
         return None
-    images = kept_images(folder / "errors.npz", [one["index"] for one in listed])
+    images = read_images(folder / "errors.npz", [one["index"] for one in listed])
     return [
         {
             "name": one["name"],
@@ -124,7 +124,7 @@ def errors(folder: Path, scores: dict, roles: list[str]) -> list[dict[str, Any]]
     ]
 
 
-def kept_images(path: Path, index: list[int]) -> list[np.ndarray | None]:
+def read_images(path: Path, index: list[int]) -> list[np.ndarray | None]:
     """The images of the given rows; None for missing ones."""
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:

@@ -67,7 +67,7 @@ def similarity(entry: dict, teacher: dict | None = None) -> Cell:
         return without_map(entry)
     if all_empty(teacher):
         return "no map", f"of the teacher: all {teacher['n']:,} are empty"
-    return "no map", "on no image do both models have one"
+    return "no map", "there is no image for which both models have a map"
 
 
 def energy(entry: dict) -> Cell:

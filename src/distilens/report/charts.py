@@ -63,7 +63,7 @@ def line_chart(
     so that a loss term of 0.1 is visible beside one of 50, unless `linear` is set. Lines with more than 300 points are
     drawn as means of neighbouring points. `identifier` must be a valid id, unique on the page.
     """
-    lines = [thinned(line) for line in lines if any(map(math.isfinite, line.y))]
+    lines = [thin_line(line) for line in lines if any(map(math.isfinite, line.y))]
     if not lines:
         return Markup()
     xs = [x for line in lines for x in line.x]
@@ -79,7 +79,7 @@ def line_chart(
         *axes(across, up, x_ticks, y_ticks, as_percent),
         label(x_label, (LEFT + WIDTH - RIGHT) / 2, TOP + PLOT_HEIGHT + 38, "middle"),
         turned_label(y_label),
-        *(part for line in lines for part in drawn(line, across, up)),
+        *(part for line in lines for part in draw_line(line, across, up)),
         *legend,
     ]
     return Markup(
@@ -90,7 +90,7 @@ def line_chart(
         height=height,
         id=identifier,
         title=title,
-        description=described(lines, x_label, y_label, as_percent),
+        description=describe_chart(lines, x_label, y_label, as_percent),
         parts=Markup("").join(parts),
     )
 
@@ -110,20 +110,20 @@ def standalone(chart: Markup) -> str:
     return opened.replace("<title", f"<style>{' '.join(rules)}</style><title", 1) + "\n"
 
 
-def described(lines: Sequence[Series], x_label: str, y_label: str, as_percent: bool) -> str:
+def describe_chart(lines: Sequence[Series], x_label: str, y_label: str, as_percent: bool) -> str:
     """The chart in words: its axes, and the first and last value of each line."""
     sentences = [f"Line chart of {y_label} by {x_label}."]
     for line in lines:
         points = [(x, y) for x, y in zip(line.x, line.y, strict=True) if math.isfinite(y)]
         (first_x, first_y), (last_x, last_y) = points[0], points[-1]
         sentences.append(
-            f"{line.name}: {written(first_y, as_percent)} at {x_label} {first_x:g}, "
-            f"{written(last_y, as_percent)} at {x_label} {last_x:g}."
+            f"{line.name}: {format_value(first_y, as_percent)} at {x_label} {first_x:g}, "
+            f"{format_value(last_y, as_percent)} at {x_label} {last_x:g}."
         )
     return " ".join(sentences)
 
 
-def thinned(line: Series) -> Series:
+def thin_line(line: Series) -> Series:
     """The line with at most `MOST_POINTS` points, each the mean of an equal number of neighbours; only finite values count."""
     size = math.ceil(len(line.x) / MOST_POINTS)
     if size <= 1:
@@ -162,7 +162,7 @@ def axes(across: Scale, up: Scale, x_ticks: list[float], y_ticks: list[float], a
     for value in y_ticks:
         y = up.place(value)
         parts.append(straight("grid", LEFT, y, WIDTH - RIGHT, y))
-        parts.append(label(written(value, as_percent), LEFT - 7, y + 4, "end"))
+        parts.append(label(format_value(value, as_percent), LEFT - 7, y + 4, "end"))
     for value in x_ticks:
         x = across.place(value)
         parts.append(straight("axis", x, bottom, x, bottom + 5))
@@ -171,7 +171,7 @@ def axes(across: Scale, up: Scale, x_ticks: list[float], y_ticks: list[float], a
     return parts
 
 
-def drawn(line: Series, across: Scale, up: Scale) -> list[Markup]:
+def draw_line(line: Series, across: Scale, up: Scale) -> list[Markup]:
     """The polyline, broken where a value is not finite, and markers: at all points of a short line, at some of a long one."""
     runs: list[list[tuple[float, float]]] = [[]]
     for x, y in zip(line.x, line.y, strict=True):
@@ -222,7 +222,7 @@ def legend_of(lines: Sequence[Series]) -> tuple[list[Markup], float]:
         colour = line.colour % COLOURS
         swatch = Series("", (0, 1), (0, 0), colour)
         sample = Scale(0, 1, x, x + 36), Scale(0, 1, y - 4, y - 5)
-        parts += drawn(swatch, *sample)[:1]
+        parts += draw_line(swatch, *sample)[:1]
         parts += [marker(colour, x + 18, y - 4), label(name, x + 44, y, "start")]
         x += width
     return parts, y + 10
@@ -243,6 +243,6 @@ def turned_label(words: str) -> Markup:
     )
 
 
-def written(value: float, as_percent: bool) -> str:
+def format_value(value: float, as_percent: bool) -> str:
     """A value for an axis or a description: three digits, without an exponent if possible."""
     return f"{100 * value:.3g} %" if as_percent else f"{value:.3g}"

@@ -5,16 +5,16 @@ from typing import Any
 
 from distilens.foundation.estimate import Estimate
 from distilens.report.cells import in_percent, sentence, share
-from distilens.report.table import measured
+from distilens.report.table import measured_models
 
-SLOWER = "Try a lower learning rate (optimizer=auto:lr=..., a tenth of what it was), or clip=1"
+SLOWER = "Try a lower learning rate (optimizer=auto:lr=..., a tenth of the previous one), or clip=1"
 LEARN = (
     "Check that the labels fit the images and that the objects can be seen at this size. Then train for longer (train.epochs=), "
     "start from pretrained weights, or add images"
 )
 WEIGH = (
-    "Try smaller weights of the methods (kd:weight=0.3 for example), a teacher that is better on these data, or what "
-    "`distilens recommend` says"
+    "Try smaller weights of the methods (kd:weight=0.3 for example), a teacher that is better on these data, or the "
+    "list of `distilens recommend`"
 )
 
 
@@ -27,14 +27,14 @@ def concerns(scores: dict, records: Sequence[Mapping[str, Any]]) -> list[str]:
     """
     stages = dict.fromkeys(str(row.get("stage")) for row in records)
     warnings = [
-        line for stage in stages if (line := risen([row for row in records if row.get("stage") == stage], stage))
+        line for stage in stages if (line := rising_loss([row for row in records if row.get("stage") == stage], stage))
     ]
-    models = measured(scores)
-    warnings += [line] if (line := guessing(models, scores.get("data") or {})) else []
-    return warnings + ([line] if (line := below_base(models)) else [])
+    models = measured_models(scores)
+    warnings += [line] if (line := guessing_models(models, scores.get("data") or {})) else []
+    return warnings + ([line] if (line := student_below_base(models)) else [])
 
 
-def risen(rows: Sequence[Mapping[str, Any]], stage: str) -> str | None:
+def rising_loss(rows: Sequence[Mapping[str, Any]], stage: str) -> str | None:
     """A warning if every loss term of a training ends above its start: the last epoch's mean against the first row.
 
     Terms may grow because their weights warm up, so a falling term is enough to avoid the warning.
@@ -51,10 +51,10 @@ def risen(rows: Sequence[Mapping[str, Any]], stage: str) -> str | None:
     if not ends or not all(end > first[name] for name, end in ends.items()):
         return None
     shown = ", ".join(f"{name} {first[name]:.3g} → {end:.3g}" for name, end in ends.items())
-    return f"The training of {stage} did not go down: its loss ends above where it began ({shown}). {SLOWER}."
+    return f"The loss of the {stage} did not fall: it ends above its start ({shown}). {SLOWER}."
 
 
-def guessing(models: Mapping[str, dict], data: Mapping[str, Any]) -> str | None:
+def guessing_models(models: Mapping[str, dict], data: Mapping[str, Any]) -> str | None:
     """A warning about models that are not better than guessing the most common class, by the 95 % intervals on test."""
     guess, classes = data.get("commonest"), data.get("classes") or ()
     if len(classes) < 2:
@@ -69,12 +69,12 @@ def guessing(models: Mapping[str, dict], data: Mapping[str, Any]) -> str | None:
         return None
     teaches = " A student learns nothing from a teacher that guesses." if "teacher" in lost else ""
     return (
-        f"The test split does not show that these are better than guessing the commonest class, which is right for "
+        f"The test split does not show that these are better than guessing the most common class, which is right for "
         f"{100 * chance:.1f} %: {'; '.join(lost.values())}.{teaches} {LEARN}."
     )
 
 
-def below_base(models: Mapping[str, dict]) -> str | None:
+def student_below_base(models: Mapping[str, dict]) -> str | None:
     """A warning if the student is significantly less accurate than the base, on the same images."""
     difference = Estimate.read((models.get("student", {}).get("more than base") or {}).get("test"))
     if difference is None or not difference.below(0):

@@ -12,7 +12,7 @@ from distilens.foundation.estimate import NOTHING, Estimate, Write, minus
 from distilens.report import charts, pictures
 from distilens.report.cells import Cell, cell, in_percent
 from distilens.report.panels import PICTURE_BYTES
-from distilens.report.rendering import rendered
+from distilens.report.rendering import render
 
 IN_NOTEBOOK = 8  # images
 MOST_LINES = charts.COLOURS  # more lines in a chart could not be distinguished
@@ -84,16 +84,16 @@ class Content:
 
 def page(content: Content) -> str:
     """The whole page: facts, findings, table, curves, and one row per image until the pictures take 8 MB."""
-    explainers, floors = shown(content), [column for column in content.columns if column.floor]
+    explainers, floors = columns_to_show(content), [column for column in content.columns if column.floor]
     rows, spent = [], 0
     for at in range(len(content.rows)):
-        row = drawn(content, at, explainers)
+        row = draw_row(content, at, explainers)
         spent += row["bytes"]
         if rows and spent > PICTURE_BYTES:
             break
         rows.append(row)
-    lines = charted(content)
-    return rendered(
+    lines = labels_to_chart(content)
+    return render(
         "gallery.html.j2",
         content=content,
         explainers=[column for column in content.columns if not column.floor],
@@ -104,25 +104,25 @@ def page(content: Content) -> str:
             (title, chart(name, title, lines, content, axis))
             for name, title, axis in (
                 ("insertion", "Insertion: the strongest pixels are put back first", "pixels put back (%)"),
-                ("deletion", "Deletion: the strongest pixels are taken away first", "pixels taken away (%)"),
+                ("deletion", "Deletion: the strongest pixels are removed first", "pixels removed (%)"),
             )
         ],
         charted=lines,
     )
 
 
-def shown(content: Content) -> list[Column]:
+def columns_to_show(content: Content) -> list[Column]:
     """The explainers to draw: all except the floors, or the floors if there is nothing else."""
     return [column for column in content.columns if not column.floor] or list(content.columns)
 
 
-def drawn(content: Content, at: int, columns: Sequence[Column]) -> dict[str, Any]:
+def draw_row(content: Content, at: int, columns: Sequence[Column]) -> dict[str, Any]:
     """One image with its mask and maps as data URIs."""
     image = np.ascontiguousarray(content.images[at])
     mask = None if content.masks is None or not content.masks[at].any() else content.masks[at]
     maps = []
     for column in columns:
-        values = pictures.normalised(column.maps[at], signed=column.signed)
+        values = pictures.normalise_map(column.maps[at], signed=column.signed)
         undrawable = isinstance(values, str)
         maps.append(
             {
@@ -142,7 +142,7 @@ def drawn(content: Content, at: int, columns: Sequence[Column]) -> dict[str, Any
     return row | {"bytes": sum(len(uri) for uri in uris if uri)}
 
 
-def charted(content: Content) -> list[str]:
+def labels_to_chart(content: Content) -> list[str]:
     """The explainers whose curves are drawn: all, or at most `MOST_LINES` including the strongest floor."""
     strength = {label: float(np.nan_to_num(np.mean(curve["insertion"]))) for label, curve in content.curves.items()}
     if len(strength) <= MOST_LINES:
@@ -166,9 +166,9 @@ def chart(name: str, title: str, labels: Sequence[str], content: Content, axis: 
 
 def notebook(content: Content) -> str:
     """The first images with their maps, and the findings, as self-contained HTML."""
-    columns = shown(content)
-    rows = [drawn(content, at, columns) for at in range(min(len(content.rows), IN_NOTEBOOK))]
-    return rendered("notebook.html.j2", content=content, columns=columns, rows=rows)
+    columns = columns_to_show(content)
+    rows = [draw_row(content, at, columns) for at in range(min(len(content.rows), IN_NOTEBOOK))]
+    return render("notebook.html.j2", content=content, columns=columns, rows=rows)
 
 
 # ---------------------------------------------------------------------------------------------- numbers in words

@@ -19,7 +19,7 @@ from distilens.report.concerns import concerns
 from distilens.report.panels import PICTURE_BYTES, panel
 from distilens.report.paths import shown_folder, without_places
 from distilens.report.remarks import cost, duration, remarks
-from distilens.report.rendering import missing, read_json, rendered
+from distilens.report.rendering import missing, read_json, render
 
 DETAILS = ("threads", "processes")
 """Details of the machine that are shown only under *About this run*."""
@@ -36,7 +36,7 @@ def write_report(folder: Path) -> Path:
     if not folder.is_dir():
         raise UserError(f"no run folder at {folder}. Make one with: distilens run recipe.toml --out {folder}")
     name = folder.resolve().name
-    page = rendered(
+    page = render(
         "template.html.j2",
         name=name,
         summary=summary(folder),
@@ -62,7 +62,7 @@ def summary(folder: Path) -> dict[str, Any]:
     facts = machine_facts(about or {})
     if scores is None:
         return {"missing": missing(problem, f"distilens measure {shlex.quote(shown_folder(folder))}"), "facts": facts}
-    models, seconds = table.measured(scores), (about or {}).get("seconds")
+    models, seconds = table.measured_models(scores), (about or {}).get("seconds")
     spent = cost(scores, seconds if isinstance(seconds, dict) else {})
     return {
         "headline": table.headline(scores),
@@ -86,13 +86,13 @@ def data_facts(data: dict) -> list[tuple[str, str]]:
     sizes = [f"{split} {data[split]:,}" for split in ("train", "validation", "test") if data.get(split) is not None]
     if sizes:
         facts.append(("images", ", ".join(sizes)))
-    facts += found_facts(data)
+    facts += source_facts(data)
     if data.get("note"):
         facts.append(("note", str(data["note"])))
     return facts
 
 
-def found_facts(data: dict) -> list[tuple[str, str]]:
+def source_facts(data: dict) -> list[tuple[str, str]]:
     """The source of each class's pictures, the pictures left out, and remarks about the data."""
     facts = []
     places = data.get("places") or {}

@@ -91,7 +91,7 @@ def map_row(
     }
     judges = answering(arrays)
     for role in roles:
-        values = pictures.normalised(arrays[f"maps_{role}"][at], signed=signed)
+        values = pictures.normalise_map(arrays[f"maps_{role}"][at], signed=signed)
         drawn = not isinstance(values, str)
         prediction, confidence = arrays.get(f"prediction_{role}"), arrays.get(f"confidence_{role}")
         predicted = int(prediction[at]) if prediction is not None else -1

@@ -14,7 +14,7 @@ from distilens.report.colours import FLAT, MAP_WEIGHT, TABLE
 SIDE = 160
 
 
-def normalised(values: Float[np.ndarray, "h w"], *, signed: bool) -> Float[np.ndarray, "h w"] | str:
+def normalise_map(values: Float[np.ndarray, "h w"], *, signed: bool) -> Float[np.ndarray, "h w"] | str:
     """A map scaled to 0 to 1 for drawing, or a text with the reason why it cannot be drawn.
 
     Signed maps count by their absolute value, others by their positive part; then (x - min) / (max - min) over the image.
@@ -35,15 +35,15 @@ def normalised(values: Float[np.ndarray, "h w"], *, signed: bool) -> Float[np.nd
 
 def image_uri(image: UInt8[np.ndarray, "h w 3"]) -> str:
     """The image; small images are enlarged by whole factors, so that their pixels stay squares."""
-    return encoded(enlarged(image), sharp=is_small(image))
+    return encode_image(enlarge(image), sharp=is_small(image))
 
 
 def mask_uri(image: UInt8[np.ndarray, "h w 3"], mask: Shaped[np.ndarray, "h w"]) -> str:
     """The image, darkened outside the evidence mask, with the mask's outline."""
-    large = enlarged(image)
-    inside = fitted(mask, large)
+    large = enlarge(image)
+    inside = fit_mask(mask, large)
     shown = np.where(inside[..., None], large, (large * 0.25).astype(np.uint8))
-    return encoded(outlined(shown, inside), sharp=is_small(image))
+    return encode_image(outline_mask(shown, inside), sharp=is_small(image))
 
 
 def overlay_uri(
@@ -55,7 +55,7 @@ def overlay_uri(
 
     The map may have any grid; it is resized bilinearly. The image is grey, so that colour belongs only to the map.
     """
-    large = enlarged(image)
+    large = enlarge(image)
     height, width = large.shape[:2]
     small = Image.fromarray(np.asarray(values, dtype=np.float32))
     resized = np.asarray(small.resize((width, height), Image.Resampling.BILINEAR))
@@ -63,8 +63,8 @@ def overlay_uri(
     grey = np.asarray(Image.fromarray(large).convert("L"), dtype=np.float32)[..., None]
     mixed = (MAP_WEIGHT * colours + (1 - MAP_WEIGHT) * grey).round().astype(np.uint8)
     if mask is not None and np.any(mask):
-        mixed = outlined(mixed, fitted(mask, large))
-    return encoded(mixed, sharp=False)
+        mixed = outline_mask(mixed, fit_mask(mask, large))
+    return encode_image(mixed, sharp=False)
 
 
 def strongest_place(values: Float[np.ndarray, "h w"]) -> str:
@@ -80,7 +80,7 @@ def is_small(image: UInt8[np.ndarray, "h w 3"]) -> bool:
     return max(image.shape[:2]) * 3 <= SIDE
 
 
-def enlarged(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "H W 3"]:
+def enlarge(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "H W 3"]:
     """The image with its longer side near `SIDE`: enlarged by whole factors (nearest neighbour), or shrunk smoothly."""
     height, width = image.shape[:2]
     if max(height, width) > SIDE:
@@ -91,22 +91,22 @@ def enlarged(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "H W 3"]:
     return image.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def fitted(mask: Shaped[np.ndarray, "h w"], large: UInt8[np.ndarray, "H W 3"]) -> Bool[np.ndarray, "H W"]:
+def fit_mask(mask: Shaped[np.ndarray, "h w"], large: UInt8[np.ndarray, "H W 3"]) -> Bool[np.ndarray, "H W"]:
     """The mask at the size of the enlarged image."""
     height, width = large.shape[:2]
     small = Image.fromarray((np.asarray(mask) > 0).astype(np.uint8) * 255)
     return np.asarray(small.resize((width, height), Image.Resampling.NEAREST)) > 127
 
 
-def outlined(pixels: UInt8[np.ndarray, "H W 3"], inside: Bool[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W 3"]:
+def outline_mask(pixels: UInt8[np.ndarray, "H W 3"], inside: Bool[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W 3"]:
     """The picture with a white line inside the mask's border and a black one outside, visible on any background."""
     pixels = pixels.copy()
-    pixels[grown(inside) & ~inside] = 0
-    pixels[inside & grown(~inside)] = 255
+    pixels[grow_region(inside) & ~inside] = 0
+    pixels[inside & grow_region(~inside)] = 255
     return pixels
 
 
-def grown(region: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
+def grow_region(region: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
     """The region and its four-connected neighbours, without wrapping around the picture's border."""
     result = region.copy()
     result[1:] |= region[:-1]
@@ -116,7 +116,7 @@ def grown(region: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
     return result
 
 
-def encoded(pixels: UInt8[np.ndarray, "H W 3"], *, sharp: bool) -> str:
+def encode_image(pixels: UInt8[np.ndarray, "H W 3"], *, sharp: bool) -> str:
     """A data URI: PNG if edges must stay sharp (these images are small), WebP for smooth pictures."""
     return sharp_uri(pixels.tobytes(), pixels.shape[:2]) if sharp else uri_of(pixels, "WEBP", quality=82)
 

@@ -42,7 +42,12 @@ def reliability_chart(identifier: str, title: str, bins: Sequence[Mapping[str, A
         'aria-labelledby="{id}-title {id}-description"><title id="{id}-title">{title}</title>'
         '<desc id="{id}-description">{said}</desc>{parts}</svg>'
     ).format(
-        width=WIDTH, height=bottom + 48, id=identifier, title=title, said=said(filled), parts=Markup("").join(parts)
+        width=WIDTH,
+        height=bottom + 48,
+        id=identifier,
+        title=title,
+        said=describe_diagram(filled),
+        parts=Markup("").join(parts),
     )
 
 
@@ -52,7 +57,7 @@ def bar(kind: str, left: float, top: float, right: float, bottom: float) -> Mark
     )
 
 
-def said(filled: Sequence[Mapping[str, Any]]) -> str:
+def describe_diagram(filled: Sequence[Mapping[str, Any]]) -> str:
     """The diagram in words, bin by bin."""
     words = [
         f"confidence {100 * one['low']:.0f} to {100 * one['high']:.0f} %: right {100 * one['accuracy']:.0f} %, "

@@ -6,25 +6,25 @@ from typing import Any
 from distilens.foundation.estimate import Estimate
 from distilens.report.cells import cell, is_busy, points, sentence, share, signed_decimals
 from distilens.report.names import plain_name
-from distilens.report.table import accuracy, imbalance, judged_split, measured
+from distilens.report.table import accuracy, imbalance, judged_split, measured_models
 
 
 def remarks(scores: dict) -> list[str]:
     """The remarks below the headline: whether student and base differ on the same images, and how to read the other numbers."""
-    models = measured(scores)
+    models = measured_models(scores)
     split = judged_split(models)
     lines = []
     if split is not None:
-        lines += answers_compared(models, split)
+        lines += compare_answers(models, split)
     lines += [line] if (line := perfect_teacher(models)) else []
     lines += [line] if (line := imbalance(scores)) else []
     for name, entry in (models.get("student", {}).get("maps") or {}).items():
         lines += [line] if (line := against_base(name, (entry or {}).get("more_than_base"))) else []
-    lines += [line] if (line := busy(models)) else []
-    return lines + ([line] if (line := absent(scores)) else [])
+    lines += [line] if (line := busy_warning(models)) else []
+    return lines + ([line] if (line := describe_missing_rows(scores)) else [])
 
 
-def answers_compared(models: Mapping[str, dict], split: str) -> list[str]:
+def compare_answers(models: Mapping[str, dict], split: str) -> list[str]:
     """Whether the student is right more often than the base; for runs of earlier versions, whether their intervals overlap."""
     student, base = models.get("student", {}), models.get("base", {})
     difference = Estimate.read((student.get("more than base") or {}).get(split))
@@ -32,7 +32,7 @@ def answers_compared(models: Mapping[str, dict], split: str) -> list[str]:
         value, about = cell(difference, write=points, unit=" points")
         if difference.holds(0):
             return [
-                f"The {split} split does not settle whether student or base is right more often: the difference on the same "
+                f"The {split} split does not show whether student or base is right more often: the difference on the same "
                 f"images is {value} {about}."
             ]
         more = "more" if difference.positive else "less"
@@ -42,14 +42,12 @@ def answers_compared(models: Mapping[str, dict], split: str) -> list[str]:
     shown = {role: model for role, model in models.items() if accuracy(model, split) is not None}
     listed = "; ".join(f"{role} {sentence(share(model[split]))}" for role, model in shown.items())
     lines = [f"Accuracy on the {split} split, with 95 % intervals: {listed}."]
-    if overlapping(student, base, split):
-        lines.append(
-            "The intervals of student and base overlap: this comparison alone does not settle which is better."
-        )
+    if intervals_overlap(student, base, split):
+        lines.append("The intervals of student and base overlap: this comparison alone does not show which is better.")
     return lines
 
 
-def overlapping(one: dict | None, other: dict | None, split: str) -> bool:
+def intervals_overlap(one: dict | None, other: dict | None, split: str) -> bool:
     """Whether both models have an interval on this split and the intervals overlap."""
     first, second = (Estimate.read((model or {}).get(split)) for model in (one, other))
     return first is not None and second is not None and first.overlaps(second)
@@ -64,8 +62,8 @@ def perfect_teacher(models: Mapping[str, dict]) -> str | None:
     if any(accuracy(model, "test") != model["agreement"]["accuracy"] for model in others):
         return None
     return (
-        "The teacher is right on all images of the test split, so that giving the same answer as the teacher is the same as "
-        "being right: both rows say the same."
+        "The teacher is right on all images of the test split, so the same answer as the teacher is always right: "
+        "both rows are equal."
     )
 
 
@@ -84,7 +82,7 @@ def against_base(name: str, entry: dict | None) -> str | None:
     return f"{whose[0].upper()}{whose[1:]} are {more} {other}: the cosine differs by {value}, image by image."
 
 
-def busy(models: Mapping[str, dict]) -> str | None:
+def busy_warning(models: Mapping[str, dict]) -> str | None:
     """A warning if other work on the machine slowed the latency measurement."""
     slowed = [role for role, model in models.items() if is_busy(model.get("latency_ms"))]
     if not slowed:
@@ -95,12 +93,12 @@ def busy(models: Mapping[str, dict]) -> str | None:
     )
 
 
-def absent(scores: dict) -> str | None:
+def describe_missing_rows(scores: dict) -> str | None:
     """The rows that are missing in the table, and why."""
-    models = measured(scores)
+    models = measured_models(scores)
     rows = []
     if models and not any(model.get("agreement") for model in models.values()):
-        why = "there is one model alone" if len(models) == 1 else "no teacher was measured"
+        why = "there is only one model" if len(models) == 1 else "no teacher was measured"
         rows.append(f"same answer as the teacher ({why})")
     maps: list[dict[str, Any]] = [
         entry or {} for model in models.values() for entry in (model.get("maps") or {}).values()
@@ -113,14 +111,14 @@ def absent(scores: dict) -> str | None:
         rows.append("on the object (the data do not say where in an image the object is)")
     classes = (scores.get("data") or {}).get("classes") or ()
     if any("top5" in model for model in models.values()) and not any(model.get("top5") for model in models.values()):
-        rows.append(f"label among the first five (there are {len(classes)} classes)")
+        rows.append(f"label among the top five (there are {len(classes)} classes)")
     unsound = {role: (model.get("calibration") or {}).get("not finite") for role, model in models.items()}
     rows += [
         f"the {role}'s likelihood and calibration for {count:,} images (its logits are not finite numbers)"
         for role, count in unsound.items()
         if count
     ]
-    return f"Not in the table: {'; '.join(rows)}." if rows else None
+    return f"Missing in the table: {'; '.join(rows)}." if rows else None
 
 
 def without_masks(entry: dict[str, Any]) -> bool:
@@ -130,7 +128,7 @@ def without_masks(entry: dict[str, Any]) -> bool:
 
 def cost(scores: dict, seconds: Mapping[str, Any]) -> str | None:
     """The time of the training and the savings of the student, in one sentence."""
-    models = measured(scores)
+    models = measured_models(scores)
     spent = [value for stage, value in seconds.items() if stage in models and isinstance(value, int | float)]
     student, teacher = models.get("student", {}), models.get("teacher", {})
     saved = [

@@ -32,7 +32,7 @@ class Compiled(BytecodeCache):
 COMPILED = Compiled()
 
 
-def rendered(template: str, **content: Any) -> str:
+def render(template: str, **content: Any) -> str:
     """A template of this folder, rendered with plain data.
 
     Every text is escaped, and absolute paths are shortened to their last part. Each picture is embedded once.

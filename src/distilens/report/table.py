@@ -77,7 +77,7 @@ def rows(scores: dict) -> tuple[list[str], list[list[str]]]:
     >>> rows({"models": {"student": {"model": "tiny", "test": {"accuracy": 0.5, "n": 8}, "parameters": 77850}}})[1]
     [['student', 'tiny', '–', '50.0 %, n = 8', '77.9 k']]
     """
-    models, columns = measured(scores), measures(scores)
+    models, columns = measured_models(scores), measures(scores)
     header = ["role", "model", *(" ".join(filter(None, (row.title, row.arrow))) for row in columns)]
     lines = [
         [role, text(model.get("model")), *(sentence(row.cells[role]) for row in columns)]
@@ -88,7 +88,7 @@ def rows(scores: dict) -> tuple[list[str], list[list[str]]]:
 
 def measures(scores: dict) -> list[Row]:
     """The rows of the table: all measures for which some model has a number, or a reason why the number is missing."""
-    models = measured(scores)
+    models = measured_models(scores)
     more = (models.get("student") or {}).get("more than base") or {}
 
     def shares(title: str, key: str) -> Row:
@@ -101,15 +101,15 @@ def measures(scores: dict) -> list[Row]:
         return Row(title, cells, "lower", Estimate.read(more.get(key)))
 
     always = [shares("accuracy, validation", "validation"), shares("accuracy, test", "test")]
-    others = [shares("label among the first five, test", "top5")]
+    others = [shares("label among the top five, test", "top5")]
     if imbalance(scores):
-        cells = {role: balanced(model) for role, model in models.items()}
+        cells = {role: balanced_cell(model) for role, model in models.items()}
         others.append(Row("accuracy balanced over classes, test", cells, "higher"))
     others += [
         calibrated("negative log-likelihood, test", "nll"),
         calibrated("calibration error, test", "ece"),
         shares("same answer as the teacher, test", "agreement"),
-        *of_maps(models),
+        *map_rows(models),
         *(
             Row(title, {role: (humanised(model.get(key)), "") for role, model in models.items()}, "lower")
             for key, title in (("parameters", "parameters"), ("macs", "MACs"))
@@ -119,7 +119,7 @@ def measures(scores: dict) -> list[Row]:
     return always + [row for row in others if any(value != NOTHING for value, _ in row.cells.values())]
 
 
-def of_maps(models: Mapping[str, dict[str, Any]]) -> list[Row]:
+def map_rows(models: Mapping[str, dict[str, Any]]) -> list[Row]:
     """Two rows per explainer: the similarity of its maps to the teacher's, and their share on the object."""
     table_rows = []
     for name in dict.fromkeys(name for model in models.values() for name in model.get("maps") or {}):
@@ -135,7 +135,7 @@ def of_maps(models: Mapping[str, dict[str, Any]]) -> list[Row]:
     return table_rows
 
 
-def balanced(model: dict[str, Any]) -> Cell:
+def balanced_cell(model: dict[str, Any]) -> Cell:
     return (NOTHING if model.get("balanced") is None else percent(model["balanced"])), ""
 
 
@@ -144,7 +144,7 @@ def by_class(scores: dict, most: int = MOST_CLASSES) -> tuple[list[tuple[str, li
 
     The classes with the lowest accuracy of the student (or the last model) come first; at most `most` are returned.
     """
-    models = measured(scores)
+    models = measured_models(scores)
     accuracies = {role: model.get("by class") or {} for role, model in models.items()}
     names = next(iter(accuracies.values()), {})
     if not all(accuracies.values()) or len(names) < 2:
@@ -157,7 +157,7 @@ def by_class(scores: dict, most: int = MOST_CLASSES) -> tuple[list[tuple[str, li
 
 def headline(scores: dict) -> str:
     """One sentence on the student's accuracy compared with the control, computed from the numbers."""
-    models = measured(scores)
+    models = measured_models(scores)
     student, base, teacher = models.get("student"), models.get("base"), models.get("teacher")
     split = judged_split(models)
     if student is None or split is None:
@@ -183,12 +183,12 @@ def imbalance(scores: dict) -> str | None:
     if not guess or guess["share"] * len(classes) < UNEVEN:
         return None
     return (
-        f"Guessing the commonest class, {guess['class']}, for every image would be right for {percent(guess['share'])} of the "
+        f"Guessing the most common class, {guess['class']}, for every image would be right for {percent(guess['share'])} of the "
         "test split: compare the accuracies with that, and read the accuracy balanced over the classes."
     )
 
 
-def measured(scores: dict) -> dict[str, dict[str, Any]]:
+def measured_models(scores: dict) -> dict[str, dict[str, Any]]:
     """The measured models, in the order teacher, base, student."""
     models = scores.get("models") or {}
     return {role: models[role] for role in MODELS if models.get(role)}

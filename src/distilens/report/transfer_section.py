@@ -19,7 +19,7 @@ from distilens.report.cells import Cell, cell, in_percent
 from distilens.report.intervals import Line, interval_chart
 from distilens.report.panels import PICTURE_BYTES, panel, panel_of
 from distilens.report.paths import shown_folder
-from distilens.report.rendering import missing, read_json, rendered
+from distilens.report.rendering import missing, read_json, render
 from distilens.report.transfer_words import NAMED, Scores, estimate_of, facts, findings, pairs, reliability
 
 IN_NOTEBOOK = 4  # images
@@ -64,7 +64,7 @@ def page(folder: Path) -> str:
     """A separate page, for models that are not those of a single run."""
     scores, _ = read_json(folder / "transfer.json")
     name = " · ".join((scores or {}).get("models", {})) or folder.resolve().name
-    return rendered("compare.html.j2", name=name, transfer=section(folder))
+    return render("compare.html.j2", name=name, transfer=section(folder))
 
 
 def notebook(scores: Scores, maps: Mapping[str, Mapping[str, np.ndarray]]) -> str:
@@ -74,7 +74,7 @@ def notebook(scores: Scores, maps: Mapping[str, Mapping[str, np.ndarray]]) -> st
         whole = {key for key, value in arrays.items() if value.ndim == 0 or key in ("roles", "answers_of")}
         few = {key: value if key in whole else value[:IN_NOTEBOOK] for key, value in arrays.items()}
         panels.append(panel_of(name, few, scores["classes"], PICTURE_BYTES))
-    return rendered("compare_notebook.html.j2", transfer={**content(scores), "panels": panels})
+    return render("compare_notebook.html.j2", transfer={**content(scores), "panels": panels})
 
 
 # ---------------------------------------------------------------------------------------------- tables and charts
@@ -84,23 +84,23 @@ def rows(scores: Scores) -> list[tuple[str, list[Cell]]]:
     """The table: one row per score and one column per level, with intervals."""
     cells: dict[str, list[Cell]] = {}
     for at, level in enumerate(scores["levels"]):
-        for title, one in scored(level):
+        for title, one in titled_scores(level):
             cells.setdefault(title, [(NOTHING, "")] * len(scores["levels"]))[at] = cell_of(one)
     return list(cells.items())
 
 
-def scored(level: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+def titled_scores(level: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     """The scores of a level with their titles."""
     return [
         *((f"RS of {one['of']}", one) for one in level["rs"]),
-        *((f"RS, {one['called']}", one) for one in telling(level)),
+        *((f"RS, {one['called']}", one) for one in pairs_to_show(level)),
         *((f"FSS, {one['of']} and {one['to']}", one) for one in level["fss"]),
         *((f"CKA, {one['of']} and {one['to']}", {"value": one["cka"]}) for one in level["fss"]),
         *((f"{title_of(one)}: {one['of']} − {one['than']}", one) for one in level["apart"]),
     ]
 
 
-def telling(level: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def pairs_to_show(level: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The pairs to show: those with a name, and what further models miss of the teacher; all pairs if no pair has a name."""
     named = [one for one in level["given"] if one["called"] in NAMED]
     others = [one for one in level["given"] if one["of"] == "teacher" and one["given"] not in ("base", "student")]
@@ -118,13 +118,13 @@ def cell_of(one: Mapping[str, Any]) -> Cell:
 
 def table(scores: Scores) -> tuple[list[str], list[list[str]]]:
     """Header and rows for a terminal: value ± half of the 95 % interval."""
-    titles = list(dict.fromkeys(title for level in scores["levels"] for title, _ in scored(level)))
-    levels = [dict(scored(level)) for level in scores["levels"]]
-    lines = [[title, *(briefly(level.get(title)) for level in levels)] for title in titles]
+    titles = list(dict.fromkeys(title for level in scores["levels"] for title, _ in titled_scores(level)))
+    levels = [dict(titled_scores(level)) for level in scores["levels"]]
+    lines = [[title, *(brief_cell(level.get(title)) for level in levels)] for title in titles]
     return ["score", *(level["name"] for level in scores["levels"])], lines
 
 
-def briefly(one: Mapping[str, Any] | None) -> str:
+def brief_cell(one: Mapping[str, Any] | None) -> str:
     return (Estimate.read(one) or Estimate(None)).with_half()
 
 
@@ -135,7 +135,7 @@ def figures(scores: Scores) -> list[dict[str, Any]]:
         "rs": ("Relevance: how much of the task is in the features (RS)", "rs", lambda one: one["of"]),
         "given": ("What one model knows and another does not (RS)", "given", lambda one: one["called"]),
         "fss": (
-            "Likeness: how much of one model's geometry is in another's (FSS)",
+            "Similarity: how much of one model's geometry is in another's (FSS)",
             "fss",
             lambda one: f"{one['of']}, {one['to']}",
         ),
@@ -152,7 +152,7 @@ def figures(scores: Scores) -> list[dict[str, Any]]:
     for key, (title, source, named) in listed.items():
         groups, seen = [], {}
         for level in scores["levels"]:
-            entries = telling(level) if key == "given" else level[source]
+            entries = pairs_to_show(level) if key == "given" else level[source]
             for one in entries:
                 seen.setdefault(named(one), names.index(one["of"]) if key == "rs" else len(seen))
             lines = [Line(named(one), estimate_of(one), seen[named(one)]) for one in entries]
@@ -160,7 +160,7 @@ def figures(scores: Scores) -> list[dict[str, Any]]:
         svg = interval_chart(f"chart-transfer-{key}", title, groups, x_label="score, with 95 % interval")
         if svg:
             sure = (
-                f"Lines are 95 % intervals over {scores['n']:,} images of one run: another training seed changes more."
+                f"Lines are 95 % intervals over {scores['n']:,} images of one run. Another training seed changes more."
             )
             chart_list.append({"title": title, "svg": svg, "about": about[key], "sure": sure})
     return chart_list
@@ -170,7 +170,10 @@ def growth(scores: Scores) -> list[dict[str, Any]]:
     """The scores over training, if the run stored checkpoints."""
     grown = scores["growth"]
     chart_list = []
-    for key, title in (("rs", "Relevance over training (RS)"), ("fss", "Likeness to the teacher over training (FSS)")):
+    for key, title in (
+        ("rs", "Relevance over training (RS)"),
+        ("fss", "Similarity to the teacher over training (FSS)"),
+    ):
         lines = []
         for colour, (name, states) in enumerate((grown.get("models") or {}).items()):
             kept = [state for state in states if key in state]
@@ -183,7 +186,7 @@ def growth(scores: Scores) -> list[dict[str, Any]]:
             estimates = [Estimate.read(one.get(key)) for states in grown["models"].values() for one in states]
             halves = [(one.ends[1] - one.ends[0]) / 2 for one in estimates if one and one.ends]
             sure = f" The interval of a point is at most ±{max(halves):.3f}." if halves else ""
-            about = f"At {grown['level']}, on {grown['n']:,} images, after each epoch whose state was kept.{sure}"
+            about = f"At {grown['level']}, on {grown['n']:,} images, after each epoch whose checkpoint was kept.{sure}"
             chart_list.append({"title": title, "svg": svg, "about": about})
     return chart_list
 
@@ -201,11 +204,11 @@ def tests(scores: Scores) -> list[tuple[str, dict[str, Cell]]]:
 
     titles = {
         "stability": ("correlation over reference sets", False),
-        "shuffled_labels": ("correlation with maps of shuffled labels", False),
+        "shuffled_labels": ("correlation with maps for shuffled labels", False),
         "random_weights": ("correlation with maps of random weights", False),
         "insertion": ("insertion AUC", False),
         "floor": ("insertion AUC of noise", False),
-        "above_floor": ("above noise, image by image", False),
+        "above_floor": ("above noise, on the same images", False),
         "energy_in_mask": ("energy on the evidence", True),
         "mask_share": ("the evidence's share of the image", True),
     }

@@ -22,7 +22,7 @@ ALIKE = 0.1
 
 def findings(scores: Scores) -> list[str]:
     """The conclusions at the last level with a grid, with their intervals."""
-    level, sentences = judged(scores), []
+    level, sentences = judged_level(scores), []
     apart = {(one["what"], one["of"]): estimate_of(one) for one in level["apart"]}
     name, relevance = level["name"], {one["of"]: estimate_of(one) for one in level["rs"]}
     if one := apart.get(("rs", "student")):
@@ -51,7 +51,7 @@ def findings(scores: Scores) -> list[str]:
         sentences.append(f"At {name} {what}: RS {relevance[best].with_interval()}.")
     sentences += energies(scores, name)
     if scores["n"] < 64:
-        sentences.append(f"{scores['n']} images are few: single values say little below 64.")
+        sentences.append(f"{scores['n']} images are few: below 64, a single value says little.")
     return sentences
 
 
@@ -65,7 +65,7 @@ def energies(scores: Scores, level: str) -> list[str]:
     return [f"The distilled maps lie {more(one)} on the evidence than the residual ones: {apart}."]
 
 
-def judged(scores: Scores) -> dict[str, Any]:
+def judged_level(scores: Scores) -> dict[str, Any]:
     """The level of the findings: the last one before the logits."""
     grids = [level for level in scores["levels"] if "logits" not in level["taps"].values()]
     return (grids or scores["levels"])[-1]
@@ -101,26 +101,24 @@ def reliability(scores: Scores) -> str:
         if entry["stability"]["mean"] is not None
     ]
     if not stable:
-        return "All maps are empty: the models know the same."
+        return "All maps are empty: no model knows anything that the others do not."
     least, most = (pick(stable, key=lambda one: one[2]["mean"]) for pick in (min, max))
     lowest, highest = (minus(f"{one[2]['mean']:.2f}") for one in (least, most))
     firm = [f"{called} at {level}" for level, called, entry in stable if entry["mean"] >= RELIABLE]
     verdict = {
-        0: f"None reach {RELIABLE}: read what many of them have in common, not single maps.",
-        len(stable): f"All are above {RELIABLE}, so that single maps can be read.",
+        0: f"None reach {RELIABLE}: do not read single maps; look for what many maps have in common.",
+        len(stable): f"All are above {RELIABLE}, so single maps can be read.",
     }.get(
         len(firm),
-        f"Above {RELIABLE} are {', '.join(firm)}: of the others read what many have in common, not single maps.",
+        f"Above {RELIABLE} are {', '.join(firm)}. Do not read single maps of the others; look for what many maps have in common.",
     )
     share = reference["shared"]
     flattered = (
-        f" (they have {100 * share:.0f} % of their images in common, which raises the correlation)"
-        if share > ALIKE
-        else ""
+        f" (they share {100 * share:.0f} % of their images, which raises the correlation)" if share > ALIKE else ""
     )
     return (
-        f"A map depends on the images that it is explained against, here {reference['n']} of the test split, the same for all. "
-        f"Against {reference['sets']} other such sets{flattered} the maps of {reference['measured']} images correlate "
+        f"A map depends on its reference images: here {reference['n']} of the test split, the same for all maps. "
+        f"With {reference['sets']} other reference sets{flattered}, the maps of {reference['measured']} images correlate "
         f"{lowest} ({least[1]} at {least[0]}) to {highest} ({most[1]} at {most[0]}). {verdict}"
     )
 
@@ -129,18 +127,18 @@ def facts(scores: Scores) -> list[tuple[str, str]]:
     """The models, data and settings behind the numbers."""
     how = scores["settings"]
     task = "labels, one-hot" if how["embeddings"] == "one_hot" else f"embeddings of the classes: {how['embeddings']}"
-    seen = "explained images (the stronger half by HiResCAM)" if how["explained"] else "images as they are"
+    seen = "explained images (the stronger half by HiResCAM)" if how["explained"] else "unchanged images"
     removed = (
         "the other model removed from the task too" if how["full"] else "the other model removed from the features"
     )
     return [
         *((name, f"{about['model']}, weights {about['weights']}") for name, about in scores["models"].items()),
-        ("data", f"{scores['data']}, {scores['n']:,} images of the {scores['split']} split, as many of each class"),
+        ("data", f"{scores['data']}, {scores['n']:,} images of the {scores['split']} split, the same number per class"),
         ("task", task),
         ("features", f"{how['features']}, of {seen}; {removed}"),
         (
             "statistic",
-            "biased, as the paper's code" if how["biased"] else "unbiased; intervals by jackknife over images",
+            "biased, as in the paper's code" if how["biased"] else "unbiased; intervals by jackknife over images",
         ),
     ]
 
@@ -148,6 +146,7 @@ def facts(scores: Scores) -> list[tuple[str, str]]:
 def pairs(scores: Scores) -> list[tuple[str, str]]:
     """The meaning of each pair's name."""
     meanings = {
-        one["called"]: f"what the {one['of']} knows and the {one['given']} does not" for one in judged(scores)["given"]
+        one["called"]: f"what the {one['of']} knows and the {one['given']} does not"
+        for one in judged_level(scores)["given"]
     }
     return [(name, meanings[name]) for name in NAMED if name in meanings]

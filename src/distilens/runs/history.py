@@ -35,7 +35,7 @@ class KeptModels:
         reparametrised = [method for method in methods if isinstance(method, Reparametrised)]
         # in the order of `Objective.prepare`
         for method in sorted(reparametrised, key=lambda method: not method.inserts):
-            chosen = method.chosen(model).items()
+            chosen = method.choose_modules(model).items()
             method.rewrite(model, {path: layer for path, layer in chosen if path in written})
 
     def __len__(self) -> int:

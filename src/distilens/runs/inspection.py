@@ -21,7 +21,7 @@ from distilens.foundation.devices import processes
 from distilens.measure import macs, parameters
 from distilens.models import build_model
 from distilens.runs.recipe import Recipe
-from distilens.runs.training import how_trained, make_teacher, told_of
+from distilens.runs.training import describe_model, finetuning_of, make_teacher
 from distilens.teachers import LiveTeacher, as_one, following, nobody
 from distilens.training.costs import TIMED_STEPS, Added, Timed, added, time_step
 from distilens.training.defaults import in_words, kind_of_model, settled
@@ -147,7 +147,7 @@ def inspect_recipe(recipe: Recipe, *, timed: bool = True) -> Inspection:
     student = build_model(recipe.student.model, data.task, data.size)
     part = recipe.teacher
     teachers = {
-        role: make_teacher(recipe, data, notation, how_trained(part, notation))
+        role: make_teacher(recipe, data, notation, finetuning_of(part, notation))
         for role, notation in (part.models if part else {}).items()
         if part
     }
@@ -158,7 +158,7 @@ def inspect_recipe(recipe: Recipe, *, timed: bool = True) -> Inspection:
     for role, model in (*teachers.items(), ("student", student)):
         trained = recipe.train
         if part and role in part.models:
-            trained = recipe.teacher_training if how_trained(part, part.models[role]) != "none" else None
+            trained = recipe.teacher_training if finetuning_of(part, part.models[role]) != "none" else None
         models[role] = about_model(model, trained)
         check_taps(recipe.explain.explainers, model)
     if not timed:
@@ -208,7 +208,7 @@ def about_model(model: Model, settings: Training | None) -> dict[str, Any]:
         "std": model.std.flatten().tolist(),
         "interpolation": model.interpolation,
         "trained_with": None if settings is None else f"{in_words(settled(settings, kind))} ({kind})",
-        "notes": list(told_of(model)),
+        "notes": list(describe_model(model)),
         "last": last,
         "shapes": shapes,
     }
@@ -229,7 +229,7 @@ def plans_of(
     wanted: list[tuple[str, Model, Data, tuple[str, ...], Training, Teacher]] = []
     part = recipe.teacher
     for role, model in teachers.items():
-        if part and how_trained(part, part.models[role]) != "none":
+        if part and finetuning_of(part, part.models[role]) != "none":
             model = copy.deepcopy(model)  # the model that answers is frozen
             wanted.append((role, model, teacher_data, part.methods, recipe.teacher_training, nobody))
     wanted.append(("base", student, data, recipe.base.methods, recipe.train, nobody))

@@ -24,7 +24,7 @@ PACKAGES = ("distilens", "torch", "torchvision", "timm", "accelerate", "numpy", 
 def origin() -> dict[str, Any]:
     """Versions, machine and git commit of this process."""
     return {
-        "versions": {name: version for name in PACKAGES if (version := installed(name))},
+        "versions": {name: version for name in PACKAGES if (version := installed_version(name))},
         "python": platform.python_version(),
         "machine": machine(),
         "git": git_commit(),
@@ -81,7 +81,7 @@ def origins_in(about: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return origins
 
 
-def installed(name: str) -> str | None:
+def installed_version(name: str) -> str | None:
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

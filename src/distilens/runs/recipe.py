@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import tomlkit
 from pydantic import Field
 
-from distilens.foundation.settings import Count, Kind, Overrides, Part, Parts, Section, resolved
+from distilens.foundation.settings import Count, Kind, Overrides, Part, Parts, Section, resolve_section
 from distilens.measure.transfer.settings import CompareSettings
 from distilens.training.settings import Training
 
@@ -92,7 +92,7 @@ class Recipe(Section):
         if self.teacher:
             content["teacher"]["train"] = self.teacher_training.model_dump(exclude_none=True)
             content["teacher"] |= {"follow": self.teacher.joined} if self.teacher.joined else {}
-        return resolved(Recipe, content)
+        return resolve_section(Recipe, content)
 
     def to_toml(self) -> str:
         """The resolved recipe as TOML; reading it gives the same run."""

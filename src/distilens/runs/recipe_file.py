@@ -46,7 +46,7 @@ def read_outline(path: str | Path, changes: Sequence[str] = (), *, look: bool = 
     Raises:
         UserError: everything that is wrong with its keys, its parts and their options.
     """
-    recipe, problems = outlined(read_toml(find_recipe(path)), changes, look=look)
+    recipe, problems = make_outline(read_toml(find_recipe(path)), changes, look=look)
     raise_problems(problems, changes, str(path))
     assert recipe is not None
     return recipe
@@ -66,7 +66,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def make_recipe(content: Mapping[str, Any], changes: Sequence[str] = (), *, where: str = "the recipe") -> Recipe:
     """A checked recipe from plain data."""
-    recipe, problems = outlined(content, changes)
+    recipe, problems = make_outline(content, changes)
     if recipe is not None:
         problems += method_problems(recipe)
     raise_problems(problems, changes, where)
@@ -83,7 +83,7 @@ def check_together(recipe: Recipe, changes: Sequence[str] = (), *, where: str = 
     raise_problems(method_problems(recipe) + model_problems(recipe), changes, where)
 
 
-def outlined(
+def make_outline(
     content: Mapping[str, Any], changes: Sequence[str], *, look: bool = False
 ) -> tuple[Recipe | None, list[str]]:
     """A recipe from plain data (None if keys or types are wrong), and all problems with its keys and parts."""
@@ -98,7 +98,7 @@ def outlined(
             change_key(changed, key.strip().split("."), toml_value(value), defaults())
         except UserError as error:
             problems.append(str(error))
-    changed = with_variants(with_methods(changed))
+    changed = add_default_variants(add_default_methods(changed))
     problems += part_problems(Recipe, changed) + (missing_places(changed) if look else [])
     teacher = changed.get("teacher")
     overrides = teacher.get("train") if isinstance(teacher, Mapping) else None
@@ -113,7 +113,7 @@ def outlined(
     return recipe, problems
 
 
-def with_methods(content: dict[str, Any]) -> dict[str, Any]:
+def add_default_methods(content: dict[str, Any]) -> dict[str, Any]:
     """Without a teacher and without methods for the student, set its methods to labels alone."""
     student = content.get("student")
     if content.get("teacher") is not None or not isinstance(student, Mapping) or "methods" in student:
@@ -121,7 +121,7 @@ def with_methods(content: dict[str, Any]) -> dict[str, Any]:
     return {**content, "student": {**student, "methods": ["ce"]}}
 
 
-def with_variants(content: dict[str, Any]) -> dict[str, Any]:
+def add_default_variants(content: dict[str, Any]) -> dict[str, Any]:
     """If the teacher's answers are stored and `train.variants` is missing, set it to the default.
 
     The teacher's own training does not change: where its answers are stored must not change the teacher.

@@ -16,7 +16,7 @@ def find_recipe(name: str | Path) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    known = {recipe.stem: recipe for recipe in shipped()}
+    known = {recipe.stem: recipe for recipe in shipped_recipes()}
     if str(name) in known:
         return known[str(name)]
     if path.suffix == ".toml" and path.stem in known and len(path.parts) == 1:
@@ -25,7 +25,7 @@ def find_recipe(name: str | Path) -> Path:
     raise UserError(f"{what}.{nearest(path.stem, list(known))} Shipped with distilens: {', '.join(known)}")
 
 
-def shipped() -> list[Path]:
+def shipped_recipes() -> list[Path]:
     """The recipes that come with distilens: in the wheel, or beside the source tree."""
     here = Path(__file__).parents[1]
     places = [here / "recipes", here.parents[1] / "recipes"]

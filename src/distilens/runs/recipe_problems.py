@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distilens.foundation.catalogue import catalogue
-from distilens.foundation.errors import UserError, nearest_beside
+from distilens.foundation.errors import UserError, suggest_path
 from distilens.foundation.notation import Spec
 from distilens.foundation.settings import keys_of, registry_to_read
 from distilens.runs.recipe import Recipe
@@ -24,7 +24,7 @@ def raise_problems(problems: Sequence[str], changes: Sequence[str], where: str) 
     keys = [change.partition("=")[0].strip() for change in changes if "=" in change]
     listed = list(dict.fromkeys(problems))
     changed = [is_of_change(text, keys) for text in listed]
-    messages = [said_of_change(text) if own else text for text, own in zip(listed, changed, strict=True)]
+    messages = [describe_change(text) if own else text for text, own in zip(listed, changed, strict=True)]
     own = all(changed)
     if len(messages) == 1 and own:
         raise UserError(messages[0])
@@ -33,7 +33,7 @@ def raise_problems(problems: Sequence[str], changes: Sequence[str], where: str) 
         raise UserError("\n  ".join([count if own else f"{where}: {count}", *messages]))
 
 
-def said_of_change(problem: str) -> str:
+def describe_change(problem: str) -> str:
     """The problem with `--set` in front, except for an unknown key, which may have been typed without `--set`."""
     return problem if problem.startswith("unknown key") else f"--set {problem.removeprefix('--set ')}"
 
@@ -114,7 +114,7 @@ def missing_places(content: Mapping[str, Any]) -> list[str]:
         for option in ("path", "pictures"):
             place = options.get(option)
             if isinstance(place, str | Path) and not Path(place).expanduser().exists():
-                beside = nearest_beside(Path(place).expanduser())
+                beside = suggest_path(Path(place).expanduser())
                 problems.append(f"{key}: {option}={place} does not exist (looked from {Path.cwd()}){beside}")
     return problems
 

@@ -19,10 +19,10 @@ from distilens.data.cache import readable
 from distilens.data.pipeline import Batches
 from distilens.foundation.devices import processes
 from distilens.foundation.errors import UserError
-from distilens.foundation.memory import kept as memory_kept
+from distilens.foundation.memory import reuse_freed_memory as memory_kept
 from distilens.foundation.progress import Left, shows_bars
 from distilens.methods import build_methods
-from distilens.runs.run import Run, in_turn
+from distilens.runs.run import Run, wait_and_lock
 from distilens.runs.training import train_teacher
 from distilens.teachers import StoredTeacher, following
 from distilens.teachers.needs import Need
@@ -68,7 +68,7 @@ class Recorder:
         self.needs = [Need.parse(text) for text in needs_of(build_methods(run.recipe.student.methods).values())]
         part = run.recipe.teacher
         several = following(part.joined, len(part.models)) if part else None
-        self.needs = asked([*self.needs, *(several.asks(self.needs) if several and self.needs else [])])
+        self.needs = stored_needs([*self.needs, *(several.asks(self.needs) if several and self.needs else [])])
         if not self.needs:
             raise UserError("nothing to record: the student's methods need nothing from a teacher")
         self.teacher.variants = self.variants = variants or settings.shown
@@ -149,7 +149,7 @@ class Recorder:
                 picked = there[part - (end - len(there))]
                 for chunk in np.split(picked, range(self.size, len(picked), self.size)):
                     if len(chunk):
-                        exact, differences = self.compared(task, chunk)
+                        exact, differences = self.compare_chunk(task, chunk)
                         same += exact
                         off += int((differences > CLOSE[self.precision(need)]).sum())
                         most = max(most, float(differences.max()))
@@ -160,7 +160,7 @@ class Recorder:
         with self.accelerator.autocast():
             return "float32" if need.exact or self.teacher.teacher is None else self.teacher.teacher.precision
 
-    def compared(self, task: Task, positions: np.ndarray) -> tuple[int, np.ndarray]:
+    def compare_chunk(self, task: Task, positions: np.ndarray) -> tuple[int, np.ndarray]:
         """The number of recomputed answers with the same bytes, and the difference of each answer."""
         batch, shelf = self.batch(positions, task.variant), task.place.shelf
         with self.accelerator.autocast():
@@ -212,7 +212,7 @@ class Advance:
             self.console.print(line, highlight=False)
 
 
-def asked(needs: list[Need]) -> list[Need]:
+def stored_needs(needs: list[Need]) -> list[Need]:
     """The needs that are stored: each question once; of several needs for logits only that with the most logits."""
     most = max((need.top or sys.maxsize for need in needs if need.kind == "logits"), default=0)
     kept = [need for need in needs if need.kind != "logits" or (need.top or sys.maxsize) == most]
@@ -227,7 +227,7 @@ def recorders_of(run: Run, *, variants: int | None = None, share: tuple[int, int
     """
     if run.recipe.teacher is None:
         raise UserError("there is nothing to record without a teacher: name one in [teacher]")
-    with in_turn(run):  # only one launch at a time trains the teacher; any number record
+    with wait_and_lock(run):  # only one launch at a time trains the teacher; any number record
         train_teacher(run)
     return [Recorder(run, role, variants=variants, share=share) for role in run.recipe.teacher.models]
 
@@ -248,7 +248,7 @@ def record(run: Run, *, variants: int | None = None, part: tuple[int, int] = (0,
     if variants is not None and variants < 1:
         raise UserError(f"the number of variants must be at least 1; given {variants}")
     recorders = recorders_of(run, variants=variants, share=part)
-    plans = [planned(recorder, again) for recorder in recorders]
+    plans = [print_plan(recorder, again) for recorder in recorders]
     for folder in {recorder.teacher.folder for recorder in recorders}:
         check_room(folder, sum(needed for _, needed in plans))
     processes().wait_for_everyone()
@@ -257,7 +257,7 @@ def record(run: Run, *, variants: int | None = None, part: tuple[int, int] = (0,
         run.say(f"recorded in {recorder.teacher.folder}; read with teacher.answers=stored")
 
 
-def planned(recorder: Recorder, again: bool) -> tuple[list[Task], int]:
+def print_plan(recorder: Recorder, again: bool) -> tuple[list[Task], int]:
     """Print a recorder's plan. Returns its tasks and the number of bytes that it will write."""
     if again:
         forget(recorder)

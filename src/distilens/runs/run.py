@@ -24,7 +24,7 @@ from distilens.data import Data, load
 from distilens.foundation import notebook
 from distilens.foundation.devices import processes
 from distilens.foundation.errors import UserError
-from distilens.foundation.files import Busy, locked, read_json, without_recipe, write_json, write_text
+from distilens.foundation.files import Busy, explain_missing_recipe, lock_folder, read_json, write_json, write_text
 from distilens.foundation.fingerprints import file_key
 from distilens.foundation.notation import Spec
 from distilens.measure.predictions import FILE as PREDICTIONS
@@ -190,7 +190,7 @@ def load_run(path: str | Path, *, console: Console | None = None) -> Run:
     """
     folder = Path(path)
     if not (folder / "recipe.toml").is_file():
-        raise UserError(without_recipe(folder))
+        raise UserError(explain_missing_recipe(folder))
     return Run(folder, read_recipe(folder / "recipe.toml"), console)
 
 
@@ -228,15 +228,15 @@ def what_is_trained(recipe: Recipe) -> dict[str, Any]:
 
 
 @contextmanager
-def in_turn(run: Run) -> Iterator[None]:
-    """`at_work`, but wait if another process works in the folder. All processes of a launch enter together."""
+def wait_and_lock(run: Run) -> Iterator[None]:
+    """`lock_run`, but wait if another process works in the folder. All processes of a launch enter together."""
     waited = False
     with ExitStack() as stack:
         while True:
             free = [True]
             if processes().is_main_process:
                 try:
-                    stack.enter_context(at_work(run))
+                    stack.enter_context(lock_run(run))
                 except Busy:
                     free = [False]
             broadcast_object_list(free)
@@ -250,12 +250,12 @@ def in_turn(run: Run) -> Iterator[None]:
 
 
 @contextmanager
-def at_work(run: Run) -> Iterator[None]:
+def lock_run(run: Run) -> Iterator[None]:
     """Lock the folder: one process (or one launch of several) works in it at a time. Update `about.json` at the end."""
     if not processes().is_main_process:
         yield
         return
-    with locked(run.folder):
+    with lock_folder(run.folder):
         write_text(run.folder / "recipe.toml", run.recipe.to_toml())
         previous = run.about or {}
         run.seconds = dict(previous.get("seconds", {}))

@@ -15,7 +15,7 @@ from distilens.foundation.devices import processes
 from distilens.foundation.files import read_json, write_arrays, write_json
 from distilens.foundation.fingerprints import key_of
 from distilens.foundation.notation import safe
-from distilens.foundation.settings import resolved
+from distilens.foundation.settings import resolve_section
 from distilens.measure import predict
 from distilens.measure.answers import errors_of
 from distilens.measure.maps.side_by_side import as_pixels, choose, explained, named_files
@@ -27,13 +27,13 @@ from distilens.report import write_report
 from distilens.runs.history import KeptModels
 from distilens.runs.provenance import about_run
 from distilens.runs.recipe import ExplainSettings
-from distilens.runs.run import ROLES, Run, at_work, stage
+from distilens.runs.run import ROLES, Run, lock_run, stage
 from distilens.runs.training import source_key, train_stage
 
 
 def run_all(run: Run) -> None:
     """All stages, in order."""
-    with at_work(run):
+    with lock_run(run):
         train_stage(run)
         if processes().is_main_process:
             measure_stage(run)
@@ -52,7 +52,10 @@ def measure_stage(run: Run) -> None:
     explain = run.recipe.explain
     weights = [run.weights_key(role) for role in ROLES]
     key = key_of(
-        "measure", weights, run.data.fingerprint, resolved(ExplainSettings, explain.model_dump(exclude={"images"}))
+        "measure",
+        weights,
+        run.data.fingerprint,
+        resolve_section(ExplainSettings, explain.model_dump(exclude={"images"})),
     )
     scores_file, answers_file, errors_file = (run.folder / name for name in ("scores.json", PREDICTIONS, "errors.npz"))
     with stage(run, "measure", key, scores_file, answers_file, errors_file) as due:
@@ -82,7 +85,10 @@ def explain_stage(run: Run) -> None:
     files = {part: run.folder / "maps" / f"{label}.npz" for part, label in labels(wanted.explainers).items()}
     weights = [run.weights_key(role) for role in ROLES]
     key = key_of(
-        "explain", weights, run.data.fingerprint, resolved(ExplainSettings, wanted.model_dump(exclude={"measured"}))
+        "explain",
+        weights,
+        run.data.fingerprint,
+        resolve_section(ExplainSettings, wanted.model_dump(exclude={"measured"})),
     )
     with stage(run, "explain", key, *files.values()) as due:
         if not due:
@@ -111,7 +117,7 @@ def compare_stage(run: Run, how: CompareSettings | None = None) -> None:
         "compare",
         weights,
         run.data.fingerprint,
-        resolved(CompareSettings, part.model_dump()),
+        resolve_section(CompareSettings, part.model_dump()),
         source_key(part.embeddings),
         {role: models.epochs for role, models in kept.items()},
     )

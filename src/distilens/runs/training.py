@@ -21,15 +21,15 @@ from distilens.foundation.files import read_json, write_json, write_text
 from distilens.foundation.fingerprints import file_key, key_of
 from distilens.foundation.notation import Spec
 from distilens.foundation.own_code import module_file
-from distilens.foundation.settings import Kind, Part, Parts, Section, resolved
+from distilens.foundation.settings import Kind, Part, Parts, Section, resolve_section
 from distilens.methods import build_methods
 from distilens.methods.codebook import with_content
 from distilens.models import build_model, check_classes
 from distilens.models.heads import heads, replace_heads
-from distilens.models.named import check_answers, shown
+from distilens.models.named import check_answers, list_names
 from distilens.models.saved import save_model
 from distilens.runs.recipe import Recipe, TeacherSettings
-from distilens.runs.run import Run, at_work, stage
+from distilens.runs.run import Run, lock_run, stage
 from distilens.teachers import ANSWERS, LiveTeacher, as_one, following, nobody
 from distilens.training.defaults import in_words, kind_of, settled
 from distilens.training.dry_run import check_logits, check_savable, check_trainable, rehearsed
@@ -101,13 +101,13 @@ def rehearse(run: Run, part: TeacherSettings, student: Model) -> None:
     device = cast(torch.device, processes().device)
     made = []
     for role, notation in part.models.items():
-        how = how_trained(part, notation)
+        how = finetuning_of(part, notation)
         model = make_teacher(run.recipe, run.data, notation, how)
         if how != "none":
             check_trainable(model, run.recipe.teacher_training.batch_size, role)
         check_savable(model, role)
         warning = check_logits(model.to(device), run.data, role, used=how == "none")
-        for text in (*told_of(model), *([warning] if warning else [])):
+        for text in (*describe_model(model), *([warning] if warning else [])):
             run.say(f"{role}: {text}")
         made.append(model.cpu())
     live = [LiveTeacher(model) for model in made]
@@ -118,13 +118,13 @@ def rehearse(run: Run, part: TeacherSettings, student: Model) -> None:
     rehearsed(student, run.recipe.student.methods, few, answering, balance=settings.balance)
 
 
-def told_of(model: Model) -> list[str]:
+def describe_model(model: Model) -> list[str]:
     """Notes for the user on a model that was built: random weights, and the model's own notes."""
-    new = [f"these weights were not loaded and are random: {shown(model.missing)}"]
+    new = [f"these weights were not loaded and are random: {list_names(model.missing)}"]
     return [*(new if model.missing else []), *model.notes]
 
 
-def how_trained(part: TeacherSettings, notation: str) -> str:
+def finetuning_of(part: TeacherSettings, notation: str) -> str:
     """Which weights of a teacher are trained: `none`, `head` or `all`."""
     return part.finetune or ("none" if Spec.parse(notation).name in ("run", "file") else "all")
 
@@ -146,7 +146,7 @@ def make_teacher(recipe: Recipe, data: Data, notation: str, how: str) -> Model:
 
 def train_one_teacher(run: Run, part: TeacherSettings, role: str, seed: int) -> None:
     notation = part.models[role]
-    how = how_trained(part, notation)
+    how = finetuning_of(part, notation)
     plan = {"model": notation, "methods": part.methods, "finetune": how}
 
     def make() -> Model:
@@ -190,7 +190,7 @@ def train_role(
     asked, settings = settings, settled(settings, kind)
     decisive = settings.decisive() if trained else None
     content = {**plan, "methods": [with_content(part) for part in plan["methods"]]}
-    key = key_of(role, resolved(Plan, content), source_key(plan["model"]), decisive, seed, data.fingerprint)
+    key = key_of(role, resolve_section(Plan, content), source_key(plan["model"]), decisive, seed, data.fingerprint)
     with stage(run, role, key, folder / "model.safetensors") as due:
         if not due:
             return
@@ -245,7 +245,7 @@ def collect_alone(run: Run) -> list[Path]:
     methods = build_methods(run.recipe.student.methods)
     if all(type(method).collect is Method.collect for method in methods.values()):
         raise UserError("the student's methods need no codebook: only kd_layer does")
-    with at_work(run):
+    with lock_run(run):
         train_teacher(run)
         return collect(run, methods)
 
@@ -266,7 +266,7 @@ def set_other_plans_aside(run: Run, role: str, key: str) -> None:
                 "them"
             )
         if (aside / key).is_dir():
-            take_up(run, role, aside / key)
+            resume_set_aside(run, role, aside / key)
             run.say(f"{role}: resumes from the checkpoints of these settings")
         write_json(current / "plan.json", {"key": key})
     processes().wait_for_everyone()
@@ -284,7 +284,7 @@ def set_aside(run: Run, role: str, place: Path) -> None:
     run.metrics.keep(lambda row: row["stage"] != role)
 
 
-def take_up(run: Run, role: str, place: Path) -> None:
+def resume_set_aside(run: Run, role: str, place: Path) -> None:
     """The inverse of `set_aside`."""
     current = run.folder / role / "checkpoints"
     shutil.rmtree(current, ignore_errors=True)

@@ -102,7 +102,7 @@ def recommend(
     # a study of the same kind of pair has measured the lists itself, so it needs no warnings from others
     harms = harmful(evidence["studies"], kind) if study["kind"] != kind else {}
     every = [candidate(row, evidence["steps"]) for row in study["rows"]]
-    judged = [refused(entry, data, student, teacher, step, harms) for entry in every]
+    judged = [check_candidate(entry, data, student, teacher, step, harms) for entry in every]
     fit = [entry for entry in judged if entry.refused is None]
     if not fit:
         raise UserError("no measured list fits:\n" + "\n".join(f"{entry.name}: {entry.refused}" for entry in judged))
@@ -110,7 +110,7 @@ def recommend(
     plain = next((entry for entry in fit if entry.gain is None), None)
     chosen = best or plain or max(fit, key=lambda entry: entry.accuracy[0])
     ordered = sorted(judged, key=lambda entry: (entry.refused is not None, -entry.accuracy[0]))
-    reasons = [*why(chosen, study, shots, kind, localise), *larger(chosen, data, student, teacher)]
+    reasons = [*give_reasons(chosen, study, shots, kind, localise), *larger(chosen, data, student, teacher)]
     return Advice(chosen, tuple(ordered), tuple(reasons), {**study["settings"], **chosen.settings})
 
 
@@ -161,7 +161,7 @@ def candidate(row: Mapping[str, Any], steps: Mapping[str, float]) -> Candidate:
     return Candidate(row["row"], tuple(row["methods"]), accuracy, gain, row["seeds"], own, steps.get(row["row"]))
 
 
-def refused(
+def check_candidate(
     each: Candidate, data: Data, student: Model, teacher: Model | None, step: float | None, harms: Mapping[str, str]
 ) -> Candidate:
     """The candidate with the reason why it does not fit this recipe, if any."""
@@ -181,12 +181,12 @@ def refused(
 
 def larger(chosen: Candidate, data: Data, student: Model, teacher: Model | None) -> list[str]:
     """How many parameters the list adds to the finished student, if any, as a sentence."""
-    made = prepared(chosen.methods, data, student, teacher)[0].finish()
+    made = prepare_student(chosen.methods, data, student, teacher)[0].finish()
     more = parameters(made) - parameters(student)
     return [f"It adds {more:,} parameters to the student's {parameters(student):,}."] if more else []
 
 
-def prepared(
+def prepare_student(
     methods: Sequence[str], data: Data, student: Model, teacher: Model | None
 ) -> tuple[Objective, Batch, Teacher]:
     """A copy of the student prepared by the methods, the few images that it was prepared on, and the teacher."""
@@ -198,14 +198,14 @@ def prepared(
 def unfit(methods: Sequence[str], data: Data, student: Model, teacher: Model | None) -> str | None:
     """Why a list does not work with these models, found by preparing it; None if it works."""
     try:
-        objective, batch, answering = prepared(methods, data, student, teacher)
+        objective, batch, answering = prepare_student(methods, data, student, teacher)
         objective(batch, answering(batch, objective.needs))
     except UserError as error:
         return str(error)
     return None
 
 
-def why(chosen: Candidate, study: Mapping[str, Any], shots: float, kind: str, localise: bool) -> list[str]:
+def give_reasons(chosen: Candidate, study: Mapping[str, Any], shots: float, kind: str, localise: bool) -> list[str]:
     """The reasons, one sentence each."""
     reasons = [
         f"Your training set has {shots:,.0f} images per class, and {KINDS[kind]}. The nearest conditions that were measured: "

@@ -20,7 +20,7 @@ import numpy as np
 
 from distilens.data.cache import readable
 from distilens.foundation.errors import UserError
-from distilens.foundation.files import disk_told, read_json, write_json
+from distilens.foundation.files import explain_disk_errors, read_json, write_json
 from distilens.foundation.fingerprints import key_of
 from distilens.foundation.notation import safe
 
@@ -148,7 +148,7 @@ class Shelf:
         order = np.argsort(rows, kind="stable")
         rows, records = rows[order], records[order]
         check_room(self.folder, records.nbytes)
-        with disk_told(self.path):
+        with explain_disk_errors(self.path):
             file = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o666)
             try:
                 for run in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows) != 1) + 1):

@@ -18,12 +18,12 @@ from distilens.data import as_data
 from distilens.foundation.devices import processes
 from distilens.foundation.errors import UserError
 from distilens.foundation.notation import Spec
-from distilens.foundation.progress import watched
+from distilens.foundation.progress import visible_console
 from distilens.foundation.settings import explain_errors
 from distilens.methods import build_methods
 from distilens.models import check_classes
 from distilens.models.objects import as_model
-from distilens.report.concerns import risen
+from distilens.report.concerns import rising_loss
 from distilens.teachers import LiveTeacher, nobody
 from distilens.training.dry_run import check_logits, check_trainable
 from distilens.training.history import History
@@ -119,9 +119,11 @@ def distilled(
     chosen = build_methods((USUAL if teacher is not None else ("ce",)) if methods is None else methods)
     check_task(chosen, dataset.task)
     with contextlib.closing(trackers):
-        log = Log(metrics, main=main, trackers=trackers, console=watched() if progress is None else progress or None)
+        log = Log(
+            metrics, main=main, trackers=trackers, console=visible_console() if progress is None else progress or None
+        )
         trained = train(model, chosen, dataset, given, teacher=answering, folder=checkpoints, log=log, seed=seed)
-        if line := risen(log.rows, log.stage):
+        if line := rising_loss(log.rows, log.stage):
             warnings.warn(line, stacklevel=3)
         return trained, History(log.rows)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from distilens.data.batch import Batch
 from distilens.foundation.errors import UserError
-from distilens.foundation.files import disk_told, write_text
+from distilens.foundation.files import explain_disk_errors, write_text
 from distilens.foundation.progress import Left, shows_bars
 from distilens.tasks import Classification, Metric
 from distilens.training.trackers import Trackers
@@ -47,7 +47,7 @@ class Metrics:
     def append(self, **row: Any) -> None:
         if self.path is None:
             return
-        with disk_told(self.path):
+        with explain_disk_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "a") as file:
                 file.write(json.dumps(row) + "\n")

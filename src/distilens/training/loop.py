@@ -22,7 +22,7 @@ from distilens.data.splits import Data
 from distilens.foundation.devices import fastest_convolutions, processes, profits_from_bfloat16
 from distilens.foundation.errors import UserError
 from distilens.foundation.fingerprints import key_of
-from distilens.foundation.memory import kept as memory_kept
+from distilens.foundation.memory import reuse_freed_memory as memory_kept
 from distilens.models.taps import evaluating
 from distilens.teachers import nobody
 from distilens.training.balance import BALANCES

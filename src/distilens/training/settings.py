@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypedDict
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from distilens.foundation.settings import Count, Kind, Part, Section, as_list, resolved
+from distilens.foundation.settings import Count, Kind, Part, Section, as_list, resolve_section
 
 TrackerName = Literal["tensorboard", "wandb", "mlflow"]
 
@@ -74,7 +74,7 @@ class Training(Section):
         # `sampling` is newer than some runs, whose keys must stay valid
         usual = {"sampling"} if self.sampling == "uniform" else set()
         outside = {"log_every", "keep_every", "workers", "resident", "tracker"}
-        return resolved(Training, self.model_dump(exclude=outside | usual))
+        return resolve_section(Training, self.model_dump(exclude=outside | usual))
 
 
 class TrainingOptions(TypedDict, total=False):

@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 
 from distilens.data import load
-from distilens.data.sources.layout import split_of, splits_among
+from distilens.data.sources.layout import find_splits, split_of
 from distilens.foundation.errors import UserError
 from distilens.measure.maps.gallery import gallery
 from distilens.models import build_model
-from distilens.report.page import found_facts
+from distilens.report.page import source_facts
 from distilens.runs.inspection import about_data
 
 COUNT = 3
@@ -81,10 +81,10 @@ def test_the_usual_names_of_splits(name, part):
 
 
 def test_splits_with_a_word_in_common():
-    assert splits_among(["seg_train", "seg_test", "seg_pred"]) == {"seg_train": "train", "seg_test": "test"}
-    assert splits_among(["pets-v2-Train", "pets-v2-val"]) == {"pets-v2-Train": "train", "pets-v2-val": "validation"}
-    assert splits_among(["bus_train", "cat_test"]) == {}
-    assert splits_among(["freight_train", "bus"]) == {}
+    assert find_splits(["seg_train", "seg_test", "seg_pred"]) == {"seg_train": "train", "seg_test": "test"}
+    assert find_splits(["pets-v2-Train", "pets-v2-val"]) == {"pets-v2-Train": "train", "pets-v2-val": "validation"}
+    assert find_splits(["bus_train", "cat_test"]) == {}
+    assert find_splits(["freight_train", "bus"]) == {}
 
 
 @pytest.mark.parametrize(
@@ -325,7 +325,7 @@ def test_a_page_and_a_table_say_what_was_found(root):
     write(root, *(f"{part}/{name}" for part in ("Train", "Test") for name in ("cat", "dog")))
     write(root, "predict", count=2)
     data = loaded(root)
-    facts = found_facts(data.inventory.plain())
+    facts = source_facts(data.inventory.plain())
     assert facts == [
         ("classes", "cat (3 from Test/cat, 3 from Train/cat), dog (3 from Test/dog, 3 from Train/dog)"),
         ("left out", "2 pictures in folders beside the splits: predict/0.png, predict/1.png"),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from distilens.data import load
-from distilens.data.sources.shapes import SHAPES, TEXTURES, colours, drawn_rows, shapes, texture
+from distilens.data.sources.shapes import SHAPES, TEXTURES, colours, draw_rows, shapes, texture
 from distilens.foundation.errors import UserError
 
 
@@ -66,17 +66,17 @@ def test_the_test_set_does_not_depend_on_the_size_of_train(free, cache):
 
 
 def test_the_shortcut_is_the_share_of_tied_backgrounds(monkeypatch):
-    """The families that `drawn_rows` asks for predict the class in shortcut + (1 - shortcut) / 8 of the images."""
+    """The families that `draw_rows` asks for predict the class in shortcut + (1 - shortcut) / 8 of the images."""
     asked = []
 
     def spy(random, labels, families, size):
         asked.append(np.mean(labels == families))
         return np.zeros((len(labels), size, size, 3), np.uint8), np.zeros((len(labels), size, size), np.uint8)
 
-    monkeypatch.setattr("distilens.data.sources.shapes.drawn_images", spy)
+    monkeypatch.setattr("distilens.data.sources.shapes.draw_images", spy)
     for shortcut, share in ((0.0, 1 / 8), (0.6, 0.65), (1.0, 1.0)):
         asked.clear()
-        drawn_rows(np.random.default_rng(0), 20_000, shortcut, 16)
+        draw_rows(np.random.default_rng(0), 20_000, shortcut, 16)
         assert np.mean(asked) == pytest.approx(share, abs=0.01)
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 from distilens.data import SOURCES, decode, load, writing
 from distilens.data import cache as cached
 from distilens.data.pixels import Pixels, usual_size
-from distilens.data.sources.digits import enlarged
+from distilens.data.sources.digits import enlarge_digits
 from distilens.foundation.errors import UserError
 from distilens.foundation.notation import Spec
 
@@ -195,7 +195,7 @@ def test_of_two_that_decode_at_once_one_wins(cache):
         (folder / "set.json").write_text("whole")
         both.wait(5)
 
-    threads = [threading.Thread(target=cached.remembered, args=(cache, "key", write)) for _ in range(2)]
+    threads = [threading.Thread(target=cached.cached_folder, args=(cache, "key", write)) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -640,7 +640,7 @@ def test_digits(cache):
     from sklearn.datasets import load_digits
 
     same = np.round(load_digits().images * 255 / 16).astype(np.uint8)
-    np.testing.assert_array_equal(enlarged(load_digits().images, 8), same)
+    np.testing.assert_array_equal(enlarge_digits(load_digits().images, 8), same)
 
 
 def test_enlarging_agrees_with_torch():
@@ -648,7 +648,7 @@ def test_enlarging_agrees_with_torch():
 
     grey = np.random.default_rng(0).integers(0, 17, (3, 8, 8)).astype(float)
     wanted = torch.nn.functional.interpolate(torch.from_numpy(grey)[None], (20, 20), mode="bilinear")[0] * 255 / 16
-    np.testing.assert_allclose(enlarged(grey, 20), wanted.numpy(), atol=0.51)
+    np.testing.assert_allclose(enlarge_digits(grey, 20), wanted.numpy(), atol=0.51)
 
 
 def test_names_and_options(cache):

@@ -21,7 +21,7 @@ from distilens.core import Model
 from distilens.explain import EXPLAINERS, Explainer, Explanation
 from distilens.explain.expected_gradients import ExpectedGradients
 from distilens.explain.integrated_gradients import IntegratedGradients
-from distilens.explain.maps import normalised, overlay
+from distilens.explain.maps import normalise_maps, overlay
 from distilens.foundation import randomness
 from distilens.foundation.errors import UserError
 from distilens.foundation.notation import safe
@@ -644,19 +644,19 @@ def test_normalised_maps_agree_with_those_of_the_page():
     maps[2] = 3
     maps[3, 0, 0] = torch.nan
     for signed in (False, True):
-        found = normalised(maps, signed=signed)
-        expected = pictures.normalised(maps[0].numpy(), signed=signed)
+        found = normalise_maps(maps, signed=signed)
+        expected = pictures.normalise_map(maps[0].numpy(), signed=signed)
         np.testing.assert_allclose(found[0].numpy(), expected, atol=1e-6)
         assert found[0].min() == 0 and found[0].max() == 1
         assert (found[1:] == 0).all()
-        assert all(isinstance(pictures.normalised(one.numpy(), signed=signed), str) for one in maps[1:])
+        assert all(isinstance(pictures.normalise_map(one.numpy(), signed=signed), str) for one in maps[1:])
 
 
 def test_the_sign_counts_where_maps_have_one():
     maps = torch.tensor([[[-4.0, 0.0], [1.0, 2.0]]])
-    torch.testing.assert_close(normalised(maps, signed=False), torch.tensor([[[0.0, 0.0], [0.5, 1.0]]]))
-    torch.testing.assert_close(normalised(maps, signed=True), torch.tensor([[[1.0, 0.0], [0.25, 0.5]]]))
-    assert (normalised(-maps.abs() - 1, signed=False) == 0).all()
+    torch.testing.assert_close(normalise_maps(maps, signed=False), torch.tensor([[[0.0, 0.0], [0.5, 1.0]]]))
+    torch.testing.assert_close(normalise_maps(maps, signed=True), torch.tensor([[[1.0, 0.0], [0.25, 0.5]]]))
+    assert (normalise_maps(-maps.abs() - 1, signed=False) == 0).all()
 
 
 def test_overlays_are_images_whose_colour_is_the_map_alone():

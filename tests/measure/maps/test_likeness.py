@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import pearsonr, spearmanr
 
-from distilens.explain.maps import normalised
+from distilens.explain.maps import normalise_maps
 from distilens.measure import (
     complexity,
     cosine,
@@ -141,7 +141,7 @@ def test_sparseness_and_complexity():
 def test_normalised_maps_lie_between_0_and_1():
     drawn = maps(1)
     for signed in (False, True):
-        found = normalised(drawn, signed=signed)
+        found = normalise_maps(drawn, signed=signed)
         assert torch.allclose(found.amax((1, 2)), torch.ones(5))
         assert found.amin() == 0
-    assert not normalised(torch.full((1, 3, 3), 2.0), signed=False).any()
+    assert not normalise_maps(torch.full((1, 3, 3), 2.0), signed=False).any()

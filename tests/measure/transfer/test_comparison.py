@@ -110,7 +110,11 @@ def test_any_architectures_under_any_names(world, tmp_path):
     assert list(found.maps["last"])[-2:] == ["prediction_b without a", "confidence_b without a"]
     assert {one["called"] for one in found.scores["levels"][0]["given"]} == {"a without b", "b without a"}
     best = max(found.scores["levels"][0]["rs"], key=lambda one: one["value"])
-    sure = "say most about the task" if best["low"] > 0 else "no model's features say anything certain about the task"
+    sure = (
+        "contain most about the task"
+        if best["low"] > 0
+        else "no model's features are significantly related to the task"
+    )
     assert sure in found.findings()[0]
     page = found.save(tmp_path / "out").read_text()
     assert "a without b" in page
@@ -132,9 +136,9 @@ def test_findings_say_what_is_sure_and_what_is_not(found):
     level["apart"][0] |= {"value": 0.2, "low": 0.1, "high": 0.3}
     level["apart"][1] |= {"value": -0.1, "low": -0.3, "high": 0.1}
     said = transfer_words.findings(scores)
-    assert "the student's features say more about the task than the base's" in said[0]
+    assert "the student's features contain more about the task than the base's" in said[0]
     assert "+0.200 [+0.100 to +0.300]." in said[0]
-    assert "says less about the task" in said[1]
+    assert "contains less about the task" in said[1]
     assert said[1].endswith("which may be chance.")
     assert any("40 images are few" in line for line in said)
 
@@ -251,7 +255,7 @@ def test_a_run_compares_its_models_where_its_recipe_says_so(run):
     assert list(scores["models"]) == ["teacher", "base", "student"]
     page = (run.folder / "report.html").read_text()
     assert "What was distilled" in page
-    assert "Likeness to the teacher over training (FSS)" in page
+    assert "Similarity to the teacher over training (FSS)" in page
     said = Console(record=True, width=120)
     with said.capture() as told:
         again = load_run(run.folder, console=said)

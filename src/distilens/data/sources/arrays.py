@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from distilens.data.copies import copies_in
+from distilens.data.copies import find_copies
 from distilens.data.labels import classes_in, names_in, whole
 from distilens.data.pictures import as_array, as_uint8, channels_last
 from distilens.data.source import Rows, Source, as_rgb, check_labels, digest
@@ -51,10 +51,10 @@ def source_of(
     test: Rows | tuple[Any, Any] | None = None,
 ) -> Source:
     """Make a source from arrays, as in `from_arrays`."""
-    parts = {"train": checked_rows(images, labels, masks, "train")}
+    parts = {"train": make_rows(images, labels, masks, "train")}
     if test is not None:
         given = (test.images, test.targets, test.masks) if isinstance(test, Rows) else (*test, None)
-        parts["test"] = checked_rows(*given, "test")
+        parts["test"] = make_rows(*given, "test")
     return source_of_rows(parts, classes)
 
 
@@ -73,7 +73,7 @@ def source_of_rows(parts: dict[str, Rows], classes: Sequence[str] | None) -> Sou
     arrays = [
         array for rows in parts.values() for array in (rows.images, rows.targets, rows.masks) if array is not None
     ]
-    copies = copies_in({part: rows.images for part, rows in parts.items()}, lambda part, row: f"row {row} of {part}")
+    copies = find_copies({part: rows.images for part, rows in parts.items()}, lambda part, row: f"row {row} of {part}")
     key = digest("arrays", list(classes), *arrays)
     return Source(
         parts["train"],
@@ -85,7 +85,7 @@ def source_of_rows(parts: dict[str, Rows], classes: Sequence[str] | None) -> Sou
     )
 
 
-def checked_rows(images: Any, labels: Any, masks: Any, part: str) -> Rows:
+def make_rows(images: Any, labels: Any, masks: Any, part: str) -> Rows:
     """Make a set from arrays. Its labels are numbers, or names that `classes_in` will turn into class indices.
 
     Raises:

@@ -21,15 +21,15 @@ from distilens.data.sources.csv_tables import (
     column,
     image_column,
     label_column,
+    merge_label_columns,
     read_table,
     table_files,
-    with_one_label,
 )
 from distilens.data.sources.layout import split_of
-from distilens.data.sources.listed import Listed, encoded_files, places_of, with_names, with_test
-from distilens.data.sources.tree import Parts, Tree, check_links, walked
-from distilens.data.writing import decoded
-from distilens.foundation.errors import UserError, nearest_beside
+from distilens.data.sources.listed import Listed, add_file_names, encode_files, hold_out_test, places_of
+from distilens.data.sources.tree import Parts, Tree, check_links, walk_tree
+from distilens.data.writing import decode_source
+from distilens.foundation.errors import UserError, suggest_path
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,8 @@ def csv(
     home = next(iter(files.values())).parent
     root = home.absolute() if pictures is None else Path(pictures).expanduser().absolute()
     if not root.is_dir():
-        raise UserError(
-            f"the folder pictures={pictures} does not exist (looked from {Path.cwd()}){nearest_beside(root)}"
-        )
-    tree = walked(root)
+        raise UserError(f"the folder pictures={pictures} does not exist (looked from {Path.cwd()}){suggest_path(root)}")
+    tree = walk_tree(root)
     check_links(tree, skip_bad=skip_bad)
     index = Index(tree)
     left: dict[str, list[str]] = defaultdict(list)
@@ -84,25 +82,25 @@ def csv(
     rows: list[Labelled] = []
     for part, file in files.items():
         table = read_table(file)
-        table = with_one_label(table, image_column(table, image), label)
+        table = merge_label_columns(table, image_column(table, image), label)
         if part != "train" and label_column(table, image_column(table, image), label, needed=False) is None:
             left["tables without labels"].append(file.name)
             continue
-        rows += labelled(table, index, part if len(files) > 1 else None, (image, label, split), left, skip_bad)
-    listed, classes = by_split(once(rows, left), tree)
+        rows += find_labelled(table, index, part if len(files) > 1 else None, (image, label, split), left, skip_bad)
+    listed, classes = group_by_split(remove_repeats(rows, left), tree)
     content = content_of([file for entries in listed.values() for _, file in entries], root, cache)
     key = digest("csv", content, classes, {part: [name for name, _ in entries] for part, entries in listed.items()})
 
     def read() -> tuple[dict[str, Encoded], Sequence[str]]:
-        return {part: encoded_files(entries, classes, root) for part, entries in listed.items()}, classes
+        return {part: encode_files(entries, classes, root) for part, entries in listed.items()}, classes
 
-    source = decoded(cache, key, read, Pixels(size, ground, range_, large), skip_bad=skip_bad)
+    source = decode_source(cache, key, read, Pixels(size, ground, range_, large), skip_bad=skip_bad)
     named = {file for entries in listed.values() for _, file in entries}
     left["pictures that no table names"] += ["/".join(one) for one in tree.pictures if tree.file(one) not in named]
     left_out = {reason: names for reason, names in left.items() if names}
     hint = "Expected at least two classes: name the column that has them, label=..."
     return replace(
-        with_names(source, listed, root),
+        add_file_names(source, listed, root),
         inventory=Inventory(places_of(listed, classes, root, source.skipped), left_out, source.inventory.remarks, hint),
     )
 
@@ -125,7 +123,7 @@ class Index:
             return []
         matches = self.names.get(wanted[-1]) or self.stems.get(wanted[-1]) or []
         if len(matches) > 1:
-            alike = [common(picture[:-1], wanted[:-1]) for picture in matches]
+            alike = [count_common_folders(picture[:-1], wanted[:-1]) for picture in matches]
             matches = [picture for picture, count in zip(matches, alike, strict=True) if count == max(alike)]
         if len(matches) > 1 and part:
             own = [picture for picture in matches if part in {split_of(name) for name in picture[:-1]}]
@@ -133,7 +131,7 @@ class Index:
         return matches
 
 
-def common(first: Parts, second: Parts) -> int:
+def count_common_folders(first: Parts, second: Parts) -> int:
     """How many folders agree, counted from the file upwards; one more if all agree."""
     count = 0
     for one, other in zip(reversed(first), reversed(second), strict=False):
@@ -143,7 +141,7 @@ def common(first: Parts, second: Parts) -> int:
     return count + (len(first) == len(second))
 
 
-def labelled(
+def find_labelled(
     table: Table,
     index: Index,
     part: str | None,
@@ -167,7 +165,7 @@ def labelled(
             missing.append(value)
             continue
         present.append(
-            Labelled(pictures[0], composed(row[label].strip()) or None, part or told_split(table, row, split))
+            Labelled(pictures[0], composed(row[label].strip()) or None, part or split_in_table(table, row, split))
         )
     if missing and (not skip_bad or not present):
         raise UserError(
@@ -179,7 +177,7 @@ def labelled(
     return present
 
 
-def told_split(table: Table, row: list[str], split: int | None) -> str | None:
+def split_in_table(table: Table, row: list[str], split: int | None) -> str | None:
     if split is None:
         return None
     value, name = row[split].strip(), table.columns[split].lower()
@@ -194,7 +192,7 @@ def told_split(table: Table, row: list[str], split: int | None) -> str | None:
     return part
 
 
-def once(rows: Sequence[Labelled], left: dict[str, list[str]]) -> list[Labelled]:
+def remove_repeats(rows: Sequence[Labelled], left: dict[str, list[str]]) -> list[Labelled]:
     """Remove repeated rows of a picture; refuse a picture with two labels or two splits."""
     seen: dict[Parts, Labelled] = {}
     for row in rows:
@@ -208,23 +206,23 @@ def once(rows: Sequence[Labelled], left: dict[str, list[str]]) -> list[Labelled]
     return list(seen.values())
 
 
-def by_split(rows: Sequence[Labelled], tree: Tree) -> tuple[Listed, list[str]]:
+def group_by_split(rows: Sequence[Labelled], tree: Tree) -> tuple[Listed, list[str]]:
     """The pictures of each split, and the classes."""
     parts: Mapping[Parts, str | None] = {row.picture: row.part for row in rows}
     if not any(parts.values()):
         above = {row.picture: split_of(row.picture[0]) if len(row.picture) > 1 else None for row in rows}
         parts = above if all(above.values()) and "train" in above.values() else dict.fromkeys(parts)
-    labels = spelled({row.picture: row.label for row in rows})
+    labels = spell_labels({row.picture: row.label for row in rows})
     listed: dict[str, list[tuple[str | None, Path]]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: row.picture):
         listed[parts[row.picture] or "train"].append((labels[row.picture], tree.file(row.picture)))
-    sets = listed if any(parts.values()) else with_test(listed["train"], tree.root)
+    sets = listed if any(parts.values()) else hold_out_test(listed["train"], tree.root)
     if not sets.get("train"):
         raise UserError(f"no row belongs to the training set; the splits are {', '.join(sorted(sets))}")
     return sets, in_order(name for pictures in sets.values() for name, _ in pictures if name is not None)
 
 
-def spelled(labels: Mapping[Parts, str | None]) -> dict[Parts, str | None]:
+def spell_labels(labels: Mapping[Parts, str | None]) -> dict[Parts, str | None]:
     """Write whole numbers such as 1.0 as 1.
 
     Raises:

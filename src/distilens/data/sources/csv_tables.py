@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from distilens.data.labels import NAMES
 from distilens.data.sources.layout import WORDS
 from distilens.data.sources.tree import suffixes
-from distilens.foundation.errors import UserError, nearest, nearest_beside, shortened
+from distilens.foundation.errors import UserError, nearest, shortened, suggest_path
 
 IMAGES = (
     *("image", "image_id", "image_name", "image_path", "img", "img_id", "img_name", "img_path", "id", "id_code"),
@@ -40,7 +40,7 @@ def table_files(path: Path) -> tuple[dict[str, Path], list[str]]:
     if not path.is_dir():
         raise UserError(
             f"path={path} does not exist (looked from {Path.cwd()}); expected a CSV file, or a folder with one"
-            f"{nearest_beside(path)}"
+            f"{suggest_path(path)}"
         )
     there = sorted(one for one in path.iterdir() if one.suffix.lower() in (".csv", ".tsv") and one.name[0] != ".")
     parts: dict[str, list[Path]] = defaultdict(list)
@@ -116,7 +116,7 @@ def image_column(table: Table, given: str | None) -> int:
     return position
 
 
-def with_one_label(table: Table, image: int, given: str | None) -> Table:
+def merge_label_columns(table: Table, image: int, given: str | None) -> Table:
     """Turn one column of 0 and 1 per class into a single column of classes; other tables are returned unchanged.
 
     Raises:

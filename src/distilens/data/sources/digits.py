@@ -24,7 +24,7 @@ def digits(cache: Path, *, size: Annotated[int, Field(ge=8)] = 32) -> Source:
 
     loaded: Any = load_digits()
     labels = loaded.target.astype(np.int64)
-    images = as_rgb(enlarged(loaded.images, size))
+    images = as_rgb(enlarge_digits(loaded.images, size))
     generator = np.random.default_rng(20240000 + VERSION)
     test = np.zeros(len(labels), dtype=bool)
     for digit in range(10):
@@ -35,7 +35,7 @@ def digits(cache: Path, *, size: Annotated[int, Field(ge=8)] = 32) -> Source:
     return Source(train, tested, None, as_task(list(map(str, range(10)))), fingerprint)
 
 
-def enlarged(grey: np.ndarray, size: int) -> np.ndarray:
+def enlarge_digits(grey: np.ndarray, size: int) -> np.ndarray:
     """Enlarge `[n 8 8]` with values 0..16 to uint8 `[n size size]`: bilinear, align_corners=False."""
     centres = np.clip((np.arange(size) + 0.5) * grey.shape[1] / size - 0.5, 0, grey.shape[1] - 1)
     # One row of weights per new pixel, at most two of them not 0: the interpolation is one matrix on either side.

@@ -15,8 +15,8 @@ from distilens.data.decode import Encoded
 from distilens.data.labels import NAMES, as_declared, classes_in, column_values, in_words
 from distilens.data.pixels import Ground, Pixels, Range, Side
 from distilens.data.source import Source, digest
-from distilens.data.writing import decoded
-from distilens.foundation.errors import UserError, nearest, nearest_beside, shortened
+from distilens.data.writing import decode_source
+from distilens.foundation.errors import UserError, nearest, shortened, suggest_path
 
 if TYPE_CHECKING:
     import pyarrow
@@ -63,16 +63,16 @@ def parquet(
         declared = declared_names(schema, label)
         columns = {part: label_column(paths, root, image, label, declared) for part, paths in files.items()}
         names, labels = classes_in(columns, declared)
-        return {part: encoded_parquet(paths, root, image, labels[part]) for part, paths in files.items()}, names
+        return {part: read_encoded(paths, root, image, labels[part]) for part, paths in files.items()}, names
 
-    return decoded(cache, key, read, Pixels(size, ground, range_, large), skip_bad=skip_bad)
+    return decode_source(cache, key, read, Pixels(size, ground, range_, large), skip_bad=skip_bad)
 
 
 def existing(path: Path) -> Path:
     root = Path(path).expanduser()
     if not root.is_dir():
         what = "is a file, expected a folder" if root.exists() else "does not exist"
-        raise UserError(f"the folder {path} {what} (looked from {Path.cwd()}){nearest_beside(root)}")
+        raise UserError(f"the folder {path} {what} (looked from {Path.cwd()}){suggest_path(root)}")
     return root
 
 
@@ -104,7 +104,7 @@ def reading(file: Path) -> Iterator[None]:
         ) from None
 
 
-def opened(file: Path) -> pyarrow.parquet.ParquetFile:
+def open_parquet(file: Path) -> pyarrow.parquet.ParquetFile:
     import pyarrow.parquet
 
     with reading(file):
@@ -113,7 +113,7 @@ def opened(file: Path) -> pyarrow.parquet.ParquetFile:
 
 def schema_of(file: Path) -> pyarrow.Schema:
     with reading(file):
-        return opened(file).schema_arrow
+        return open_parquet(file).schema_arrow
 
 
 def declared_features(schema: pyarrow.Schema) -> Mapping[str, Any]:
@@ -176,7 +176,7 @@ def label_column(
                 "{bytes, path}"
             )
         with reading(file):
-            values = opened(file).read([label]).column(0)
+            values = open_parquet(file).read([label]).column(0)
             column = column_values(values, f"the labels in {label!r} of {file.name}")
         columns.append(as_declared(column, declared_names(schema, label), declared))
     if any(column.dtype == object for column in columns):
@@ -193,15 +193,15 @@ def holds_images(kind: pyarrow.DataType) -> bool:
     return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
 
 
-def encoded_parquet(files: Sequence[Path], root: Path, image: str, labels: np.ndarray) -> Encoded:
-    starts = np.cumsum([0, *(opened(file).metadata.num_rows for file in files)])
+def read_encoded(files: Sequence[Path], root: Path, image: str, labels: np.ndarray) -> Encoded:
+    starts = np.cumsum([0, *(open_parquet(file).metadata.num_rows for file in files)])
 
     def images() -> Iterator[bytes | Path | None]:
         for file in files:
             with reading(file):
-                for batch in opened(file).iter_batches(256, columns=[image]):
+                for batch in open_parquet(file).iter_batches(256, columns=[image]):
                     for value in batch.column(0).to_pylist():
-                        yield encoded_bytes(value, file.parent)
+                        yield read_bytes(value, file.parent)
 
     def name(row: int) -> str:
         place = int(np.searchsorted(starts, row, side="right")) - 1
@@ -210,7 +210,7 @@ def encoded_parquet(files: Sequence[Path], root: Path, image: str, labels: np.nd
     return Encoded(labels, images, name)
 
 
-def encoded_bytes(value: Any, folder: Path | None) -> bytes | Path | None:
+def read_bytes(value: Any, folder: Path | None) -> bytes | Path | None:
     """The encoded image in Hugging Face's format: bytes, or {bytes, path}; a path without bytes names a file."""
     if isinstance(value, dict):
         if value["bytes"] is None and value.get("path"):

@@ -17,9 +17,9 @@ from distilens.data.pixels import Ground, Pixels, Range, Side
 from distilens.data.source import Inventory, Source, digest
 from distilens.data.sources.files import existing
 from distilens.data.sources.layout import Layout, layout_of
-from distilens.data.sources.listed import Listed, encoded_files, places_of, with_names, with_test
-from distilens.data.sources.tree import Tree, check_links, is_picture, suffixes, walked
-from distilens.data.writing import decoded
+from distilens.data.sources.listed import Listed, add_file_names, encode_files, hold_out_test, places_of
+from distilens.data.sources.tree import Tree, check_links, is_picture, suffixes, walk_tree
+from distilens.data.writing import decode_source
 from distilens.foundation.errors import UserError, shortened
 
 
@@ -50,13 +50,13 @@ def folder(
         UserError: no such folder, no images, an ambiguous layout, or bad images or links.
     """
     root = existing(path).absolute()
-    tree = walked(root)
+    tree = walk_tree(root)
     check_links(tree, skip_bad=skip_bad)
     if not tree.pictures:
         raise no_pictures(tree)
     check_names(tree)
     layout = layout_of(tree, splits=splits, level=level)
-    listed = listed_images(tree, layout)
+    listed = list_images(tree, layout)
     content = content_of([file for images in listed.values() for _, file in images], root, cache)
     # A class folder without an image has no content, but must change the key.
     key = digest(
@@ -64,10 +64,10 @@ def folder(
     )
 
     def read() -> tuple[dict[str, Encoded], Sequence[str]]:
-        return {part: encoded_files(images, layout.classes, root) for part, images in listed.items()}, layout.classes
+        return {part: encode_files(images, layout.classes, root) for part, images in listed.items()}, layout.classes
 
-    source = decoded(cache, key, read, Pixels(size, ground, range_, large), skip_bad=skip_bad)
-    return replace(with_names(source, listed, root), inventory=inventory_of(tree, layout, listed, source))
+    source = decode_source(cache, key, read, Pixels(size, ground, range_, large), skip_bad=skip_bad)
+    return replace(add_file_names(source, listed, root), inventory=inventory_of(tree, layout, listed, source))
 
 
 def check_names(tree: Tree) -> None:
@@ -93,11 +93,11 @@ def no_pictures(tree: Tree) -> UserError:
     )
 
 
-def listed_images(tree: Tree, layout: Layout) -> Listed:
+def list_images(tree: Tree, layout: Layout) -> Listed:
     """The files of each split. Without a test split, a fifth of every class is held out."""
     listed = {part: [(name, tree.file(path)) for name, path in files] for part, files in layout.pictures.items()}
     if layout.classes and not layout.named:
-        return with_test(listed["train"], tree.file(layout.base))
+        return hold_out_test(listed["train"], tree.file(layout.base))
     return listed
 
 

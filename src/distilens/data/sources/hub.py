@@ -14,8 +14,8 @@ from distilens.data.decode import Encoded
 from distilens.data.labels import NAMES, as_declared, classes_in, column_values
 from distilens.data.pixels import Ground, Pixels, Range, Side
 from distilens.data.source import SPLITS, Source, as_rgb, digest
-from distilens.data.sources.files import encoded_bytes
-from distilens.data.writing import decoded
+from distilens.data.sources.files import read_bytes
+from distilens.data.writing import decode_source
 from distilens.foundation.errors import UserError, nearest, shortened
 
 TORCHVISION = ("CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST", "STL10", "SVHN", "USPS")
@@ -82,7 +82,9 @@ def source_of_splits(
     # Arrow files of one data set differ between machines (they can hold absolute paths), so the images are hashed.
     content = [digest(part, labels[part], hash_of(hub_images(splits[part], image))) for part in splits]
     key = digest("hf", content, list(classes))
-    return decoded(cache, key, lambda: ({part: encoded(part) for part in splits}, classes), pixels, skip_bad=skip_bad)
+    return decode_source(
+        cache, key, lambda: ({part: encoded(part) for part in splits}, classes), pixels, skip_bad=skip_bad
+    )
 
 
 def hub_splits(name: str, config: str | None) -> dict[str, Any]:
@@ -113,7 +115,7 @@ def image_column(features: Any, image: str | None, what: str) -> str:
     import datasets
 
     images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
-    return chosen_column("image", image, images, features, what)
+    return choose_column("image", image, images, features, what)
 
 
 def label_column(features: Any, label: str | None, what: str) -> str:
@@ -121,10 +123,10 @@ def label_column(features: Any, label: str | None, what: str) -> str:
 
     labels = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     labels = labels or [column for column in NAMES if column in features][:1]
-    return chosen_column("label", label, labels, features, what)
+    return choose_column("label", label, labels, features, what)
 
 
-def chosen_column(option: str, given: str | None, suitable: Sequence[str], features: Any, what: str) -> str:
+def choose_column(option: str, given: str | None, suitable: Sequence[str], features: Any, what: str) -> str:
     if given is not None:
         if given not in features:
             known = list(features)
@@ -149,7 +151,7 @@ def hub_images(split: Any, image: str) -> Iterator[bytes | Path | None]:
     column = split.select_columns([image]).cast_column(image, datasets.Image(decode=False))
     for table in column.with_format("arrow").iter(256):
         for value in table[image].to_pylist():
-            yield encoded_bytes(value, None)
+            yield read_bytes(value, None)
 
 
 def hash_of(images: Iterator[bytes | Path | None]) -> str:
@@ -204,7 +206,7 @@ def torchvision(
     content = [part for both in zip(pixels.values(), labels.values(), strict=True) for part in both]
     key = digest("torchvision", name, classes, *content)
     how = Pixels(size)
-    return decoded(cache, key, lambda: ({part: encoded(part) for part in sets}, classes), how, skip_bad=False)
+    return decode_source(cache, key, lambda: ({part: encoded(part) for part in sets}, classes), how, skip_bad=False)
 
 
 def pixels_of(data: Any) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 from distilens.data.decode import Encoded
 from distilens.data.pixels import Ground, Pixels, Range, Side
 from distilens.data.source import Source, digest
-from distilens.data.writing import decoded
+from distilens.data.writing import decode_source
 from distilens.foundation.errors import UserError
 
 
@@ -42,5 +42,7 @@ def image(
         raise UserError(f"the picture {name} cannot be read: {error.strerror} (looked from {Path.cwd()})") from None
     encoded = Encoded(np.array([-1]), lambda: iter([content]), lambda row: path.name)
     key = digest("image", content)
-    source = decoded(cache, key, lambda: ({"train": encoded}, []), Pixels(size, ground, range_, large), skip_bad=False)
+    source = decode_source(
+        cache, key, lambda: ({"train": encoded}, []), Pixels(size, ground, range_, large), skip_bad=False
+    )
     return replace(source, train=replace(source.train, names=(path.name,)))

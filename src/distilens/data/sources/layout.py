@@ -58,7 +58,7 @@ def split_of(name: str) -> str | None:
     return PART_OF[match[1]] if match else None
 
 
-def splits_among(names: Iterable[str]) -> dict[str, str]:
+def find_splits(names: Iterable[str]) -> dict[str, str]:
     """The names that stand for splits; also `pets_train` and `pets_test`, if they are otherwise equal."""
     names = list(names)
     parts = {name: part for name in names if (part := split_of(name))}
@@ -89,7 +89,7 @@ class Folders:
         """The folders in `place` with pictures somewhere below them."""
         return sorted(self.below.get(place, ()))
 
-    def unwrapped(self, place: Parts, known: Iterable[str] = ()) -> Parts:
+    def unwrap(self, place: Parts, known: Iterable[str] = ()) -> Parts:
         """Go down while everything is in one folder that contains folders itself: an archive's wrapping, not a class."""
         while not self.direct[place]:
             names = self.names(place)
@@ -118,23 +118,23 @@ def layout_of(tree: Tree, *, splits: bool = True, level: int | None = None) -> L
         UserError: the folders are ambiguous.
     """
     folders = Folders(tree)
-    base = folders.unwrapped(()) if level is None else ()
+    base = folders.unwrap(()) if level is None else ()
     names = folders.names(base)
     remarks = [f"the set is read inside of {'/'.join(base)}/"] if base else []
-    parts = splits_among(names) if splits else {}
+    parts = find_splits(names) if splits else {}
     parts, more = above_classes(folders, base, parts)
     remarks += more
     if not names or (parts and not any(folders.names((*base, name)) for name in parts)):
         return Layout(base, {"train": [(None, picture) for picture in tree.pictures]}, [], {}, remarks)
     if parts:
         places = split_places(folders, base, parts)
-        return with_places(folders, base, places, level or 1, remarks, beside=set(names) - set(parts))
-    if splits and inside_classes(folders, base):
+        return layout_with_splits(folders, base, places, level or 1, remarks, beside=set(names) - set(parts))
+    if splits and has_splits_inside_classes(folders, base):
         return below_classes(folders, base, remarks)
     if level is None:
         check_same_below(folders, base)
-        remarks += said_of_depth(folders, base)
-    return with_places(folders, base, {"train": base}, level or 1, remarks)
+        remarks += describe_depth(folders, base)
+    return layout_with_splits(folders, base, {"train": base}, level or 1, remarks)
 
 
 def above_classes(folders: Folders, base: Parts, parts: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
@@ -172,22 +172,22 @@ def above_classes(folders: Folders, base: Parts, parts: Mapping[str, str]) -> tu
 def split_places(folders: Folders, base: Parts, parts: Mapping[str, str]) -> dict[str, Parts]:
     """The folder with the class folders of each split; it may be inside an archive's folder in the split."""
     named = {part: (*base, name) for name, part in parts.items()}
-    train = folders.unwrapped(named["train"])
+    train = folders.unwrap(named["train"])
     known = folders.names(train)
-    return {part: train if part == "train" else folders.unwrapped(place, known) for part, place in named.items()}
+    return {part: train if part == "train" else folders.unwrap(place, known) for part, place in named.items()}
 
 
-def inside_classes(folders: Folders, base: Parts) -> bool:
+def has_splits_inside_classes(folders: Folders, base: Parts) -> bool:
     """Whether some class folder contains only splits, with train among them."""
     for name in folders.names(base):
         inner = folders.names((*base, name))
-        parts = splits_among(inner)
+        parts = find_splits(inner)
         if "train" in parts.values() and len(parts) == len(inner) and len(set(parts.values())) > 1:
             return True
     return False
 
 
-def with_places(
+def layout_with_splits(
     folders: Folders,
     base: Parts,
     places: Mapping[str, Parts],
@@ -230,7 +230,7 @@ def below_classes(folders: Folders, base: Parts, remarks: list[str]) -> Layout:
     """The layout if the splits are folders inside the classes: `cat/train`, `cat/test`."""
     by_split: dict[str, list[tuple[str | None, Parts]]] = defaultdict(list)
     depth = len(base)
-    parts = {name: splits_among(folders.names((*base, name))) for name in folders.names(base)}
+    parts = {name: find_splits(folders.names((*base, name))) for name in folders.names(base)}
     loose = []
     for picture in folders.tree.pictures:
         name, inner = (picture[depth], picture[depth + 1]) if len(picture) > depth + 2 else ("", "")
@@ -264,7 +264,7 @@ def check_same_below(folders: Folders, base: Parts) -> None:
         )
 
 
-def said_of_depth(folders: Folders, base: Parts) -> list[str]:
+def describe_depth(folders: Folders, base: Parts) -> list[str]:
     """A remark if no picture is directly in a class folder: then the folders below could be the classes."""
     names = folders.names(base)
     inner = sorted({below for name in names for below in folders.names((*base, name))})

@@ -21,9 +21,9 @@ Listed = Mapping[str, Sequence[tuple[str | None, Path]]]
 """The class and file of every image, by split; the class is None if unknown."""
 
 
-def with_test(images: Sequence[tuple[str | None, Path]], root: Path) -> Listed:
+def hold_out_test(images: Sequence[tuple[str | None, Path]], root: Path) -> Listed:
     """Hold out a fixed fifth of every class as the test set."""
-    held = held_out(images, root)
+    held = choose_test_files(images, root)
     listed = {
         "train": [image for image in images if image[1] not in held],
         "test": [image for image in images if image[1] in held],
@@ -31,7 +31,7 @@ def with_test(images: Sequence[tuple[str | None, Path]], root: Path) -> Listed:
     return {part: files for part, files in listed.items() if files}
 
 
-def held_out(images: Iterable[tuple[str | None, Path]], root: Path) -> set[Path]:
+def choose_test_files(images: Iterable[tuple[str | None, Path]], root: Path) -> set[Path]:
     """About a fifth of every class, selected by a hash of the path only: at least one image; of three or more, two stay."""
     classes: dict[str, list[tuple[float, Path]]] = {}
     start = len(os.fsencode(root)) + 1
@@ -48,16 +48,16 @@ def held_out(images: Iterable[tuple[str | None, Path]], root: Path) -> set[Path]
     return chosen
 
 
-def encoded_files(images: Sequence[tuple[str | None, Path]], classes: Sequence[str], root: Path) -> Encoded:
+def encode_files(images: Sequence[tuple[str | None, Path]], classes: Sequence[str], root: Path) -> Encoded:
     position = {name: place for place, name in enumerate(classes)}
     labels = np.array([-1 if name is None else position[name] for name, _ in images], dtype=np.int64)
     return Encoded(labels, lambda: (file for _, file in images), lambda row: str(images[row][1].relative_to(root)))
 
 
-def with_names(source: Source, listed: Listed, root: Path) -> Source:
+def add_file_names(source: Source, listed: Listed, root: Path) -> Source:
     """Add the file name of each image to the source: all listed files except the skipped ones."""
     sets = {part: images for part, images in listed.items() if part == "train" or any(name for name, _ in images)}
-    if "test" not in sets and "validation" in sets:  # as in `writing.in_their_roles`
+    if "test" not in sets and "validation" in sets:  # as in `writing.assign_splits`
         sets["test"] = sets.pop("validation")
     start, without = len(str(root)) + 1, {line.partition(": ")[0] for line in source.skipped}
     updated: dict[str, Rows] = {}

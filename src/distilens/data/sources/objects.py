@@ -13,12 +13,12 @@ import numpy as np
 
 from distilens.data.decode import Encoded
 from distilens.data.labels import NAMES, as_declared, classes_in
-from distilens.data.pictures import as_array, as_uint8, channels_last, is_array, is_picture, opened, picture_of
+from distilens.data.pictures import as_array, as_uint8, channels_last, is_array, is_picture, open_picture, picture_of
 from distilens.data.pixels import Pixels, Side
 from distilens.data.source import SPLITS, Source, digest
-from distilens.data.sources.arrays import checked_rows, label_column, source_of_rows
+from distilens.data.sources.arrays import label_column, make_rows, source_of_rows
 from distilens.data.waiting import Progress
-from distilens.data.writing import decoded
+from distilens.data.writing import decode_source
 from distilens.foundation.errors import UserError, shortened
 
 HOW = (
@@ -37,8 +37,8 @@ def source_of_objects(given: Any, cache: Path, size: Side | None = None) -> Sour
         UserError: the object does not hold pictures and labels; the message lists what does.
     """
     sets, notes = {}, []
-    for part, one in sets_in(given).items():
-        sets[part], remarks = without_loader(one)
+    for part, one in name_sets(given).items():
+        sets[part], remarks = unwrap_loader(one)
         notes += remarks
     if all(is_hub(one) and has_pictures(one) for one in sets.values()):
         from distilens.data.sources.hub import source_of_splits
@@ -52,7 +52,7 @@ def source_of_objects(given: Any, cache: Path, size: Side | None = None) -> Sour
     return replace(source, inventory=inventory)
 
 
-def sets_in(given: Any) -> dict[str, Any]:
+def name_sets(given: Any) -> dict[str, Any]:
     """The sets by name: from a dictionary, a pair (train, test), a triple (train, validation, test), or a single set."""
     if isinstance(given, Mapping):
         sets = {part: given[name] for part, names in SPLITS.items() for name in names if name in given}
@@ -65,7 +65,7 @@ def sets_in(given: Any) -> dict[str, Any]:
     return {"train": given}
 
 
-def without_loader(given: Any) -> tuple[Any, list[str]]:
+def unwrap_loader(given: Any) -> tuple[Any, list[str]]:
     """The data set of a loader, and remarks about that."""
     if hasattr(given, "dataset") and hasattr(given, "batch_size"):
         return given.dataset, [
@@ -124,7 +124,7 @@ def source_of_columns(sets: Mapping[str, Any]) -> Source:
     rows = {}
     for part, given in sets.items():
         images, labels = given.tensors if is_tensors(given) else given
-        rows[part] = checked_rows(images, labels, None, part)
+        rows[part] = make_rows(images, labels, None, part)
     return source_of_rows(rows, None)
 
 
@@ -161,7 +161,7 @@ def items_of(given: Any, part: str) -> Items:
     Raises:
         UserError: the object has no items by number.
     """
-    if is_columns(given) or is_tensors(given) or is_listed(given):
+    if is_columns(given) or is_tensors(given) or is_pair_of_lists(given):
         images, labels = given.tensors if is_tensors(given) else given
         if len(images) != len(labels):
             raise UserError(f"there are {len(images)} {part} images and {len(labels)} labels: expected one per image")
@@ -181,7 +181,7 @@ def items_of(given: Any, part: str) -> Items:
     )
 
 
-def is_listed(given: Any) -> bool:
+def is_pair_of_lists(given: Any) -> bool:
     """Whether something is `([picture, picture, …], labels)`."""
     return (
         isinstance(given, tuple | list)
@@ -230,9 +230,9 @@ def label_of(item: Any) -> Any:
 
 def pixels_of_one(picture: Any, what: str) -> np.ndarray:
     if hasattr(picture, "convert"):
-        return of_pillow(picture)
+        return array_of_pillow(picture)
     if isinstance(picture, str | Path):
-        return opened(picture)
+        return open_picture(picture)
     if not is_picture(picture):
         shape = list(picture.shape) if hasattr(picture, "shape") else type(picture).__name__
         raise UserError(f"{what} is not a picture but {shape}: expected a tensor, an array, a Pillow image or a path")
@@ -240,7 +240,7 @@ def pixels_of_one(picture: Any, what: str) -> np.ndarray:
     return channels_last(values, torch_like=hasattr(picture, "detach"), what=what) if values.ndim == 3 else values
 
 
-def of_pillow(picture: Any) -> np.ndarray:
+def array_of_pillow(picture: Any) -> np.ndarray:
     """A Pillow image as an upright array; deep images keep their values, transparent ones their alpha."""
     from PIL import ImageOps
 
@@ -267,12 +267,12 @@ def source_of_items(sets: Mapping[str, Items], cache: Path, pixels: Pixels) -> S
     def encoded(part: str, items: Items) -> Encoded:
         def images() -> Iterator[np.ndarray]:
             for place in range(items.count):
-                yield scaled(items.pixels(place), low, high, f"the {part} images")
+                yield scale_picture(items.pixels(place), low, high, f"the {part} images")
 
         return Encoded(labels[part], images, lambda row: f"item {row} of {part}")
 
     key = digest("objects", classes, *(digest(part, labels[part], one.content) for part, one in looked.items()))
-    source = decoded(
+    source = decode_source(
         cache,
         key,
         lambda: ({part: encoded(part, items) for part, items in sets.items()}, classes),
@@ -283,7 +283,7 @@ def source_of_items(sets: Mapping[str, Items], cache: Path, pixels: Pixels) -> S
     return replace(source, inventory=inventory)
 
 
-def scaled(values: np.ndarray, low: float, high: float, what: str) -> np.ndarray:
+def scale_picture(values: np.ndarray, low: float, high: float, what: str) -> np.ndarray:
     """Scale a picture to uint8; whole numbers of more than 8 bits are kept, and scaled when their range is known."""
     deep = values.dtype.kind in "iu" and values.ndim == 2 and high > 255 and low >= 0
     return values.astype(np.uint16 if high < 2**16 else np.int32) if deep else as_uint8(values, low, high, what)
@@ -324,10 +324,10 @@ def look(items: Items) -> Looked:
             progress.advance()
     if low > high:  # all pictures have 8 bits: their values need no scaling
         low, high = 0.0, 255.0
-    return Looked(labels, low, high, state.hexdigest(), said_of_changing(items.part, changing, len(again)))
+    return Looked(labels, low, high, state.hexdigest(), describe_changing_items(items.part, changing, len(again)))
 
 
-def said_of_changing(part: str, changing: Sequence[int], looked: int) -> list[str]:
+def describe_changing_items(part: str, changing: Sequence[int], looked: int) -> list[str]:
     """A warning if items change between two reads; else an empty list."""
     if not changing:
         return []

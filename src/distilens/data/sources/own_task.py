@@ -9,7 +9,7 @@ import numpy as np
 from distilens.data.pictures import as_array, channels_last
 from distilens.data.source import Rows, Source, digest
 from distilens.data.sources.arrays import pixels_of
-from distilens.data.sources.objects import is_items, is_tensors, picture_of, pixels_of_one, sets_in, without_loader
+from distilens.data.sources.objects import is_items, is_tensors, name_sets, picture_of, pixels_of_one, unwrap_loader
 from distilens.foundation.errors import UserError
 from distilens.tasks import Task
 
@@ -20,7 +20,7 @@ def source_of_task(given: Any, task: Task) -> Source:
     Raises:
         UserError: the object does not hold images and targets, or their numbers differ.
     """
-    sets = {part: rows_of(without_loader(one)[0], part, task) for part, one in sets_in(given).items()}
+    sets = {part: rows_of(unwrap_loader(one)[0], part, task) for part, one in name_sets(given).items()}
     sizes = {rows.images.shape[1:3] for rows in sets.values()}
     if len(sizes) > 1:
         raise UserError(f"the images of the sets have several sizes: {sorted(sizes)}. Expected one size")

@@ -13,7 +13,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from distilens.data.cache import read_source, remembered
+from distilens.data.cache import cached_folder, read_source
 from distilens.data.source import Rows, Source, digest
 
 VERSION = 1
@@ -57,16 +57,16 @@ def shapes(
     def write(folder: Path) -> None:
         # The seed depends on the set, never on `shortcut` or on the other set's count.
         for part, count, tied, key in (("train", train, shortcut, 0), ("test", test, 0.0, 1)):
-            rows = drawn_rows(np.random.default_rng([VERSION, seed, key]), count, tied, size)
+            rows = draw_rows(np.random.default_rng([VERSION, seed, key]), count, tied, size)
             for name, array in (("images", rows.images), ("labels", rows.targets), ("masks", rows.masks)):
                 assert array is not None
                 np.save(folder / f"{part}_{name}.npy", array)
         (folder / "set.json").write_text(json.dumps({"classes": SHAPES, "skipped": []}), encoding="utf-8")
 
-    return read_source(remembered(cache, fingerprint, write), fingerprint)
+    return read_source(cached_folder(cache, fingerprint, write), fingerprint)
 
 
-def drawn_rows(random: np.random.Generator, count: int, shortcut: float, size: int) -> Rows:
+def draw_rows(random: np.random.Generator, count: int, shortcut: float, size: int) -> Rows:
     """`count` images of balanced classes in random order."""
     labels = random.permutation(np.arange(count) % len(SHAPES))
     # Everything is drawn even if it is not used, so that later random numbers do not depend on `shortcut`.
@@ -76,11 +76,11 @@ def drawn_rows(random: np.random.Generator, count: int, shortcut: float, size: i
     masks = np.empty((count, size, size), dtype=np.uint8)
     for start in range(0, count, CHUNK):
         rows = slice(start, min(start + CHUNK, count))
-        images[rows], masks[rows] = drawn_images(random, labels[rows], families[rows], size)
+        images[rows], masks[rows] = draw_images(random, labels[rows], families[rows], size)
     return Rows(images, labels.astype(np.int64), masks)
 
 
-def drawn_images(
+def draw_images(
     random: np.random.Generator, labels: np.ndarray, families: np.ndarray, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Images `[n size size 3]` and masks `[n size size]` for given shapes and texture families."""
@@ -190,29 +190,29 @@ def texture(random: np.random.Generator, families: np.ndarray, size: int) -> np.
         wave = np.sin(frequency * y + phase[rows])
         match TEXTURES[family]:
             case "stripes" | "slants":
-                value = stepped(wave)
+                value = make_steps(wave)
             case "checks":
-                value = stepped(wave * np.sin(frequency * x + other[rows]) * 2)
+                value = make_steps(wave * np.sin(frequency * x + other[rows]) * 2)
             case "dots":
-                value = stepped(wave + np.sin(frequency * x + other[rows]) - 1)
+                value = make_steps(wave + np.sin(frequency * x + other[rows]) - 1)
             case "gradient":
                 value = 0.5 + y / size
             case "blotches":
-                value = stepped(blurred(grain[rows], size / 16))
+                value = make_steps(blur_noise(grain[rows], size / 16))
             case "waves":
-                value = stepped(np.sin(frequency * y + phase[rows] + 2 * np.sin(frequency / 2 * x + other[rows])))
+                value = make_steps(np.sin(frequency * y + phase[rows] + 2 * np.sin(frequency / 2 * x + other[rows])))
             case _:
                 value = grain[rows]
         mixture[rows] = value
     return np.clip(mixture, 0, 1)
 
 
-def stepped(wave: np.ndarray) -> np.ndarray:
+def make_steps(wave: np.ndarray) -> np.ndarray:
     """Turn a wave around 0 into two levels with edges about one pixel wide."""
     return np.clip(0.5 + 1.5 * wave, 0, 1)
 
 
-def blurred(grain: np.ndarray, sigma: float) -> np.ndarray:
+def blur_noise(grain: np.ndarray, sigma: float) -> np.ndarray:
     """Smooth noise of mean 0 and variance 1, without a border: a Gaussian filter in the frequency domain."""
     size = grain.shape[1]
     frequency = np.fft.fftfreq(size)

@@ -74,7 +74,7 @@ def ending(suffix: str) -> str:
     return f"files ending in {suffix}" if suffix else "files without a suffix"
 
 
-def walked(root: Path) -> Tree:
+def walk_tree(root: Path) -> Tree:
     """Read a folder and everything below it. Links to folders are followed once; hidden and system folders are skipped.
 
     Raises:
@@ -86,7 +86,7 @@ def walked(root: Path) -> Tree:
     def read(folder: str, parts: Parts, above: frozenset[tuple[int, int]]) -> None:
         tree.folders.append(parts)
         above |= {identity(folder)}
-        for entry in listed(folder):
+        for entry in list_folder(folder):
             name = entry.name
             suffix = os.path.splitext(name)[1].lower()
             below = (*parts, name)
@@ -116,7 +116,7 @@ def walked(root: Path) -> Tree:
     return tree
 
 
-def listed(folder: str) -> list[os.DirEntry[str]]:
+def list_folder(folder: str) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from distilens.explain.explanation import checked, quietly
-from distilens.explain.maps import empty, normalised
+from distilens.explain.maps import empty, normalise_maps
 from distilens.explain.path import blocks, rows_at_once
 from distilens.foundation.errors import UserError
 from distilens.measure.maps.imputation import Fill, filled, noisy_linear
@@ -229,7 +229,7 @@ def masked_confidence(
     """
     with quietly(model), torch.no_grad():
         images = checked(model, images)
-        seen = resized(normalised(maps, signed=False), (images.shape[2], images.shape[3]))[:, None]
+        seen = resized(normalise_maps(maps, signed=False), (images.shape[2], images.shape[3]))[:, None]
         mean = model.mean.to(images)
         first, second = (
             model.logits(pixels).float().softmax(1).gather(1, target[:, None])[:, 0]

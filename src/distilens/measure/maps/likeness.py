@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from distilens.explain.maps import empty, normalised
+from distilens.explain.maps import empty, normalise_maps
 from distilens.foundation.estimate import mean_of
 from distilens.models.grids import resized
 
@@ -60,7 +60,7 @@ def ssim(maps: Maps, others: Others) -> Values:
     large = (max(size[0], WINDOW), max(size[1], WINDOW))
     first, second = (resized(resized(values, size), large) for values in (maps, others))
     constant = (flat(first.flatten(1)) | flat(second.flatten(1)))[:, None, None, None]
-    m, n = (normalised(side - side.amin((1, 2), keepdim=True), signed=False)[:, None] for side in (first, second))
+    m, n = (normalise_maps(side - side.amin((1, 2), keepdim=True), signed=False)[:, None] for side in (first, second))
     at = torch.arange(WINDOW, device=maps.device) - (WINDOW - 1) / 2
     window = (-at.square() / (2 * DEVIATION**2)).exp()
     window = (window / window.sum()).to(m)

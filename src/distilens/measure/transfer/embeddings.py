@@ -23,7 +23,7 @@ from distilens.foundation.errors import UserError
 from distilens.foundation.notation import Registry
 from distilens.measure.maps.images import built_model, run_folder
 from distilens.measure.transfer.levels import chosen, features_at
-from distilens.models.adapters import offline_told
+from distilens.models.adapters import explain_download_errors
 
 EMBEDDINGS = Registry(
     "embedding",
@@ -112,7 +112,7 @@ def hf(
         raise UserError("hf: embeddings need transformers: pip install 'distilens[hf]'") from None
     if "{}" not in prompt:
         raise UserError(f"a prompt must have {{}} in place of the class's name; given {prompt!r}")
-    with offline_told(f"hf:{name}"):
+    with explain_download_errors(f"hf:{name}"):
         model, processor = AutoModel.from_pretrained(name).eval(), AutoProcessor.from_pretrained(name)
     if not hasattr(model, "get_text_features"):
         raise UserError(f"hf:{name} does not embed text: name a model such as openai/clip-vit-base-patch32")

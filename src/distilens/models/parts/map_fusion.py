@@ -62,7 +62,7 @@ class MapFusion(nn.Module):
         )
 
     def forward(self, feature: Float[Tensor, "b c h w"], inputs: Mapping[str, Tensor]) -> Float[Tensor, "b c h w"]:
-        return self.fused(feature, self.guide(feature, inputs).to(feature.dtype)).to(feature.dtype)
+        return self.fuse_map(feature, self.guide(feature, inputs).to(feature.dtype)).to(feature.dtype)
 
     def guide(self, feature: Float[Tensor, "b c h w"], inputs: Mapping[str, Tensor]) -> Float[Tensor, "b u h w"]:
         """`U`: from the teacher's map if the image has one, else from its replacement."""
@@ -74,19 +74,19 @@ class MapFusion(nn.Module):
         else:  # there is no teacher when shapes are inspected
             otherwise = feature.new_zeros(len(feature), *self.low)
         if "cam" not in inputs:
-            return otherwise if self.deploy == "null" else self.upsampled(otherwise, size)
+            return otherwise if self.deploy == "null" else self.upsample(otherwise, size)
         given = resized(inputs["cam"].to(feature.dtype), self.low)
         shown = inputs["cam_shown"][:, None, None] > 0
         if self.deploy == "null":
-            return torch.where(shown[:, None], self.upsampled(given, size), otherwise)
-        return self.upsampled(torch.where(shown, given, otherwise), size)
+            return torch.where(shown[:, None], self.upsample(given, size), otherwise)
+        return self.upsample(torch.where(shown, given, otherwise), size)
 
-    def upsampled(self, maps: Float[Tensor, "b i j"], size: tuple[int, int]) -> Float[Tensor, "b u h w"]:
+    def upsample(self, maps: Float[Tensor, "b i j"], size: tuple[int, int]) -> Float[Tensor, "b u h w"]:
         """Maps on the feature's grid. An odd stride gives one line too many; the last line is cut off."""
         high = (self.low[0] * self.stride[0], self.low[1] * self.stride[1])
         return resized(self.up(maps[:, None])[..., : high[0], : high[1]].contiguous(), size)
 
-    def fused(self, feature: Float[Tensor, "b c h w"], guide: Float[Tensor, "b u h w"]) -> Float[Tensor, "b c h w"]:
+    def fuse_map(self, feature: Float[Tensor, "b c h w"], guide: Float[Tensor, "b u h w"]) -> Float[Tensor, "b c h w"]:
         if self.fuse == "concat":
             return self.mixed(torch.cat([feature, guide], 1))
         scale, shift = self.affine(self.mixed(guide))
@@ -104,7 +104,7 @@ class MapFusion(nn.Module):
         return 1 + scale, shift
 
     @torch.no_grad()
-    def folded(self) -> FoldedFusion:
+    def fold(self) -> FoldedFusion:
         """The part with the learned `U` everywhere, as one 1×1 convolution; it is channel-wise, except for `concat`."""
         channels = self.channels
         groups = 1 if self.fuse == "concat" else channels
@@ -148,7 +148,7 @@ class Nearby(nn.Module):
 
 
 class FoldedFusion(nn.Module):
-    """The folded form of `cam_fusion:deploy=null`: a 1×1 convolution behind the last feature. `MapFusion.folded` makes it."""
+    """The folded form of `cam_fusion:deploy=null`: a 1×1 convolution behind the last feature. `MapFusion.fold` makes it."""
 
     def __init__(self, *, channels: Count, groups: Count):
         super().__init__()
