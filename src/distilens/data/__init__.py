@@ -112,7 +112,8 @@ def load(part: Any, cache: Path | None = None, *, to_explain: bool = False) -> D
     chosen = {name: spec.options[name] for name in ("limit", "shots", "classes", "min_images", "val_fraction", "seed")}
     name = str(Spec.parse(part))
     if isinstance(source, Data):  # a function of the user's own made it
-        if given := [key for key in chosen if key in Spec.parse(part).options]:
+        usual = SOURCES.resolve(Spec(spec.name, spec.argument)).options
+        if given := [key for key in chosen if chosen[key] != usual[key]]:
             raise UserError(f"{name}: the function returns a Data, whose rows are chosen: leave out {', '.join(given)}")
         return replace(source, name=name)
     if to_explain and not can_be_split(source, chosen["classes"]):

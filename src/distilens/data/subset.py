@@ -185,7 +185,9 @@ def position_of(given: str | int, classes: Sequence[str]) -> int:
         return int(name)
     with_comma = next((label for label in classes if "," in label), None)
     how = f". A name with a comma is written in brackets: classes=[[{with_comma}],...]" if with_comma else ""
-    raise UserError(f"unknown class {given!r}.{nearest(name, tuple(classes))} Known: {shortened(classes, most=20)}{how}")
+    raise UserError(
+        f"unknown class {given!r}.{nearest(name, tuple(classes))} Known: {shortened(classes, most=20)}{how}"
+    )
 
 
 def counts_of(names: Sequence[str], strata: np.ndarray) -> np.ndarray:

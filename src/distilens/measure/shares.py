@@ -15,6 +15,7 @@ from distilens.foundation.estimate import share_of
 from distilens.models.model import Model
 from distilens.models.objects import takes_modules
 from distilens.models.taps import evaluating
+from distilens.tasks.classification import right
 
 
 class Share(TypedDict):
@@ -51,11 +52,6 @@ def accuracy(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> S
     """The share of labelled images whose top class is the label; None without labels. Higher is better."""
     known = labels >= 0
     return share(right(logits[known], labels[known])) if known.any() else None
-
-
-def right(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> Bool[Tensor, " n"]:
-    """Whether the top class of each image is its label; logits with a NaN are never right."""
-    return (logits.argmax(1) == labels) & ~logits.isnan().any(1)
 
 
 def top_k(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], k: int) -> Share | None:

@@ -4,18 +4,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from distilens.foundation.estimate import Estimate
-from distilens.report.cells import cell, is_busy, points, sentence, share, signed_decimals
+from distilens.foundation.metric import ACCURACY, Metric
+from distilens.report.cells import cell, is_busy, points, sentence, signed_decimals
 from distilens.report.names import plain_name
-from distilens.report.table import accuracy, imbalance, judged_split, measured_models
+from distilens.report.table import imbalance, judged_split, measured_models, metric_of, score_cell, score_of
 
 
 def remarks(scores: dict) -> list[str]:
     """The remarks below the headline: whether student and base differ on the same images, and how to read the other numbers."""
     models = measured_models(scores)
-    split = judged_split(models)
+    metric = metric_of(scores)
+    split = judged_split(models, metric)
     lines = []
     if split is not None:
-        lines += compare_answers(models, split)
+        lines += compare_answers(models, split, metric)
     lines += [line] if (line := perfect_teacher(models)) else []
     lines += [line] if (line := imbalance(scores)) else []
     for name, entry in (models.get("student", {}).get("maps") or {}).items():
@@ -24,10 +26,12 @@ def remarks(scores: dict) -> list[str]:
     return lines + ([line] if (line := describe_missing_rows(scores)) else [])
 
 
-def compare_answers(models: Mapping[str, dict], split: str) -> list[str]:
+def compare_answers(models: Mapping[str, dict], split: str, metric: Metric = ACCURACY) -> list[str]:
     """Whether the student is right more often than the base; for runs of earlier versions, whether their intervals overlap."""
     student, base = models.get("student", {}), models.get("base", {})
     difference = Estimate.read((student.get("more than base") or {}).get(split))
+    if difference is not None and not metric.is_share:
+        return [compare_scores(difference, split, metric)]
     if difference is not None:
         value, about = cell(difference, write=points, unit=" points")
         if difference.holds(0):
@@ -39,12 +43,23 @@ def compare_answers(models: Mapping[str, dict], split: str) -> list[str]:
         return [
             f"The student is right {more} often than the base: on the same images of the {split} split {value} {about}."
         ]
-    shown = {role: model for role, model in models.items() if accuracy(model, split) is not None}
-    listed = "; ".join(f"{role} {sentence(share(model[split]))}" for role, model in shown.items())
-    lines = [f"Accuracy on the {split} split, with 95 % intervals: {listed}."]
+    shown = {role: model for role, model in models.items() if score_of(model, split, metric) is not None}
+    listed = "; ".join(f"{role} {sentence(score_cell(model[split], metric))}" for role, model in shown.items())
+    lines = [f"{metric.name.capitalize()} on the {split} split, with 95 % intervals: {listed}."]
     if intervals_overlap(student, base, split):
         lines.append("The intervals of student and base overlap: this comparison alone does not show which is better.")
     return lines
+
+
+def compare_scores(difference: Estimate, split: str, metric: Metric) -> str:
+    """Whether student and base differ in a metric that is not a share."""
+    number = sentence(cell(difference, write=signed_decimals, unit=f" {metric.unit}".rstrip()))
+    if difference.holds(0):
+        return f"The {split} split does not show which of student and base has the better {metric.name}: they differ by {number}."
+    worse = difference.positive != metric.higher_is_better
+    return (
+        f"The student has a {'worse' if worse else 'better'} {metric.name} than the base: on the same images {number}."
+    )
 
 
 def intervals_overlap(one: dict | None, other: dict | None, split: str) -> bool:
@@ -57,9 +72,9 @@ def perfect_teacher(models: Mapping[str, dict]) -> str | None:
     """Why two rows are equal: if the teacher is always right, agreement with it equals accuracy."""
     teacher = models.get("teacher", {})
     others = [model for role, model in models.items() if role != "teacher" and model.get("agreement")]
-    if accuracy(teacher, "test") != 1 or not others:
+    if score_of(teacher, "test") != 1 or not others:
         return None
-    if any(accuracy(model, "test") != model["agreement"]["accuracy"] for model in others):
+    if any(score_of(model, "test") != model["agreement"]["accuracy"] for model in others):
         return None
     return (
         "The teacher is right on all images of the test split, so the same answer as the teacher is always right: "

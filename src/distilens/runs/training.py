@@ -22,6 +22,7 @@ from distilens.foundation.fingerprints import file_key, key_of
 from distilens.foundation.notation import Spec
 from distilens.foundation.own_code import module_file
 from distilens.foundation.settings import Kind, Part, Parts, Section, resolve_section
+from distilens.measure.transfer.comparison import check_comparable
 from distilens.methods import build_methods
 from distilens.methods.codebook import with_content
 from distilens.models import build_model, check_classes
@@ -31,7 +32,7 @@ from distilens.models.saved import save_model
 from distilens.runs.recipe import Recipe, TeacherSettings
 from distilens.runs.run import Run, lock_run, stage
 from distilens.teachers import ANSWERS, LiveTeacher, as_one, following, nobody
-from distilens.training.defaults import in_words, kind_of, settled
+from distilens.training.defaults import in_words, kind_for, settled
 from distilens.training.dry_run import check_logits, check_savable, check_trainable, rehearsed
 from distilens.training.log import Log, Metrics
 from distilens.training.loop import train
@@ -53,7 +54,9 @@ def train_stage(run: Run) -> None:
     """Train or load the teacher, then train the base student and the student."""
     recipe = run.recipe
     check_installed(recipe.train.tracker)
-    student = build_model(recipe.student.model, run.data.classes, run.data.size)
+    if recipe.compare is not None:
+        check_comparable(run.data)
+    student = build_model(recipe.student.model, run.data.task, run.data.size)
     check_classes(student, run.data.task, "student")
     check_taps(recipe.explain.explainers, student)
     check_trainable(student, recipe.train.batch_size, "student")
@@ -186,7 +189,7 @@ def train_role(
     """Train one model of a run in its folder. A checkpoint of the same plan is resumed."""
     data = run.data if role in ("base", "student") else run.teacher_data
     folder, seed = run.folder / role, run.recipe.seed if seed is None else seed
-    kind = kind_of(plan["model"])
+    kind = kind_for(plan["model"], data.task)
     asked, settings = settings, settled(settings, kind)
     decisive = settings.decisive() if trained else None
     content = {**plan, "methods": [with_content(part) for part in plan["methods"]]}
@@ -196,7 +199,7 @@ def train_role(
             return
         set_other_plans_aside(run, role, key)
         torch.manual_seed(seed)
-        model = make() if make else build_model(plan["model"], run.data.classes, run.data.size)
+        model = make() if make else build_model(plan["model"], run.data.task, run.data.size)
         check_classes(model, run.data.task, role)
         if trained:
             if Spec.parse(asked.optimizer).name == "auto" and kind.family != "zoo":

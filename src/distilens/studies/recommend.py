@@ -22,6 +22,7 @@ from distilens.methods import build_methods
 from distilens.models import build_model
 from distilens.runs.recipe import Recipe
 from distilens.studies.evidence import KINDS, harmful, read_evidence
+from distilens.tasks import Classification
 from distilens.teachers import LiveTeacher, nobody
 from distilens.training.dry_run import rehearsed
 
@@ -120,6 +121,8 @@ def images_a_class(data: Data) -> float:
     Raises:
         UserError: no image has a label.
     """
+    if not isinstance(data.task, Classification):
+        raise UserError(f"the evidence is about classification, but the task of {data.name} is {data.task.name}")
     known = data.train.targets[data.train.targets >= 0]
     if not len(known):
         raise UserError("no training image has a label, but the evidence is chosen by the number of images per class")

@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from distilens.foundation.errors import UserError
-from distilens.foundation.estimate import Estimate, share_from
-from distilens.tasks.task import Metric, Task
+from distilens.foundation.estimate import Estimate, share_apart, share_from
+from distilens.foundation.metric import ACCURACY
+from distilens.tasks.task import Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +30,7 @@ class Classification(Task):
     classes: tuple[str, ...]
 
     name = "classification"
-    metric = Metric("accuracy", unit="%")
+    metric = ACCURACY
 
     @property
     def outputs(self) -> int:  # type: ignore[override]
@@ -54,6 +55,11 @@ class Classification(Task):
         """The accuracy, with Wilson's interval."""
         hits, _, count = tally.tolist()
         return {"accuracy": share_from(round(hits), round(count)) if count else Estimate(None, n=0)}
+
+    def apart(self, outputs: Tensor, others: Tensor, targets: Tensor) -> Estimate | None:
+        """The difference of two accuracies, with Newcombe's interval."""
+        known = targets >= 0
+        return share_apart(right(outputs, targets)[known], right(others, targets)[known])
 
     def predict(self, outputs: Float[Tensor, "b classes"]) -> Int[Tensor, " b"]:
         return outputs.argmax(1)

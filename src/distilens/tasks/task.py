@@ -2,50 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from distilens.foundation.estimate import Estimate
+from distilens.foundation.estimate import Estimate, mean_of
+from distilens.foundation.metric import Metric
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-@dataclass(frozen=True)
-class Metric:
-    """The number by which models are compared.
-
-    Attributes:
-        name: as it is logged and shown: `accuracy`, `mean absolute error`.
-        unit: `%` for a share in [0, 1], which is shown in per cent; else any unit, or empty.
-        higher_is_better: its direction: the best checkpoint has the highest, or the lowest, value.
-    """
-
-    name: str
-    unit: str = ""
-    higher_is_better: bool = True
-
-    @property
-    def better(self) -> Literal["higher", "lower"]:
-        return "higher" if self.higher_is_better else "lower"
-
-    def rank(self, value: float) -> float:
-        """The value, with the sign that makes higher better."""
-        return value if self.higher_is_better else -value
-
-    def written(self, value: float) -> str:
-        """The value with its unit: `93.1%`, `3.24 years`."""
-        return f"{value:.1%}" if self.unit == "%" else f"{value:.4g} {self.unit}".strip()
-
-    def plain(self) -> dict[str, Any]:
-        """The metric as plain data."""
-        return dataclasses.asdict(self)
 
 
 class Task:
@@ -115,6 +83,14 @@ class Task:
         variance = max(0.0, squares / count - mean**2) * count / max(count - 1, 1)
         half = 1.96 * math.sqrt(variance / count)
         return {self.metric.name: Estimate(mean, mean - half, mean + half, int(count))}
+
+    def apart(self, outputs: Tensor, others: Tensor, targets: Tensor) -> Estimate | None:
+        """The metric of a model minus that of another on the same images; None without a target."""
+        known = self.known(targets)
+        if not known.any():
+            return None
+        one, other = (self.values(given[known], targets[known]).double() for given in (outputs, others))
+        return mean_of(one - other)
 
     def explained(self, outputs: Float[Tensor, "b k"]) -> Int[Tensor, " b"]:
         """The output that is explained if the user names none: the largest per image."""

@@ -212,7 +212,7 @@ class StoredTeacher(Teacher):
             key = need.question if need.kind == "maps" else need.what
             made = answer.logits if need.kind == "logits" else kind[need.kind][key]
             assert made is not None, "a teacher gives what it is asked for"
-            targets = answer.targets[key] if need.kind == "maps" else seen.labels
+            targets = answer.targets[key] if need.kind == "maps" else seen.targets
             made = made[: len(positions)].detach().float().cpu()
             check_finite(made, need, index)
             answers.append((made, targets[: len(positions)].cpu()))

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from distilens.foundation.errors import UserError
+from distilens.foundation.metric import Metric
 from distilens.foundation.notebook import heading, table
-from distilens.tasks import Classification, Metric
 
 if TYPE_CHECKING:
     import pandas
@@ -106,8 +106,7 @@ def said_of(rows: list[dict[str, Any]]) -> str:
 
 def metric_of(scored: list[dict[str, Any]]) -> Metric:
     """The metric of rows with a validation: the accuracy, unless they name another."""
-    about = scored[-1].get("metric") if scored else None
-    return Metric(**about) if about else Classification.metric
+    return Metric.read(scored[-1].get("metric") if scored else None)
 
 
 def numbers_of(row: Mapping[str, Any]) -> dict[str, float]:

@@ -22,8 +22,8 @@ from torch import Tensor
 from distilens.data.batch import Batch
 from distilens.foundation.errors import UserError
 from distilens.foundation.files import explain_disk_errors, write_text
+from distilens.foundation.metric import ACCURACY, Metric
 from distilens.foundation.progress import Left, shows_bars
-from distilens.tasks import Classification, Metric
 from distilens.training.trackers import Trackers
 
 WIDE = 100
@@ -100,9 +100,7 @@ class Log:
         self.told: dict[bool, int] = {}
         self.bar: Progress | None = None
 
-    def start(
-        self, *, epochs: int, steps: int, images: int, at: int, epoch: int, metric: Metric = Classification.metric
-    ) -> None:
+    def start(self, *, epochs: int, steps: int, images: int, at: int, epoch: int, metric: Metric = ACCURACY) -> None:
         """Start the log of a training with its length and its first step and epoch. Rows after that point are dropped."""
         self.epochs, self.steps, self.images, self.at, self.metric = epochs, steps, images, at, metric
 
@@ -197,7 +195,7 @@ class Log:
                 f"the validation loss of {self.stage} is not finite after epoch {epoch + 1} ({scores['loss']:g}). {ADVICE}"
             )
         more = {"notes": notes} if notes else {}
-        if self.metric != Classification.metric:  # without it, the metric is the accuracy
+        if self.metric != ACCURACY:  # without it, the metric is the accuracy
             more |= {"metric": self.metric.plain()}
         self.write(epoch=epoch, step=self.at, validation=scores, **more)
         self.since = (time.perf_counter(), self.at)  # the time of validation does not count
