@@ -1,6 +1,5 @@
 """Numbers that are known beforehand: shares and their intervals, likeness of maps, cost."""
 
-
 import numpy as np
 import pytest
 import torch

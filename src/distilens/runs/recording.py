@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import sys
-import time
 from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from distilens.core import Batch, needs_of
@@ -20,7 +18,7 @@ from distilens.data.pipeline import Batches
 from distilens.foundation.devices import processes
 from distilens.foundation.errors import UserError
 from distilens.foundation.memory import kept as memory_kept
-from distilens.foundation.progress import Left, shows_bars
+from distilens.foundation.progress import Work
 from distilens.methods import build_methods
 from distilens.runs.run import Run, in_turn
 from distilens.runs.training import train_teacher
@@ -119,13 +117,14 @@ class Recorder:
             if task.missing:
                 due.setdefault(task.variant, []).append(task)
         wanted = {variant: ~np.logical_and.reduce([task.filled for task in mine]) for variant, mine in due.items()}
-        with memory_kept(), Advance(console, sum(int(chosen.sum()) for chosen in wanted.values())) as bar:
+        count = sum(int(chosen.sum()) for chosen in wanted.values())
+        with memory_kept(), Work(console, "recording", count, unit="images") as work:
             for variant, chosen in wanted.items():
                 batches, needs = self.batches(variant), [task.need.question for task in due[variant]]
                 for part, raw in batches.read(torch.from_numpy(self.positions[chosen]).split(self.size)):
                     with self.accelerator.autocast():
                         self.teacher(batches.batch(part, raw, variant or 0, 0.0), needs)
-                    bar.advance(len(part))
+                    work.advance(len(part))
 
     def verify(self, tasks: list[Task], count: int) -> list[tuple[str, int, int, int, float]]:
         """Recompute random recorded answers and compare.
@@ -175,41 +174,6 @@ class Recorder:
             all(np.array_equal(a[name], b[name]) for name in content) for a, b in zip(there, again, strict=True)
         )
         return exact, ((was - now).abs().amax(1) / largest).numpy()
-
-
-class Advance:
-    """A progress bar with the speed and the remaining time; without a terminal, a line after each tenth."""
-
-    def __init__(self, console: Console | None, total: int):
-        self.console, self.total, self.done, self.said = console, total, 0, 0
-        columns = (
-            TextColumn("recording"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
-        self.bar = Progress(*columns, Left(), console=console, disable=console is None or not shows_bars(console))
-        self.task = self.bar.add_task("", total=total, note="")
-
-    def __enter__(self) -> Advance:
-        self.start = time.perf_counter()
-        self.bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.stop()
-
-    def advance(self, count: int) -> None:
-        self.done += count
-        seconds = time.perf_counter() - self.start
-        rate = self.done / max(seconds, 1e-9)
-        self.bar.update(self.task, completed=self.done, note=f"{rate:,.0f} images/s")
-        tenth = 10 * self.done // self.total
-        if self.console is not None and not shows_bars(self.console) and tenth > self.said:
-            self.said = tenth
-            left = (self.total - self.done) / rate
-            line = f"recording {self.done:,}/{self.total:,}  {rate:,.0f} images/s  {left:,.0f} s left"
-            self.console.print(line, highlight=False)
 
 
 def asked(needs: list[Need]) -> list[Need]:

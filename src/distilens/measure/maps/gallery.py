@@ -342,10 +342,10 @@ def gallery(
             work.begin(label)
             start = now(shown)
             explanations[label] = in_chunks(
-                part.explain, shown, chosen.images, aims, chunk=CHUNK, done=work.heard(f"{label}: maps", making)
+                part.explain, shown, chosen.images, aims, chunk=CHUNK, done=work.follow(f"{label}: maps", making)
             )
             timed[label] = (now(shown) - start) / len(logits)
-            done = work.heard(f"{label}: scores", scoring)
+            done = work.follow(f"{label}: scores", scoring)
             values[label], means[label] = scored(
                 part, shown, chosen, explanations[label], built if sanity else None, done
             )
