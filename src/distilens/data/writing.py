@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from distilens.data.cache import check_disk, read_source, remembered
+from distilens.data.cache import ADVICE, read_source, remembered
 from distilens.data.copies import copies_in
 from distilens.data.decode import Bad, Encoded, decode_all, extents_of, shorter_sides_of
 from distilens.data.labels import said_of_names
@@ -33,6 +33,7 @@ from distilens.data.pixels import (
 )
 from distilens.data.source import Source, check_labels, digest, said_option
 from distilens.foundation.errors import UserError
+from distilens.foundation.files import check_disk
 from distilens.foundation.progress import Work, watched
 
 VERSION = 2
@@ -174,7 +175,7 @@ def write_sets(
                         continue
                     if shape is None:
                         shape = image.shape
-                        check_disk(folder, total * image.size)
+                        check_disk(folder.parent, total * image.size, "decoded images", ADVICE)
                     if image.shape != shape:
                         raise SizesError
                     if not kept:

@@ -9,17 +9,17 @@ from typing import cast
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from distilens.core import Batch, needs_of
 from distilens.data.augment import AUGMENTS
-from distilens.data.cache import readable
 from distilens.data.pipeline import Batches
 from distilens.foundation.devices import processes
 from distilens.foundation.errors import UserError
+from distilens.foundation.files import readable
 from distilens.foundation.memory import kept as memory_kept
 from distilens.foundation.progress import Work
 from distilens.methods import build_methods
+from distilens.report.terminal import as_table
 from distilens.runs.run import Run, in_turn
 from distilens.runs.training import train_teacher
 from distilens.teachers import StoredTeacher, following
@@ -281,34 +281,22 @@ def show_plan(run: Run, recorder: Recorder, tasks: list[Task], missing: dict[str
     """Print what is recorded already and what this process will record."""
     if run.console is None or not processes().is_main_process:
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("answers", "bytes each", "images", "variants", "done", "to record", "to write"):
-        table.add_column(title, overflow="fold")
+    rows = []
     for name, count in missing.items():
         mine = [task for task in tasks if task.need.name == name]
         size = mine[0].place.shelf.dtype.itemsize
         variants = "" if mine[0].variant is None else str(len(mine))
         there = sum(int(task.filled.sum()) for task in mine)
-        cells = (
-            name,
-            str(size),
-            f"{len(recorder.positions):,}",
-            variants,
-            f"{there:,}",
-            f"{count:,}",
-            readable(count * size),
-        )
-        table.add_row(*cells)
-    run.console.print(table)
+        all_images = f"{len(recorder.positions):,}"
+        rows.append((name, size, all_images, variants, f"{there:,}", f"{count:,}", readable(count * size)))
+    titles = ("answers", "bytes each", "images", "variants", "done", "to record", "to write")
+    run.console.print(as_table(titles, rows))
 
 
 def show_verified(run: Run, rows: list[tuple[str, int, int, int, float]]) -> bool:
     """Print the result of a verification. Returns whether no answer is too far off."""
     if run.console is not None and processes().is_main_process:
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for title in ("answers", "recomputed", "same bytes", "too far off", "largest difference"):
-            table.add_column(title, overflow="fold")
-        for name, count, same, off, most in rows:
-            table.add_row(name, f"{count:,}", f"{same:,}", f"{off:,}", f"{most:.2g}")
-        run.console.print(table)
+        titles = ("answers", "recomputed", "same bytes", "too far off", "largest difference")
+        lines = [(name, *(f"{count:,}" for count in counts), f"{most:.2g}") for name, *counts, most in rows]
+        run.console.print(as_table(titles, lines))
     return not any(off for *_, off, _ in rows)
