@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,6 +13,7 @@ from distilens import __version__
 from distilens.data import Data, Split
 from distilens.data.pipeline import Batches, batch_at
 from distilens.foundation import randomness
+from distilens.foundation.devices import now
 from distilens.foundation.errors import UserError
 from distilens.foundation.progress import Work
 from distilens.measure import predict
@@ -85,9 +85,9 @@ class Comparing:
         batch = Batches(self.some, FIRST_FORWARD, device=model.device)
         self.work.say("first images")
         predict(model, [next(iter(batch))])
-        start = time.perf_counter()
+        start = now(model.device)
         predict(model, [next(iter(batch))])
-        return (time.perf_counter() - start) / batch.size
+        return (now(model.device) - start) / batch.size
 
     def all(self, grown: Mapping[str, States]) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
         """The scores, and the arrays of the pictures by level."""
