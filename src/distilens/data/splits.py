@@ -165,7 +165,8 @@ def subset(
             raise UserError(f"the {part} set has no image of the classes {shortened(names)}")
     for part, fraction, key in (("test", TEST_SHARE, 0), ("validation", val_fraction, seed)):
         if part not in sets:
-            held = held_out(sets["train"].labels[train], len(names), fraction, generator(part, key))
+            labels = sets["train"].labels[train]
+            held = held_out(labels, ranks(labels, generator(part, key)), fraction)
             index[part], train = train[held], train[~held]
             sets[part] = sets["train"]
     index["train"] = train
@@ -330,10 +331,13 @@ def generator(name: str, seed: int) -> np.random.Generator:
     return np.random.default_rng([seed, zlib.crc32(name.encode())])
 
 
-def held_out(labels: np.ndarray, classes: int, fraction: float, random: np.random.Generator) -> np.ndarray:
-    """True for the rows to hold out: `fraction` of every class, at least one image but never all."""
-    rank = ranks(labels, random)
-    counts = np.bincount(labels[labels >= 0], minlength=classes)
+def held_out(labels: np.ndarray, rank: np.ndarray, fraction: float) -> np.ndarray:
+    """True for the rows to hold out: `fraction` of every class, at least one image but never all.
+
+    Args:
+        rank: the place of each row in some order of its class: the first rows are held out.
+    """
+    counts = np.bincount(labels[labels >= 0], minlength=1)
     share = np.clip(np.round(counts * fraction), 1, counts - 1)
     return (labels >= 0) & (rank < share[labels])
 
