@@ -116,6 +116,14 @@ def test_a_short_work_shows_nothing_and_a_long_one_disappears(at):
         assert ("100/100" in shown(stream)) == drawn
 
 
+def test_lines_may_go_elsewhere(at):
+    lines = []
+    with Work(None, "codebook:", 20, unit="images", say=lines.append) as work:
+        at[0] += 1
+        work.advance(10)
+    assert lines == ["codebook: 10/20  10 images/s  0:00:01 left"]
+
+
 def test_without_a_console_nothing_is_printed(capsys):
     with Work(None, "explain", 10, unit="images") as work:
         work.begin("first")

@@ -57,6 +57,7 @@ class Work:
         unit: what is counted, such as `images`: the bar shows the count and the speed, and a log gets a line after each tenth.
         after: seconds until it shows anything, for works that are mostly short.
         transient: whether the bar disappears in the end.
+        say: receives the lines; by default the console, if it has no bar.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Work:
         unit: str = "",
         after: float = 0.0,
         transient: bool = False,
+        say: Callable[[str], object] | None = None,
     ):
         self.console, self.name, self.unit, self.after = console, name, unit, after
         self.total, self.done, self.before = total, done, done
@@ -80,7 +82,7 @@ class Work:
             TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
             Left(table_column=Column(no_wrap=True, min_width=9)),
         )
-        self.has_bar = console is not None and shows_bars(console)
+        self.has_bar, self.print = console is not None and shows_bars(console), say or self.print_plainly
         self.bar = Progress(*columns, console=console, disable=not self.has_bar, transient=transient)
         self.task = self.bar.add_task(name, total=total or None, completed=done, note="")  # type: ignore[arg-type]
 
@@ -133,8 +135,11 @@ class Work:
 
     def line(self, text: str) -> None:
         """Print a line with the remaining time, in a log without a bar."""
+        self.print(f"{text}{self.left()}")
+
+    def print_plainly(self, text: str) -> None:
         if self.console is not None and not self.has_bar:
-            self.console.print(f"{text}{self.left()}", highlight=False, markup=False)
+            self.console.print(text, highlight=False, markup=False)
 
     def left(self) -> str:
         """The estimated remaining time. Before anything is done, the total is taken as seconds."""

@@ -31,6 +31,8 @@ from distilens.training.loop import make_accelerator
 CLOSE = {"float32": 0.01, "bfloat16": 0.05, "float16": 0.02}
 """The largest allowed difference of a recomputed answer from the recorded one, as a share of the record's largest value. Rounding
 on another processor stays below it; another picture or teacher does not."""
+MOMENT = 1.0
+"""A verification that takes fewer seconds shows no progress."""
 
 
 @dataclass(frozen=True)
@@ -126,23 +128,23 @@ class Recorder:
                         self.teacher(batches.batch(part, raw, variant or 0, 0.0), needs)
                     work.advance(len(part))
 
-    def verify(self, tasks: list[Task], count: int) -> list[tuple[str, int, int, int, float]]:
-        """Recompute random recorded answers and compare.
+    def verify(self, need: Need, tasks: list[Task], count: int) -> tuple[str, int, int, int, float]:
+        """Recompute random recorded answers to a need and compare.
 
         Returns:
-            per need: its name, the number of answers, how many are equal to the last bit, how many differ by more than `CLOSE`,
+            the need's name, the number of answers, how many are equal to the last bit, how many differ by more than `CLOSE`,
             and the largest difference (as a share of its record's largest value).
         """
-        chance = np.random.default_rng()
-        rows = {}
-        for need in self.needs:
-            mine = [task for task in tasks if task.need is need]
-            ends = np.cumsum([task.filled.sum() for task in mine])
-            if not ends[-1]:
-                raise UserError(f"there is nothing to verify: no answers to {need.name} in {self.teacher.folder}")
-            chosen = np.sort(chance.choice(ends[-1], min(count, int(ends[-1])), replace=False))
-            parts = np.split(chosen, np.searchsorted(chosen, ends[:-1]))
-            same, off, most = 0, 0, 0.0
+        mine = [task for task in tasks if task.need is need]
+        ends = np.cumsum([task.filled.sum() for task in mine])
+        if not ends[-1]:
+            raise UserError(f"there is nothing to verify: no answers to {need.name} in {self.teacher.folder}")
+        chosen = np.sort(np.random.default_rng().choice(ends[-1], min(count, int(ends[-1])), replace=False))
+        parts = np.split(chosen, np.searchsorted(chosen, ends[:-1]))
+        same, off, most = 0, 0, 0.0
+        with Work(
+            self.run.console, f"verifying {need.name}", len(chosen), unit="answers", after=MOMENT, transient=True
+        ) as work:
             for task, part, end in zip(mine, parts, ends, strict=True):
                 there = self.positions[task.filled]
                 picked = there[part - (end - len(there))]
@@ -152,8 +154,8 @@ class Recorder:
                         same += exact
                         off += int((differences > CLOSE[self.precision(need)]).sum())
                         most = max(most, float(differences.max()))
-            rows[need.name] = (need.name, len(chosen), same, off, most)
-        return list(rows.values())
+                        work.advance(len(chunk))
+        return need.name, len(chosen), same, off, most
 
     def precision(self, need: Need) -> str:
         with self.accelerator.autocast():
@@ -255,7 +257,7 @@ def verify(run: Run, count: int) -> bool:
         tasks = recorder.tasks()
         report_damage(recorder, tasks)
         show_role(recorder)
-        verified.append(show_verified(run, recorder.verify(tasks, count)))
+        verified.append(show_verified(run, [recorder.verify(need, tasks, count) for need in recorder.needs]))
     return all(verified)
 
 
