@@ -13,10 +13,9 @@ from torch import Tensor
 
 from distilens.core import Answer, Batch, Teacher
 from distilens.data import load
-from distilens.data.cache import readable
 from distilens.data.variant import Variant
 from distilens.foundation.errors import UserError
-from distilens.foundation.files import read_json
+from distilens.foundation.files import read_json, readable
 from distilens.foundation.notation import Spec
 from distilens.teachers.codecs import Codec, check_finite, codec_of, sent
 from distilens.teachers.judges import build_judge
