@@ -79,8 +79,8 @@ class CamFusion(Method):
                 f"cam_fusion: the map always explains the teacher's own first class; take target= out of {explainer!r}"
             )
         self.fuse, self.channels, self.deploy, self.start, self.until = fuse, channels, deploy, start, until
-        drawn = {"share": 1 - start, "draw": PART} if deploy == "null" and start else {}
-        self.needs = (f"maps:{spec.replaced(of=of, **drawn)}",)
+        sampling = {"share": 1 - start, "draw": PART} if deploy == "null" and start else {}
+        self.needs = (f"maps:{spec.replaced(of=of, **sampling)}",)
         self.at_use = self.needs if deploy == "teacher" else ()
 
     def prepare(self, student: Model, batch: Batch, answer: Answer) -> Model:

@@ -209,16 +209,16 @@ class Places:
     def __init__(self, teacher: LiveTeacher, split: Split, tap: str, seed: int, size: int, *, labelled: bool):
         self.teacher, self.tap, self.seed = teacher, tap, seed
         self.batches = Batches(split, size, device=teacher.model.device)
-        chosen = torch.from_numpy(np.flatnonzero(split.labels >= 0) if labelled else np.arange(len(split)))
-        order = torch.randperm(len(chosen), generator=randomness.generator("codebook", seed))
-        self.parts = chosen[order].split(size)
-        if not len(chosen):
+        positions = torch.from_numpy(np.flatnonzero(split.labels >= 0) if labelled else np.arange(len(split)))
+        order = torch.randperm(len(positions), generator=randomness.generator("codebook", seed))
+        self.parts = positions[order].split(size)
+        if not len(positions):
             raise UserError(
                 "a codebook of stage 2 is made from labelled images, but none of the training images has a label"
             )
         _, first = self.read(self.parts[0][:1], None)
         self.each, self.channels = first.shape[1:]
-        self.count = self.each * len(chosen)
+        self.count = self.each * len(positions)
 
     def read(self, positions: Tensor, raw: Tensor | None) -> tuple[Batch, Float[Tensor, "b n c"]]:
         """A batch of images, and the features of their places."""
@@ -301,9 +301,9 @@ def sample(places: Places, seed: int) -> tuple[np.ndarray, np.ndarray]:
     share = KEPT / (places.count * places.channels)
     rows, labels = [], []
     for batch, features in places:
-        drawn = randomness.uniform("places", batch.index, seed, count=places.each) < share
-        rows.append(features[drawn].cpu().numpy())
-        labels.append(batch.labels[:, None].expand_as(drawn)[drawn].cpu().numpy())
+        mask = randomness.uniform("places", batch.index, seed, count=places.each) < share
+        rows.append(features[mask].cpu().numpy())
+        labels.append(batch.labels[:, None].expand_as(mask)[mask].cpu().numpy())
     return np.concatenate(rows), np.concatenate(labels)
 
 

@@ -105,8 +105,8 @@ class KDLayer(Method):
         self.check(book, theirs.shape[1])
         for name, value in book.tensors.items():
             self.register_buffer(name, value.to(student.device), persistent=False)
-        taken = sum(name.startswith(NAME) for name in student.parts)
-        self.place = f"{NAME}{taken + 1}" if taken else NAME
+        count = sum(name.startswith(NAME) for name in student.parts)
+        self.place = f"{NAME}{count + 1}" if count else NAME
         options = {"channels": channels_at(student, self.tap), "templates": book.templates, "alpha": self.alpha}
         part = build_part(Spec(NAME, None, options))
         assert isinstance(part, KDPart)
@@ -138,10 +138,10 @@ class KDLayer(Method):
         if self.codebook is not None:
             check(Codebook.load(str(self.codebook)), teacher, self.teacher_tap)
         else:
-            asked = {**self.asked, "tap": teacher.model.path_of(self.teacher_tap)}
-            path = folder / "codebooks" / f"{key_of(teacher.identity, data.fingerprint, asked)}.safetensors"
+            options = {**self.asked, "tap": teacher.model.path_of(self.teacher_tap)}
+            path = folder / "codebooks" / f"{key_of(teacher.identity, data.fingerprint, options)}.safetensors"
             if not path.is_file():
-                make_codebook(teacher, data, **asked, say=say).save(path)
+                make_codebook(teacher, data, **options, say=say).save(path)
             self.codebook = str(path)
         return [Path(str(self.codebook))]
 
@@ -172,8 +172,8 @@ class KDLayer(Method):
             theirs = grid(answer.features[self.teacher_tap], self.size).float()
             size = (min(scores.shape[-2], theirs.shape[-2]), min(scores.shape[-1], theirs.shape[-1]))
             ours = places(resized(scores.float(), size)).log_softmax(-1)
-            wanted = self.teacher_distribution(places(resized(theirs, size)), batch.labels.clamp_min(0))
-            divergence = functional.kl_div(ours, wanted, reduction="none").sum(-1).mean(-1)
+            target = self.teacher_distribution(places(resized(theirs, size)), batch.labels.clamp_min(0))
+            divergence = functional.kl_div(ours, target, reduction="none").sum(-1).mean(-1)
         return divergence if self.stage == 1 else divergence.where(batch.labels >= 0, 0)
 
     def teacher_distribution(

@@ -69,9 +69,9 @@ def similarity(entry: dict, teacher: dict | None = None) -> Cell:
 def energy(entry: dict) -> Cell:
     """The share of a map's energy inside the evidence mask, or a note that all maps are empty."""
     if entry.get("energy_in_mask") is not None:
-        found = entry.get("energy") or entry
-        interval = bounds(found, lambda bound: f"{100 * bound:.1f}") if "energy" in entry else ""
-        return percent(entry["energy_in_mask"]), detail(interval, counted(found), entry.get("split") or "")
+        values = entry.get("energy") or entry
+        interval = bounds(values, lambda bound: f"{100 * bound:.1f}") if "energy" in entry else ""
+        return percent(entry["energy_in_mask"]), detail(interval, counted(values), entry.get("split") or "")
     return without_map(entry) if all_empty(entry) and entry.get("masks", True) else (NOTHING, "")
 
 

@@ -148,8 +148,8 @@ def labels_to_chart(content: Content) -> list[str]:
         return list(strength)
     floors = [column.label for column in content.columns if column.floor]
     others = sorted((label for label in strength if label not in floors), key=lambda label: -strength[label])
-    chosen = {max(floors, key=lambda label: strength[label]), *others[: MOST_LINES - 1]}
-    return [label for label in strength if label in chosen]
+    charted = {max(floors, key=lambda label: strength[label]), *others[: MOST_LINES - 1]}
+    return [label for label in strength if label in charted]
 
 
 def chart(name: str, title: str, labels: Sequence[str], content: Content, axis: str) -> Markup:
@@ -175,8 +175,8 @@ def notebook(content: Content) -> str:
 
 def interval(entry: Mapping[str, Any], sign: str = "") -> str:
     if entry["low"] is None:
-        return short(entry["mean"], sign)
-    return f"{short(entry['mean'], sign)} [{short(entry['low'], sign)} to {short(entry['high'], sign)}]"
+        return format_short(entry["mean"], sign)
+    return f"{format_short(entry['mean'], sign)} [{format_short(entry['low'], sign)} to {format_short(entry['high'], sign)}]"
 
 
 def cell(entry: Mapping[str, Any] | None, *, as_percent: bool) -> str:
@@ -187,7 +187,7 @@ def cell(entry: Mapping[str, Any] | None, *, as_percent: bool) -> str:
     return f"{format_number(entry['mean'], as_percent)}{half}{' %' if as_percent else ''}"
 
 
-def detailed(entry: Mapping[str, Any] | None, as_percent: bool) -> tuple[str, str]:
+def page_cell(entry: Mapping[str, Any] | None, as_percent: bool) -> tuple[str, str]:
     """A cell of the page: the mean and its interval; also n if images are left out."""
     if not entry or entry["mean"] is None:
         return NOTHING, ""
@@ -200,10 +200,10 @@ def detailed(entry: Mapping[str, Any] | None, as_percent: bool) -> tuple[str, st
 
 
 def format_number(value: float, as_percent: bool) -> str:
-    return minus(f"{100 * value:.1f}") if as_percent else short(value)
+    return minus(f"{100 * value:.1f}") if as_percent else format_short(value)
 
 
-def short(value: float | None, sign: str = "") -> str:
+def format_short(value: float | None, sign: str = "") -> str:
     """Three digits or so, without an exponent: `0.00021`, `0.512`, `3.14`, `1,234`."""
     if value is None:
         return NOTHING

@@ -53,7 +53,7 @@ def interval_chart(
     axis = [straight("axis", zero, TOP, zero, y), straight("axis", left, y, WIDTH - RIGHT, y)]
     axis += [label(f"{x:g}", across.place(x), y + 20, "middle") for x in x_ticks]
     axis.append(label(x_label, (left + WIDTH - RIGHT) / 2, y + 40, "middle"))
-    said = "; ".join(
+    description = "; ".join(
         f"{name} {one.name} {minus(f'{one.value:.3f}')}"
         + (minus(f" [{one.low:.3f} to {one.high:.3f}]") if has_bounds(one) else "")
         for name, rows in groups
@@ -61,9 +61,14 @@ def interval_chart(
     )
     return Markup(
         '<svg class="chart" role="img" viewBox="0 0 {width} {height:.0f}" aria-labelledby="{id}-title {id}-description">'
-        '<title id="{id}-title">{title}</title><desc id="{id}-description">{said}.</desc>{parts}</svg>'
+        '<title id="{id}-title">{title}</title><desc id="{id}-description">{description}.</desc>{parts}</svg>'
     ).format(
-        width=WIDTH, height=y + 48, id=identifier, title=title, said=said, parts=Markup("").join([*grid, *axis, *parts])
+        width=WIDTH,
+        height=y + 48,
+        id=identifier,
+        title=title,
+        description=description,
+        parts=Markup("").join([*grid, *axis, *parts]),
     )
 
 
@@ -76,7 +81,7 @@ def draw_estimate(one: Estimate, across: Scale, y: float) -> list[Markup]:
     colour, parts = one.colour % COLOURS, []
     if one.low is not None and one.high is not None:
         low, high = across.place(one.low), across.place(one.high)
-        drawn = "M{low:.1f},{y:.1f}H{high:.1f}M{low:.1f},{up:.1f}v8M{high:.1f},{up:.1f}v8"
-        whisker = Markup('<path class="line series-{colour}" d="' + drawn + '"/>')
+        shape = "M{low:.1f},{y:.1f}H{high:.1f}M{low:.1f},{up:.1f}v8M{high:.1f},{up:.1f}v8"
+        whisker = Markup('<path class="line series-{colour}" d="' + shape + '"/>')
         parts.append(whisker.format(colour=colour, low=low, high=high, y=y, up=y - 4))
     return [*parts, marker(colour, across.place(one.value), y)]

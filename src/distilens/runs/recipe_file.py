@@ -16,11 +16,11 @@ from distilens.measure.transfer.settings import CompareSettings
 from distilens.runs.recipe import BaseSettings, ExplainSettings, Recipe, StudentSettings
 from distilens.runs.recipe_names import find_recipe
 from distilens.runs.recipe_problems import (
-    elsewhere,
     method_problems,
     missing_places,
     model_problems,
     raise_problems,
+    suggest_full_key,
 )
 from distilens.training.settings import Training
 
@@ -109,7 +109,7 @@ def make_outline(
     try:
         recipe = Recipe.model_validate(changed)
     except ValidationError as error:
-        problems += explain_errors(error, Recipe, elsewhere=elsewhere)
+        problems += explain_errors(error, Recipe, elsewhere=suggest_full_key)
     return recipe, problems
 
 

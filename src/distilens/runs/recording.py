@@ -118,11 +118,11 @@ class Recorder:
         for task in tasks:
             if task.missing:
                 due.setdefault(task.variant, []).append(task)
-        wanted = {variant: ~np.logical_and.reduce([task.filled for task in mine]) for variant, mine in due.items()}
-        with memory_kept(), Advance(console, sum(int(chosen.sum()) for chosen in wanted.values())) as bar:
-            for variant, chosen in wanted.items():
+        missing = {variant: ~np.logical_and.reduce([task.filled for task in mine]) for variant, mine in due.items()}
+        with memory_kept(), Advance(console, sum(int(rows.sum()) for rows in missing.values())) as bar:
+            for variant, rows in missing.items():
                 batches, needs = self.batches(variant), [task.need.question for task in due[variant]]
-                for part, raw in batches.read(torch.from_numpy(self.positions[chosen]).split(self.size)):
+                for part, raw in batches.read(torch.from_numpy(self.positions[rows]).split(self.size)):
                     with self.accelerator.autocast():
                         self.teacher(batches.batch(part, raw, variant or 0, 0.0), needs)
                     bar.advance(len(part))
@@ -141,8 +141,8 @@ class Recorder:
             ends = np.cumsum([task.filled.sum() for task in mine])
             if not ends[-1]:
                 raise UserError(f"there is nothing to verify: no answers to {need.name} in {self.teacher.folder}")
-            chosen = np.sort(chance.choice(ends[-1], min(count, int(ends[-1])), replace=False))
-            parts = np.split(chosen, np.searchsorted(chosen, ends[:-1]))
+            sample = np.sort(chance.choice(ends[-1], min(count, int(ends[-1])), replace=False))
+            parts = np.split(sample, np.searchsorted(sample, ends[:-1]))
             same, off, most = 0, 0, 0.0
             for task, part, end in zip(mine, parts, ends, strict=True):
                 there = self.positions[task.filled]
@@ -153,7 +153,7 @@ class Recorder:
                         same += exact
                         off += int((differences > CLOSE[self.precision(need)]).sum())
                         most = max(most, float(differences.max()))
-            rows[need.name] = (need.name, len(chosen), same, off, most)
+            rows[need.name] = (need.name, len(sample), same, off, most)
         return list(rows.values())
 
     def precision(self, need: Need) -> str:
@@ -215,8 +215,8 @@ class Advance:
 def stored_needs(needs: list[Need]) -> list[Need]:
     """The needs that are stored: each question once; of several needs for logits only that with the most logits."""
     most = max((need.top or sys.maxsize for need in needs if need.kind == "logits"), default=0)
-    kept = [need for need in needs if need.kind != "logits" or (need.top or sys.maxsize) == most]
-    return list({need.name: need for need in kept if need.kind != "module"}.values())
+    answers = [need for need in needs if need.kind != "logits" or (need.top or sys.maxsize) == most]
+    return list({need.name: need for need in answers if need.kind != "module"}.values())
 
 
 def recorders_of(run: Run, *, variants: int | None = None, share: tuple[int, int] = (0, 1)) -> list[Recorder]:
@@ -260,7 +260,7 @@ def record(run: Run, *, variants: int | None = None, part: tuple[int, int] = (0,
 def print_plan(recorder: Recorder, again: bool) -> tuple[list[Task], int]:
     """Print a recorder's plan. Returns its tasks and the number of bytes that it will write."""
     if again:
-        forget(recorder)
+        delete_shelves(recorder)
     tasks = recorder.tasks()
     report_damage(recorder, tasks)
     missing = {task.need.name: 0 for task in tasks}
@@ -300,7 +300,7 @@ def report_damage(recorder: Recorder, tasks: list[Task]) -> None:
         recorder.teacher.report_damage(task.place.shelf)
 
 
-def forget(recorder: Recorder) -> None:
+def delete_shelves(recorder: Recorder) -> None:
     """Delete the shelves that a run would read, from whatever inputs they were recorded."""
     if processes().is_main_process:
         for need in recorder.needs:
