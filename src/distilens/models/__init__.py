@@ -150,8 +150,8 @@ def build_network(part: str | Mapping[str, Any] | Spec, classes: int) -> Expecti
         return made
     if not isinstance(made, Expecting):
         made = Expecting(made)
-    pixels = {name: spec.options[name] for name in ("size", "mean", "std") if spec.options[name]}
-    return replace(made, **pixels)
+    expected = {name: spec.options[name] for name in ("size", "mean", "std") if spec.options[name]}
+    return replace(made, **expected)
 
 
 def check_classes(model: Model, classes: Sequence[str], role: str) -> None:
