@@ -24,7 +24,7 @@ def recipe_of(name: str, changes: Sequence[str], how: Manner) -> Recipe:
     """A recipe, completely checked, on the chosen device.
 
     Raises:
-        UserError: everything that is wrong with it.
+        UserError: the recipe has errors; the message lists all of them.
     """
     recipe = outline_of(name, changes)
     from distilens.runs.recipe_file import check_together

@@ -117,7 +117,7 @@ class IGOverlay(Method):
         return to_device(mask.nonzero()[:, 0], batch.view.device)
 
     def blend_in(self, view: Float[Tensor, "n c h w"], strong: Float[Tensor, "n 1 h w"]) -> Float[Tensor, "n c h w"]:
-        """The images with their maps drawn in."""
+        """The images with their maps blended in, as `mode` says."""
         if self.mode == "blend":
             return (1 - self.blend) * view + self.blend * strong
         light = 1 - self.blend + self.blend * strong

@@ -132,7 +132,7 @@ class KDLayer(Method):
         """Use the named codebook, or the one in the folder; make it first if it does not exist.
 
         Raises:
-            UserError: the codebook is of another teacher or tap, or cannot be made.
+            UserError: the codebook belongs to another teacher or tap, or cannot be made.
         """
         assert isinstance(teacher, LiveTeacher)
         if self.codebook is not None:

@@ -32,7 +32,7 @@ def read_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
     """Read a recipe file, apply `key=value` changes, and check all of it.
 
     Raises:
-        UserError: everything that is wrong with it.
+        UserError: the recipe has errors; the message lists all of them.
     """
     return make_recipe(read_toml(find_recipe(path)), changes, where=str(path))
 
@@ -44,7 +44,7 @@ def read_outline(path: str | Path, changes: Sequence[str] = (), *, look: bool = 
         look: also check that the data exist.
 
     Raises:
-        UserError: everything that is wrong with its keys, its parts and their options.
+        UserError: keys, parts or their options are wrong; the message lists all errors.
     """
     recipe, problems = make_outline(read_toml(find_recipe(path)), changes, look=look)
     raise_problems(problems, changes, str(path))

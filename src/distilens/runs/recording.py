@@ -244,7 +244,7 @@ def record(run: Run, *, variants: int | None = None, part: tuple[int, int] = (0,
         UserError: no teacher, nothing to record, existing answers from other inputs, or not enough disk space.
     """
     if again and part != (0, 1):
-        raise UserError("again deletes what all parts have recorded: use it once, with part 1/1, or delete the folder")
+        raise UserError("again deletes the records of all parts: use it once, with part 1/1, or delete the folder")
     if variants is not None and variants < 1:
         raise UserError(f"the number of variants must be at least 1; given {variants}")
     recorders = recorders_of(run, variants=variants, share=part)

@@ -203,8 +203,8 @@ def check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed + SPARE > free:
         raise UserError(
-            f"the disk is full: {readable(needed)} of answers must be written in {folder}, but {readable(free)} are free "
-            f"({readable(SPARE)} of it stay free). The recorded answers stay; free some space, and the same command goes on"
+            f"the disk is full: {readable(needed)} of answers must be written in {folder}, but {readable(free)} are free, "
+            f"and {readable(SPARE)} must stay free. Recorded answers are kept: free some space and repeat the same command"
         ) from OSError(errno.ENOSPC, "no space left")
 
 
