@@ -56,7 +56,7 @@ def heads_of(network: nn.Module, pixels: Tensor) -> list[str]:
 
 
 def nearest_nodes(start: Any, names: dict[object, str]) -> set[object]:
-    """The first wanted node on each path back through a graph."""
+    """The first node in `names` on each path back through a graph."""
     nearest: set[object] = set()
     waiting, known = [start], {start}
     while waiting:

@@ -301,7 +301,7 @@ def report_damage(recorder: Recorder, tasks: list[Task]) -> None:
 
 
 def delete_shelves(recorder: Recorder) -> None:
-    """Delete the shelves that a run would read, from whatever inputs they were recorded."""
+    """Delete the shelves that a run would read, even if they were recorded from other inputs."""
     if processes().is_main_process:
         for need in recorder.needs:
             for path in recorder.teacher.files(need):

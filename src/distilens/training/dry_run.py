@@ -97,7 +97,7 @@ def check_logits(model: Model, data: Data, role: str, *, used: bool = False) -> 
             f"Train it for these data first (in a recipe: {role}.finetune=head, or all)"
         )
     likely = test.proportion_ci(method="wilson")
-    if likely.low <= chance and likely.high < chance + KNOWS * (1 - chance):  # from few images alone nothing follows
+    if likely.low <= chance and likely.high < chance + KNOWS * (1 - chance):  # a few images prove nothing
         return f"{summary}: it may know nothing of these data"
     return None
 

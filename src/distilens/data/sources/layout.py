@@ -120,7 +120,7 @@ def layout_of(tree: Tree, *, splits: bool = True, level: int | None = None) -> L
     folders = Folders(tree)
     base = folders.unwrap(()) if level is None else ()
     names = folders.names(base)
-    remarks = [f"the set is read inside of {'/'.join(base)}/"] if base else []
+    remarks = [f"the data set is read from the inner folder {'/'.join(base)}/"] if base else []
     parts = find_splits(names) if splits else {}
     parts, more = splits_above_classes(folders, base, parts)
     remarks += more
@@ -246,7 +246,7 @@ def layout_with_inner_splits(folders: Folders, base: Parts, remarks: list[str]) 
             "read everything below a folder as one class: splits=false"
         )
     classes = sorted(set(map(composed, [*parts, *folders.empty(base)])))
-    remark = "the splits are read inside of the folders of the classes"
+    remark = "the splits are inside the class folders"
     return Layout(base, dict(by_split), classes, {}, [*remarks, remark], named=True)
 
 
