@@ -84,7 +84,7 @@ def read(name: str, out: str, run: str) -> dict[str, Any]:
     epochs = how.settings["epochs"]
     return {
         "study": name,
-        "about": f"{pictures}, {how.shots} images a class, {teacher.name} teaches {how.student}, {epochs} epochs",
+        "about": f"{pictures}, {how.shots} images per class, {teacher.name} teaches {how.student}, {epochs} epochs",
         "teacher": teacher.name,
         "student": how.student,
         "kind": kind_of(teacher, student),

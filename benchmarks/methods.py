@@ -1,4 +1,4 @@
-"""Which methods help, and how much of it is the explanation? Few images a class, several seeds, controls; resumable.
+"""Which methods help, and how much of it is the explanation? Few images per class, several seeds, controls; resumable.
 
 The teacher is a trained run's: its data's validation split chooses, and its test split is read by `--test` alone. Seed k draws
 subset k of the training images and the student's initialisation k, so that lists are compared in pairs. A list is trained as it

@@ -1,4 +1,4 @@
-"""Your own network, explained in several ways, and whether the explanations can be believed. Nothing is distilled.
+"""Explain your own network in several ways, and test whether the explanations can be trusted. Nothing is distilled.
 
 python examples/explain_any_model.py
 """
@@ -10,7 +10,7 @@ from distilens import Explainer, Explanation, Model
 
 
 class Brightness(Explainer):
-    """An explainer of your own: here one that only looks at the image, and should be found out."""
+    """Your own explainer. This one looks only at the image, so the scores should reveal that it is useless."""
 
     def explain(self, model, images, target):
         logits = model.logits(images)
@@ -31,8 +31,8 @@ if __name__ == "__main__":
         settings={"epochs": 4, "batch_size": 32, "optimizer": "adamw:lr=0.003", "augment": "crop:padding=2,flip=none"},
     )
 
-    found = distilens.gallery(model, data, ["gradcam", "ig:steps=8", Brightness()], images=16)
-    header, rows = found.table()
+    gallery = distilens.gallery(model, data, ["gradcam", "ig:steps=8", Brightness()], images=16)
+    header, rows = gallery.table()
     for line in [header, *rows]:
         print("".join(cell.ljust(26 if at == 0 else 16) for at, cell in enumerate(line)))
-    print("", *found.findings(), found.save("maps/my network"), sep="\n")
+    print("", *gallery.findings(), gallery.save("maps/my network"), sep="\n")

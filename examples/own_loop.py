@@ -1,6 +1,6 @@
-"""Your own loop: two students that teach each other (deep mutual learning, Zhang et al. 2018), which no list of methods can say.
+"""Your own loop: two students teach each other (deep mutual learning, Zhang et al. 2018). A list of methods cannot express this.
 
-The parts (data, models, methods, objective) stay; only the loop is yours.
+The parts (data, models, methods, objective) are those of distilens; only the loop is yours.
 
 python examples/own_loop.py
 """

@@ -1,4 +1,4 @@
-"""Your own network, distilled from a bigger one: any torch module will do.
+"""Your own network as the student of a larger one. Any torch module works.
 
 python examples/own_model.py
 """

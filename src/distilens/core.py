@@ -72,10 +72,10 @@ class Answer:
 
 
 class Teacher:
-    """What answers a batch: `teacher(batch, needs) -> Answer`. Write `__call__`; all else has a default.
+    """Anything that answers a batch: `teacher(batch, needs) -> Answer`. Write `__call__`; everything else has a default.
 
     Attributes:
-        classes: the names of the classes of its logits, in order; None if they are unknown.
+        classes: the class names of its logits, in order; None if they are unknown.
         drawing: whether the answers to the same picture change with the epoch, so that they cannot be stored.
         precision: of its logits and features, for stored answers.
     """
@@ -101,12 +101,12 @@ class Teacher:
         return self
 
     def notes(self) -> dict[str, float]:
-        """What it has counted since it was last asked, by name: goes into the log once per epoch."""
+        """Its counts since the last call, by name. They go into the log once per epoch."""
         return {}
 
 
 Answering = Teacher | Callable[[Batch, Sequence[str]], Answer]
-"""What is taken as a teacher: a `Teacher`, or a plain function."""
+"""Everything that can be used as a teacher: a `Teacher`, or a plain function."""
 
 
 class Function(Teacher):
@@ -121,7 +121,7 @@ class Function(Teacher):
 
 
 def as_teacher(answering: Answering) -> Teacher:
-    """A teacher as it is; a plain function as a teacher."""
+    """Return a teacher unchanged; make a plain function a teacher."""
     return answering if isinstance(answering, Teacher) else Function(answering)
 
 

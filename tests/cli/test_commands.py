@@ -373,7 +373,11 @@ def test_a_folder_that_is_in_use_is_said(command, tmp_path):
         (UserError("it is wrong"), 2, "distilens: it is wrong\n"),
         (KeyboardInterrupt(), 130, "distilens: stopped\n"),
         (Interrupted(2, None), 130, "distilens: stopped\n"),
-        (Interrupted(15, commands.Path("one")), 143, "distilens: stopped; the same command goes on from here (one)\n"),
+        (
+            Interrupted(15, commands.Path("one")),
+            143,
+            "distilens: stopped; the same command continues from here (one)\n",
+        ),
         (BrokenPipeError(), 141, ""),
     ],
 )

@@ -99,7 +99,7 @@ def test_half_transparent_colours_are_mixed_and_opaque_ones_stay():
     half.putalpha(128)
     whole.putalpha(255)
     said = []
-    np.testing.assert_array_equal(decode(encoded(whole), said=said), np.asarray(colour))
+    np.testing.assert_array_equal(decode(encoded(whole), remarks=said), np.asarray(colour))
     assert not said
     expected = np.asarray(colour) * (128 / 255) + 255 * (127 / 255)
     np.testing.assert_allclose(decode(encoded(half)), expected, atol=1)
@@ -225,7 +225,7 @@ def test_of_an_animation_the_first_frame_is_read_and_said(root):
     for kind in ("GIF", "PNG", "WEBP", "TIFF"):
         said = []
         options = {"lossless": True} if kind == "WEBP" else {}
-        found = decode(encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options), said=said)
+        found = decode(encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options), remarks=said)
         np.testing.assert_allclose(found[..., 0], GREY, atol=3)
         assert said == ["animated or with several pages, only the first is read"], kind
 

@@ -224,7 +224,7 @@ def test_labels_do_not_leak(deploy):
 
 
 def test_a_map_of_the_label_is_refused():
-    with pytest.raises(UserError, match="the teacher's own first class; take target= out"):
+    with pytest.raises(UserError, match="the teacher's top class; remove target= from"):
         build_methods(["cam_fusion:explainer=[gradcam:target=label]"])
 
 

@@ -287,11 +287,11 @@ def test_a_codebook_of_another_teacher_or_tap_is_refused():
     data, teacher = pixels()
     made = make_codebook(teacher, data, tap="same", templates=4)
     check(made, teacher, "same")
-    with pytest.raises(UserError, match="of the teacher's tap 'same', but the method reads 'norm'"):
+    with pytest.raises(UserError, match="to the teacher's tap 'same', but the method reads 'norm'"):
         check(made, teacher, "norm")
     _, other = pixels()
     other.model.network.head.weight.data.add_(1)
-    with pytest.raises(UserError, match=r"of another teacher: it was made from .* with weights"):
+    with pytest.raises(UserError, match=r"to another teacher: it was made from .* with weights"):
         check(made, other, "same")
 
 
@@ -368,7 +368,7 @@ def test_a_codebook_of_another_teacher_is_refused_before_a_step_is_taken(place):
     one = trained("one")
     (path,) = made_by(one)
     change = f"student.methods=[ce,[kd_layer:tap=2,templates=12,codebook={path}]]"
-    with pytest.raises(UserError, match="the codebook is of another teacher"):
+    with pytest.raises(UserError, match="the codebook belongs to another teacher"):
         trained("two", change, "seed=5")
     assert not list(Path("runs/two/student").rglob("*.safetensors"))
     assert not list(Path("runs/two/student").rglob("last.pt"))

@@ -167,7 +167,7 @@ def test_saved_models_that_do_not_fit_their_description_are_said(place):
     for change, text in (
         ({"model": "resnet14"}, "are not those of resnet14: missing: layer1.1"),
         ({"classes": ["a", "b"]}, r"fc.weight: \[3, 64\] in the file, \[2, 64\] in the model"),
-        ({"model": "resnett8"}, "from a module of your own, resnett8, and nothing says how"),
+        ({"model": "resnett8"}, "from a module of your own, resnett8, and it is unknown how"),
     ):
         (place / "saved/model.json").write_text(json.dumps({**about, **change}))
         with pytest.raises(UserError, match=text):

@@ -286,7 +286,7 @@ def test_a_pretrained_timm_model_answers_for_the_datas_classes_by_name(monkeypat
         (lambda about: about.update(interpolation="lanczos"), "does not describe a model: interpolation"),
         (
             lambda about: about.update(model="resnet21"),
-            "saved from a module of your own, resnet21, and nothing says how",
+            "saved from a module of your own, resnet21, and it is unknown how",
         ),
     ],
 )

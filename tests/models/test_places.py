@@ -74,9 +74,8 @@ def transposed(tokens):
     return tokens.transpose(1, 2).view(len(tokens), -1, 8, 8).transpose(2, 3)
 
 
-ANOTHER_ORDER = (
-    r"of 5 patches of the image that were changed, [0-2] changed it at their place: its places are in another order"
-)
+MISPLACED = r"5 patches of the image were changed, and it changed at the place of [0-2] of them"
+ANOTHER_ORDER = MISPLACED + ": its places are in another order"
 
 
 @pytest.mark.parametrize(
@@ -87,8 +86,8 @@ ANOTHER_ORDER = (
         (transposed, ANOTHER_ORDER),
         (lambda tokens: tokens.flip(1), ANOTHER_ORDER),
         (attention, ANOTHER_ORDER),
-        (among_the_batch, "it has 20 rows for 5 images: windows, heads or places are among them"),
-        (lambda tokens: tokens[:, None, :, :], "64 × 16 is not the proportion of 32 × 32 pixels"),
+        (among_the_batch, "it has 20 rows for 5 images, so its first axis also counts windows, heads or places"),
+        (lambda tokens: tokens[:, None, :, :], "64 × 16 does not have the proportions of 32 × 32 pixels"),
     ],
     ids=["shuffled", "windows", "transposed", "turned", "attention", "batch", "heads"],
 )
@@ -134,8 +133,8 @@ def test_keys_by_head_are_no_finer_grid_of_a_vit():
     with pytest.raises(UserError, match="no tap 'last-1': all feature maps of this model have one size"):
         net.tap("last-1")
     said = (
-        r"the tap 'blocks.10.attn.k_norm' of .* is not a feature map: 17 × 64 is not the proportion of 64 × 64 pixels. It gives "
-        r"\[b 3 17 64\]. The nearest taps that are feature maps: blocks.10.attn.norm, blocks.10.attn.qkv, "
+        r"the tap 'blocks.10.attn.k_norm' of .* is not a feature map: 17 × 64 does not have the proportions of 64 × 64 pixels. "
+        r"It gives \[b 3 17 64\]. The nearest taps that are feature maps: blocks.10.attn.norm, blocks.10.attn.qkv, "
     )
     with pytest.raises(UserError, match=said):
         net.tap("blocks.10.attn.k_norm")

@@ -543,7 +543,7 @@ def test_one_part_does_not_throw_away_what_the_others_recorded(place):
     run = another("ahead")
     record(run)
     before = records_of(run)
-    with pytest.raises(UserError, match="again deletes what all parts have recorded"):
+    with pytest.raises(UserError, match="again deletes the records of all parts"):
         record(run, part=(1, 3), again=True)
     assert records_of(run) == before
 

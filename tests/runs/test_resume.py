@@ -158,7 +158,7 @@ def test_asked_to_stop_it_saves_says_so_and_goes_on(place, whole, number, code):
     process.send_signal(number)
     _, error = process.communicate(timeout=120)
     assert process.returncode == code, error
-    assert "the same command goes on from here" in error
+    assert "the same command continues from here" in error
     assert "Traceback" not in error
     finish(start(place, "stopped"))
     same_weights(whole, place / "runs/stopped")

@@ -162,7 +162,7 @@ def test_a_stop_is_heeded_wherever_it_comes(data, tmp_path, monkeypatch, number,
 
     before = signal.getsignal(number)
     monkeypatch.setattr(training, "validate", asked)
-    with pytest.raises(Interrupted, match="the same command goes on from here") as stop:
+    with pytest.raises(Interrupted, match="the same command continues from here") as stop:
         go(data, tmp_path, Asks())
     assert stop.value.code == 128 + number
     assert signal.getsignal(number) is before

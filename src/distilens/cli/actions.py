@@ -24,7 +24,7 @@ def recipe_of(name: str, changes: Sequence[str], how: Manner) -> Recipe:
     """A recipe, completely checked, on the chosen device.
 
     Raises:
-        UserError: everything that is wrong with it.
+        UserError: the recipe has errors; the message lists all of them.
     """
     recipe = outline_of(name, changes)
     from distilens.runs.recipe_file import check_together
@@ -42,7 +42,7 @@ def outline_of(name: str, changes: Sequence[str]) -> Recipe:
     return read_outline(name, changes, look=True)
 
 
-def carry_out(name: str, changes: Sequence[str], out: Path | None, again: bool, *, as_json: bool, how: Manner) -> None:
+def run_recipe(name: str, changes: Sequence[str], out: Path | None, again: bool, *, as_json: bool, how: Manner) -> None:
     """Run a recipe in a folder, or beside a finished run with other settings."""
     recipe = outline_of(name, changes)
     folder = out or Path("runs") / recipe.name
@@ -169,17 +169,17 @@ def explain_model(
 
 def compare_run(run: Path, changes: list[str], as_json: bool, how: Manner) -> None:
     """Compare the models of a run, and add the comparison to its page."""
-    found = run_at(run, how)
+    loaded = run_at(run, how)
     from distilens.measure.transfer.settings import compare_settings, settings_of
     from distilens.runs.run import lock_run
     from distilens.runs.stages import compare_stage, report_stage
 
-    part = found.recipe.compare
+    part = loaded.recipe.compare
     changed = compare_settings({**(part.model_dump() if part else {}), **settings_of(changes)}) if changes else None
-    with lock_run(found):
-        compare_stage(found, changed)
-        page = report_stage(found)
-    tell_comparison(run, page, as_json)
+    with lock_run(loaded):
+        compare_stage(loaded, changed)
+        page = report_stage(loaded)
+    print_comparison(run, page, as_json)
 
 
 def students_of(runs: Sequence[Path], data: str | None) -> tuple[list[str], str | None]:
@@ -227,10 +227,10 @@ def compare_models(
     made = compare(models, data, settings, console=how.console)
     with lock_folder(out):
         page = made.save(out)
-    tell_comparison(out, page, as_json)
+    print_comparison(out, page, as_json)
 
 
-def tell_comparison(folder: Path, page: Path, as_json: bool) -> None:
+def print_comparison(folder: Path, page: Path, as_json: bool) -> None:
     """Print a comparison and the path of its page."""
     from distilens.cli.terminal import print_json, show_comparison
     from distilens.foundation.files import read_json

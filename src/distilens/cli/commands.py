@@ -78,9 +78,9 @@ def run(
     Stages that are done and still valid are skipped, so the same command resumes a stopped run. A finished run with other
     settings is not overwritten: the new one goes to `runs/NAME-2`.
     """
-    from distilens.cli.actions import carry_out
+    from distilens.cli.actions import run_recipe
 
-    carry_out(recipe, changes_of(set_, seed), out, again, as_json=json, how=how)
+    run_recipe(recipe, changes_of(set_, seed), out, again, as_json=json, how=how)
 
 
 @command("demo")
@@ -96,9 +96,9 @@ def demo(
 
     The teacher has seen many images; the student sees few, with backgrounds that reveal the class.
     """
-    from distilens.cli.actions import carry_out
+    from distilens.cli.actions import run_recipe
 
-    carry_out("demo", changes_of(set_, seed), out, again, as_json=json, how=how)
+    run_recipe("demo", changes_of(set_, seed), out, again, as_json=json, how=how)
 
 
 @command("record")

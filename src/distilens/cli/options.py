@@ -96,8 +96,8 @@ NamedModels = Annotated[
     UseAppendAction[tuple[tuple[str, ...], ...]],
     arg(
         metavar="NAME=MODEL ...",
-        help="Models in place of one run's. If named teacher, base and student, their differences are labelled distilled, "
-        "residual, missed.",
+        help="The models to compare, if they are not those of a run. If named teacher, base and student, their "
+        "differences are labelled distilled, residual, missed.",
         help_behavior_hint="(default: the run's)",
     ),
 ]

@@ -62,7 +62,7 @@ def print_json(content: Any) -> None:
 
 
 def without_nan(content: Any) -> Any:
-    """Plain data with None in place of NaN and infinity, which JSON does not have."""
+    """Plain data; NaN and infinity, which JSON does not have, become None."""
     if isinstance(content, Mapping):
         return {str(key): without_nan(value) for key, value in content.items()}
     if isinstance(content, list | tuple):

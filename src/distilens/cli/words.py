@@ -93,22 +93,22 @@ def parse_plainly(read: Callable[[], Any], command: str) -> Any:
     Raises:
         UserError: tyro refuses the words of the command.
     """
-    drawn = io.StringIO()
+    box = io.StringIO()
     try:
-        with contextlib.redirect_stderr(drawn):
+        with contextlib.redirect_stderr(box):
             return read()
     except SystemExit as stop:
         if not stop.code:
             raise
         raise UserError(
-            f"{plain_text(drawn.getvalue())}. See: {' '.join(f'distilens {command}'.split())} --help"
+            f"{plain_text(box.getvalue())}. See: {' '.join(f'distilens {command}'.split())} --help"
         ) from None
 
 
-def plain_text(drawn: str) -> str:
+def plain_text(box: str) -> str:
     """The text of a box without its title and help: one sentence per paragraph, without details."""
     paragraphs = [""]
-    for line in drawn.splitlines():
+    for line in box.splitlines():
         text = line.strip("│ ")
         if text.startswith(("For full helptext", "Argument helptext")):
             break

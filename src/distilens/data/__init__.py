@@ -109,16 +109,18 @@ def load(part: Any, cache: Path | None = None, *, to_explain: bool = False) -> D
         return as_data(part, cache, to_explain=to_explain)
     spec = SOURCES.resolve(part)
     source = SOURCES.build(spec, CACHE if cache is None else Path(cache))
-    chosen = {name: spec.options[name] for name in ("limit", "shots", "classes", "min_images", "val_fraction", "seed")}
+    selection = {
+        name: spec.options[name] for name in ("limit", "shots", "classes", "min_images", "val_fraction", "seed")
+    }
     name = str(Spec.parse(part))
     if isinstance(source, Data):  # a function of the user's own made it
         usual = SOURCES.resolve(Spec(spec.name, spec.argument)).options
-        if given := [key for key in chosen if chosen[key] != usual[key]]:
+        if given := [key for key in selection if selection[key] != usual[key]]:
             raise UserError(f"{name}: the function returns a Data, whose rows are chosen: leave out {', '.join(given)}")
         return replace(source, name=name)
-    if to_explain and not can_be_split(source, chosen["classes"]):
-        return unsplit(source, name, limit=chosen["limit"], classes=chosen["classes"], seed=chosen["seed"])
-    return subset(source, name, **chosen)
+    if to_explain and not can_be_split(source, selection["classes"]):
+        return unsplit(source, name, limit=selection["limit"], classes=selection["classes"], seed=selection["seed"])
+    return subset(source, name, **selection)
 
 
 def is_notation(given: Any) -> bool:

@@ -79,12 +79,12 @@ def shorter_sides_of(pool: ThreadPoolExecutor, sets: Mapping[str, Encoded]) -> n
 
 
 def decode_all(
-    pool: ThreadPoolExecutor, images: Iterable, pixels: Pixels, said: list[str]
+    pool: ThreadPoolExecutor, images: Iterable, pixels: Pixels, remarks: list[str]
 ) -> Iterable[np.ndarray | Bad]:
     """Decode in threads and in order, with at most a few hundred images in memory per CPU core."""
     running: deque[Future] = deque()
     for task in batched(images, TASK):
-        running.append(pool.submit(decode_some, task, pixels, said))
+        running.append(pool.submit(decode_some, task, pixels, remarks))
         if len(running) > 8 * (os.cpu_count() or 1):
             yield from running.popleft().result()
     for future in running:
@@ -99,12 +99,12 @@ def batched(items: Iterable, count: int) -> Iterable[tuple]:
 
 
 def decode_some(
-    images: Sequence[bytes | Path | np.ndarray | None], pixels: Pixels, said: list[str]
+    images: Sequence[bytes | Path | np.ndarray | None], pixels: Pixels, remarks: list[str]
 ) -> list[np.ndarray | Bad]:
     decoded: list[np.ndarray | Bad] = []
     for image in images:
         try:
-            decoded.append(decode(image, pixels, said))
+            decoded.append(decode(image, pixels, remarks))
         except DeepError:
             raise
         except Exception as error:  # on broken files Pillow's readers raise errors of any kind
@@ -113,32 +113,32 @@ def decode_some(
 
 
 def decode(
-    encoded: bytes | Path | np.ndarray | None, pixels: Pixels = PLAIN, said: list[str] | None = None
+    encoded: bytes | Path | np.ndarray | None, pixels: Pixels = PLAIN, remarks: list[str] | None = None
 ) -> np.ndarray:
     """Decode one image to uint8 RGB `[h w 3]`, upright by its EXIF orientation; the first frame of an animation.
 
     Args:
-        said: receives remarks about changes to the image.
+        remarks: receives remarks about changes to the image.
 
     Raises:
         DeepError: the image has more than 8 bits, and `pixels` has no range for them.
     """
     from PIL import ImageOps
 
-    said = [] if said is None else said
+    remarks = [] if remarks is None else remarks
     with open_image(encoded) as image:
         if is_cut(image):
-            said.append("16 bits per colour, only the upper 8 are read")
+            remarks.append("16 bits per colour, only the upper 8 are read")
         if pixels.sides is not None:
             # a JPEG is read at 1/2 to 1/8 of its size if that leaves twice the needed size
             image.draft("RGB", (2 * max(pixels.sides), 2 * max(pixels.sides)))
         if not isinstance(encoded, np.ndarray):
             ImageOps.exif_transpose(image, in_place=True)
-        shown = as_rgb_image(image, pixels, said.append)
+        rgb = as_rgb_image(image, pixels, remarks.append)
         with suppress(Exception):  # later frames may be broken; only the first is used
             if getattr(image, "n_frames", 1) > 1:
-                said.append("animated or with several pages, only the first is read")
-    return np.asarray(shown if pixels.sides is None else resize_image(shown, *pixels.sides))
+                remarks.append("animated or with several pages, only the first is read")
+    return np.asarray(rgb if pixels.sides is None else resize_image(rgb, *pixels.sides))
 
 
 def open_image(encoded: bytes | Path | np.ndarray | None) -> Image.Image:

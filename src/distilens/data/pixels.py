@@ -92,7 +92,7 @@ def is_cut(image: Image.Image) -> bool:
     return not is_deep(image) and any("16" in str(part[3]) for part in getattr(image, "tile", ()))
 
 
-def as_rgb_image(image: Image.Image, pixels: Pixels, said: Callable[[str], object]) -> Image.Image:
+def as_rgb_image(image: Image.Image, pixels: Pixels, remark: Callable[[str], object]) -> Image.Image:
     """Convert one picture to RGB: scale deep values, lay transparency over the ground."""
     from PIL import Image
 
@@ -105,7 +105,7 @@ def as_rgb_image(image: Image.Image, pixels: Pixels, said: Callable[[str], objec
             image = image.convert("LA")
         image = image.convert("RGBA")
         if image.getchannel(3).getextrema()[0] != 255:
-            said(f"transparent, laid over {pixels.ground} (ground={pixels.ground})")
+            remark(f"transparent, laid over {pixels.ground} (ground={pixels.ground})")
             image = Image.alpha_composite(Image.new("RGBA", image.size, GROUNDS[pixels.ground]), image)
     return image.convert("RGB")
 
@@ -182,7 +182,7 @@ def allow_large_images(allowed: bool) -> Iterator[None]:
 
 
 @lru_cache(maxsize=64)
-def probes(shape: tuple[int, ...]) -> tuple[int, ...]:
+def probe_places(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Four places in the green channel: a quick test that most pictures are not of one colour."""
     height, width, channels = shape
     places = ((1, 2), (2, 4), (3, 1), (4, 3))
@@ -191,7 +191,7 @@ def probes(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def nearly_one_colour(image: np.ndarray) -> bool:
     """Whether every channel of `[h w 3]` spreads over at most NEAR levels."""
-    values = sorted(map(image.item, probes(image.shape)))
+    values = sorted(map(image.item, probe_places(image.shape)))
     if values[-1] - values[0] > NEAR:
         return False
     return int(np.ptp(image, axis=(0, 1)).max()) <= NEAR

@@ -139,15 +139,15 @@ def write_images(folder: Path, sets: Mapping[str, Encoded], pixels: Pixels, *, s
             try:
                 written = write_sets(pool, folder, sets, pixels, skip_bad=skip_bad)
             except DeepError:
-                bounds, said = find_range(extents_of(pool, sets))
+                bounds, remark = find_range(extents_of(pool, sets))
                 pixels = replace(pixels, bounds=bounds)
             except SizesError:
-                size, said = usual_size(shorter_sides_of(pool, sets))
+                size, remark = usual_size(shorter_sides_of(pool, sets))
                 pixels = replace(pixels, size=size)
             else:
                 written.decided = decided
                 return written
-            decided += [said] * bool(said)
+            decided += [remark] * bool(remark)
 
 
 def write_sets(
@@ -158,7 +158,7 @@ def write_sets(
     shape: tuple[int, ...] | None = None
     with show_decoding(total) as work:
         for part, encoded in sets.items():
-            kept, flat = [], written.flat[part]
+            rows, flat = [], written.flat[part]
             # Written in order to the file, not into a memory map: on a full disk a write raises an error, but a memory
             # map ends the process. The header is corrected when the number of images is known.
             with open(folder / f"{part}_images.npy", "wb") as file:
@@ -178,18 +178,18 @@ def write_sets(
                         check_disk(folder.parent, total * image.size, "decoded images", ADVICE)
                     if image.shape != shape:
                         raise SizesError
-                    if not kept:
+                    if not rows:
                         write_header(file, len(encoded.labels), image.shape)
                     if nearly_one_colour(image):
                         flat.append(row)
                     file.write(np.ascontiguousarray(image).data)
-                    kept.append(row)
-                if not kept:
+                    rows.append(row)
+                if not rows:
                     first_bad = written.skipped[-len(encoded.labels)]
                     raise UserError(f"no image of the {part} set can be decoded; the first is {first_bad}")
                 assert shape is not None
-                write_header(file, len(kept), shape)
-            written.rows[part] = np.array(kept)
+                write_header(file, len(rows), shape)
+            written.rows[part] = np.array(rows)
             written.labels[part] = encoded.labels[written.rows[part]]
     return written
 

@@ -75,5 +75,5 @@ def numbers_of(target: int | str | Target, model: Model, count: int) -> Aim | No
         if target not in model.classes:
             raise UserError(f"{model.name} has no class {target!r}.{nearest(target, list(model.classes))}")
         target = model.classes.index(target)
-    chosen = torch.as_tensor(target)
-    return chosen.expand(count) if chosen.ndim == 0 else chosen
+    numbers = torch.as_tensor(target)
+    return numbers.expand(count) if numbers.ndim == 0 else numbers

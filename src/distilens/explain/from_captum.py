@@ -84,9 +84,7 @@ class CaptumExplainer(Explainer):
         return Explanation.of(full(maps), logits, target)
 
     def from_output(self, *arguments: Any, **options: Any) -> Tensor:
-        raise UserError(
-            f"captum:{self.name} has no derivative that a loss could use: take an explainer of distilens itself"
-        )
+        raise UserError(f"captum:{self.name} has no derivative that a loss could use: use an explainer of distilens")
 
     from_model = from_output
 

@@ -41,7 +41,7 @@ def now(device: torch.device) -> float:
 
 @contextlib.contextmanager
 def fastest_convolutions() -> Iterator[None]:
-    """Within, cuDNN times its algorithms per new shape and takes the fastest, unless the user asked for determinism."""
+    """Within, cuDNN times its algorithms for each new shape and uses the fastest, unless the user asked for determinism."""
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = before or not torch.backends.cudnn.deterministic
     try:
@@ -64,7 +64,7 @@ def has_several_processes() -> bool:
 
 
 def gather(values: Tensor) -> Tensor:
-    """The values of all processes, concatenated; every process must give equally many."""
+    """The values of all processes, concatenated; all processes must give the same number."""
     if not has_several_processes():
         return values
     shards = [torch.empty_like(values) for _ in range(torch.distributed.get_world_size())]

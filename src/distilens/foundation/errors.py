@@ -27,7 +27,7 @@ def shortened(names: Sequence[str], *, quoted: bool = False, most: int = 8) -> s
 
 
 def suggest_path(path: Path) -> str:
-    """`". Did you mean 'photos'?"` where something beside a path that does not exist has nearly its name."""
+    """`". Did you mean 'photos'?"` if a file or folder beside a missing path has a similar name; else an empty string."""
     beside = path.absolute().parent
     if path.exists() or not (beside.is_dir() and os.access(beside, os.R_OK)):
         return ""

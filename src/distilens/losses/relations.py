@@ -190,7 +190,7 @@ def likenesses(
 def contrasted(
     near: Float[Tensor, " b"], far: Float[Tensor, "b k"], negative: Bool[Tensor, "b k"], images: int
 ) -> Float[Tensor, " b"]:
-    """The noise-contrastive loss, from likenesses divided by `Z`: see `crd`."""
+    """The noise-contrastive loss, from similarities divided by `Z`: see `crd`."""
     noise = negative.sum(1) / images
     missed = (noise[:, None] / (far + noise[:, None] + SMALL)).clamp_min(SMALL).log()
     return -(near / (near + noise + SMALL)).log() - (missed * negative).sum(1)

@@ -1,4 +1,4 @@
-"""CAM fusion: the teacher's map is an extra input beside the last feature, and is taken away during training."""
+"""CAM fusion: the teacher's map is an extra input beside the last feature; it is removed during training."""
 
 from __future__ import annotations
 
@@ -76,11 +76,11 @@ class CamFusion(Method):
         spec = Spec.parse(explainer)
         if "target" in spec.options:
             raise UserError(
-                f"cam_fusion: the map always explains the teacher's own first class; take target= out of {explainer!r}"
+                f"cam_fusion: the map always explains the teacher's top class; remove target= from {explainer!r}"
             )
         self.fuse, self.channels, self.deploy, self.start, self.until = fuse, channels, deploy, start, until
-        drawn = {"share": 1 - start, "draw": PART} if deploy == "null" and start else {}
-        self.needs = (f"maps:{spec.replaced(of=of, **drawn)}",)
+        sampling = {"share": 1 - start, "draw": PART} if deploy == "null" and start else {}
+        self.needs = (f"maps:{spec.replaced(of=of, **sampling)}",)
         self.at_use = self.needs if deploy == "teacher" else ()
 
     def prepare(self, student: Model, batch: Batch, answer: Answer) -> Model:
@@ -115,7 +115,7 @@ class CamFusion(Method):
         return distance(ours, theirs, "cosine").where(~empty(theirs), 0)
 
     def finish(self, student: Model) -> Model:
-        """Fold the kernel that is not needed any more, and detach the teacher. `core.accompany` attaches one for inference."""
+        """Fold the kernel that is no longer needed, and detach the teacher. `core.accompany` attaches one for inference."""
         part = student.parts[PART]
         if isinstance(part, MapFusion) and self.deploy == "null":
             student.parts[PART] = student.inserted[PART].part = part.fold()  # at its position among the parts

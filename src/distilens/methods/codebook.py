@@ -130,18 +130,18 @@ class Codebook:
 
 
 def check(codebook: Codebook, teacher: LiveTeacher, tap: str) -> None:
-    """Raise a `UserError` if a codebook is of another teacher or another tap."""
+    """Raise a `UserError` if a codebook belongs to another teacher or another tap."""
     theirs, ours = codebook.made_from["teacher"], teacher.identity
     if key_of(theirs) != key_of(ours):
         was, now = (f"{identity['teacher']} with weights {identity['weights']}" for identity in (theirs, ours))
         raise UserError(
-            f"the codebook is of another teacher: it was made from {was}, but this teacher is {now}. Make a codebook of this "
-            "teacher"
+            f"the codebook belongs to another teacher: it was made from {was}, but this teacher is {now}. Make a codebook of "
+            "this teacher"
         )
     path = teacher.model.path_of(tap)
     if codebook.tap != path:
         raise UserError(
-            f"the codebook is of the teacher's tap {codebook.tap!r}, but the method reads {tap!r}, which is {path!r}"
+            f"the codebook belongs to the teacher's tap {codebook.tap!r}, but the method reads {tap!r}, which is {path!r}"
         )
 
 
@@ -319,9 +319,9 @@ def sample(places: Places, seed: int) -> tuple[np.ndarray, np.ndarray]:
     share = KEPT / (places.count * places.channels)
     rows, labels = [], []
     for batch, features in places:
-        drawn = randomness.uniform("places", batch.index, seed, count=places.each) < share
-        rows.append(features[drawn].cpu().numpy())
-        labels.append(batch.targets[:, None].expand_as(drawn)[drawn].cpu().numpy())
+        mask = randomness.uniform("places", batch.index, seed, count=places.each) < share
+        rows.append(features[mask].cpu().numpy())
+        labels.append(batch.targets[:, None].expand_as(mask)[mask].cpu().numpy())
     return np.concatenate(rows), np.concatenate(labels)
 
 

@@ -88,8 +88,8 @@ class IGOverlay(Method):
             )
         self.p, self.blend, self.exponent, self.mode, self.anneal = p, blend, exponent, mode, anneal
         self.size: tuple[int, int] | None = None  # of the student's input, for `channel`
-        drawn = {"share": p, "draw": DRAW} if p < 1 else {}
-        self.needs = (f"maps:{Spec.parse(explainer).replaced(of='canonical', target=target, **drawn)}",)
+        sampling = {"share": p, "draw": DRAW} if p < 1 else {}
+        self.needs = (f"maps:{Spec.parse(explainer).replaced(of='canonical', target=target, **sampling)}",)
 
     def prepare(self, student: Model, batch: Batch, answer: Answer) -> Model:
         if self.mode == "channel":
@@ -113,11 +113,11 @@ class IGOverlay(Method):
         """The positions of the images that get a map. They are computed on the host, so that no step waits for the device."""
         share = self.p * (1 - batch.progress) if self.anneal else self.p
         index = batch.index.cpu() if batch.variant is None else torch.from_numpy(batch.variant.index)
-        drawn = randomness.uniform(DRAW, index, batch.seed, batch.epoch)[:, 0] < share
-        return to_device(drawn.nonzero()[:, 0], batch.view.device)
+        mask = randomness.uniform(DRAW, index, batch.seed, batch.epoch)[:, 0] < share
+        return to_device(mask.nonzero()[:, 0], batch.view.device)
 
     def blend_in(self, view: Float[Tensor, "n c h w"], strong: Float[Tensor, "n 1 h w"]) -> Float[Tensor, "n c h w"]:
-        """The images with their maps drawn in."""
+        """The images with their maps blended in, as `mode` says."""
         if self.mode == "blend":
             return (1 - self.blend) * view + self.blend * strong
         light = 1 - self.blend + self.blend * strong

@@ -106,8 +106,8 @@ class KDLayer(Method):
         self.check(book, theirs.shape[1])
         for name, value in book.tensors.items():
             self.register_buffer(name, value.to(student.device), persistent=False)
-        taken = sum(name.startswith(NAME) for name in student.parts)
-        self.place = f"{NAME}{taken + 1}" if taken else NAME
+        count = sum(name.startswith(NAME) for name in student.parts)
+        self.place = f"{NAME}{count + 1}" if count else NAME
         options = {"channels": channels_at(student, self.tap), "templates": book.templates, "alpha": self.alpha}
         part = build_part(Spec(NAME, None, options))
         assert isinstance(part, KDPart)
@@ -133,16 +133,16 @@ class KDLayer(Method):
         """Use the named codebook, or the one in the folder; make it first if it does not exist.
 
         Raises:
-            UserError: the codebook is of another teacher or tap, or cannot be made.
+            UserError: the codebook belongs to another teacher or tap, or cannot be made.
         """
         assert isinstance(teacher, LiveTeacher)
         if self.codebook is not None:
             check(Codebook.load(str(self.codebook)), teacher, self.teacher_tap)
         else:
-            asked = {**self.asked, "tap": teacher.model.path_of(self.teacher_tap)}
-            path = folder / "codebooks" / f"{key_of(teacher.identity, data.fingerprint, asked)}.safetensors"
+            options = {**self.asked, "tap": teacher.model.path_of(self.teacher_tap)}
+            path = folder / "codebooks" / f"{key_of(teacher.identity, data.fingerprint, options)}.safetensors"
             if not path.is_file():
-                make_codebook(teacher, data, **asked, say=say).save(path)
+                make_codebook(teacher, data, **options, say=say).save(path)
             self.codebook = str(path)
         return [Path(str(self.codebook))]
 

@@ -79,9 +79,9 @@ class MapMatch(Method):
             )
         self.explainer: Explainer = own
         self.second_order = not isinstance(own, FeatureMap) and spec.name != "cam"
-        asked = {"of": of, "every": every, "classes": classes, "pool": pool}
-        asked |= {"target": target} if classes == "one" else {}
-        self.needs = (f"maps:{spec.replaced(**{name: value for name, value in asked.items() if value is not None})}",)
+        options = {"of": of, "every": every, "classes": classes, "pool": pool}
+        options |= {"target": target} if classes == "one" else {}
+        self.needs = (f"maps:{spec.replaced(**{name: value for name, value in options.items() if value is not None})}",)
         self.register_buffer("counts", torch.zeros(2), persistent=False)  # all maps; maps left out
         self.counts: Tensor
 

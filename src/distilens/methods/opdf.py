@@ -43,10 +43,10 @@ class OPDF(Reparametrised):
         self.factors = factors
 
     def rewrite(self, student: Model, layers: Mapping[str, nn.Module]) -> None:
-        chosen = {path: (module, Product(weight_of(module).shape, self.factors)) for path, module in layers.items()}
-        fitting = {path: pair for path, pair in chosen.items() if pair[1].fits}
+        products = {path: (module, Product(weight_of(module).shape, self.factors)) for path, module in layers.items()}
+        fitting = {path: pair for path, pair in products.items() if pair[1].fits}
         plain = ", ".join(
-            f"{path} {list(weight_of(module).shape)}" for path, (module, _) in chosen.items() if path not in fitting
+            f"{path} {list(weight_of(module).shape)}" for path, (module, _) in products.items() if path not in fitting
         )
         if plain and (self.layers or not fitting):
             raise UserError(
@@ -95,10 +95,10 @@ class Product(nn.Module):
             before.append(left.view(rest.shape[0], size, -1))
             rest = (values[:, None] * right)[..., None]
         for size in reversed(sizes[middle + 1 :]):
-            kept, bond = rest.shape[0], rest.shape[2]
+            bond_before, bond = rest.shape[0], rest.shape[2]
             left, values, right = torch.linalg.svd(rest.reshape(-1, size * bond), full_matrices=False)
             after.insert(0, right.view(-1, size, bond))
-            rest = (left * values).view(kept, -1, len(values))
+            rest = (left * values).view(bond_before, -1, len(values))
         return [*before, rest, *after]
 
 

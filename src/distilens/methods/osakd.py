@@ -58,10 +58,10 @@ class OSAKD(Method):
         feature = full(grid(tapped(output, self.tap), output.size)).mean((2, 3))
         places = self.bank.places(batch)
         with torch.autocast(feature.device.type, enabled=False):
-            wanted, known = self.neighbourhood(feature.detach(), places)
+            target, known = self.neighbourhood(feature.detach(), places)
         self.bank.write(places, feature.detach()[None])
         logits = log_softmax(output.logits.float(), 1)
-        return (torch.xlogy(wanted, wanted) - wanted * logits).sum(1).where(known, 0)
+        return (torch.xlogy(target, target) - target * logits).sum(1).where(known, 0)
 
     @torch.no_grad()
     def neighbourhood(self, feature: Tensor, places: Tensor) -> tuple[Float[Tensor, "b c"], Tensor]:

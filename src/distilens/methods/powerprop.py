@@ -48,14 +48,14 @@ class PowerProp(Reparametrised):
         self.alpha, self.prune = alpha, prune
 
     def prepare(self, student: Model, batch: Batch, answer: Answer) -> Model:
-        chosen = self.choose_modules(student)
-        still = [path for path, module in chosen.items() if self.alpha > 1 and not weight_of(module).any()]
+        modules = self.choose_modules(student)
+        still = [path for path, module in modules.items() if self.alpha > 1 and not weight_of(module).any()]
         if still and self.layers:
             raise UserError(
                 f"powerprop: all weights of {', '.join(still)} of {student.name} are 0, and a power has no gradient at 0: "
                 "initialise them, or name other layers with layers="
             )
-        self.rewrite(student, {path: module for path, module in chosen.items() if path not in still})
+        self.rewrite(student, {path: module for path, module in modules.items() if path not in still})
         return student
 
     def rewrite(self, student: Model, layers: Mapping[str, nn.Module]) -> None:

@@ -40,10 +40,10 @@ class ReviewKD(Paired):
 
     def fit(self, ours: list[Shape], theirs: list[Shape]) -> None:
         width = self.width or min(512, max(channels for channels, *_ in ours))
-        sizes = [(channels, wanted) for (channels, *_), (wanted, *_) in zip(ours, theirs, strict=True)]
+        sizes = [(channels, target) for (channels, *_), (target, *_) in zip(ours, theirs, strict=True)]
         deepest = len(ours) - 1
         self.fusions = nn.ModuleList(
-            Fusion(channels, width, wanted, fused=level < deepest) for level, (channels, wanted) in enumerate(sizes)
+            Fusion(channels, width, target, fused=level < deepest) for level, (channels, target) in enumerate(sizes)
         )
 
     def loss(self, batch: Batch, output: Output, answer: Answer) -> Float[Tensor, " b"]:
@@ -57,10 +57,10 @@ class ReviewKD(Paired):
 class Fusion(nn.Module):
     """Attention-based fusion of a student's feature with the next deeper level."""
 
-    def __init__(self, channels: int, width: int, wanted: int, *, fused: bool):
+    def __init__(self, channels: int, width: int, target: int, *, fused: bool):
         super().__init__()
         self.enter = nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width))
-        self.leave = nn.Sequential(nn.Conv2d(width, wanted, 3, padding=1, bias=False), nn.BatchNorm2d(wanted))
+        self.leave = nn.Sequential(nn.Conv2d(width, target, 3, padding=1, bias=False), nn.BatchNorm2d(target))
         self.attend = nn.Sequential(nn.Conv2d(2 * width, 2, 1), nn.Sigmoid()) if fused else None
 
     def forward(self, feature: Tensor, deeper: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -62,8 +62,8 @@ class RTK(Paired):
             for layers, features in ((self.query, ours), (self.key, theirs))
         )
         fit = queries @ keys.transpose(1, 2) / self.width**0.5
-        kept = fit.topk(min(self.keys, fit.shape[2]), dim=2)
-        return torch.zeros_like(fit).scatter(2, kept.indices, kept.values.softmax(2))
+        nearest = fit.topk(min(self.keys, fit.shape[2]), dim=2)
+        return torch.zeros_like(fit).scatter(2, nearest.indices, nearest.values.softmax(2))
 
 
 def map_distance(ours: Float[Tensor, "b c h w"], theirs: Float[Tensor, "b d i j"]) -> Float[Tensor, " b"]:

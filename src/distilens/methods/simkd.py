@@ -52,7 +52,7 @@ class SimKD(Paired):
 
     def prepare(self, student: Model, batch: Batch, answer: Answer) -> Model:
         theirs = grid(answer.features[LAST], student.size)
-        classifier = fitting(answer.modules["head"], full(theirs), answer.logits)
+        classifier = teacher_classifier(answer.modules["head"], full(theirs), answer.logits)
         path = student.last_tap
         ((channels, *_),) = shapes(student, [student.behind(path)])
         options = {
@@ -76,7 +76,7 @@ class SimKD(Paired):
                 f"simkd: the teacher's classifier takes {theirs.shape[1]} channels, but {student.name} cannot take them behind "
                 f"{before!r}: {error}"
             ) from None
-        if not ends_in(classifier, feature, logits):
+        if not reproduces_logits(classifier, feature, logits):
             raise UserError(
                 f"simkd applies the teacher's classifier to the mean of the last feature, but {student.name} has something else "
                 "there, such as a maximum or another layer: use a student that ends in the mean and one linear layer, or use "
@@ -90,7 +90,7 @@ class SimKD(Paired):
 
 
 @torch.no_grad()
-def fitting(head: nn.Module, feature: Float[Tensor, "b t h w"], logits: Tensor | None) -> nn.Linear:
+def teacher_classifier(head: nn.Module, feature: Float[Tensor, "b t h w"], logits: Tensor | None) -> nn.Linear:
     """A copy of the teacher's classifier, which must be one linear layer on the mean of its last feature.
 
     Raises:
@@ -99,7 +99,7 @@ def fitting(head: nn.Module, feature: Float[Tensor, "b t h w"], logits: Tensor |
     if isinstance(head, nn.Linear) and head.in_features == feature.shape[1] and logits is not None:
         copied = copy.deepcopy(head).float().to(feature.device)
         copied = copied if copied.bias is not None else add_bias(copied)
-        if ends_in(copied, feature, logits):
+        if reproduces_logits(copied, feature, logits):
             return copied
     raise UserError(
         "simkd reuses the teacher's classifier, but this teacher's logits are not one linear layer on the mean of its last "
@@ -109,7 +109,9 @@ def fitting(head: nn.Module, feature: Float[Tensor, "b t h w"], logits: Tensor |
 
 
 @torch.no_grad()
-def ends_in(classifier: nn.Linear, feature: Float[Tensor, "b t h w"], logits: Float[Tensor, "b classes"]) -> bool:
+def reproduces_logits(
+    classifier: nn.Linear, feature: Float[Tensor, "b t h w"], logits: Float[Tensor, "b classes"]
+) -> bool:
     """Whether a classifier on the mean of a feature gives these logits, within the rounding of bfloat16."""
     expected = classifier(feature.float().mean((2, 3)))
     return bool(((expected - logits.float()).abs() <= CLOSE * logits.float().abs().max()).all())

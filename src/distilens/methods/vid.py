@@ -43,10 +43,10 @@ class VID(Paired):
         self.variances = nn.ParameterList()
 
     def fit(self, ours: list[Shape], theirs: list[Shape]) -> None:
-        sizes = [(channels, wanted) for (channels, *_), (wanted, *_) in zip(ours, theirs, strict=True)]
+        sizes = [(channels, target) for (channels, *_), (target, *_) in zip(ours, theirs, strict=True)]
         start = math.log(math.expm1(FIRST - SMALLEST))
-        self.predictors = nn.ModuleList(convolutions(channels, wanted, wanted, wanted) for channels, wanted in sizes)
-        self.variances = nn.ParameterList(torch.full((wanted,), start) for _, wanted in sizes)
+        self.predictors = nn.ModuleList(convolutions(channels, target, target, target) for channels, target in sizes)
+        self.variances = nn.ParameterList(torch.full((target,), start) for _, target in sizes)
 
     def loss(self, batch: Batch, output: Output, answer: Answer) -> Float[Tensor, " b"]:
         losses = []

@@ -34,7 +34,7 @@ def pixels(
     """
 
 
-def zoo() -> dict[str, str | tuple[str, dict[str, Any]]]:
+def zoo_entries() -> dict[str, str | tuple[str, dict[str, Any]]]:
     """The entries of the registry, under the names used in papers."""
     entries: dict[str, str | tuple[str, dict[str, Any]]] = {"resnet": "distilens.models.zoo.resnet:resnet"}
     for depth in (8, 14, 20, 32, 44, 56, 110):
@@ -66,7 +66,7 @@ def hint_other_libraries(name: str) -> str:
     return f" If it is a network of torchvision or timm: torchvision:{name}, timm:{name}."
 
 
-MODELS = Registry("model", zoo(), common=pixels, hint=hint_other_libraries)
+MODELS = Registry("model", zoo_entries(), common=pixels, hint=hint_other_libraries)
 
 
 def build_model(
@@ -154,8 +154,8 @@ def build_network(part: str | Mapping[str, Any] | Spec, classes: int) -> Expecti
         return made
     if not isinstance(made, Expecting):
         made = Expecting(made)
-    wanted = {name: spec.options[name] for name in ("size", "mean", "std") if spec.options[name]}
-    return replace(made, **wanted)
+    expected = {name: spec.options[name] for name in ("size", "mean", "std") if spec.options[name]}
+    return replace(made, **expected)
 
 
 def check_classes(model: Model, asked: Sequence[str] | Task, role: str) -> None:

@@ -131,15 +131,15 @@ def torchvision(name: str, /, classes: int, *, weights: str | None = None, size:
         network = library.get_model(name, weights=None, num_classes=classes, **extra)
         return Expecting(network, getattr(network, "image_size", None), IMAGENET["mean"], IMAGENET["std"])
     try:
-        chosen = library.get_model_weights(name)[weights]
+        pretrained = library.get_model_weights(name)[weights]
     except KeyError:
         have = ", ".join(library.get_model_weights(name).__members__)
         raise UserError(f"torchvision:{name} has no weights {weights!r}; it has {have}") from None
     with explain_download_errors(f"torchvision:{name},weights={weights}"):
-        network = library.get_model(name, weights=chosen)
-    new = len(chosen.meta["categories"]) != classes
+        network = library.get_model(name, weights=pretrained)
+    new = len(pretrained.meta["categories"]) != classes
     replace_heads(network, classes, [head_of(network)])
-    preset = chosen.transforms()
+    preset = pretrained.transforms()
     return Expecting(
         network, preset.crop_size[0], tuple(preset.mean), tuple(preset.std), interpolation_of(preset.interpolation.value),
         True, (head_of(network),) if new else (), remark_on_crop(preset.crop_size[0] / preset.resize_size[0]),

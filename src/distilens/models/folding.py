@@ -40,8 +40,8 @@ def prepare(model: Model, *, precision: Precision = "float32", keep: Collection[
         module, behind = find(made.network, convolution), find(made.network, norm)
         assert isinstance(module, CONVOLUTIONS) and isinstance(behind, nn.BatchNorm2d)
         made.network.set_submodule(convolution, fuse_conv_bn_eval(module, behind))
-        kept = {name: getattr(behind, name) for name in ("drop", "act") if hasattr(behind, name)}
-        after = nn.Sequential(OrderedDict(kept))  # `bn1.act` can still be tapped
+        extras = {name: getattr(behind, name) for name in ("drop", "act") if hasattr(behind, name)}
+        after = nn.Sequential(OrderedDict(extras))  # `bn1.act` can still be tapped
         after._forward_hooks = behind._forward_hooks  # taps and parts at the norm stay in place
         after._forward_hooks_with_kwargs = behind._forward_hooks_with_kwargs
         after._forward_hooks_always_called = behind._forward_hooks_always_called

@@ -55,13 +55,13 @@ def heads_of(network: nn.Module, pixels: Tensor) -> list[str]:
     return [last]
 
 
-def nearest_nodes(start: Any, wanted: dict[object, str]) -> set[object]:
-    """The first wanted node on each path back through a graph."""
+def nearest_nodes(start: Any, names: dict[object, str]) -> set[object]:
+    """The first node in `names` on each path back through a graph."""
     nearest: set[object] = set()
     waiting, known = [start], {start}
     while waiting:
         node = waiting.pop()
-        if node in wanted:
+        if node in names:
             nearest.add(node)
             continue
         for before, _ in node.next_functions if node is not None else ():
@@ -98,10 +98,10 @@ def replace_heads(network: nn.Module, classes: int, paths: Sequence[str]) -> Non
     for path in paths:
         old = network.get_submodule(path)
         if width_of(old) != classes:
-            network.set_submodule(path, fresh(old, classes))
+            network.set_submodule(path, make_layer(old, classes))
 
 
-def fresh(old: nn.Module, classes: int) -> nn.Module:
+def make_layer(old: nn.Module, classes: int) -> nn.Module:
     """A new layer like an old one, for the given number of classes, with new weights."""
     if isinstance(old, nn.Linear):
         return nn.Linear(old.in_features, classes, old.bias is not None)
@@ -123,7 +123,7 @@ def keep_classes(model: Model, positions: Sequence[int], names: Sequence[str]) -
         before = logits_of(network(pixels))[:, list(positions)]
     for path in paths:
         old = network.get_submodule(path)
-        new = fresh(old, len(positions)).to(next(old.parameters()))
+        new = make_layer(old, len(positions)).to(next(old.parameters()))
         for own, theirs in zip(new.parameters(), old.parameters(), strict=True):
             own.copy_(theirs[list(positions)])
         new.requires_grad_(next(old.parameters()).requires_grad)

@@ -123,7 +123,7 @@ def check_channels(model: Model) -> None:
     """
     first = next((module for module in model.network.modules() if isinstance(module, nn.Conv2d)), None)
     channels = first.in_channels if first is not None else 3
-    if channels == 3 or answers(model):
+    if channels == 3 or can_run_example(model):
         return
     if channels != 1:
         raise UserError(f"{model.name} takes images of {channels} channels, but pictures have three (or one, grey)")
@@ -132,7 +132,7 @@ def check_channels(model: Model) -> None:
     model.notes += ("takes grey images: it gets the brightness of the pictures",)
 
 
-def answers(model: Model) -> bool:
+def can_run_example(model: Model) -> bool:
     """Whether a forward pass of the model's example image works."""
     with suppress(Exception), torch.no_grad(), evaluating(model):
         model.logits(model.example())

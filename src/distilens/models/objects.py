@@ -55,13 +55,13 @@ def as_model(given: Any, classes: Any = None, size: tuple[int, int] | None = Non
         called = f". Call it, and give what it returns: {getattr(given, '__name__', 'it')}()" if callable(given) else ""
         raise UserError(f"a model is a Model, a notation or a torch module; given a {type(given).__name__}{called}")
     network = unwrap_network(given, type(given).__name__)
-    chosen = only_size(network) or size
-    if chosen is None:
+    side = only_size(network) or size
+    if side is None:
         raise UserError(
             f"the picture size of {type(network).__name__} is unknown: as_model(network, size=(height, width))"
         )
     pixels = own_pixels(network, processor)
-    made = Model(network, classes or ("0",), size=chosen, name=name or type(network).__name__, **pixels)
+    made = Model(network, classes or ("0",), size=side, name=name or type(network).__name__, **pixels)
     check_channels(made)
     if classes is None:
         made.classes = classes_of(made)

@@ -110,10 +110,12 @@ def make_finding(output: Tensor, size: tuple[int, int]) -> Finding:
     height, width = grid = (feature.shape[2], feature.shape[3])
     if shape[0] != len(SPOTS):
         rows = f"it has {shape[0]} rows for {len(SPOTS)} images"
-        return Finding(shape, grid, fault=f"{rows}: windows, heads or places are among them")
+        return Finding(shape, grid, fault=f"{rows}, so its first axis also counts windows, heads or places")
     short = min(2, min(grid) / 2)  # without padding the border loses a place or two
     if abs(height * size[1] - width * size[0]) > short * max(size):
-        return Finding(shape, grid, fault=f"{height} × {width} is not the proportion of {size[0]} × {size[1]} pixels")
+        return Finding(
+            shape, grid, fault=f"{height} × {width} does not have the proportions of {size[0]} × {size[1]} pixels"
+        )
     channels = feature[:, :: max(1, feature.shape[1] // CHANNELS)].float()
     distance = (
         (channels - channels.mean(0)).abs().sum(1)
@@ -123,7 +125,7 @@ def make_finding(output: Tensor, size: tuple[int, int]) -> Finding:
     right, moving = count_followed(distance)
     chance = math.sqrt(CHANNELS / min(CHANNELS, channels.shape[1])) if height * width < FEW else 1
     shows = moving >= ALIKE * chance
-    counts = f"of {len(SPOTS)} patches of the image that were changed, {right} changed it at their place"
+    counts = f"{len(SPOTS)} patches of the image were changed, and it changed at the place of {right} of them"
     fault = f"{counts}: its places are in another order, or it has no places" if shows and right < ENOUGH else ""
     return Finding(shape, grid, right, shows, fault)
 

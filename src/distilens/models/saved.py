@@ -76,7 +76,7 @@ def save_model(model: Model, folder: str | Path) -> None:
     folder = Path(folder)
     if own_module(model.name):
         warnings.warn(
-            f"load_model cannot build {model.name} again: nothing says where its class is. Give the model "
+            f"load_model cannot build {model.name} again: the place of its class is unknown. Give the model "
             "name='python:module:callable' before it is saved, or keep the class and load the weights into it yourself",
             stacklevel=2,
         )
@@ -120,7 +120,7 @@ def load_model(folder: str | Path) -> Model:
     about = described(folder / "model.json")
     if own_module(about.model):
         raise UserError(
-            f"the model in {folder} was saved from a module of your own, {about.model}, and nothing says how to build it. In "
+            f"the model in {folder} was saved from a module of your own, {about.model}, and it is unknown how to build it. In "
             "Python: Model(network, classes, size=...), then model.load_bare_state(safetensors.torch.load_file(...)). Or give it "
             "name='python:module:callable' before it is saved"
         )

@@ -32,7 +32,7 @@ HARMLESS: list[Any] = [
 
 
 @dataclass(frozen=True)
-class Found:
+class StateFile:
     """A state dict, its keys in the file, and remarks."""
 
     state: dict[str, Tensor]
@@ -45,7 +45,7 @@ def load_state(path: Path) -> dict[str, Tensor]:
     return read_state(path).state
 
 
-def read_state(path: Path) -> Found:
+def read_state(path: Path) -> StateFile:
     """Read the tensors in a weights file to the CPU, with their keys in the file. Files that need code are refused.
 
     Raises:
@@ -58,7 +58,7 @@ def read_state(path: Path) -> Found:
         raise UserError(f"no weights at {path}: " + ("it is a folder" if path.is_dir() else "there is no such file"))
     try:
         if is_safetensors(path):
-            return Found(load(path.read_bytes()))
+            return StateFile(load(path.read_bytes()))
         with warnings.catch_warnings(), torch.serialization.safe_globals(HARMLESS):
             warnings.simplefilter("ignore")  # about pickle protocols: we refuse or read the file ourselves
             with open(path, "rb") as file:  # given a path, torch would decide by the suffix
@@ -89,7 +89,7 @@ def is_safetensors(path: Path) -> bool:
     return start[8:] == b"{" or (path.suffix == ".safetensors" and start[:1] != b"\x80")  # a pickle begins with \x80
 
 
-def unwrap_state(content: Any, path: Path) -> Found:
+def unwrap_state(content: Any, path: Path) -> StateFile:
     """The state dict inside the dictionaries that scripts wrap around it; averaged weights come first."""
     under: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -104,26 +104,26 @@ def unwrap_state(content: Any, path: Path) -> Found:
     if not is_state(content):
         inside = f": it has {', '.join(map(str, list(content)[:6]))}" if isinstance(content, Mapping) else ""
         raise UserError(f"{path} has no state dict: expected names with tensors{inside}")
-    return Found(dict(content), under, notes)
+    return StateFile(dict(content), under, notes)
 
 
 def is_state(content: Any) -> bool:
     return isinstance(content, Mapping) and all(isinstance(value, Tensor) for value in content.values())
 
 
-def match_state(found: Found, network: nn.Module) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def match_state(content: StateFile, network: nn.Module) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """A state dict under the network's own names, and remarks about it.
 
     The prefix shared by most of the network's names is removed. Counters of old batch norms may be missing, because nothing
     depends on them. Tensors with other names are left out.
     """
     own = network.state_dict()
-    prefix = common_prefix(found.state, own)
-    state = {key.removeprefix(prefix): value for key, value in found.state.items() if key.startswith(prefix)}
-    left = [key for key in found.state if not key.startswith(prefix) or key.removeprefix(prefix) not in own]
-    if len(left) == len(found.state):  # nothing fits: the error lists the names in the file
-        return found.state, found.notes
-    notes = list(found.notes)
+    prefix = common_prefix(content.state, own)
+    state = {key.removeprefix(prefix): value for key, value in content.state.items() if key.startswith(prefix)}
+    left = [key for key in content.state if not key.startswith(prefix) or key.removeprefix(prefix) not in own]
+    if len(left) == len(content.state):  # nothing fits: the error lists the names in the file
+        return content.state, content.notes
+    notes = list(content.notes)
     if prefix:
         notes.append(f"the prefix {prefix!r} of its weights' names was removed")
     if left and all(key in state for key in own if not key.endswith("num_batches_tracked")):

@@ -149,8 +149,8 @@ def labels_to_chart(content: Content) -> list[str]:
         return list(strength)
     floors = [column.label for column in content.columns if column.floor]
     others = sorted((label for label in strength if label not in floors), key=lambda label: -strength[label])
-    chosen = {max(floors, key=lambda label: strength[label]), *others[: MOST_LINES - 1]}
-    return [label for label in strength if label in chosen]
+    charted = {max(floors, key=lambda label: strength[label]), *others[: MOST_LINES - 1]}
+    return [label for label in strength if label in charted]
 
 
 def chart(name: str, title: str, labels: Sequence[str], content: Content, axis: str) -> Markup:
@@ -180,7 +180,7 @@ def brief(entry: Mapping[str, Any] | None, *, as_percent: bool) -> str:
     return estimate.with_half(writer(as_percent)) + " %" * (as_percent and estimate.value is not None)
 
 
-def detailed(entry: Mapping[str, Any] | None, as_percent: bool) -> Cell:
+def page_cell(entry: Mapping[str, Any] | None, as_percent: bool) -> Cell:
     """A cell of the page: the mean and its interval; also n if images are left out."""
     estimate = Estimate.read(entry)
     left_out = estimate is not None and bool(estimate.empty)
@@ -188,10 +188,10 @@ def detailed(entry: Mapping[str, Any] | None, as_percent: bool) -> Cell:
 
 
 def writer(as_percent: bool) -> Write:
-    return in_percent if as_percent else short
+    return in_percent if as_percent else format_short
 
 
-def short(value: float | None, sign: str = "") -> str:
+def format_short(value: float | None, sign: str = "") -> str:
     """Three digits or so, without an exponent: `0.00021`, `0.512`, `3.14`, `1,234`."""
     if value is None:
         return NOTHING

@@ -99,16 +99,16 @@ def map_row(
     judges = answering(arrays)
     for role in roles:
         values = pictures.normalise_map(arrays[f"maps_{role}"][at], signed=signed)
-        drawn = not isinstance(values, str)
+        drawable = not isinstance(values, str)
         prediction, confidence = arrays.get(f"prediction_{role}"), arrays.get(f"confidence_{role}")
         predicted = int(prediction[at]) if prediction is not None else -1
         row["models"].append(
             {
                 "role": role,
                 "judged": judges.get(role, ""),
-                "picture": pictures.overlay_uri(image, values, mask) if drawn else None,
-                "place": pictures.strongest_place(values) if drawn else None,
-                "problem": values if not drawn else None,
+                "picture": pictures.overlay_uri(image, values, mask) if drawable else None,
+                "place": pictures.strongest_place(values) if drawable else None,
+                "problem": values if not drawable else None,
                 "prediction": str(arrays[f"answer_{role}"][at]) if in_words else class_name(predicted, classes),
                 "confidence": percent(float(confidence[at])) if confidence is not None else None,
                 "right": predicted == label if label >= 0 and predicted >= 0 else None,

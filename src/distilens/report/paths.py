@@ -26,8 +26,8 @@ def shown_folder(folder: Path) -> str:
 
 def last_part(path: str) -> str:
     parts = [part for part in re.split(r"[\\/]", path) if part]
-    kept = path.rstrip("/\\")
-    end = path[len(kept) :] if not kept else ""
+    stripped = path.rstrip("/\\")
+    end = path[len(stripped) :] if not stripped else ""
     if path[0] not in "~/":  # C:\...
         return parts[-1] if len(parts) > 1 else path
     if path[0] == "~":

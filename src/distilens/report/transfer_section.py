@@ -176,10 +176,12 @@ def growth(scores: Scores) -> list[dict[str, Any]]:
     ):
         lines = []
         for colour, (name, states) in enumerate((grown.get("models") or {}).items()):
-            kept = [state for state in states if key in state]
-            if kept:
+            measured = [state for state in states if key in state]
+            if measured:
                 lines.append(
-                    charts.Series(name, [one["epoch"] for one in kept], [one[key]["value"] for one in kept], colour)
+                    charts.Series(
+                        name, [one["epoch"] for one in measured], [one[key]["value"] for one in measured], colour
+                    )
                 )
         svg = charts.line_chart(f"chart-growth-{key}", title, lines, x_label="epoch", y_label="score", linear=True)
         if svg:

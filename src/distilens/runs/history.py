@@ -35,8 +35,8 @@ class KeptModels:
         reparametrised = [method for method in methods if isinstance(method, Reparametrised)]
         # in the order of `Objective.prepare`
         for method in sorted(reparametrised, key=lambda method: not method.inserts):
-            chosen = method.choose_modules(model).items()
-            method.rewrite(model, {path: layer for path, layer in chosen if path in written})
+            layers = method.choose_modules(model).items()
+            method.rewrite(model, {path: layer for path, layer in layers if path in written})
 
     def __len__(self) -> int:
         return len(self.epochs)

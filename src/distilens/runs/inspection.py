@@ -226,19 +226,19 @@ def plans_of(
     recipe: Recipe, data: Data, teacher_data: Data, student: Model, teachers: Mapping[str, Model]
 ) -> tuple[tuple[Plan, ...], Teacher]:
     """The trainings of a run, each with a few timed steps, and the teacher of the student."""
-    wanted: list[tuple[str, Model, Data, tuple[str, ...], Training, Teacher]] = []
+    trainings: list[tuple[str, Model, Data, tuple[str, ...], Training, Teacher]] = []
     part = recipe.teacher
     for role, model in teachers.items():
         if part and finetuning_of(part, part.models[role]) != "none":
             model = copy.deepcopy(model)  # the model that answers is frozen
-            wanted.append((role, model, teacher_data, part.methods, recipe.teacher_training, nobody))
-    wanted.append(("base", student, data, recipe.base.methods, recipe.train, nobody))
+            trainings.append((role, model, teacher_data, part.methods, recipe.teacher_training, nobody))
+    trainings.append(("base", student, data, recipe.base.methods, recipe.train, nobody))
     device = cast(torch.device, processes().device)
     live = [LiveTeacher(model.to(device)) for model in teachers.values()]
     answering = as_one(live, part.joined, part.control) if part else nobody
-    wanted.append(("student", student, data, recipe.student.methods, recipe.train, answering))
+    trainings.append(("student", student, data, recipe.student.methods, recipe.train, answering))
     plans = []
-    for role, model, seen, methods, settings, who in wanted:
+    for role, model, seen, methods, settings, who in trainings:
         batches = batches_of(seen, settings, device)
         step = time_step(model, methods, batches, settings, who)
         plans.append(Plan(role, settings.epochs * len(batches), batches.size, step))

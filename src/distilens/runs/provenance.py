@@ -37,7 +37,7 @@ def about_run(run: Run) -> dict[str, Any]:
     If other stages had other versions, machines or commits, `origins` lists all of them with their stages.
     """
     done = run.origins
-    chosen = done.get("student") or next(iter(done.values()), None) or origin()
+    latest = done.get("student") or next(iter(done.values()), None) or origin()
     different: list[dict[str, Any]] = []
     for stage, where in done.items():
         same = next((seen for seen in different if {**seen, "stages": None} == {**where, "stages": None}), None)
@@ -48,7 +48,7 @@ def about_run(run: Run) -> dict[str, Any]:
     roles = (*teachers, "base", "student")
     return {
         "name": run.recipe.name,
-        **{key: chosen.get(key) for key in ("versions", "python", "machine", "git")},
+        **{key: latest.get(key) for key in ("versions", "python", "machine", "git")},
         "seeds": {"data and weights": run.recipe.seed, "variants": run.recipe.train.variant_seed},
         "fingerprints": {
             "data": run.data.fingerprint,

@@ -16,11 +16,11 @@ from distilens.measure.transfer.settings import CompareSettings
 from distilens.runs.recipe import BaseSettings, ExplainSettings, Recipe, StudentSettings
 from distilens.runs.recipe_names import find_recipe
 from distilens.runs.recipe_problems import (
-    elsewhere,
     method_problems,
     missing_places,
     model_problems,
     raise_problems,
+    suggest_full_key,
 )
 from distilens.training.settings import Training
 
@@ -32,7 +32,7 @@ def read_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
     """Read a recipe file, apply `key=value` changes, and check all of it.
 
     Raises:
-        UserError: everything that is wrong with it.
+        UserError: the recipe has errors; the message lists all of them.
     """
     return make_recipe(read_toml(find_recipe(path)), changes, where=str(path))
 
@@ -44,7 +44,7 @@ def read_outline(path: str | Path, changes: Sequence[str] = (), *, look: bool = 
         look: also check that the data exist.
 
     Raises:
-        UserError: everything that is wrong with its keys, its parts and their options.
+        UserError: keys, parts or their options are wrong; the message lists all errors.
     """
     recipe, problems = make_outline(read_toml(find_recipe(path)), changes, look=look)
     raise_problems(problems, changes, str(path))
@@ -109,7 +109,7 @@ def make_outline(
     try:
         recipe = Recipe.model_validate(changed)
     except ValidationError as error:
-        problems += explain_errors(error, Recipe, elsewhere=elsewhere)
+        problems += explain_errors(error, Recipe, elsewhere=suggest_full_key)
     return recipe, problems
 
 

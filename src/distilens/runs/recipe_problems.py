@@ -134,7 +134,7 @@ def model_problems(recipe: Recipe) -> list[str]:
     return problems
 
 
-def elsewhere(name: str, here: Sequence[str]) -> str:
+def suggest_full_key(name: str, here: Sequence[str]) -> str:
     """A hint at the full key, for a key in the wrong place: `epochs` is `train.epochs`.
 
     Args:

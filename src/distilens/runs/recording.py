@@ -118,12 +118,12 @@ class Recorder:
         for task in tasks:
             if task.missing:
                 due.setdefault(task.variant, []).append(task)
-        wanted = {variant: ~np.logical_and.reduce([task.filled for task in mine]) for variant, mine in due.items()}
-        count = sum(int(chosen.sum()) for chosen in wanted.values())
+        missing = {variant: ~np.logical_and.reduce([task.filled for task in mine]) for variant, mine in due.items()}
+        count = sum(int(rows.sum()) for rows in missing.values())
         with memory_kept(), Work(console, "recording", count, unit="images") as work:
-            for variant, chosen in wanted.items():
+            for variant, rows in missing.items():
                 batches, needs = self.batches(variant), [task.need.question for task in due[variant]]
-                for part, raw in batches.read(torch.from_numpy(self.positions[chosen]).split(self.size)):
+                for part, raw in batches.read(torch.from_numpy(self.positions[rows]).split(self.size)):
                     with self.accelerator.autocast():
                         self.teacher(batches.batch(part, raw, variant or 0, 0.0), needs)
                     work.advance(len(part))
@@ -181,8 +181,8 @@ class Recorder:
 def stored_needs(needs: list[Need]) -> list[Need]:
     """The needs that are stored: each question once; of several needs for logits only that with the most logits."""
     most = max((need.top or sys.maxsize for need in needs if need.kind == "logits"), default=0)
-    kept = [need for need in needs if need.kind != "logits" or (need.top or sys.maxsize) == most]
-    return list({need.name: need for need in kept if need.kind != "module"}.values())
+    answers = [need for need in needs if need.kind != "logits" or (need.top or sys.maxsize) == most]
+    return list({need.name: need for need in answers if need.kind != "module"}.values())
 
 
 def recorders_of(run: Run, *, variants: int | None = None, share: tuple[int, int] = (0, 1)) -> list[Recorder]:
@@ -210,7 +210,7 @@ def record(run: Run, *, variants: int | None = None, part: tuple[int, int] = (0,
         UserError: no teacher, nothing to record, existing answers from other inputs, or not enough disk space.
     """
     if again and part != (0, 1):
-        raise UserError("again deletes what all parts have recorded: use it once, with part 1/1, or delete the folder")
+        raise UserError("again deletes the records of all parts: use it once, with part 1/1, or delete the folder")
     if variants is not None and variants < 1:
         raise UserError(f"the number of variants must be at least 1; given {variants}")
     recorders = recorders_of(run, variants=variants, share=part)
@@ -226,7 +226,7 @@ def record(run: Run, *, variants: int | None = None, part: tuple[int, int] = (0,
 def print_plan(recorder: Recorder, again: bool) -> tuple[list[Task], int]:
     """Print a recorder's plan. Returns its tasks and the number of bytes that it will write."""
     if again:
-        forget(recorder)
+        delete_shelves(recorder)
     tasks = recorder.tasks()
     report_damage(recorder, tasks)
     missing = {task.need.name: 0 for task in tasks}
@@ -266,8 +266,8 @@ def report_damage(recorder: Recorder, tasks: list[Task]) -> None:
         recorder.teacher.report_damage(task.place.shelf)
 
 
-def forget(recorder: Recorder) -> None:
-    """Delete the shelves that a run would read, from whatever inputs they were recorded."""
+def delete_shelves(recorder: Recorder) -> None:
+    """Delete the shelves that a run would read, even if they were recorded from other inputs."""
     if processes().is_main_process:
         for need in recorder.needs:
             for path in recorder.teacher.files(need):

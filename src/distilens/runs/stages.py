@@ -86,21 +86,21 @@ def measure_stage(run: Run) -> None:
 
 def explain_stage(run: Run) -> None:
     """Explain the same test images for all models: one file per explainer in `maps/`."""
-    wanted = run.recipe.explain
-    files = {part: run.folder / "maps" / f"{label}.npz" for part, label in labels(wanted.explainers).items()}
+    settings = run.recipe.explain
+    files = {part: run.folder / "maps" / f"{label}.npz" for part, label in labels(settings.explainers).items()}
     weights = [run.weights_key(role) for role in ROLES]
     key = key_of(
         "explain",
         weights,
         run.data.fingerprint,
-        resolve_section(ExplainSettings, wanted.model_dump(exclude={"measured"})),
+        resolve_section(ExplainSettings, settings.model_dump(exclude={"measured"})),
     )
     with stage(run, "explain", key, *files.values()) as due:
         if not due:
             return
         models, test = run.models(), run.data.test
         logits = test_logits(run, models)
-        positions = choose(logits, min(wanted.images, len(test)))
+        positions = choose(logits, min(settings.images, len(test)))
         batch = batch_at(test, positions)
         shown = {role: values[positions] for role, values in logits.items()}
         for part, path in files.items():
@@ -130,20 +130,20 @@ def compare_stage(run: Run, how: CompareSettings | None = None) -> None:
     """Compare the run's models: what was distilled, in numbers and in maps. The recipe's settings are the default."""
     part = how or run.recipe.compare or CompareSettings()
     weights = [run.weights_key(role) for role in ROLES]
-    kept = {role: KeptModels(run, role) for role in ("base", "student")}
+    checkpoints = {role: KeptModels(run, role) for role in ("base", "student")}
     key = key_of(
         "compare",
         weights,
         run.data.fingerprint,
         resolve_section(CompareSettings, part.model_dump()),
         source_key(part.embeddings),
-        {role: models.epochs for role, models in kept.items()},
+        {role: models.epochs for role, models in checkpoints.items()},
     )
     made = (read_json(run.folder / "transfer.json") or {}).get("maps", {}).get("levels", {})
     maps = [run.folder / "transfer" / f"{safe(level)}.npz" for level in made]
     with stage(run, "compare", key, run.folder / "transfer.json", *maps) as due:
         if due:
-            compare(run.models(), run.data, part, grown=kept, console=run.console).save(run.folder, page=False)
+            compare(run.models(), run.data, part, grown=checkpoints, console=run.console).save(run.folder, page=False)
 
 
 def report_stage(run: Run) -> Path:

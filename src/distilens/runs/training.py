@@ -62,7 +62,7 @@ def train_stage(run: Run) -> None:
     check_trainable(student, recipe.train.batch_size, "student")
     check_logits(student, run.data, "student")
     if recipe.teacher is not None:
-        rehearse(run, recipe.teacher, student)
+        try_methods(run, recipe.teacher, student)
         train_teacher(run)
     base = {"model": recipe.student.model, "methods": recipe.base.methods}
     train_role(run, "base", base, recipe.train, no_teacher)
@@ -93,7 +93,7 @@ def train_teacher(run: Run) -> None:
         train_one_teacher(run, part, role, run.recipe.seed + number)
 
 
-def rehearse(run: Run, part: TeacherSettings, student: Model) -> None:
+def try_methods(run: Run, part: TeacherSettings, student: Model) -> None:
     """If the teachers are not trained yet, let the methods prepare the student on a few images with untrained teachers.
 
     Raises:
@@ -190,7 +190,7 @@ def train_role(
     data = run.data if role in ("base", "student") else run.teacher_data
     folder, seed = run.folder / role, run.recipe.seed if seed is None else seed
     kind = kind_for(plan["model"], data.task)
-    asked, settings = settings, settled(settings, kind)
+    given, settings = settings, settled(settings, kind)
     decisive = settings.decisive() if trained else None
     content = {**plan, "methods": [with_content(part) for part in plan["methods"]]}
     key = key_of(role, resolve_section(Plan, content), source_key(plan["model"]), decisive, seed, data.fingerprint)
@@ -202,7 +202,7 @@ def train_role(
         model = make() if make else build_model(plan["model"], run.data.task, run.data.size)
         check_classes(model, run.data.task, role)
         if trained:
-            if Spec.parse(asked.optimizer).name == "auto" and kind.family != "zoo":
+            if Spec.parse(given.optimizer).name == "auto" and kind.family != "zoo":
                 run.say(f"{role}: trained with {in_words(settings)} ({kind})")
             log = Log(
                 run.metrics,

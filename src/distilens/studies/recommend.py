@@ -109,10 +109,10 @@ def recommend(
         raise UserError("no measured list fits:\n" + "\n".join(f"{entry.name}: {entry.refused}" for entry in judged))
     best = max((entry for entry in fit if entry.surely > 0), key=lambda entry: entry.surely, default=None)
     plain = next((entry for entry in fit if entry.gain is None), None)
-    chosen = best or plain or max(fit, key=lambda entry: entry.accuracy[0])
+    first = best or plain or max(fit, key=lambda entry: entry.accuracy[0])
     ordered = sorted(judged, key=lambda entry: (entry.refused is not None, -entry.accuracy[0]))
-    reasons = [*give_reasons(chosen, study, shots, kind, localise), *larger(chosen, data, student, teacher)]
-    return Advice(chosen, tuple(ordered), tuple(reasons), {**study["settings"], **chosen.settings})
+    reasons = [*give_reasons(first, study, shots, kind, localise), *describe_growth(first, data, student, teacher)]
+    return Advice(first, tuple(ordered), tuple(reasons), {**study["settings"], **first.settings})
 
 
 def images_a_class(data: Data) -> float:
@@ -133,16 +133,16 @@ def kind_of(teacher: Model | None, student: Model) -> str:
     """The kind of a pair of models, one of `KINDS`."""
     if teacher is None:
         return "alone"
-    if attends(student):
+    if has_attention(student):
         return "vit student"
-    if attends(teacher):
+    if has_attention(teacher):
         return "vit"
     if any(isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1 for m in student.network.modules()):
         return "depthwise"
     return "same" if type(teacher.network) is type(student.network) else "other"
 
 
-def attends(model: Model) -> bool:
+def has_attention(model: Model) -> bool:
     """Whether a model has attention layers."""
     return any("attention" in type(module).__name__.lower() for module in model.network.modules())
 
@@ -178,13 +178,13 @@ def check_candidate(
         reason = "it needs a teacher, but the recipe has no teacher"
     else:
         own = next((harms[name] for name in (Spec.parse(part).name for part in each.methods) if name in harms), None)
-        reason = own or unfit(each.methods, data, student, teacher)
+        reason = own or explain_unfit(each.methods, data, student, teacher)
     return Candidate(**{**vars(each), "refused": reason})
 
 
-def larger(chosen: Candidate, data: Data, student: Model, teacher: Model | None) -> list[str]:
+def describe_growth(first: Candidate, data: Data, student: Model, teacher: Model | None) -> list[str]:
     """How many parameters the list adds to the finished student, if any, as a sentence."""
-    made = prepare_student(chosen.methods, data, student, teacher)[0].finish()
+    made = prepare_student(first.methods, data, student, teacher)[0].finish()
     more = parameters(made) - parameters(student)
     return [f"It adds {more:,} parameters to the student's {parameters(student):,}."] if more else []
 
@@ -198,7 +198,7 @@ def prepare_student(
     return rehearsed(student, methods, batch, answering), batch, answering
 
 
-def unfit(methods: Sequence[str], data: Data, student: Model, teacher: Model | None) -> str | None:
+def explain_unfit(methods: Sequence[str], data: Data, student: Model, teacher: Model | None) -> str | None:
     """Why a list does not work with these models, found by preparing it; None if it works."""
     try:
         objective, batch, answering = prepare_student(methods, data, student, teacher)
@@ -208,30 +208,30 @@ def unfit(methods: Sequence[str], data: Data, student: Model, teacher: Model | N
     return None
 
 
-def give_reasons(chosen: Candidate, study: Mapping[str, Any], shots: float, kind: str, localise: bool) -> list[str]:
+def give_reasons(first: Candidate, study: Mapping[str, Any], shots: float, kind: str, localise: bool) -> list[str]:
     """The reasons, one sentence each."""
     reasons = [
         f"Your training set has {shots:,.0f} images per class, and {KINDS[kind]}. The nearest conditions that were measured: "
         f"{study['about']}."
     ]
-    mean, half = chosen.accuracy
+    mean, half = first.accuracy
     split = f"on that study's {study['split']} images"
-    if chosen.gain is not None and chosen.surely <= 0:
+    if first.gain is not None and first.surely <= 0:
         reasons.append(
-            f"kd does not fit; of the lists that do, {chosen.name} scored highest: {mean:.1f} ± {half:.1f} % {split}."
+            f"kd does not fit; of the lists that do, {first.name} scored highest: {mean:.1f} ± {half:.1f} % {split}."
         )
-    elif chosen.gain is None:
+    elif first.gain is None:
         reasons.append(
-            f"No list that fits was better than {chosen.name} beyond its interval: {mean:.1f} ± {half:.1f} % {split}."
+            f"No list that fits was better than {first.name} beyond its interval: {mean:.1f} ± {half:.1f} % {split}."
         )
     else:
-        gain, spread = chosen.gain
+        gain, spread = first.gain
         reasons.append(
-            f"{chosen.name} scored {mean:.1f} ± {half:.1f} % {split}, {gain:+.1f} ± {spread:.1f} points over kd alone "
-            f"({chosen.seeds} seeds, paired): no list that fits has a higher lower end of the interval."
+            f"{first.name} scored {mean:.1f} ± {half:.1f} % {split}, {gain:+.1f} ± {spread:.1f} points over kd alone "
+            f"({first.seeds} seeds, paired): no list that fits has a higher lower end of the interval."
         )
-    if chosen.step is not None:
-        reasons.append(f"A step costs about {chosen.step:.1f} times the student's own, with stored answers.")
+    if first.step is not None:
+        reasons.append(f"A step costs about {first.step:.1f} times the student's own, with stored answers.")
     if study["kind"] != kind and kind != "alone":
         reasons.append(f"That study's pair was another kind ({KINDS[study['kind']]}): no more than a first guess.")
     if shots > 4 * study["shots"]:

@@ -113,7 +113,7 @@ def chosen(
     tau: float | None,
     drawn: Float[Tensor, " b"] | None,
 ) -> Int[Tensor, " b"]:
-    """The best allowed teacher (the first in a tie), or one drawn by `softmax(scores / tau)`. If none is allowed, all are."""
+    """The best allowed teacher (the first in a tie), or one drawn by `softmax(scores / tau)`. If none is allowed: all."""
     allowed = allowed | ~allowed.any(1, keepdim=True)
     scores = scores.masked_fill(~allowed, float("-inf"))
     if tau is None or drawn is None:

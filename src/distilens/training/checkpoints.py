@@ -48,7 +48,7 @@ class Interrupted(KeyboardInterrupt):
     """Training was interrupted, and its state was saved."""
 
     def __init__(self, number: int, folder: Path | None):
-        super().__init__(f"stopped; the same command goes on from here ({folder})" if folder else "stopped")
+        super().__init__(f"stopped; the same command continues from here ({folder})" if folder else "stopped")
         self.code = 128 + number
 
 

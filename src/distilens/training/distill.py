@@ -132,7 +132,7 @@ def checked(settings: Mapping[str, Any]) -> Training:
     """The settings of a dict.
 
     Raises:
-        UserError: it names everything that is wrong.
+        UserError: the settings are wrong; the message lists all errors.
     """
     try:
         return Training(**settings)

@@ -98,7 +98,7 @@ def check_logits(model: Model, data: Data, role: str, *, used: bool = False) -> 
             f"{summary}: its classes may be in another order than the data's, or it expects other pixels (mean=, std=, size=). "
             f"Train it for these data first (in a recipe: {role}.finetune=head, or all)"
         )
-    # from few images alone nothing follows
+    # a few images prove nothing
     if not likely.above(chance) and likely.below(chance + KNOWS * (1 - chance)):
         return f"{summary}: it may know nothing of these data"
     return None

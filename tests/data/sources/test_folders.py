@@ -281,7 +281,7 @@ def test_the_test_set_stays_whatever_is_around_the_set(root, tmp_path):
     write(tmp_path / "other" / "pets-v1", "cat", "dog", count=10)
     again = loaded(tmp_path / "other")
     assert (again.test.pixels(np.arange(3))[0] == tested).all()
-    assert again.inventory.remarks == ("the set is read inside of pets-v1/",)
+    assert again.inventory.remarks == ("the data set is read from the inner folder pets-v1/",)
 
 
 def test_a_relative_path_and_names_that_are_no_text(root, monkeypatch):

@@ -415,9 +415,9 @@ def test_a_height_and_a_width_cut_the_middle_out(tmp_path):
 
 @pytest.mark.skipif(not CIFAR10.exists(), reason="the CIFAR-10 files are not there")
 def test_the_shared_cifar10_files(cache):
-    from distilens.data.sources.files import existing, label_column, parquet_files
+    from distilens.data.sources.files import existing_folder, label_column, parquet_files
 
-    files = parquet_files(existing(CIFAR10))
+    files = parquet_files(existing_folder(CIFAR10))
     labels = label_column(files["train"], CIFAR10, "img", "label")
     assert np.bincount(labels).tolist() == [5000] * 10
 

@@ -118,12 +118,12 @@ class Index:
 
     def find(self, value: str, part: str | None) -> list[Parts]:
         """The pictures that match best: exactly one unless the table is wrong or ambiguous."""
-        wanted = tuple(piece for piece in value.replace("\\", "/").split("/") if piece not in ("", "."))
-        if not wanted:
+        pieces = tuple(piece for piece in value.replace("\\", "/").split("/") if piece not in ("", "."))
+        if not pieces:
             return []
-        matches = self.names.get(wanted[-1]) or self.stems.get(wanted[-1]) or []
+        matches = self.names.get(pieces[-1]) or self.stems.get(pieces[-1]) or []
         if len(matches) > 1:
-            alike = [count_common_folders(picture[:-1], wanted[:-1]) for picture in matches]
+            alike = [count_common_folders(picture[:-1], pieces[:-1]) for picture in matches]
             matches = [picture for picture, count in zip(matches, alike, strict=True) if count == max(alike)]
         if len(matches) > 1 and part:
             own = [picture for picture in matches if part in {split_of(name) for name in picture[:-1]}]

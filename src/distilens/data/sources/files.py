@@ -51,7 +51,7 @@ def parquet(
     Raises:
         UserError: folder, files or columns do not exist; wrong labels; images that cannot be decoded.
     """
-    root = existing(path)
+    root = existing_folder(path)
     files = parquet_files(root)
     schema = schema_of(files["train"][0])
     image = image if image is not None else only_image(schema, files["train"][0])
@@ -68,7 +68,7 @@ def parquet(
     return decode_source(cache, key, read, Pixels(size, ground, range_, large), skip_bad=skip_bad)
 
 
-def existing(path: Path) -> Path:
+def existing_folder(path: Path) -> Path:
     root = Path(path).expanduser()
     if not root.is_dir():
         what = "is a file, expected a folder" if root.exists() else "does not exist"
@@ -91,7 +91,7 @@ def parquet_files(root: Path) -> dict[str, list[Path]]:
 
 
 @contextmanager
-def reading(file: Path) -> Iterator[None]:
+def explain_arrow_errors(file: Path) -> Iterator[None]:
     """Turn any error of Arrow about a file into one `UserError` that names it."""
     import pyarrow
 
@@ -107,12 +107,12 @@ def reading(file: Path) -> Iterator[None]:
 def open_parquet(file: Path) -> pyarrow.parquet.ParquetFile:
     import pyarrow.parquet
 
-    with reading(file):
+    with explain_arrow_errors(file):
         return pyarrow.parquet.ParquetFile(file, page_checksum_verification=True)
 
 
 def schema_of(file: Path) -> pyarrow.Schema:
-    with reading(file):
+    with explain_arrow_errors(file):
         return open_parquet(file).schema_arrow
 
 
@@ -175,7 +175,7 @@ def label_column(
                 f"the column {image!r} of {file.name} is {schema.field(image).type}: expected encoded images, as bytes or "
                 "{bytes, path}"
             )
-        with reading(file):
+        with explain_arrow_errors(file):
             values = open_parquet(file).read([label]).column(0)
             column = column_values(values, f"the labels in {label!r} of {file.name}")
         columns.append(as_declared(column, declared_names(schema, label), declared))
@@ -198,7 +198,7 @@ def read_encoded(files: Sequence[Path], root: Path, image: str, labels: np.ndarr
 
     def images() -> Iterator[bytes | Path | None]:
         for file in files:
-            with reading(file):
+            with explain_arrow_errors(file):
                 for batch in open_parquet(file).iter_batches(256, columns=[image]):
                     for value in batch.column(0).to_pylist():
                         yield read_bytes(value, file.parent)

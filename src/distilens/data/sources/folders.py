@@ -15,7 +15,7 @@ from distilens.data.cache import content_of
 from distilens.data.decode import Encoded
 from distilens.data.pixels import Ground, Pixels, Range, Side
 from distilens.data.source import Inventory, Source, digest
-from distilens.data.sources.files import existing
+from distilens.data.sources.files import existing_folder
 from distilens.data.sources.layout import Layout, layout_of
 from distilens.data.sources.listed import Listed, add_file_names, encode_files, hold_out_test, places_of
 from distilens.data.sources.tree import Tree, check_links, is_picture, suffixes, walk_tree
@@ -49,7 +49,7 @@ def folder(
     Raises:
         UserError: no such folder, no images, an ambiguous layout, or bad images or links.
     """
-    root = existing(path).absolute()
+    root = existing_folder(path).absolute()
     tree = walk_tree(root)
     check_links(tree, skip_bad=skip_bad)
     if not tree.pictures:

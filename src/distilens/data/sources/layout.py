@@ -120,9 +120,9 @@ def layout_of(tree: Tree, *, splits: bool = True, level: int | None = None) -> L
     folders = Folders(tree)
     base = folders.unwrap(()) if level is None else ()
     names = folders.names(base)
-    remarks = [f"the set is read inside of {'/'.join(base)}/"] if base else []
+    remarks = [f"the data set is read from the inner folder {'/'.join(base)}/"] if base else []
     parts = find_splits(names) if splits else {}
-    parts, more = above_classes(folders, base, parts)
+    parts, more = splits_above_classes(folders, base, parts)
     remarks += more
     if not names or (parts and not any(folders.names((*base, name)) for name in parts)):
         return Layout(base, {"train": [(None, picture) for picture in tree.pictures]}, [], {}, remarks)
@@ -130,14 +130,14 @@ def layout_of(tree: Tree, *, splits: bool = True, level: int | None = None) -> L
         places = split_places(folders, base, parts)
         return layout_with_splits(folders, base, places, level or 1, remarks, beside=set(names) - set(parts))
     if splits and has_splits_inside_classes(folders, base):
-        return below_classes(folders, base, remarks)
+        return layout_with_inner_splits(folders, base, remarks)
     if level is None:
         check_same_below(folders, base)
         remarks += describe_depth(folders, base)
     return layout_with_splits(folders, base, {"train": base}, level or 1, remarks)
 
 
-def above_classes(folders: Folders, base: Parts, parts: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+def splits_above_classes(folders: Folders, base: Parts, parts: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
     """The folders that are splits, empty if they are classes with such names; and remarks."""
     others = [name for name in folders.names(base) if name not in parts]
     kinds = Counter(parts.values())
@@ -226,7 +226,7 @@ def kind_of(
     return "pictures outside of the folders of the classes", None
 
 
-def below_classes(folders: Folders, base: Parts, remarks: list[str]) -> Layout:
+def layout_with_inner_splits(folders: Folders, base: Parts, remarks: list[str]) -> Layout:
     """The layout if the splits are folders inside the classes: `cat/train`, `cat/test`."""
     by_split: dict[str, list[tuple[str | None, Parts]]] = defaultdict(list)
     depth = len(base)
@@ -246,7 +246,7 @@ def below_classes(folders: Folders, base: Parts, remarks: list[str]) -> Layout:
             "read everything below a folder as one class: splits=false"
         )
     classes = sorted(set(map(composed, [*parts, *folders.empty(base)])))
-    remark = "the splits are read inside of the folders of the classes"
+    remark = "the splits are inside the class folders"
     return Layout(base, dict(by_split), classes, {}, [*remarks, remark], named=True)
 
 

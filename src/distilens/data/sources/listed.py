@@ -21,10 +21,10 @@ Listed = Mapping[str, Sequence[tuple[str | None, Path]]]
 
 def hold_out_test(images: Sequence[tuple[str | None, Path]], root: Path) -> Listed:
     """Hold out a fixed fifth of every class as the test set."""
-    held = choose_test_files(images, root)
+    held_out = choose_test_files(images, root)
     listed = {
-        "train": [image for image in images if image[1] not in held],
-        "test": [image for image in images if image[1] in held],
+        "train": [image for image in images if image[1] not in held_out],
+        "test": [image for image in images if image[1] in held_out],
     }
     return {part: files for part, files in listed.items() if files}
 
@@ -41,12 +41,12 @@ def choose_test_files(images: Iterable[tuple[str | None, Path]], root: Path) -> 
             continue
         code = hashlib.sha256(os.fsencode(file)[start:].replace(os.sep.encode(), b"/")).digest()
         classes.setdefault(name, []).append((int.from_bytes(code[:6], "big") / 2**48, file))
-    chosen = set()
+    files = set()
     for ordered in map(sorted, classes.values()):
         count = sum(share < TEST_SHARE for share, _ in ordered)
         count = min(max(count, 1), max(len(ordered) - 2, 1), len(ordered) - 1)
-        chosen |= {file for _, file in ordered[:count]}
-    return chosen
+        files |= {file for _, file in ordered[:count]}
+    return files
 
 
 def encode_files(images: Sequence[tuple[str | None, Path]], classes: Sequence[str], root: Path) -> Encoded:

@@ -252,16 +252,16 @@ def array_of_pillow(picture: Any) -> np.ndarray:
 
 def source_of_items(sets: Mapping[str, Items], cache: Path, pixels: Pixels) -> Source:
     """Make a source from items: each is read once to hash the content, and once more to write its pixels to the cache."""
-    looked = {part: look(items) for part, items in sets.items()}
-    low, high = min(one.low for one in looked.values()), max(one.high for one in looked.values())
+    contents = {part: read_items(items) for part, items in sets.items()}
+    low, high = min(one.low for one in contents.values()), max(one.high for one in contents.values())
     declared = sets["train"].names
     columns = {
         part: as_declared(label_column(np.array(one.labels, dtype=object), len(one.labels), f"the {part} labels"),
                           sets[part].names, declared)
-        for part, one in looked.items()
+        for part, one in contents.items()
     }  # fmt: skip
     classes, labels = classes_in(columns, declared)
-    changing = [line for one in looked.values() for line in one.changing]
+    changing = [line for one in contents.values() for line in one.changing]
 
     def encoded(part: str, items: Items) -> Encoded:
         def images() -> Iterator[np.ndarray]:
@@ -270,7 +270,7 @@ def source_of_items(sets: Mapping[str, Items], cache: Path, pixels: Pixels) -> S
 
         return Encoded(labels[part], images, lambda row: f"item {row} of {part}")
 
-    key = digest("objects", classes, *(digest(part, labels[part], one.content) for part, one in looked.items()))
+    key = digest("objects", classes, *(digest(part, labels[part], one.content) for part, one in contents.items()))
     source = decode_source(
         cache,
         key,
@@ -289,7 +289,7 @@ def scale_picture(values: np.ndarray, low: float, high: float, what: str) -> np.
 
 
 @dataclass(frozen=True)
-class Looked:
+class ItemsRead:
     """Results of the first pass over a set: labels, range of the values, hash of the content, remarks about changing items."""
 
     labels: list[Any]
@@ -299,7 +299,7 @@ class Looked:
     changing: list[str]
 
 
-def look(items: Items) -> Looked:
+def read_items(items: Items) -> ItemsRead:
     """Read every item once, and a few of them twice.
 
     Raises:
@@ -323,15 +323,15 @@ def look(items: Items) -> Looked:
             work.advance()
     if low > high:  # all pictures have 8 bits: their values need no scaling
         low, high = 0.0, 255.0
-    return Looked(labels, low, high, state.hexdigest(), describe_changing_items(items.part, changing, len(again)))
+    return ItemsRead(labels, low, high, state.hexdigest(), describe_changing_items(items.part, changing, len(again)))
 
 
-def describe_changing_items(part: str, changing: Sequence[int], looked: int) -> list[str]:
+def describe_changing_items(part: str, changing: Sequence[int], tested: int) -> list[str]:
     """A warning if items change between two reads; else an empty list."""
     if not changing:
         return []
     return [
-        f"item {changing[0]} of {part} changes between two reads ({len(changing)} of the {looked} tested): a random "
+        f"item {changing[0]} of {part} changes between two reads ({len(changing)} of the {tested} tested): a random "
         "transform? Each item is read once and stored, and distilens augments by itself (augment=): give the data without it"
     ]
 

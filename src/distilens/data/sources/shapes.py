@@ -102,9 +102,9 @@ def colours(random: np.random.Generator, count: int) -> tuple[np.ndarray, np.nda
     # The colours of a texture are closer to each other than two random ones, so that a shape can differ from both.
     second = first + 0.35 * (second - first)
     candidates = random.random((count, 16, 3), dtype=np.float32)
-    wanted = random.uniform(0.4, 0.9, (count, 1)).astype(np.float32)
+    target = random.uniform(0.4, 0.9, (count, 1)).astype(np.float32)
     contrast = np.minimum(np.linalg.norm(candidates - first, axis=2), np.linalg.norm(candidates - second, axis=2))
-    best = np.abs(contrast - wanted).argmin(axis=1)
+    best = np.abs(contrast - target).argmin(axis=1)
     return first[:, None], second[:, None], candidates[np.arange(count), best][:, None, None]
 
 

@@ -1,4 +1,4 @@
-"""Likeness of two maps of the same image, computed on the coarser of their grids; 1 means equal."""
+"""Similarity of two maps of the same image, computed on the coarser of their grids; 1 means equal."""
 
 from __future__ import annotations
 

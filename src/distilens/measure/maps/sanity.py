@@ -129,7 +129,7 @@ def stability(
     samples: int = 2,
     seed: int = 0,
 ) -> Float[Tensor, " b"]:
-    """Stability: how alike an image's map and the maps of copies with invisible noise are.
+    """Stability: the similarity of an image's map to the maps of copies with invisible noise.
 
     The value is the mean Pearson correlation between an image's map and the maps of `samples` copies with uniform noise of up to
     `noise` on every pixel, the same noise for every image. It is in [-1, 1]; higher is better. It is NaN if a map is constant.

@@ -69,7 +69,7 @@ class Measure:
 
 MEASURES = (
     Measure("insertion", "insertion AUC", "higher", "confidence while the strongest pixels are put back first"),
-    Measure("deletion", "deletion AUC", "lower", "confidence while the strongest pixels are taken away first"),
+    Measure("deletion", "deletion AUC", "lower", "confidence while the strongest pixels are removed first"),
     Measure("average_drop", "average drop", "lower", "confidence lost when the image is weighted by its map", True),
     Measure(
         "increase",
