@@ -554,6 +554,24 @@ def test_both_kinds_of_weights_go_together(data, batch, teacher):
         assert torch.allclose(objective.finish().logits(batch.images), before, atol=1e-3)
 
 
+@pytest.mark.parametrize("parts", [["opdf", "powerprop:prune=0"], ["opdf:layers=[fc]"]])
+def test_what_was_finished_takes_the_weights_of_training_again(parts, data, batch):
+    objective = Objective(model("resnet8", data), build_methods(parts))
+    objective.prepare(batch, Answer())
+    state = {key: value.clone() for key, value in objective.student.bare_state().items()}
+    expected = objective.student.eval().logits(batch.images)
+    made = objective.finish()
+    assert made.bare_state().keys() != state.keys()
+    for method in build_methods(
+        [part.split(":")[0] for part in parts]
+    ).values():  # of all layers, only those in the state
+        method.unfinish(made, state)
+    assert made.bare_state().keys() == state.keys()
+    torch.nn.init.zeros_(made.network.conv1.weight if "layers" in parts[0] else made.network.fc.bias)
+    made.load_bare_state(state)
+    assert torch.equal(made.eval().logits(batch.images), expected)
+
+
 # --- teachers
 
 
