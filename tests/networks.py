@@ -19,12 +19,16 @@ def settled(model: Model) -> Model:
     return model.eval()
 
 
-def convolutional(name: str = "resnet8", size: tuple[int, int] = (32, 32)) -> Model:
-    """A network of the zoo with four classes. A vgg has an eighth of its channels: the same form at a fraction of the time."""
+def built(name: str = "resnet8", size: tuple[int, int] = (32, 32)) -> Model:
+    """A network with four classes. A vgg has an eighth of its channels: the same form at a fraction of the time."""
     torch.manual_seed(0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("distilens.models.zoo.vgg.CHANNELS", (8, 16, 32, 64, 64))
-        return settled(build_model(name, FOUR, size))
+        return build_model(name, FOUR, size)
+
+
+def convolutional(name: str = "resnet8", size: tuple[int, int] = (32, 32)) -> Model:
+    return settled(built(name, size))
 
 
 def transformer(size: tuple[int, int] = (32, 32)) -> Model:
