@@ -628,16 +628,22 @@ def test_dist_of_two_classes_needs_its_second_part():
 # --- what is sized, and what is refused
 
 
+@pytest.fixture(scope="module")
+def others(data):
+    """Teachers of another width, of another grid, and with tokens."""
+    return tuple(
+        LiveTeacher(model(name, data))
+        for name in ("vgg8", "mobilenetv2:width=0.25", "timm:vit_tiny_patch16_224,size=32")
+    )
+
+
 @pytest.mark.parametrize("part", FEATURED)
-def test_no_channel_is_ever_typed(part, data, batch):
-    """Another width, another grid, tokens of a ViT: all taps but those that a ViT does not have."""
-    vit = LiveTeacher(build_model("timm:vit_tiny_patch16_224,size=32", data.classes, data.size))
+def test_no_channel_is_ever_typed(part, data, batch, others):
+    """All taps but those that a ViT does not have."""
     taps = (
         "taps=[last],teacher_taps=[blocks.5]" if part in ("vid", "nst", "reviewkd", "rtk") else "teacher_tap=blocks.5"
     )
-    for number, who in enumerate(
-        (LiveTeacher(model("vgg8", data)), LiveTeacher(model("mobilenetv2:width=0.25", data)), vit)
-    ):
+    for number, who in enumerate(others):
         named = f"{part}:{taps}" if number == 2 else f"{part}:taps=[last]" if part in ("reviewkd", "rtk") else part
         objective = Objective(model("resnet8", data).train(), build_methods([named]))
         answer = who(batch, objective.needs)

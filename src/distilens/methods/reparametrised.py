@@ -63,7 +63,7 @@ class Reparametrised(Method):
 
     def unfinish(self, student: Model, state: Mapping[str, Tensor]) -> None:
         written = {key.partition(".parametrizations.weight.")[0] for key in state if ".parametrizations.weight." in key}
-        self.rewrite(student, {path: layer for path, layer in self.chosen(student).items() if path in written})
+        self.rewrite(student, {path: layer for path, layer in self.choose_modules(student).items() if path in written})
 
 
 def weight_of(module: nn.Module) -> Tensor:
