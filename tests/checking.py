@@ -1,4 +1,4 @@
-"""What checks the annotations of distilens in the tests: jaxtyping's shapes with beartype, and beartype alone where none has a shape.
+"""What checks the annotations of distilens in tests: jaxtyping's shapes with beartype; beartype alone if none has a shape.
 
 jaxtyping binds the arguments of each call to their names and checks them twice. Only shapes need that.
 """
