@@ -34,7 +34,7 @@ from distilens.data.pixels import (
 from distilens.data.source import Source, check_labels, digest, said_option
 from distilens.foundation.errors import UserError
 from distilens.foundation.files import check_disk
-from distilens.foundation.progress import Work, watched
+from distilens.foundation.progress import Work, visible_console
 
 VERSION = 2
 MOMENT = 1.0
@@ -196,7 +196,7 @@ def write_sets(
 
 def show_decoding(total: int) -> Work:
     """The progress on stderr of decoding a number of images; nothing if it takes less than a moment."""
-    return Work(watched(), "decoding images", total, unit="images", after=MOMENT, transient=True)
+    return Work(visible_console(), "decoding images", total, unit="images", after=MOMENT, transient=True)
 
 
 def write_header(file: BinaryIO, count: int, shape: tuple[int, ...]) -> None:
