@@ -33,6 +33,7 @@ from distilens.measure.maps.columns import Part
 from distilens.measure.maps.images import Chosen
 from distilens.models.model import Model
 from distilens.models.taps import evaluating
+from distilens.report.gallery_page import format_short
 
 CHUNK = 16  # images per pass
 STEPS = 20  # steps of the insertion and deletion curves
