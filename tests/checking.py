@@ -1,4 +1,4 @@
-"""What checks the annotations of distilens in tests: jaxtyping's shapes with beartype; beartype alone if none has a shape.
+"""The check of the annotations of distilens in the tests: by jaxtyping where there is a shape, else by beartype alone.
 
 jaxtyping binds the arguments of each call to their names and checks them twice. Only shapes need that.
 """

@@ -2,7 +2,7 @@
 
 import torch
 
-from distilens.explain.maps import empty, normalised, strength
+from distilens.explain.maps import empty, normalise_maps, strength
 
 
 def test_empty_maps_are_known_and_stay_empty():
@@ -22,7 +22,7 @@ def test_strength_is_the_share_of_the_absolute_values():
 def test_normalised_maps_lie_between_0_and_1():
     drawn = torch.randn(5, 14, 14)
     for signed in (False, True):
-        found = normalised(drawn, signed=signed)
+        found = normalise_maps(drawn, signed=signed)
         assert torch.allclose(found.amax((1, 2)), torch.ones(5))
         assert found.amin() == 0
-    assert not normalised(torch.full((1, 3, 3), 2.0), signed=False).any()
+    assert not normalise_maps(torch.full((1, 3, 3), 2.0), signed=False).any()
