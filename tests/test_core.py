@@ -214,13 +214,13 @@ def test_logits_are_found_in_structures_or_the_error_says_what_came():
 def test_ce_is_cross_entropy():
     output = Output(torch.randn(6, 4))
     labels = torch.tensor([0, 1, 2, 3, -1, 0])
-    found = CE(smoothing=0.1).loss(batch().replaced(labels=labels), output, Answer())
+    found = CE(smoothing=0.1).loss(batch().replaced(targets=labels), output, Answer())
     logs = output.logits.log_softmax(1)
     expected = [-(0.9 * logs[i, c] + 0.1 * logs[i].mean()) if c >= 0 else torch.zeros(()) for i, c in enumerate(labels)]
     assert torch.allclose(found, torch.stack(expected), atol=1e-6)
     mixed = batch().replaced(mixed=Mixed(batch().labels.flip(0), torch.full((6,), 0.3)))
     both = 0.3 * CE().loss(batch(), output, Answer())
-    both = both + 0.7 * CE().loss(batch().replaced(labels=batch().labels.flip(0)), output, Answer())
+    both = both + 0.7 * CE().loss(batch().replaced(targets=batch().labels.flip(0)), output, Answer())
     assert torch.allclose(CE().loss(mixed, output, Answer()), both)
 
 

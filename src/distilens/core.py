@@ -26,6 +26,7 @@ from distilens.foundation.notation import Spec, write
 from distilens.models.model import Model, Output
 from distilens.models.prediction import Prediction
 from distilens.models.taps import INPUT
+from distilens.tasks import Task
 
 __all__ = [
     "Answer",
@@ -136,6 +137,7 @@ class Method(nn.Module):
         second_order: its loss differentiates a gradient, which `torch.compile` cannot do.
         inserts: it puts a part into the student, so it is prepared before the methods that read the student's features.
         at_use: teacher needs that remain at inference; such a student cannot run without its teacher.
+        tasks: the names of the tasks that it is for; empty for all.
         one_teacher: it collects from a single teacher, so a run with several teachers cannot use it.
         every: its loss is computed at every n-th step, starting with the first.
         negative: its loss can be below 0.
@@ -148,6 +150,7 @@ class Method(nn.Module):
     second_order: bool = False
     inserts: bool = False
     at_use: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
     one_teacher: bool = False
     every: int = 1
     negative: bool = False
@@ -181,7 +184,7 @@ class Method(nn.Module):
         return batch
 
     def loss(self, batch: Batch, output: Output, answer: Answer) -> Tensor | None:
-        """Each step, after the student's forward: a term per sample `[b]`, or a scalar."""
+        """Each step, after the student's forward: a term per image `[b]`, or a scalar; never one per place."""
         return None
 
     def finish(self, student: Model) -> Model:
@@ -279,11 +282,13 @@ class Objective(nn.Module):
         Raises:
             UserError: teacher and student have different numbers of classes.
         """
-        if answer.logits is not None and answer.logits.shape[1] != len(self.student.classes):
+        task = self.student.task
+        if answer.logits is not None and answer.logits.shape[1] != task.outputs:
             raise UserError(
                 f"the teacher answers for {answer.logits.shape[1]} classes, but the student {self.student.name} has "
-                f"{len(self.student.classes)}"
+                f"{task.outputs}"
             )
+        check_task(self.terms(), task)
         for method in sorted(self.terms().values(), key=lambda method: not method.inserts):
             before = INPUT in self.student.taps
             self.student = method.prepare(self.student, batch, answer)
@@ -302,6 +307,11 @@ class Objective(nn.Module):
         for name, method in self.terms().items():
             loss = None if batch.step % method.every else method.loss(batch, output, answer)
             if loss is not None:
+                if loss.ndim and loss.shape != batch.index.shape:
+                    raise UserError(
+                        f"the loss of {name} is {list(loss.shape)}: expected a scalar, or one number per image, "
+                        f"[{len(batch)}]. Take the mean over the places of an image"
+                    )
                 if loss.ndim and method.needs and answer.trust is not None:
                     loss = loss * answer.trust
                 terms[name] = method.weight * loss.float().mean()
@@ -318,6 +328,13 @@ class Objective(nn.Module):
         for method in self.terms().values():
             self.student = method.finish(self.student)
         return self.student
+
+
+def check_task(methods: Mapping[str, Method], task: Task) -> None:
+    """Raise a `UserError` if a method is not for a task."""
+    for name, method in methods.items():
+        if method.tasks and task.name not in method.tasks:
+            raise UserError(f"{name} is for {', '.join(method.tasks)}, but the task of these data is {task.name}")
 
 
 def with_terms(methods: Mapping[str, Method]) -> list[str]:

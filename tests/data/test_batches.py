@@ -136,7 +136,7 @@ def test_evidence_follows_what_is_mixed_and_erased(source):
     for mix in ("cutmix", "mixup"):
         for batch in Batches(Split(rows, split.index), 16, augment=AUGMENTS.build(f"crop:mix={mix}")).epoch(0):
             assert torch.allclose(batch.mask, batch.images[:, 1], atol=1e-6)
-            assert batch.mixed.labels.shape == batch.labels.shape
+            assert batch.mixed.targets.shape == batch.labels.shape
 
 
 def test_erased_boxes_are_as_large_as_said_and_as_frequent(source):

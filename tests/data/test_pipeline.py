@@ -163,7 +163,7 @@ def test_mixing_keeps_shares_and_labels_together(mix):
     images[labels == 1] = 255  # an image is as bright as its share of class 1
     found = from_arrays(images, labels)
     for batch in Batches(found.train, 8, augment=AUGMENTS.build(f"crop:mix={mix}")).epoch(0):
-        share = batch.mixed.share * batch.labels + (1 - batch.mixed.share) * batch.mixed.labels
+        share = batch.mixed.share * batch.labels + (1 - batch.mixed.share) * batch.mixed.targets
         assert torch.allclose(batch.images.mean((1, 2, 3)), share.float(), atol=1e-5)
         assert (batch.mixed.share >= 0).all()
         assert (batch.mixed.share <= 1).all()

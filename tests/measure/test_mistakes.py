@@ -1,4 +1,4 @@
-"""What is taken for what, the surest errors, and differences of shares on the same images."""
+"""What is taken for what, the surest errors."""
 
 import math
 
@@ -7,7 +7,6 @@ import torch
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 
 from distilens.measure.mistakes import MATRIX_CLASSES, confused, confusion, most_confused, worst_errors
-from distilens.measure.paired import share_apart
 from distilens.measure.shares import right, top_k
 
 NAMES = ("cat", "dog", "ship", "unseen")
@@ -63,38 +62,3 @@ def test_the_surest_errors_come_first():
     assert found[0]["confidence"] == pytest.approx(logits[2].softmax(0)[2].item())
     assert found[1]["right"] == {"teacher": False, "student": False}
     assert len(worst_errors({"student": logits}, labels, NAMES, of="student", most=1)) == 1
-
-
-def outcomes(both: int, first: int, second: int, neither: int):
-    one = [True] * (both + first) + [False] * (second + neither)
-    other = [True] * both + [False] * first + [True] * second + [False] * neither
-    return torch.tensor(one), torch.tensor(other)
-
-
-def test_a_difference_is_that_of_the_shares_and_turns_its_sign():
-    one, other = outcomes(40, 12, 5, 43)
-    found, turned = share_apart(one, other), share_apart(other, one)
-    assert found["mean"] == pytest.approx(0.07)
-    assert found["low"] < 0.07 < found["high"]
-    assert (found["low"], found["high"]) == pytest.approx((-turned["high"], -turned["low"]))
-    assert share_apart(one[:0], other[:0]) is None
-
-
-def test_few_images_that_all_say_the_same_are_not_sure():
-    found = share_apart(*outcomes(0, 3, 0, 0))
-    assert found["mean"] == 1
-    assert found["low"] < 0.6
-    same = share_apart(*outcomes(5, 0, 0, 5))
-    assert same["low"] < 0 < same["high"]
-
-
-def test_the_interval_holds_the_truth_in_about_95_of_100_samples():
-    source = torch.Generator().manual_seed(0)
-    held = 0
-    for _ in range(400):
-        shared = torch.rand(60, generator=source)  # what makes both outcomes go together
-        one = (shared + 0.3 * torch.rand(60, generator=source)) < 0.9
-        other = (shared + 0.3 * torch.rand(60, generator=source)) < 0.7
-        found = share_apart(one, other)
-        held += found["low"] <= 0.2 <= found["high"]
-    assert 0.92 <= held / 400 <= 0.995

@@ -11,6 +11,7 @@ from distilens.foundation.errors import UserError
 from distilens.measure import predictions
 from distilens.measure.answers import errors_of, score_answers
 from distilens.measure.predictions import Predictions, SplitPredictions, read_predictions
+from distilens.tasks import as_task
 
 CLASSES = ("cat", "dog, wolf", "ship")
 
@@ -23,7 +24,7 @@ def split(count: int, *, classes: int = 3, names: bool = True, seed: int = 0) ->
 
 
 def test_what_is_read_is_what_was_written(tmp_path):
-    written = Predictions(CLASSES, split(20), split(5, names=False, seed=1))
+    written = Predictions(as_task(CLASSES), split(20), split(5, names=False, seed=1))
     written.save(tmp_path / "predictions.npz")
     found = read_predictions(tmp_path / "predictions.npz")
     assert found.classes == CLASSES
@@ -42,7 +43,7 @@ def test_what_is_read_is_what_was_written(tmp_path):
 
 
 def test_many_logits_are_halved_and_very_many_bounded(tmp_path, monkeypatch):
-    written = Predictions(CLASSES, split(40), split(20))
+    written = Predictions(as_task(CLASSES), split(40), split(20))
     written.test.logits["student"][0] = [1e6, -1e6, math.nan]
     monkeypatch.setattr(predictions, "EXACT", 100)
     written.save(tmp_path / "half.npz")
@@ -64,7 +65,7 @@ def test_many_logits_are_halved_and_very_many_bounded(tmp_path, monkeypatch):
 def test_no_file_and_a_damaged_one(tmp_path):
     with pytest.raises(UserError, match=r"an earlier version measured it.*distilens measure"):
         read_predictions(tmp_path / "predictions.npz")
-    Predictions(CLASSES, split(20), split(5)).save(tmp_path / "predictions.npz")
+    Predictions(as_task(CLASSES), split(20), split(5)).save(tmp_path / "predictions.npz")
     whole = (tmp_path / "predictions.npz").read_bytes()
     (tmp_path / "predictions.npz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="is damaged"):
@@ -72,7 +73,7 @@ def test_no_file_and_a_damaged_one(tmp_path):
 
 
 def test_scores_of_answers_are_plain_and_compare_the_student_with_the_base():
-    found = Predictions(CLASSES, split(60), split(30, seed=1))
+    found = Predictions(as_task(CLASSES), split(60), split(30, seed=1))
     scores = score_answers(found)
     assert json.loads(json.dumps(scores, allow_nan=False)) == scores
     student, base = scores["student"], scores["base"]
@@ -85,14 +86,14 @@ def test_scores_of_answers_are_plain_and_compare_the_student_with_the_base():
     assert (student["top5"], scores["teacher"]["agreement"]) == (None, None)
     assert "more than base" not in base
     assert sum(map(sum, student["confusion"]["matrix"])) == 60
-    six = score_answers(Predictions(tuple("abcdef"), split(60, classes=6), split(30, classes=6)))["student"]
+    six = score_answers(Predictions(as_task("abcdef"), split(60, classes=6), split(30, classes=6)))["student"]
     assert six["top5"]["accuracy"] > six["test"]["accuracy"]
     assert six["more than base"]["top5"]["n"] == 60
 
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_scores_of_single_images_and_of_models_that_answer_nothing(count):
-    found = Predictions(CLASSES, split(count), split(count))
+    found = Predictions(as_task(CLASSES), split(count), split(count))
     found.test.logits["base"][:] = math.nan
     scores = score_answers(found)
     json.dumps(scores, allow_nan=False)
@@ -102,7 +103,7 @@ def test_scores_of_single_images_and_of_models_that_answer_nothing(count):
 
 
 def test_a_class_that_the_test_split_lacks():
-    found = Predictions(CLASSES, split(40), split(40))
+    found = Predictions(as_task(CLASSES), split(40), split(40))
     found.test.labels[found.test.labels == 1] = 0
     scores = score_answers(found)
     assert scores["student"]["by class"]["dog, wolf"] is None

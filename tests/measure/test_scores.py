@@ -1,7 +1,5 @@
 """Numbers that are known beforehand: shares and their intervals, likeness of maps, cost."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -18,10 +16,8 @@ from distilens.measure import (
     energy_in_mask,
     latency,
     macs,
-    mean_interval,
     parameters,
     predict,
-    share,
 )
 from distilens.measure.scores import compare_maps, drawn_positions, score_models
 
@@ -49,18 +45,6 @@ def small(seed: int = 0, size: int = 8) -> Model:
 def data():
     generator = np.random.default_rng(0)
     return from_arrays(generator.integers(0, 256, (120, 8, 8, 3), dtype=np.uint8), np.arange(120) % 3, classes=CLASSES)
-
-
-@pytest.mark.parametrize(
-    ("count", "n", "low", "high"),
-    [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (1, 29, 0.0061, 0.1718), (81, 263, 0.2553, 0.3662)],
-)
-def test_wilsons_interval_is_newcombes(count, n, low, high):
-    """Newcombe 1998 (Statistics in Medicine 17), table I, method 3."""
-    found = share(torch.arange(n) < count)
-    assert found["accuracy"] == count / n
-    assert found["n"] == n
-    assert (found["low"], found["high"]) == pytest.approx((low, high), abs=1e-4)
 
 
 def test_accuracy_leaves_out_what_has_no_label_and_agreement_does_not_ask_for_any():
@@ -110,16 +94,6 @@ def test_the_energy_of_a_map_without_knowledge_is_the_masks_share():
     assert torch.allclose(energy_in_mask(masks, masks), torch.ones(3))
     assert torch.allclose(energy_in_mask(1 - masks, masks), torch.zeros(3))
     assert energy_in_mask(torch.zeros(3, 16, 16), masks).isnan().all()
-
-
-def test_intervals_of_means():
-    values = torch.tensor([1.0, 2, 3, 4, math.nan])
-    found = mean_interval(values)
-    half = 1.96 * np.std([1, 2, 3, 4], ddof=1) / 2
-    assert (found["mean"], found["n"], found["empty"]) == (2.5, 4, 1)
-    assert (found["low"], found["high"]) == pytest.approx((2.5 - half, 2.5 + half))
-    assert mean_interval(torch.tensor([3.0]))["low"] is None
-    assert mean_interval(torch.tensor([math.nan])) == {"mean": None, "low": None, "high": None, "n": 0, "empty": 1}
 
 
 def test_cost_is_counted_at_the_models_own_size():

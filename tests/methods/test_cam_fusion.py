@@ -212,7 +212,7 @@ def test_labels_do_not_leak(deploy):
     stirred(made.student.parts["cam_fusion"])
     outputs = []
     for labels in (given.labels, (given.labels + 1) % 4, torch.full_like(given.labels, -1)):
-        seen = given.replaced(labels=labels)
+        seen = given.replaced(targets=labels)
         seen = made.methods["cam_fusion"].transform(seen, teacher(seen, made.needs))
         outputs.append((seen.view, *seen.inputs.values(), made.student(seen.view, seen.inputs).logits))
     for other in outputs[1:]:

@@ -43,7 +43,7 @@ def test_images_without_a_label_still_give_nothing(uneven):
     method = CE(balanced=True)
     batch = next(iter(Batches(uneven.train, 48)))
     method.prepare(build_model("resnet8", uneven.classes, uneven.size), batch, Answer())
-    unknown = dataclasses.replace(batch, labels=torch.full_like(batch.labels, -1))
+    unknown = dataclasses.replace(batch, targets=torch.full_like(batch.labels, -1))
     assert method.loss(unknown, Output(torch.randn(48, 8)), Answer()).abs().sum() == 0
 
 

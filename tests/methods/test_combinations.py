@@ -69,7 +69,7 @@ def world(tmp_path_factory):
     return (
         folder,
         teacher,
-        batch.replaced(labels=batch.labels.clone().index_fill(0, torch.tensor([2]), -1)),
+        batch.replaced(targets=batch.labels.clone().index_fill(0, torch.tensor([2]), -1)),
         data.classes,
     )
 

@@ -23,7 +23,7 @@ def answer():
 
 
 def batch(**changes) -> Batch:
-    labels = changes.pop("labels", torch.tensor([0, 6, -1, 2, 2]))
+    labels = changes.pop("targets", torch.tensor([0, 6, -1, 2, 2]))
     return Batch(torch.rand(COUNT, 3, 4, 4), labels, torch.arange(COUNT), **changes)
 
 
@@ -87,7 +87,7 @@ def test_ce_is_torchs_and_zero_without_a_label(smoothing, logits):
 
 def test_ce_of_mixed_images_is_linear_in_the_share(logits):
     own, other = (
-        CE().loss(batch(labels=labels), Output(logits), Answer()) for labels in (batch().labels, MIXED.labels)
+        CE().loss(batch(targets=labels), Output(logits), Answer()) for labels in (batch().labels, MIXED.targets)
     )
     found = CE().loss(batch(mixed=MIXED), Output(logits), Answer())
     assert torch.allclose(found, MIXED.share * own + (1 - MIXED.share) * other)

@@ -192,7 +192,7 @@ def test_images_without_a_label_have_no_second_stage(world):
     model, given, answer = prepared(world, method)
     output = model(given.view)
     whole = method.loss(given, output, answer)
-    some = method.loss(given.replaced(labels=torch.tensor([0, -1, 2, 0, -1, 2])), output, answer)
+    some = method.loss(given.replaced(targets=torch.tensor([0, -1, 2, 0, -1, 2])), output, answer)
     assert torch.equal(some[[1, 4]], torch.zeros(2))
     assert torch.equal(some[[0, 2, 3, 5]], whole[[0, 2, 3, 5]])
     assert whole.min() > 0

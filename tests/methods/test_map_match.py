@@ -72,7 +72,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(part):
     if "tap=layer2" in part and "layer1" in part:
         pytest.skip("of two different taps")
     if "target=label" in part or "power" in part:
-        given = given.replaced(labels=twin.logits(given.images).argmax(1))
+        given = given.replaced(targets=twin.logits(given.images).argmax(1))
     teacher = LiveTeacher(copy.deepcopy(twin))
     made = objective(part, teacher, twin, given).eval()
     (loss,) = made(given, teacher(given, made.needs)).values()
@@ -215,7 +215,7 @@ def test_the_class_is_the_teachers_first_or_the_label():
     for part, depends in (("map_match", False), ("map_match:target=label", True)):
         losses = []
         for labels in (given.labels, (given.labels + 1) % 4):
-            seen = given.replaced(labels=labels)
+            seen = given.replaced(targets=labels)
             made = objective(part, teacher, model().eval(), seen).eval()
             (loss,) = made(seen, teacher(seen, made.needs)).values()
             losses.append(loss.item())
@@ -223,7 +223,7 @@ def test_the_class_is_the_teachers_first_or_the_label():
 
 
 def test_empty_maps_and_missing_labels_count_nothing_and_are_counted():
-    given = batch().replaced(labels=torch.tensor([0, 1, -1, 3]))
+    given = batch().replaced(targets=torch.tensor([0, 1, -1, 3]))
     method, student = MapMatch(target="label"), model().eval()
     answer = Answer(
         maps={method.needs[0]: torch.rand(4, 8, 8) * torch.tensor([1.0, 0, 1, 1])[:, None, None]},

@@ -59,8 +59,8 @@ def test_dkd_with_the_teachers_own_factor_is_kd():
 
 def test_dkd_takes_the_teachers_class_where_there_is_no_label():
     ours, theirs = normal(6, 4, seed=0), normal(6, 4, seed=1)
-    unlabelled = batch_of().replaced(labels=torch.full((6,), -1))
-    named = batch_of().replaced(labels=theirs.argmax(1))
+    unlabelled = batch_of().replaced(targets=torch.full((6,), -1))
+    named = batch_of().replaced(targets=theirs.argmax(1))
     pair = (loss_of("dkd", ours, theirs, one) for one in (unlabelled, named))
     assert torch.equal(*pair)
 

@@ -12,6 +12,7 @@ import pytest
 from sklearn.metrics import confusion_matrix
 
 from distilens import explain
+from distilens.foundation.estimate import Estimate
 from distilens.report import write_report
 from distilens.report.cells import is_busy, latency
 from distilens.report.confusion import luminance, matrix_rows, shades
@@ -138,7 +139,7 @@ def test_a_run_of_an_earlier_version_says_what_measures_it(tmp_path: Path) -> No
     ],
 )
 def test_the_better_one_is_told_by_the_interval_of_the_difference(better, low, high, winner, words) -> None:
-    row = Row("accuracy", {}, better, {"mean": 0.02, "low": low, "high": high, "n": 9}, in_points=True)
+    row = Row("accuracy", {}, better, Estimate(0.02, low, high, 9), in_points=True)
     assert row.winner == winner
     value, about = row.difference
     assert value == "+2.0 points"

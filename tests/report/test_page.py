@@ -22,6 +22,7 @@ from distilens.measure.predictions import Predictions, SplitPredictions
 from distilens.report import charts, page, pictures, table, write_report
 from distilens.report.cells import NOTHING
 from distilens.report.remarks import remarks
+from distilens.tasks import as_task
 
 SCRIPT = "<script>alert(1)</script>"
 CLASSES = ["cat", "dog & wolf", SCRIPT, "ship"]
@@ -114,7 +115,7 @@ def predictions() -> Predictions:
         }
         return SplitPredictions(labels, np.arange(count), logits, None, count)
 
-    return Predictions(tuple(CLASSES), split(60, 0), split(40, 1))
+    return Predictions(as_task(CLASSES), split(60, 0), split(40, 1))
 
 
 @functools.cache

@@ -12,8 +12,9 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from distilens.foundation.estimate import Estimate
 from distilens.report import charts, transfer_section, transfer_words, write_report
-from distilens.report.intervals import Estimate, interval_chart
+from distilens.report.intervals import Line, interval_chart
 
 CLASSES = ["cat", "dog", "<b>ship</b>"]
 PAIRS = {"distilled": ("student", "base"), "residual": ("base", "student"), "missed": ("teacher", "student")}
@@ -192,14 +193,16 @@ def test_a_further_model_is_shown_by_what_it_misses():
 
 
 def test_intervals_are_drawn_to_scale_and_said_in_words():
-    rows = [Estimate("first", 0.5, 0.4, 0.6, 0), Estimate("second", -0.1, None, None, 1)]
+    rows = [Line("first", Estimate(0.5, 0.4, 0.6), 0), Line("second", Estimate(-0.1), 1)]
     svg = interval_chart("chart-x", "Title <i>", [("here", rows), ("nothing", [])], x_label="score")
     assert "Title &lt;i&gt;" in svg
     assert "here first 0.500 [0.400 to 0.600]; here second −0.100." in svg
     assert "nothing" not in svg
     assert svg.count('class="line series-0"') == 1
     assert svg.count('class="marker') == 2
-    assert interval_chart("x", "t", [("a", [Estimate("b", math.nan)])], x_label="") == ""
+    assert (
+        interval_chart("x", "t", [("a", [Line("b", Estimate(math.nan)), Line("c", Estimate(None))])], x_label="") == ""
+    )
 
 
 def test_whose_answer_stands_below_a_map(tmp_path: Path):

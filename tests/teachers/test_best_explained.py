@@ -21,8 +21,8 @@ NEEDS = ["logits", "features:last", "maps:gradcam", CANONICAL, f"{CANONICAL},sha
 
 
 def plain(count: int = 6, **changes) -> Batch:
-    changes = {"labels": torch.zeros(count, dtype=torch.long), "index": torch.arange(count), **changes}
-    return Batch(torch.rand(len(changes["labels"]), 3, 16, 16), **changes)
+    changes = {"targets": torch.zeros(count, dtype=torch.long), "index": torch.arange(count), **changes}
+    return Batch(torch.rand(len(changes["targets"]), 3, 16, 16), **changes)
 
 
 def test_each_image_has_all_its_answers_of_one_teacher(said):
@@ -54,7 +54,7 @@ def test_the_gate(said):
     scores = {0: 0.9, 1: 0.9, 2: 0.9}
     right = {0: False, 1: False, 2: False}
     labels = torch.tensor([0, 0, -1])
-    batch = plain(labels=labels, index=torch.arange(3))
+    batch = plain(targets=labels, index=torch.arange(3))
     good, other = said(number=1, scores=scores, right=right), said(number=2, right={0: True, 1: False, 2: False})
     answer = BestExplainedTeacher([good, other], judge="confidence")(batch, ["logits"])
     assert answer.trust.tolist() == [1, 0, 1]  # right; all are wrong; nobody can say

@@ -264,7 +264,7 @@ def test_the_first_best_stays_where_later_ones_are_alike(tmp_path):
         with torch.no_grad():
             module.weight.fill_(epoch)
         place.next_epoch()
-        state.save(place, accuracy=accuracy)
+        state.save(place, score=accuracy)
     state.restore_best()
     assert (module.weight == 1).all()
     assert checkpoints.read(tmp_path / "last.pt")["place"] == {"epoch": 4, "within": 0, "step": 0, "best": 0.7}
@@ -273,5 +273,5 @@ def test_the_first_best_stays_where_later_ones_are_alike(tmp_path):
 def test_only_the_main_process_writes(tmp_path):
     module = nn.Linear(2, 2)
     optimizer = torch.optim.SGD(module.parameters())
-    Checkpoints(tmp_path, module, optimizer, None, main=False).save(Place(), accuracy=1.0)
+    Checkpoints(tmp_path, module, optimizer, None, main=False).save(Place(), score=1.0)
     assert not list(tmp_path.iterdir())

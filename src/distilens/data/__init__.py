@@ -17,9 +17,11 @@ from distilens.data.pixels import Side
 from distilens.data.source import Rows, Source, digest
 from distilens.data.sources.arrays import from_arrays, source_of
 from distilens.data.sources.unsplit import can_be_split, unsplit
-from distilens.data.splits import Data, Split, subset
+from distilens.data.splits import Data, Split
+from distilens.data.subset import subset
 from distilens.foundation.errors import UserError, shortened
 from distilens.foundation.notation import Registry, Spec
+from distilens.tasks import Classification, Task
 
 __all__ = ["SOURCES", "Data", "Rows", "Source", "Split", "as_data", "from_arrays", "load", "source_of", "subset"]
 
@@ -68,7 +70,7 @@ def rename_classes(source: Source, names: Sequence[str]) -> Source:
             f"in this order; given {names if isinstance(names, str) else shortened(list(map(str, names)))}"
         )
     classes = tuple(map(str, names))
-    return replace(source, classes=classes, fingerprint=digest(source.fingerprint, *classes))
+    return replace(source, task=Classification(classes), fingerprint=digest(source.fingerprint, *classes))
 
 
 SOURCES = Registry(
@@ -81,6 +83,7 @@ SOURCES = Registry(
         "csv": "distilens.data.sources.csv_labels:csv",
         "hf": "distilens.data.sources.hub:hf",
         "image": "distilens.data.sources.image:image",
+        "python": "distilens.data.sources.own:python",
         "torchvision": "distilens.data.sources.hub:torchvision",
     },
     common=options,
@@ -110,6 +113,11 @@ def load(part: Any, cache: Path | None = None, *, to_explain: bool = False) -> D
         name: spec.options[name] for name in ("limit", "shots", "classes", "min_images", "val_fraction", "seed")
     }
     name = str(Spec.parse(part))
+    if isinstance(source, Data):  # a function of the user's own made it
+        usual = SOURCES.resolve(Spec(spec.name, spec.argument)).options
+        if given := [key for key in selection if selection[key] != usual[key]]:
+            raise UserError(f"{name}: the function returns a Data, whose rows are chosen: leave out {', '.join(given)}")
+        return replace(source, name=name)
     if to_explain and not can_be_split(source, selection["classes"]):
         return unsplit(source, name, limit=selection["limit"], classes=selection["classes"], seed=selection["seed"])
     return subset(source, name, **selection)
@@ -130,6 +138,7 @@ def as_data(
     val_fraction: float = 0.1,
     seed: int = 0,
     class_names: Sequence[str] | None = None,
+    task: Task | None = None,
     to_explain: bool = False,
 ) -> Data:
     """Make a `Data` from Python objects with pictures and labels.
@@ -151,6 +160,8 @@ def as_data(
         val_fraction: the share of every class that is held out for validation.
         seed: of the hold-out, of `limit` and of `shots`.
         class_names: one name per class, in the order of the labels; by default the names in the data, or the labels.
+        task: a task of your own, if the targets are not classes. They are kept as they are, one per image; pictures have one
+            size and stay in memory.
         to_explain: also accept images that cannot be trained and tested on: without classes, or one image per class.
 
     Raises:
@@ -163,11 +174,16 @@ def as_data(
         (('0', '1', '2'), (16, 16), 42)
     """
     from distilens.data.sources.objects import source_of_objects
+    from distilens.data.sources.own_task import source_of_task
 
     if isinstance(given, Data) or is_notation(given):
-        if (size, limit, shots, val_fraction, seed, class_names) != (None, None, None, 0.1, 0, None):
+        if (size, limit, shots, val_fraction, seed, class_names, task) != (None, None, None, 0.1, 0, None, None):
             raise UserError("write the options of a named data set into its notation: folder:path=pictures,size=96")
         return load(given, cache, to_explain=to_explain)
+    if task is not None and not task.classes:
+        return subset(
+            source_of_task(given, task), task.name, limit=limit, shots=shots, val_fraction=val_fraction, seed=seed
+        )
     source = source_of_objects(given, CACHE if cache is None else Path(cache), size)
     if class_names is not None:
         source = rename_classes(source, class_names)

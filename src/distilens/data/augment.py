@@ -93,7 +93,7 @@ class Augment:
             keep = (~window(u[:, 1:3], side.expand(-1, 2), batch.images)).float()
         images = batch.images * keep[:, None] + other.images * (1 - keep[:, None])
         mask = batch.mask if batch.mask is None or other.mask is None else batch.mask * keep + other.mask * (1 - keep)
-        return replace(batch, images=images, view=images, mask=mask, mixed=Mixed(other.labels, keep.mean((1, 2))))
+        return replace(batch, images=images, view=images, mask=mask, mixed=Mixed(other.targets, keep.mean((1, 2))))
 
 
 def window(centre: Tensor, side: Tensor, images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A batch: images with their labels, masks and augmentation."""
+"""A batch: images with their targets, masks and augmentation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from distilens.foundation import randomness
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Mixed:
-    """Mixup or cutmix of a batch: per image the label of the other image, and the remaining share of its own, in [0, 1]."""
+    """Mixup or cutmix of a batch: per image the target of the other image, and the remaining share of its own, in [0, 1]."""
 
-    labels: Int[Tensor, " b"]
+    targets: Shaped[Tensor, "b ..."]
     share: Float[Tensor, " b"]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images with their labels, masks and augmentation.
+    """Images with their targets, masks and augmentation.
 
     Attributes:
         images: pixels in [0, 1], as teachers see them. Methods never change them.
-        labels: the class of each image; -1 = none.
+        targets: what the model must answer: the class of each image, -1 = none; other tasks have others.
         index: the row of each image in the *source* data set, before `limit`, `shots` and splits.
         view: what the student sees; starts as `images`, and only methods change it.
         inputs: named extra inputs of the student, such as a map.
         mask: evidence in [0, 1], if the data set has it.
-        mixed: labels and share of mixup or cutmix, if the augmentation mixes.
+        mixed: targets and share of mixup or cutmix, if the augmentation mixes.
         geometry: the source box and flip that were drawn for each image; None for untransformed images.
         variant: which augmentation of which set the images are, and `index` on the host: the key of stored answers.
         source: makes the untransformed images; read them as `canonical`.
@@ -47,7 +47,7 @@ class Batch:
     """
 
     images: Float[Tensor, "b c h w"]
-    labels: Int[Tensor, " b"]
+    targets: Shaped[Tensor, "b ..."]
     index: Int[Tensor, " b"]
     view: Float[Tensor, "b c h w"] = None  # type: ignore[assignment]  # set to `images` below
     inputs: Mapping[str, Tensor] = field(default_factory=dict)
@@ -66,7 +66,12 @@ class Batch:
             object.__setattr__(self, "view", self.images)
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.index)
+
+    @property
+    def labels(self) -> Int[Tensor, " b"]:
+        """The targets, by their name in classification."""
+        return self.targets
 
     @property
     def canonical(self) -> Float[Tensor, "b c h w"]:
@@ -78,7 +83,7 @@ class Batch:
         variant = self.variant and dataclasses.replace(self.variant, number=None)
         mask = variant.masks(self.images.device) if variant else self.mask if self.geometry is None else None
         return Batch(
-            self.canonical, self.labels, self.index, mask=mask, variant=variant,
+            self.canonical, self.targets, self.index, mask=mask, variant=variant,
             epoch=self.epoch, step=self.step, progress=self.progress, seed=self.seed,
         )  # fmt: skip
 
@@ -89,7 +94,7 @@ class Batch:
             name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor)
         }
         changes["inputs"] = {name: value[rows] for name, value in self.inputs.items()}
-        changes["mixed"] = self.mixed and Mixed(self.mixed.labels[rows], self.mixed.share[rows])
+        changes["mixed"] = self.mixed and Mixed(self.mixed.targets[rows], self.mixed.share[rows])
         changes["geometry"] = self.geometry and self.geometry.select(rows)
         changes["variant"] = self.variant and self.variant.select(positions)
         changes["source"] = None if self.source is None else lambda: self.canonical[rows]

@@ -19,6 +19,7 @@ import numpy as np
 from distilens.data.copies import Copies
 from distilens.data.source import Inventory, Rows, Source, digest
 from distilens.foundation.errors import UserError
+from distilens.tasks import Classification
 
 
 def cached_folder(cache: Path, key: str, write: Callable[[Path], None]) -> Path:
@@ -68,7 +69,7 @@ def read_source(folder: Path, fingerprint: str) -> Source:
         rows["train"],
         rows["test"],
         rows["validation"],
-        tuple(about["classes"]),
+        Classification(tuple(about["classes"])),
         fingerprint,
         tuple(about["skipped"]),
         Inventory(remarks=tuple(about.get("remarks", ()))),

@@ -70,7 +70,8 @@ class Batches:
         rows = split.rows
         self.source = (int(rows.images.shape[1]), int(rows.images.shape[2]))
         self.index = torch.from_numpy(split.index).to(self.device)
-        self.labels = torch.from_numpy(rows.labels[split.index]).long().to(self.device)
+        self.task = split.task
+        self.targets = torch.from_numpy(rows.targets[split.index]).to(self.device)
         needed = len(split) * int(np.prod(rows.images.shape[1:]))
         self.resident = needed < free_memory(self.device) // 2 if resident is None else resident
         self.images = torch.from_numpy(rows.images[split.index]).to(self.device) if self.resident else None
@@ -93,7 +94,7 @@ class Batches:
             return torch.arange(len(self.split))
         generator = randomness.generator("order", self.seed, epoch)
         if self.balanced:
-            return balanced_order(torch.from_numpy(self.split.labels), generator)
+            return balanced_order(torch.from_numpy(self.split.strata), generator)
         return torch.randperm(len(self.split), generator=generator)
 
     def epoch(self, epoch: int, *, start: int = 0, epochs: int = 1) -> Iterator[Batch]:
@@ -131,7 +132,7 @@ class Batches:
         images = augment.colour(self.pixels(positions, raw, moved), draw)
         batch = Batch(
             images,
-            self.labels[positions],
+            self.task.moved(self.targets[positions], moved),
             index,
             mask=self.evidence(positions, moved),
             geometry=moved,
@@ -164,7 +165,8 @@ class Batches:
             partial(drawn, self.index[positions], self.variant_seed, variant), variant, self.source
         )
         images = self.pixels(positions, raw, moved)
-        return Batch(images, self.labels[positions], self.index[positions], mask=self.evidence(positions, moved))
+        targets = self.task.moved(self.targets[positions], moved)
+        return Batch(images, targets, self.index[positions], mask=self.evidence(positions, moved))
 
     def raw(self, positions: Tensor) -> Tensor | None:
         """The source images `[b h w 3]` at positions given on the host; None if all are resident."""
@@ -197,22 +199,22 @@ def drawn(index: Tensor, seed: int, variant: int, name: str, count: int = 1, *, 
     return randomness.uniform(name, index, seed, *([] if fixed else [variant]), count=count)
 
 
-def balanced_order(labels: Tensor, generator: torch.Generator) -> Tensor:
+def balanced_order(strata: Tensor, generator: torch.Generator) -> Tensor:
     """Positions for one epoch: equally many per class, and every image without a label once.
 
     The images of a class take turns: an image is repeated only after all others of its class.
     """
-    known = labels.unique()
+    known = strata.unique()
     known = known[known >= 0]
-    free = torch.nonzero(labels < 0)[:, 0]
-    count = len(labels) - len(free)
+    free = torch.nonzero(strata < 0)[:, 0]
+    count = len(strata) - len(free)
     more = torch.randperm(len(known), generator=generator)[: count % max(1, len(known))]
     shares = torch.full((len(known),), count // max(1, len(known))).index_fill_(
         0, more, count // max(1, len(known)) + 1
     )
     chosen = [free]
-    for label, share in zip(known, shares.tolist(), strict=True):
-        members = torch.nonzero(labels == label)[:, 0]
+    for stratum, share in zip(known, shares.tolist(), strict=True):
+        members = torch.nonzero(strata == stratum)[:, 0]
         rounds = torch.rand(-(-share // len(members)), len(members), generator=generator).argsort(1)
         chosen.append(members[rounds.flatten()[:share]])
     every = torch.cat(chosen)

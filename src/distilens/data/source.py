@@ -12,6 +12,7 @@ import numpy as np
 
 from distilens.data.copies import Copies
 from distilens.foundation.errors import UserError, shortened
+from distilens.tasks import Task
 
 SPLITS = {"train": ("train", "training"), "test": ("test",), "validation": ("validation", "valid", "val", "dev")}
 """The usual names of splits, by our own names."""
@@ -23,18 +24,23 @@ class Rows:
 
     Attributes:
         images: uint8 `[n h w 3]`; may be a read-only memory map.
-        labels: int64 `[n]`, positions in the source's classes; -1 = none.
+        targets: `[n]` or `[n ...]`, as the task has them: in classification int64, positions in the classes; -1 = none.
         masks: uint8 `[n h w]`, 255 on the evidence for the label, 0 elsewhere; None if there are no masks.
         names: the file of each image, relative to the set's folder; None if the images are not files.
     """
 
     images: np.ndarray
-    labels: np.ndarray
+    targets: np.ndarray
     masks: np.ndarray | None = None
     names: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.targets)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The targets, by their name in classification."""
+        return self.targets
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,7 @@ class Source:
     Attributes:
         validation: None: hold out some of `train`.
         test: None: hold out some of `train`.
+        task: what the targets are.
         fingerprint: 16 hexadecimal digits of a hash of the content; stored results are tied to it.
         skipped: the images that could not be read and were left out, each with its reason.
         inventory: where the images were, what was left out, and remarks.
@@ -96,11 +103,16 @@ class Source:
     train: Rows
     test: Rows | None
     validation: Rows | None
-    classes: tuple[str, ...]
+    task: Task
     fingerprint: str
     skipped: tuple[str, ...] = ()
     inventory: Inventory = NOTHING
     copies: tuple[Copies, ...] = ()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes; empty if the task has none."""
+        return self.task.classes
 
 
 def digest(*parts: Any) -> str:

@@ -1,27 +1,22 @@
-"""Splits: which rows of a source are used for training, validation and test."""
+"""`Split` and `Data`: which rows of a source are used for training, validation and test. `subset.py` chooses them."""
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from distilens.data.copies import describe_copies
-from distilens.data.labels import composed, said_of_names
-from distilens.data.source import NOTHING, Inventory, Rows, Source, check_count, digest, said_option
+from distilens.data.source import NOTHING, Inventory, Rows
 from distilens.foundation import notebook
-from distilens.foundation.errors import UserError, nearest, shortened
+from distilens.tasks import Task
+from distilens.tasks.classification import UNNAMED
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SHOWN, PICTURES = 20, 10
 """The number of classes whose counts, and whose pictures, a notebook shows."""
-TEST_SHARE = 0.2
-"""The share of train that is held out if a source has no test set. The seed is always 0: all runs have the same test set."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,11 +27,13 @@ class Split:
         rows: all rows of the source's set, shared between splits and never copied.
         index: int64, the rows that belong to this split, sorted.
         origin: fingerprint of the content of `rows`. Results stored by index are valid for every split of the same set.
+        task: what the targets are.
     """
 
     rows: Rows
     index: np.ndarray
     origin: str = ""
+    task: Task = UNNAMED
 
     def __len__(self) -> int:
         return len(self.index)
@@ -45,9 +42,19 @@ class Split:
         return f"Split({len(self)} images)"
 
     @property
+    def targets(self) -> np.ndarray:
+        """The target per image; in classification int64, and -1 means no label."""
+        return self.rows.targets[self.index]
+
+    @property
     def labels(self) -> np.ndarray:
-        """The label per image, int64; -1 means no label."""
-        return self.rows.labels[self.index]
+        """The targets, by their name in classification."""
+        return self.targets
+
+    @property
+    def strata(self) -> np.ndarray:
+        """The stratum per image (in classification its class), int64; -1 means no target."""
+        return self.task.strata(self.targets)
 
     def names(self, positions: np.ndarray | None = None) -> list[str] | None:
         """The files of the images at some positions, by default of all; None if the images are not files."""
@@ -72,6 +79,7 @@ class Data:
 
     Attributes:
         name: the notation that made it, for the log.
+        task: what the targets are: a classification into these classes, or a task of your own.
         size: height and width of every image.
         fingerprint: the fingerprint of the content and of the chosen rows.
         seed: the seed of the splits, of `limit` and of `shots`.
@@ -84,7 +92,7 @@ class Data:
     train: Split
     validation: Split
     test: Split
-    classes: tuple[str, ...]
+    task: Task
     size: tuple[int, int]
     fingerprint: str
     seed: int
@@ -93,17 +101,22 @@ class Data:
     inventory: Inventory = NOTHING
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes; empty if the task has none."""
+        return self.task.classes
+
+    @property
     def splits(self) -> dict[str, Split]:
         """The splits by name."""
         return {"train": self.train, "validation": self.validation, "test": self.test}
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{len(split)} {name}" for name, split in self.splits.items())
-        return f"Data({self.name!r}: {counts}; {len(self.classes)} classes, {self.size[0]}×{self.size[1]} pixels)"
+        return f"Data({self.name!r}: {counts}; {self.task.summary}, {self.size[0]}×{self.size[1]} pixels)"
 
     def _repr_html_(self) -> str:
         counts = {
-            name: np.bincount(split.labels[split.labels >= 0], minlength=len(self.classes))
+            name: np.bincount(split.strata[split.strata >= 0], minlength=len(self.classes))
             for name, split in self.splits.items()
         }
         rows = [
@@ -115,258 +128,10 @@ class Data:
 
     def examples(self) -> str:
         """The first training image of each of the first classes, in a row, as HTML."""
-        labels = self.train.labels
+        labels = self.train.strata
         first = [(label, np.flatnonzero(labels == place)[:1]) for place, label in enumerate(self.classes[:PICTURES])]
         return "".join(
             notebook.picture(np.asarray(self.train.rows.images[self.train.index[rows[0]]]), label)
             for label, rows in first
             if len(rows)
         )
-
-
-def subset(
-    source: Source,
-    name: str,
-    *,
-    limit: int | None = None,
-    shots: int | None = None,
-    classes: Sequence[str | int] | None = None,
-    min_images: int | None = None,
-    val_fraction: float = 0.1,
-    seed: int = 0,
-) -> Data:
-    """Choose the rows of a run: classes, then a validation split held out of train, then `limit`, then `shots`.
-
-    Every choice is stratified and depends only on the seed and the labels. The rows of a smaller `limit` or `shots` are a subset
-    of those of a larger one, and neither changes what is held out. Rows without a label (-1) stay in train only, and `shots`
-    keeps all of them.
-
-    Args:
-        limit: the maximum number of images per split, with the same share of every class.
-        shots: the number of labelled training images per class.
-        classes: the classes to keep, by name or position; they become 0, 1, ... in this order.
-        min_images: leave out classes with fewer training images (counted before validation and test are held out).
-        val_fraction: the share of every class for validation, at least one image; not used if the source has a validation set.
-
-    Raises:
-        UserError: a class is unknown, there are fewer than two, or one has too few images.
-    """
-    names, sets = chosen_classes(source, classes)
-    rare = [] if min_images is None else fewer_than(min_images, names, sets)
-    if rare:
-        names, sets = chosen_classes(source, [name for name in names if name not in rare])
-    check_count(names, source.inventory.hint)
-    check_images(names, sets)
-    whole = classes is None and not rare
-    train = np.arange(len(sets["train"])) if whole else kept_rows(source.train.labels, sets["train"].labels)
-    index = {part: np.flatnonzero(rows.labels >= 0) for part, rows in sets.items() if part != "train"}
-    for part in index:
-        if not len(index[part]):
-            raise UserError(f"the {part} set has no image of the classes {shortened(names)}")
-    for part, fraction, key in (("test", TEST_SHARE, 0), ("validation", val_fraction, seed)):
-        if part not in sets:
-            held = held_out(sets["train"].labels[train], len(names), fraction, generator(part, key))
-            index[part], train = train[held], train[~held]
-            sets[part] = sets["train"]
-    index["train"] = train
-    if limit is not None:
-        index = {
-            part: limited(rows, sets[part].labels, limit, generator(f"limit {part}", seed))
-            for part, rows in index.items()
-        }
-        check_limited(limit, names, sets["train"].labels[index["train"]])
-    if shots is not None:
-        index["train"] = drawn(index["train"], sets["train"].labels, shots, names, generator("shots", seed))
-    origins = {part: digest(source.fingerprint, part if own(source, part) else "train") for part in sets}
-    splits = {part: Split(rows, np.sort(index[part]).astype(np.int64), origins[part]) for part, rows in sets.items()}
-    chosen = {"limit": limit, "shots": shots, "classes": names, "val_fraction": val_fraction, "seed": seed}
-    height, width = source.train.images.shape[1:3]
-    return Data(
-        name, splits["train"], splits["validation"], splits["test"], names, (height, width),
-        digest(source.fingerprint, chosen), seed, source.skipped, source.fingerprint,
-        told(source, splits, sets, names, rare, min_images),
-    )  # fmt: skip
-
-
-def told(
-    source: Source,
-    splits: Mapping[str, Split],
-    sets: Mapping[str, Rows],
-    names: Sequence[str],
-    rare: Sequence[str],
-    min_images: int | None,
-) -> Inventory:
-    """The inventory of the source, with remarks on the chosen rows."""
-    own_set = {part: (part if own(source, part) else "train", splits[part].index) for part in splits}
-    copies = describe_copies(source.copies, own_set, {part: rows.labels for part, rows in sets.items()}, names)
-    left_out = dict(source.inventory.left_out)
-    if source.skipped:
-        left_out["pictures that cannot be decoded"] = source.skipped
-    if rare:
-        left_out[f"classes of fewer than {min_images} training images"] = rare
-    absent = [said_of_absent(part, names, splits[part].labels) for part in ("validation", "test")]
-    remarks = [*source.inventory.remarks, *(line for line in absent if line), *copies]
-    return replace(source.inventory, remarks=tuple(remarks), left_out=left_out)
-
-
-def said_of_absent(part: str, names: Sequence[str], labels: np.ndarray) -> str:
-    """A warning if a split has no picture of some class; else empty."""
-    there = set(labels.tolist())
-    absent = [name for place, name in enumerate(names) if place not in there]
-    if not absent:
-        return ""
-    return f"the {part} split has no picture of {shortened(absent, quoted=True)}: its accuracy says nothing about them"
-
-
-def check_limited(limit: int, names: Sequence[str], labels: np.ndarray) -> None:
-    """Check that every class keeps a training image.
-
-    Raises:
-        UserError: `limit` leaves a class without a training image.
-    """
-    there = set(labels.tolist())
-    gone = [name for place, name in enumerate(names) if place not in there]
-    if gone:
-        raise UserError(
-            f"limit={limit} leaves no training image of {shortened(gone, quoted=True)}, of {len(names)} classes. Raise it (rare "
-            "classes need more), or choose classes=[...]"
-        )
-
-
-def own(source: Source, part: str) -> bool:
-    """True if a split has its own set in the source; False if it was held out of train."""
-    return getattr(source, part) is not None
-
-
-def chosen_classes(source: Source, classes: Sequence[str | int] | None) -> tuple[tuple[str, ...], dict[str, Rows]]:
-    """The names of the kept classes, and the source's sets with labels for these classes; -1 for all others."""
-    all_sets = {"train": source.train, "validation": source.validation, "test": source.test}
-    sets = {part: rows for part, rows in all_sets.items() if rows is not None}
-    if classes is None:
-        return source.classes, sets
-    positions = [position_of(given, source.classes) for given in classes]
-    twice = [source.classes[position] for position in positions if positions.count(position) > 1]
-    if twice or not positions:
-        raise UserError(
-            f"classes=[...] names {repr(twice[0]) + ' twice' if twice else 'no class'}; give each class once"
-        )
-    table = np.full(len(source.classes) + 1, -1, dtype=np.int64)  # the last entry is for the label -1
-    table[positions] = np.arange(len(positions))
-    sets = {part: replace(rows, labels=table[rows.labels]) for part, rows in sets.items()}
-    return tuple(source.classes[position] for position in positions), sets
-
-
-def position_of(given: str | int, classes: Sequence[str]) -> int:
-    """The position of a class, given by name or, if no class name is a number, by position."""
-    name = composed(str(given))
-    if name in classes:
-        return classes.index(name)
-    if name.isdecimal() and int(name) < len(classes) and not any(label.isdecimal() for label in classes):
-        return int(name)
-    with_comma = next((label for label in classes if "," in label), None)
-    how = f". A name with a comma is written in brackets: classes=[[{with_comma}],...]" if with_comma else ""
-    raise UserError(
-        f"unknown class {given!r}.{nearest(name, tuple(classes))} Known: {shortened(classes, most=20)}{how}"
-    )
-
-
-def counts_of(names: Sequence[str], rows: Rows) -> np.ndarray:
-    """The number of images per class."""
-    return np.bincount(rows.labels[rows.labels >= 0], minlength=len(names))
-
-
-def fewer_than(least: int, names: Sequence[str], sets: Mapping[str, Rows]) -> list[str]:
-    """The classes with fewer than `least` training images.
-
-    Raises:
-        UserError: fewer than two classes would be left.
-    """
-    counts = counts_of(names, sets["train"])
-    rare = [name for name, count in zip(names, counts, strict=True) if count < least]
-    if len(names) - len(rare) < 2:
-        shown = shortened([f"{names[place]!r} {counts[place]}" for place in np.argsort(-counts)])
-        raise UserError(f"min_images={least} leaves fewer than two classes; training images of each: {shown}")
-    return rare
-
-
-def check_images(names: Sequence[str], sets: Mapping[str, Rows]) -> None:
-    """Check that every class has an image for training, and one for each split that is held out of the training set.
-
-    Raises:
-        UserError: it names all classes with too few images.
-    """
-    missing = [part for part in ("test", "validation") if part not in sets]
-    least = 1 + len(missing)
-    counts = counts_of(names, sets["train"])
-    short = [place for place in range(len(names)) if counts[place] < least]
-    if not short:
-        return
-    tests = counts_of(names, sets["test"]) if "test" in sets else np.zeros(len(names), dtype=np.int64)
-    shown = shortened(
-        [
-            f"{names[place]!r} {counts[place]}" + f" (and {tests[place]} to test)" * bool(tests[place])
-            for place in short
-        ],
-        most=30,
-    )
-    needs = f"{least}, as {' and '.join(missing)} images are held out of them" if missing else "one"
-    spelling = said_of_names(names)
-    kept = [place for place in range(len(names)) if place not in short]
-    tested = "test" not in sets or tests[kept].all()
-    remedy = f", or leave these classes out: {said_option(f'min_images={least}')}" if len(kept) > 1 and tested else ""
-    raise UserError(
-        f"too few training images in {len(short):,} of {len(names):,} classes: {shown}. Each needs {needs}. Add images{remedy}"
-        + f". {spelling[:1].upper()}{spelling[1:]}" * bool(spelling)
-    )
-
-
-def kept_rows(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """The rows of the kept classes, and those that never had a label."""
-    return np.flatnonzero((after >= 0) | (before < 0))
-
-
-def generator(name: str, seed: int) -> np.random.Generator:
-    """A random generator per purpose, so that one option never changes the random choices of another."""
-    return np.random.default_rng([seed, zlib.crc32(name.encode())])
-
-
-def held_out(labels: np.ndarray, classes: int, fraction: float, random: np.random.Generator) -> np.ndarray:
-    """True for the rows to hold out: `fraction` of every class, at least one image but never all."""
-    rank = ranks(labels, random)
-    counts = np.bincount(labels[labels >= 0], minlength=classes)
-    share = np.clip(np.round(counts * fraction), 1, counts - 1)
-    return (labels >= 0) & (rank < share[labels])
-
-
-def ranks(labels: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """The rank of each row in a random order of its class: 0, 1, ..."""
-    order = np.argsort(random.random(len(labels)), kind="stable")
-    rank = np.empty(len(labels), dtype=np.int64)
-    for label in np.unique(labels):
-        members = order[labels[order] == label]
-        rank[members] = np.arange(len(members))
-    return rank
-
-
-def limited(rows: np.ndarray, labels: np.ndarray, limit: int, random: np.random.Generator) -> np.ndarray:
-    """At most `limit` of the rows, with the same share of every class (rows without a label count as one class)."""
-    own = labels[rows]
-    rank = ranks(own, random)
-    # In the order of quantiles within the class, the first rows have the same share of every class, for any limit.
-    quantile = (rank + 0.5) / np.bincount(own + 1)[own + 1]
-    return rows[np.lexsort((random.random(len(rows)), quantile))[:limit]]
-
-
-def drawn(
-    rows: np.ndarray, labels: np.ndarray, shots: int, names: Sequence[str], random: np.random.Generator
-) -> np.ndarray:
-    """`shots` rows of every class, and all rows without a label."""
-    own = labels[rows]
-    counts = np.bincount(own[own >= 0], minlength=len(names))
-    least = int(counts.argmin())
-    if counts[least] < shots:
-        raise UserError(
-            f"shots={shots} asks for {shots} training images of every class, but {names[least]!r} has {counts[least]} "
-            "(after validation and limit). Ask for fewer, or leave the class out with classes=[...]"
-        )
-    return rows[(own < 0) | (ranks(own, random) < shots)]

@@ -58,7 +58,7 @@ class Variant:
 
     def labels(self) -> dict[str, Any]:
         """A hash of the labels, for answers that depend on them."""
-        return {"labels": digest(self.split.rows.labels)}
+        return {"labels": digest(self.split.rows.targets)}
 
     def evidence(self) -> dict[str, Any]:
         """A hash of the evidence masks, for answers that depend on them."""

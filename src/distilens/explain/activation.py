@@ -44,12 +44,12 @@ class ActivationMap(Explainer):
             stack.enter_context(cutting(*reading))
             logits = model.logits(images)
             features = [tap.take() for tap in reading]
-            target = target_of(logits, target)
-            gradients = reaching(scores_of(logits, target).sum(), features)
+            target = target_of(logits, target, model.task)
+            gradients = reaching(scores_of(logits, target, model.task).sum(), features)
         if gradients is None:
             raise UserError(no_gradient(model, taps))
         return {
-            tap: Explanation(self.of(feature.detach(), gradient, model.size), logits.detach(), target)
+            tap: Explanation.of(self.of(feature.detach(), gradient, model.size), logits.detach(), target)
             for tap, feature, gradient in zip(taps, features, gradients, strict=True)
         }
 
@@ -57,7 +57,7 @@ class ActivationMap(Explainer):
         self, output: Output, target: Target = None, *, create_graph: bool = True
     ) -> Float[Tensor, "b h w"]:
         feature = tapped(output, self.tap)
-        score = scores_of(output.logits, target_of(output.logits, target)).sum()
+        score = scores_of(output.logits, target_of(output.logits, target, output.task), output.task).sum()
         gradients = reaching(score, [feature], create_graph=create_graph, retain_graph=True)
         if gradients is None:
             raise UserError(
@@ -84,8 +84,8 @@ class FeatureMap(ActivationMap):
             reading = [stack.enter_context(model.reading(tap)) for tap in taps]
             logits = model.logits(images)
             maps = [self.on_grid(tap.take(), model.size) for tap in reading]
-            target = target_of(logits, target)
-            return {tap: Explanation(own, logits, target) for tap, own in zip(taps, maps, strict=True)}
+            target = target_of(logits, target, model.task)
+            return {tap: Explanation.of(own, logits, target) for tap, own in zip(taps, maps, strict=True)}
 
     def from_output(
         self, output: Output, target: Target = None, *, create_graph: bool = True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from distilens.data.pictures import as_images
 from distilens.explain import Explainer, build_explainer, in_chunks
+from distilens.explain.explanation import Aim, Target
 from distilens.foundation.errors import UserError, nearest
 from distilens.foundation.notation import Spec
 from distilens.models.model import Model
@@ -21,7 +21,7 @@ def attribute(
     model: Any,
     images: Any,
     explainer: str | Spec | Explainer = "gradcam",
-    target: int | str | Sequence[int] | Tensor | None = None,
+    target: int | str | Target = None,
     *,
     size: tuple[int, int] | None = None,
     chunk: int = 64,
@@ -36,7 +36,7 @@ def attribute(
             module: do not normalise them yourself.
         explainer: a notation (`gradcam`, `ig:steps=64`, `gradcam:tap=layer3`) or an `Explainer`.
         target: the class to explain, by number or name; one for all images or one per image. By default each image's predicted
-            class.
+            class. A function of the outputs `[r k]` explains the number per image `[r]` that it returns.
         size: height and width of a bare module's input; by default those of the images.
         chunk: images per forward pass.
 
@@ -63,14 +63,14 @@ def attribute(
     return in_chunks(build_explainer(explainer), made, pixels, numbers_of(target, made, len(pixels)), chunk=chunk).maps
 
 
-def numbers_of(target: int | str | Sequence[int] | Tensor | None, model: Model, count: int) -> Tensor | None:
-    """The target classes as numbers, one per image; None stands for the predicted classes.
+def numbers_of(target: int | str | Target, model: Model, count: int) -> Aim | None:
+    """The target classes as numbers, one per image; None stands for the predicted classes. A function stays.
 
     Raises:
         UserError: the model has no such class.
     """
-    if target is None:
-        return None
+    if target is None or (callable(target) and not isinstance(target, Tensor)):
+        return target
     if isinstance(target, str):
         if target not in model.classes:
             raise UserError(f"{model.name} has no class {target!r}.{nearest(target, list(model.classes))}")

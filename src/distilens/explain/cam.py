@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from distilens.explain.activation import ActivationMap, full, tapped
-from distilens.explain.explanation import Explanation, Target, checked, looks, quietly, target_of
+from distilens.explain.explanation import Explanation, Target, checked, classes_of, looks, quietly
 from distilens.foundation.errors import UserError
 from distilens.models.model import Model, Output
 from distilens.models.taps import LAST, grid
@@ -43,7 +43,7 @@ class CAM(ActivationMap):
         with model.reading(model.behind(model.last_tap)) as tap, torch.no_grad():
             logits = model.logits(images)
             feature = grid(tap.take(), model.size)
-            target = target_of(logits, target)
+            target = classes_of(logits, target, model.task, "cam")
             weight = head(model, feature, logits).weight[target]
             return Explanation(torch.einsum("bchw,bc->bhw", full(feature), full(weight)), logits, target)
 
@@ -58,7 +58,10 @@ class CAM(ActivationMap):
     ) -> Float[Tensor, "b h w"]:
         if self.attached is None:
             return super().from_output(output, target, create_graph=create_graph)
-        feature, target = grid(tapped(output, self.tap), output.size), target_of(output.logits, target)
+        feature, target = (
+            grid(tapped(output, self.tap), output.size),
+            classes_of(output.logits, target, output.task, "cam"),
+        )
         with torch.autocast(feature.device.type, enabled=False):
             maps = torch.einsum("bchw,bc->bhw", full(feature), full(self.attached.weight)[target])
         return maps if create_graph else maps.detach()

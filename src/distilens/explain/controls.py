@@ -33,7 +33,7 @@ class RandomMap(Explainer):
         size = (images.shape[2], images.shape[3])
         small = (self.grid, self.grid) if self.grid else size
         values = randomness.uniform("random map", number_of(images), self.seed, count=small[0] * small[1])
-        return Explanation(resized(values.unflatten(1, small), size), logits, target_of(logits, target))
+        return Explanation.of(resized(values.unflatten(1, small), size), logits, target_of(logits, target, model.task))
 
 
 class CentreMap(Explainer):
@@ -53,7 +53,7 @@ class CentreMap(Explainer):
         )
         distance = down[:, None].square() + across[None, :].square()
         maps = (-distance / (2 * self.spread**2)).exp().expand(len(images), -1, -1).contiguous()
-        return Explanation(maps, logits, target_of(logits, target))
+        return Explanation.of(maps, logits, target_of(logits, target, model.task))
 
 
 def number_of(images: Tensor) -> Int[Tensor, " b"]:

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from distilens.data import load
-from distilens.explain.explanation import Explainer, Explanation, Target, chosen, scores_of, target_of
+from distilens.explain.explanation import Aim, Explainer, Explanation, Target, chosen, scores_of, target_of
 from distilens.explain.path import rows_at_once, summed_gradients
 from distilens.explain.reference import reference_images
 from distilens.foundation import randomness
@@ -54,10 +54,14 @@ class ExpectedGradients(Explainer):
         with torch.no_grad():
             logits = model.logits(images)
             before = torch.cat([model.logits(part) for part in baselines.split(rows_at_once(images, self.chunk))])
-        target = target_of(logits, target)
+        target = target_of(logits, target, model.task)
         attributed = self.attribute(model, images, target, baselines)
-        gained = scores_of(logits, target) - before.mean(0)[target]
-        return Explanation(attributed, logits, target, residual=attributed.sum((1, 2)) - gained)
+        if isinstance(target, Tensor):
+            expected = scores_of(before.mean(0).expand_as(logits), target, model.task)
+        else:
+            expected = scores_of(before, target).mean()
+        gained = scores_of(logits, target, model.task) - expected
+        return Explanation.of(attributed, logits, target, residual=attributed.sum((1, 2)) - gained)
 
     def from_model(
         self, model: Model, images: Float[Tensor, "b c h w"], target: Target = None, *, create_graph: bool = True
@@ -66,7 +70,7 @@ class ExpectedGradients(Explainer):
         return self.attribute(model, images, target, self.baselines(images), create_graph=create_graph)
 
     def attribute(
-        self, model: Model, images: Tensor, target: Tensor, baselines: Tensor, *, create_graph: bool = False
+        self, model: Model, images: Tensor, target: Aim, baselines: Tensor, *, create_graph: bool = False
     ) -> Float[Tensor, "b h w"]:
         at = ((torch.arange(self.samples, device=images.device) + 0.5) / self.samples).to(images)[:, None, None, None]
 

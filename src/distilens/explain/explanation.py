@@ -15,9 +15,15 @@ from distilens.foundation.errors import UserError
 from distilens.models.model import Model, Output
 from distilens.models.objects import as_model
 from distilens.models.taps import evaluating
+from distilens.tasks import Task
+from distilens.tasks.classification import UNNAMED
 
-Target = Tensor | Sequence[int] | int | None
-"""The classes to explain: one per image, one for all, or None for the model's own top-1."""
+Scalar = Callable[[Tensor], Tensor]
+"""A function from the outputs of some images `[r k]` to the number per image `[r]` that an explanation differentiates."""
+Target = Tensor | Sequence[int] | int | Scalar | None
+"""What to explain: classes, one per image or one for all; a function; or None for the task's own choice (the top class)."""
+Aim = Tensor | Scalar
+"""A target as explainers use it: a class (an output) per image, or a function."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +33,7 @@ class Explanation:
     Attributes:
         maps: one per image; `Explainer.signed` says whether they are signed.
         logits: the model's logits for the same images.
-        target: the class that each map explains.
+        target: the class (the output) that each map explains; -1 if a function was explained.
         residual: the error of the explainer's own identity (completeness, for Integrated Gradients), in logits.
     """
 
@@ -35,6 +41,12 @@ class Explanation:
     logits: Float[Tensor, "b classes"]
     target: Int[Tensor, " b"]
     residual: Float[Tensor, " b"] | None = None
+
+    @classmethod
+    def of(cls, maps: Tensor, logits: Tensor, aim: Aim, residual: Tensor | None = None) -> Explanation:
+        """An explanation of a target that may be a function."""
+        target = aim if isinstance(aim, Tensor) else torch.full((len(logits),), -1, device=logits.device)
+        return cls(maps, logits, target, residual)
 
 
 class Explainer:
@@ -65,7 +77,8 @@ class Explainer:
         Args:
             model: a `Model`, or any module from normalised images to logits (see `as_model`).
             images: pixels in [0, 1], on the model's device.
-            target: labels or other classes, one for all, or None for the model's own top-1.
+            target: labels or other classes, one for all, or None for the model's own top-1. A function of the outputs `[r k]`
+                explains the number per image `[r]` that it returns: a margin, a regression, a sum over places.
 
         Raises:
             UserError: no images, NaN, another device, a class that the model does not have, a tap without a spatial grid.
@@ -114,18 +127,20 @@ class Explainer:
             raise UserError(f"{type(self).__name__} has no derivative that a loss could use")
         with explaining(model), model.reading(self.tap) as tap:
             logits = model.logits(images)
-            output = Output(logits, {self.tap: tap.take()})
+            output = Output(logits, {self.tap: tap.take()}, task=model.task)
             return self.from_output(output, target, create_graph=create_graph)
 
 
-def target_of(logits: Tensor, target: Target) -> Int[Tensor, " b"]:
-    """The classes to explain: `target` if given, else the model's own top-1.
+def target_of(logits: Tensor, target: Target, task: Task = UNNAMED) -> Aim:
+    """What to explain: `target` if given, else the task's own choice (in classification the model's top class).
 
     Raises:
         UserError: a class that the model does not have, or another number of classes than images.
     """
     if target is None:
-        return logits.detach().argmax(1)
+        return task.explained(logits)
+    if callable(target) and not isinstance(target, Tensor):
+        return target
     chosen = ordinary(torch.as_tensor(target, device=logits.device))
     if chosen.is_floating_point() or chosen.dtype == torch.bool:
         raise UserError(f"targets must be class numbers; given {chosen.dtype}")
@@ -140,9 +155,41 @@ def target_of(logits: Tensor, target: Target) -> Int[Tensor, " b"]:
     return chosen
 
 
-def scores_of(logits: Float[Tensor, "b classes"], target: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
-    """The scalar to explain, one per image: the logit of the target class."""
-    return logits.gather(1, target[:, None])[:, 0]
+def classes_of(logits: Tensor, target: Target, task: Task, name: str) -> Int[Tensor, " b"]:
+    """`target_of`, for an explainer that needs a class.
+
+    Raises:
+        UserError: the target is a function.
+    """
+    aim = target_of(logits, target, task)
+    if not isinstance(aim, Tensor):
+        raise UserError(f"{name} explains a class, but the target is a function: take an explainer that uses gradients")
+    return aim
+
+
+def scores_of(logits: Float[Tensor, "b classes"], target: Aim, task: Task = UNNAMED) -> Float[Tensor, " b"]:
+    """The scalar to explain, one per image: in classification the logit of the target class.
+
+    Raises:
+        UserError: a function does not return one number per image.
+    """
+    if isinstance(target, Tensor):
+        return task.scalar(logits, target)
+    scores = target(logits)
+    if not isinstance(scores, Tensor) or scores.shape != logits.shape[:1]:
+        given = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise UserError(f"a function to explain must return one number per image, [{len(logits)}]; it returned {given}")
+    return scores
+
+
+def confidence_of(logits: Float[Tensor, "b classes"], target: Aim, task: Task = UNNAMED) -> Float[Tensor, " b"]:
+    """How strongly a model answers the target: in classification the probability of the class; the number of a function."""
+    return task.confidence(logits, target) if isinstance(target, Tensor) else scores_of(logits, target)
+
+
+def at_rows(target: Aim, rows: slice, times: int) -> Aim:
+    """The targets of some images, each repeated."""
+    return target[rows].repeat_interleave(times) if isinstance(target, Tensor) else target
 
 
 def checked(model: Model, images: Tensor) -> Tensor:
@@ -214,26 +261,27 @@ def explaining(model: Model) -> Iterator[None]:
         yield
 
 
-def chosen(model: Model, images: Tensor, target: Target) -> Int[Tensor, " b"]:
-    """The classes to explain in a loss before there are logits; without `target`, a forward pass finds the model's top-1."""
+def chosen(model: Model, images: Tensor, target: Target) -> Aim:
+    """What to explain in a loss before there are logits; without `target`, a forward pass finds the model's top-1."""
     if target is not None:
-        return target_of(images.new_empty(len(images), len(model.classes)), target)
+        return target_of(images.new_empty(len(images), model.task.outputs), target)
     with explaining(model), torch.no_grad():
-        return model.logits(images).argmax(1)
+        return model.task.explained(model.logits(images))
 
 
 def in_chunks(
-    explain: Callable[[Model, Tensor, Tensor | None], Explanation],
+    explain: Callable[[Model, Tensor, Aim | None], Explanation],
     model: Model,
     images: Float[Tensor, "b c h w"],
-    target: Int[Tensor, " b"] | None = None,
+    target: Aim | None = None,
     *,
     chunk: int = 64,
     done: Callable[[int], object] = lambda count: None,
 ) -> Explanation:
     """Explain many images in chunks on the model's device; the result is on the CPU. `done(count)` is called per chunk."""
     chunks = images.split(chunk)
-    targets = [None] * len(chunks) if target is None else [part.to(model.device) for part in target.split(chunk)]
+    aims = target.split(chunk) if isinstance(target, Tensor) else [target] * len(chunks)
+    targets = [aim.to(model.device) if isinstance(aim, Tensor) else aim for aim in aims]
     parts = []
     for part, aim in zip(chunks, targets, strict=True):
         parts.append(explain(model, part.to(model.device), aim))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from distilens.explain.activation import full
-from distilens.explain.explanation import Explainer, Explanation, Target, target_of
+from distilens.explain.explanation import Explainer, Explanation, Scalar, Target, classes_of, scores_of, target_of
 from distilens.foundation.errors import UserError, nearest
 from distilens.models.model import Model
 from distilens.models.taps import grid
@@ -52,9 +52,11 @@ class CaptumExplainer(Explainer):
     def explain(self, model: Model, images: Tensor, target: Target) -> Explanation:
         with torch.no_grad():
             logits = model.logits(images)
-        target = target_of(logits, target)
         by_rules = self.name in RULES
-        forward = model.network if by_rules else Logits(model)
+        if by_rules:
+            target = classes_of(logits, target, model.task, f"captum:{self.name}")
+        target = target_of(logits, target, model.task)
+        forward = model.network if by_rules else Logits(model, None if isinstance(target, Tensor) else target)
         place = () if self.tap is None else (model.find(model.path_of(self.tap))[1],)
         options = dict(self.options)
         if self.compares:
@@ -64,7 +66,7 @@ class CaptumExplainer(Explainer):
                 )
             options["baselines"] = self.reference.to(images)
         if "target" in inspect.signature(self.method.attribute).parameters:  # LayerActivation has no target
-            options["target"] = target
+            options["target"] = target if isinstance(target, Tensor) else None
         with torch.enable_grad(), tidying(model):
             pixels = (model.prepare(images) if by_rules else images).detach().clone().requires_grad_()
             try:
@@ -79,7 +81,7 @@ class CaptumExplainer(Explainer):
                 f"captum:{self.name} does not return one map per image: it returned {type(result).__name__}"
             )
         maps = grid(result.detach(), model.size).sum(1)
-        return Explanation(full(maps), logits, target)
+        return Explanation.of(full(maps), logits, target)
 
     def from_output(self, *arguments: Any, **options: Any) -> Tensor:
         raise UserError(f"captum:{self.name} has no derivative that a loss could use: use an explainer of distilens")
@@ -110,14 +112,15 @@ def tidying(model: Model) -> Iterator[None]:
 
 
 class Logits(nn.Module):
-    """A model as Captum expects it: a module from images to logits."""
+    """A model as Captum expects it: a module from images to logits, or to the numbers of a function of them."""
 
-    def __init__(self, model: Model):
+    def __init__(self, model: Model, function: Scalar | None = None):
         super().__init__()
-        self.model = model
+        self.model, self.function = model, function
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.model.logits(images)
+        logits = self.model.logits(images)
+        return logits if self.function is None else scores_of(logits, self.function)
 
 
 def required_parameters(function: Any) -> set[str]:

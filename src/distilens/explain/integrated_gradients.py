@@ -13,7 +13,7 @@ from torch import Tensor
 
 from distilens.explain.activation import full
 from distilens.explain.baseline import baseline_of
-from distilens.explain.explanation import Explainer, Explanation, Target, chosen, scores_of, target_of
+from distilens.explain.explanation import Aim, Explainer, Explanation, Target, chosen, scores_of, target_of
 from distilens.explain.path import summed_gradients
 from distilens.models.model import Model
 
@@ -62,11 +62,11 @@ class IntegratedGradients(Explainer):
             logits = model.logits(images)
             # a baseline that does not depend on the image is the same for all
             before = model.logits(start if self.baseline == "blur" else start[:1])
-        target = target_of(logits, target)
+        target = target_of(logits, target, model.task)
         attributed = self.attribute(model, images, start, target)
-        gained = scores_of(logits, target) - scores_of(before.expand_as(logits), target)
+        gained = scores_of(logits, target, model.task) - scores_of(before.expand_as(logits), target, model.task)
         residual = attributed.sum((1, 2, 3)) - gained
-        return Explanation(full(self.over_channels(attributed)), logits, target, residual=residual)
+        return Explanation.of(full(self.over_channels(attributed)), logits, target, residual=residual)
 
     def over_channels(self, attributed: Float[Tensor, "b c h w"]) -> Float[Tensor, "b h w"]:
         return (attributed if self.channels == "sum" else attributed.abs()).sum(1)
@@ -79,7 +79,7 @@ class IntegratedGradients(Explainer):
         return self.over_channels(self.attribute(model, images, start, target, create_graph=create_graph))
 
     def attribute(
-        self, model: Model, images: Tensor, start: Tensor, target: Tensor, *, create_graph: bool = False
+        self, model: Model, images: Tensor, start: Tensor, target: Aim, *, create_graph: bool = False
     ) -> Float[Tensor, "b c h w"]:
         path = images - start
         at, weight = quadrature_on(self.rule, self.steps, images.device, images.dtype)

@@ -57,17 +57,17 @@ class Occlusion(Explainer):
 
         with torch.no_grad():
             logits = model.logits(images)
-            target = target_of(logits, target)
+            target = target_of(logits, target, model.task)
             fill = baseline_of(model, images, self.baseline)
             count = down * across
             after = score_masked(
                 model, images, fill, lambda *bounds: ~hidden(*bounds), count, scores_of, target, chunk=self.chunk
             )
-            fallen = scores_of(logits, target)[:, None] - after
+            fallen = scores_of(logits, target, model.task)[:, None] - after
             total, covered = images.new_zeros(len(images), height * width), images.new_zeros(height * width)
             for start in range(0, count, 256):
                 windows = hidden(start, min(start + 256, count)).flatten(1).to(images)
                 total += fallen[:, start : start + 256] @ windows
                 covered += windows.sum(0)
             maps = (total / covered.clamp_min(1)).unflatten(1, (height, width))
-        return Explanation(maps, logits, target)
+        return Explanation.of(maps, logits, target)

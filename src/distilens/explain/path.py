@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from distilens.explain.activation import no_gradient, reaching
-from distilens.explain.explanation import explaining, scores_of
+from distilens.explain.explanation import Aim, at_rows, explaining, scores_of
 from distilens.foundation.errors import UserError
 from distilens.models.model import Model
 from distilens.models.taps import INPUT
@@ -22,7 +22,7 @@ Points = Callable[[slice, slice], tuple[Float[Tensor, "i s c h w"], Tensor]]
 def summed_gradients(
     model: Model,
     images: Float[Tensor, "b c h w"],
-    target: Int[Tensor, " b"],
+    target: Aim,
     points: Points,
     steps: int,
     *,
@@ -39,8 +39,9 @@ def summed_gradients(
             at, factor = points(images, steps)
             rows = at.flatten(0, 1)
             rows = rows if rows.requires_grad else rows.requires_grad_()
-            aims = target[images].repeat_interleave(at.shape[1])
-            gradients = reaching(scores_of(model.logits(rows), aims).sum(), [rows], create_graph=create_graph)
+            aims = at_rows(target, images, at.shape[1])
+            scores = scores_of(model.logits(rows), aims, model.task)
+            gradients = reaching(scores.sum(), [rows], create_graph=create_graph)
             if gradients is None:
                 raise UserError(no_gradient(model, [INPUT]))
             return (factor * gradients[0].view(at.shape)).sum(1)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from distilens.explain.explanation import Aim, at_rows
 from distilens.explain.path import blocks, rows_at_once
 from distilens.models.model import Model
+from distilens.tasks import Task
 
 Masks = Callable[[int, int], Float[Tensor, "m h w"]]
 """The masks from `start` to `stop`: 1 where the image is visible, 0 where it is hidden."""
@@ -21,8 +23,8 @@ def score_masked(
     fill: Float[Tensor, "#b c #h #w"],
     masks: Masks,
     count: int,
-    score: Callable[[Float[Tensor, "r classes"], Int[Tensor, " r"]], Float[Tensor, " r"]],
-    target: Int[Tensor, " b"],
+    score: Callable[[Tensor, Aim, Task], Float[Tensor, " r"]],
+    target: Aim,
     *,
     chunk: int | None,
 ) -> Float[Tensor, "b m"]:
@@ -32,6 +34,6 @@ def score_masked(
     for part, few in blocks(len(images), count, rows_at_once(images, chunk, recorded=False)):
         shown = masks(few.start, few.stop).to(images)[:, None]
         rows = torch.addcmul(fill.expand_as(images)[part, None], path[part, None], shown).flatten(0, 1)
-        aims = target[part].repeat_interleave(len(shown))
-        scores[part, few] = score(model.logits(rows), aims).view(-1, len(shown)).to(scores.dtype)
+        aims = at_rows(target, part, len(shown))
+        scores[part, few] = score(model.logits(rows), aims, model.task).view(-1, len(shown)).to(scores.dtype)
     return scores

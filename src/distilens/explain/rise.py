@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from distilens.explain.baseline import baseline_of
-from distilens.explain.explanation import Explainer, Explanation, Target, scores_of, target_of
+from distilens.explain.explanation import Explainer, Explanation, Target, confidence_of, target_of
 from distilens.explain.perturbation import score_masked
 from distilens.foundation import randomness
 from distilens.models.model import Model
@@ -64,14 +64,14 @@ class RISE(Explainer):
 
         with torch.no_grad():
             logits = model.logits(images)
-            target = target_of(logits, target)
+            target = target_of(logits, target, model.task)
             probabilities = score_masked(
                 model,
                 images,
                 baseline_of(model, images, self.baseline),
                 masks,
                 self.masks,
-                lambda outputs, aims: scores_of(outputs.softmax(1), aims),
+                confidence_of,
                 target,
                 chunk=self.chunk,
             )
@@ -80,7 +80,7 @@ class RISE(Explainer):
                 visible = masks(start, min(start + 256, self.masks))
                 total += probabilities[:, start : start + len(visible)] @ visible.flatten(1)
             maps = total.unflatten(1, (height, width)) / (self.keep * self.masks)
-        return Explanation(maps, logits, target)
+        return Explanation.of(maps, logits, target)
 
 
 def shift_cells(

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from distilens.explain.explanation import Explainer, Explanation, Target, chosen, target_of
+from distilens.explain.explanation import Aim, Explainer, Explanation, Target, chosen, target_of
 from distilens.explain.gradient import Channels, over_channels
 from distilens.explain.path import summed_gradients
 from distilens.foundation import randomness
@@ -48,8 +48,8 @@ class SmoothGrad(Explainer):
     def explain(self, model: Model, images: Tensor, target: Target) -> Explanation:
         with torch.no_grad():
             logits = model.logits(images)
-        target = target_of(logits, target)
-        return Explanation(self.attribute(model, images, target), logits, target)
+        target = target_of(logits, target, model.task)
+        return Explanation.of(self.attribute(model, images, target), logits, target)
 
     def from_model(
         self, model: Model, images: Float[Tensor, "b c h w"], target: Target = None, *, create_graph: bool = True
@@ -57,7 +57,7 @@ class SmoothGrad(Explainer):
         target = chosen(model, images, target)
         return self.attribute(model, images, target, create_graph=create_graph)
 
-    def attribute(self, model: Model, images: Tensor, target: Tensor, *, create_graph: bool = False) -> Tensor:
+    def attribute(self, model: Model, images: Tensor, target: Aim, *, create_graph: bool = False) -> Tensor:
         fields = self.fields(images)
         spread = self.noise * (images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True))
 

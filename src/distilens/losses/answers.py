@@ -12,13 +12,13 @@ from torch.nn import functional
 from distilens.foundation.errors import UserError
 from distilens.losses.checks import (
     Reduction,
-    check_labels,
     check_positive,
     check_tensor,
     paired,
     reduced,
     without_autocast,
 )
+from distilens.tasks.classification import check_labels, cross_entropy
 
 
 def ce(
@@ -45,13 +45,9 @@ def ce(
     Source: Szegedy et al. 2016 (arXiv 1512.00567), section 7, for the smoothing.
     """
     check_tensor("ce", "student", student)
-    check_labels("ce", labels, student)
     if not 0 <= smoothing < 1:
         raise UserError(f"ce: smoothing must be in [0, 1); given {smoothing:g}")
-    losses = functional.cross_entropy(
-        student.float(), labels, ignore_index=-1, label_smoothing=smoothing, reduction="none"
-    )
-    return reduced(losses, reduction)
+    return reduced(cross_entropy(student, labels, smoothing=smoothing), reduction)
 
 
 def kd(

@@ -52,23 +52,6 @@ def check_tensor(name: str, whose: str, values: Tensor) -> None:
         raise UserError(f"{name} needs floating-point numbers; the {whose}'s tensor has {values.dtype}")
 
 
-def check_labels(name: str, labels: Tensor, logits: Tensor) -> None:
-    """Raise a `UserError` unless there is one label per image, and each is -1 or one of the classes.
-
-    The values are checked on the CPU only: on a GPU this would wait for the device.
-    """
-    fits = isinstance(labels, Tensor) and labels.shape == logits.shape[:1] and labels.dtype == torch.long
-    if not fits:
-        given = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
-        raise UserError(f"{name} needs one label per image, torch.int64 [{len(logits)}]; given {given}")
-    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
-        wrong = labels[(labels < -1) | (labels >= logits.shape[1])]
-        if len(wrong):
-            raise UserError(
-                f"{name}: labels go from 0 to {logits.shape[1] - 1}, and -1 means no label; given {int(wrong[0])}"
-            )
-
-
 def check_positive(name: str, **options: float) -> None:
     """Raise a `UserError` for an option that is not above 0."""
     for option, value in options.items():

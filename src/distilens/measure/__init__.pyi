@@ -27,7 +27,6 @@ from .maps.sparsity import sparseness as sparseness
 from .mistakes import confusion as confusion
 from .mistakes import most_confused as most_confused
 from .mistakes import worst_errors as worst_errors
-from .paired import share_apart as share_apart
 from .predictions import Predictions as Predictions
 from .predictions import SplitPredictions as SplitPredictions
 from .predictions import read_predictions as read_predictions
@@ -40,6 +39,7 @@ from .shares import accuracy as accuracy
 from .shares import agreement as agreement
 from .shares import predict as predict
 from .shares import share as share
+from .shares import share_apart as share_apart
 from .shares import top_k as top_k
 from .transfer.dependence import Contrast as Contrast
 from .transfer.dependence import Dependence as Dependence

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -9,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
 from distilens.data.splits import Split
 from distilens.foundation import randomness
 from distilens.foundation.errors import UserError
 from distilens.foundation.files import write_arrays
+from distilens.tasks import Classification, Task, as_task, task_from
+from distilens.tasks.saving import plain_task
 
 FILE = "predictions.npz"
 SPLITS = ("test", "validation")
@@ -30,21 +33,26 @@ class SplitPredictions:
     """The models' logits on one split, one image per row.
 
     Attributes:
-        labels: int64 `[n]`, class numbers; -1 for an image without a label.
+        targets: `[n]`; in classification int64 class numbers, -1 for an image without a label.
         index: int64 `[n]`, the rows of the images in the source data set.
         logits: by model (`teacher`, `base`, `student`), `[n classes]`: float32, or float16 for very large sets.
         names: the files of the images, relative to the data set's folder; None if the images are not files.
         total: the number of images of the split; larger than `n` only if the file would have been too large.
     """
 
-    labels: Int[np.ndarray, " n"]
+    targets: Shaped[np.ndarray, "n ..."]
     index: Int[np.ndarray, " n"]
-    logits: Mapping[str, Float[np.ndarray, "n classes"]]
+    logits: Mapping[str, Float[np.ndarray, "n classes ..."]]
     names: tuple[str, ...] | None = None
     total: int = 0
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.index)
+
+    @property
+    def labels(self) -> Int[np.ndarray, " n"]:
+        """The targets, by their name in classification."""
+        return self.targets
 
     def probabilities(self, model: str) -> Float[np.ndarray, "n classes"]:
         """The softmax of a model's logits, in [0, 1], float64."""
@@ -64,7 +72,7 @@ class SplitPredictions:
         """The predictions for the images in `rows`."""
         names = self.names and tuple(self.names[row] for row in rows.tolist())
         logits = {model: values[rows] for model, values in self.logits.items()}
-        return replace(self, labels=self.labels[rows], index=self.index[rows], logits=logits, names=names)
+        return replace(self, targets=self.targets[rows], index=self.index[rows], logits=logits, names=names)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,14 +80,19 @@ class Predictions:
     """The logits of all models of a run on test and validation.
 
     Attributes:
-        classes: the names of the classes, in the order of the logits.
+        task: what the logits are: a classification into `classes`, or another task.
         test: the predictions for the test split.
         validation: the predictions for the validation split.
     """
 
-    classes: tuple[str, ...]
+    task: Task
     test: SplitPredictions
     validation: SplitPredictions
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of the logits; empty if the task has none."""
+        return self.task.classes
 
     def __repr__(self) -> str:
         models = ", ".join(self.test.logits)
@@ -95,11 +108,16 @@ class Predictions:
             UserError: there is no permission to write, or the disk is full.
         """
         count = sum(values.size for split in (self.test, self.validation) for values in split.logits.values())
-        arrays: dict[str, np.ndarray] = {"classes": np.array(self.classes), "models": np.array(list(self.test.logits))}
+        arrays: dict[str, np.ndarray] = {
+            "classes": np.array(self.classes, dtype=str),
+            "models": np.array(list(self.test.logits)),
+        }
+        if not isinstance(self.task, Classification):
+            arrays["task"] = np.array(json.dumps(plain_task(self.task)))
         for key in SPLITS:
             split: SplitPredictions = getattr(self, key)
             kept = split if count <= MOST else split.part(drawn(len(split), max(1, len(split) * MOST // count)))
-            arrays |= {f"{key}_labels": kept.labels, f"{key}_index": kept.index, f"{key}_total": np.array(len(split))}
+            arrays |= {f"{key}_labels": kept.targets, f"{key}_index": kept.index, f"{key}_total": np.array(len(split))}
             if kept.names is not None:
                 arrays[f"{key}_names"] = np.array(kept.names)
             arrays |= {
@@ -124,7 +142,7 @@ def predictions_of(split: Split, logits: Mapping[str, Float[torch.Tensor, "n cla
     """Several models' predictions for a whole split."""
     names = split.names()
     return SplitPredictions(
-        labels=split.labels.astype(np.int64),
+        targets=split.targets,
         index=split.index,
         logits={model: values.numpy() for model, values in logits.items()},
         names=None if names is None else tuple(names),
@@ -149,7 +167,7 @@ def read_predictions(path: Path) -> Predictions:
         models = [str(model) for model in arrays["models"]]
         splits = {
             key: SplitPredictions(
-                labels=arrays[f"{key}_labels"],
+                targets=arrays[f"{key}_labels"],
                 index=arrays[f"{key}_index"],
                 logits={model: arrays[f"{key}_logits_{model}"] for model in models},
                 names=tuple(map(str, arrays[f"{key}_names"])) if f"{key}_names" in arrays else None,
@@ -157,7 +175,8 @@ def read_predictions(path: Path) -> Predictions:
             )
             for key in SPLITS
         }
-        return Predictions(tuple(map(str, arrays["classes"])), **splits)
+        task = task_from(json.loads(str(arrays["task"]))) if "task" in arrays else as_task(arrays["classes"].tolist())
+        return Predictions(task, **splits)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(
             f"{path} is damaged ({error}): delete it, and write it again with: distilens measure {path.parent}"

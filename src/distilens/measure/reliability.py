@@ -12,6 +12,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from distilens.foundation.estimate import Estimate
+
 BINS = 15
 RESAMPLES = 1000
 TEMPERATURES = (0.05, 20.0)
@@ -161,17 +163,26 @@ def calibration(
     logits, labels = logits[sound], labels[sound]
     confidence = Confidence.of(logits, labels, temperature=temperature)
     losses = negative_log_likelihood(logits / temperature, labels).numpy()
-    error, spread = confidence.error(), confidence.resampled()
-    above, below = (max(0.0, 2 * error - float(np.quantile(spread, share))) for share in (0.025, 0.975))
+    error = confidence.error()
+    low, high = (max(0.0, end) for end in basic_interval(error, confidence.resampled()))
     floor, floor_high = confidence.floor()
-    means = resampled_means(losses)
-    low, high = (float(np.quantile(means, share)) for share in (0.025, 0.975))
     return {
-        "ece": {"value": error, "low": below, "high": above, "floor": floor, "floor high": floor_high},
-        "nll": {"value": float(losses.mean()), "low": low, "high": high},
+        "ece": Estimate(error, low, high).plain("value") | {"floor": floor, "floor high": floor_high},
+        "nll": Estimate(float(losses.mean()), *quantiles(resampled_means(losses))).plain("value"),
         "bins": confidence.reliability(),
         **left_out,
     }
+
+
+def quantiles(resamples: Float[np.ndarray, " r"]) -> tuple[float, float]:
+    """The ends of the 95 % interval of a bootstrap, by its quantiles."""
+    return float(np.quantile(resamples, 0.025)), float(np.quantile(resamples, 0.975))
+
+
+def basic_interval(value: float, resamples: Float[np.ndarray, " r"]) -> tuple[float, float]:
+    """The ends of the basic 95 % interval of a bootstrap: the quantiles, mirrored at the value."""
+    low, high = quantiles(resamples)
+    return 2 * value - high, 2 * value - low
 
 
 def resampled_means(values: Float[np.ndarray, " n"], resamples: int = RESAMPLES) -> Float[np.ndarray, " r"]:
@@ -213,18 +224,8 @@ def calibration_apart(
     error = one.error() - other.error()
     spread = one.resampled() - other.resampled()
     losses = [negative_log_likelihood(values[sound], labels[sound]).numpy() for values in (logits, others)]
-    means = resampled_means(losses[0] - losses[1])
+    gain = losses[0] - losses[1]
     return {
-        "ece": {
-            "mean": error,
-            "low": 2 * error - float(np.quantile(spread, 0.975)),
-            "high": 2 * error - float(np.quantile(spread, 0.025)),
-            "n": n,
-        },
-        "nll": {
-            "mean": float((losses[0] - losses[1]).mean()),
-            "low": float(np.quantile(means, 0.025)),
-            "high": float(np.quantile(means, 0.975)),
-            "n": n,
-        },
+        "ece": Estimate(error, *basic_interval(error, spread), n).plain(),
+        "nll": Estimate(float(gain.mean()), *quantiles(resampled_means(gain)), n).plain(),
     }

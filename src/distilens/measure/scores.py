@@ -21,6 +21,7 @@ from distilens.measure.predictions import Predictions, SplitPredictions, predict
 from distilens.measure.shares import commonest, predict
 from distilens.models.model import Model
 from distilens.models.saved import fingerprint_of
+from distilens.tasks import Classification, Task
 
 EVALUATION_BATCH = 500
 Say = Callable[[str], object]
@@ -36,9 +37,7 @@ def predict_all(models: Mapping[str, Model], data: Data, *, say: Say = lambda te
             logits[role] = predict(model, Batches(split, EVALUATION_BATCH, device=model.device))
         return predictions_of(split, logits)
 
-    return Predictions(
-        tuple(map(str, data.classes)), answered(data.test, "test"), answered(data.validation, "validation")
-    )
+    return Predictions(data.task, answered(data.test, "test"), answered(data.validation, "validation"))
 
 
 def score_models(
@@ -77,7 +76,7 @@ def score_models(
     for explainer, label in labels(explainers).items():
         say(f"maps by {explainer}")
         explain = build_explainer(explainer, data)
-        compared = compare_maps(models, data.test, positions, explain, reference.argmax(1)[positions])
+        compared = compare_maps(models, data.test, positions, explain, data.task.explained(reference)[positions])
         for role, values in compared.items():
             scores[role]["maps"][label] = {"explainer": explainer, "split": "test", **values}
     return {
@@ -88,7 +87,8 @@ def score_models(
             "validation": len(data.validation),
             "test": len(data.test),
             "skipped": list(data.skipped),
-            "commonest": commonest(labels_of(data.test), data.classes),
+            "commonest": commonest(labels_of(data.test), data.classes) if data.classes else None,
+            **about_task(data.task),
             **data.inventory.plain(),
         },
         "models": scores,
@@ -133,8 +133,13 @@ def compare_maps(
     return scores
 
 
+def about_task(task: Task) -> dict[str, Any]:
+    """The task and its metric, as plain data; nothing for classification, which needs no word."""
+    return {} if isinstance(task, Classification) else {"task": task.name, "metric": task.metric.plain()}
+
+
 def labels_of(split: Split) -> Tensor:
-    return torch.from_numpy(split.labels)
+    return torch.from_numpy(split.targets)
 
 
 def drawn_positions(split: Split, count: int) -> Tensor:

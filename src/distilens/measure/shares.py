@@ -1,18 +1,21 @@
-"""Accuracy and agreement: shares of images with their intervals."""
+"""Accuracy and agreement: shares of images with their intervals, as plain data for `scores.json`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from distilens.data.batch import Batch
+from distilens.foundation import estimate
+from distilens.foundation.estimate import share_of
 from distilens.models.model import Model
 from distilens.models.objects import takes_modules
 from distilens.models.taps import evaluating
+from distilens.tasks.classification import right
 
 
 class Share(TypedDict):
@@ -32,23 +35,23 @@ def predict(model: Model, batches: Iterable[Batch]) -> Float[Tensor, "n classes"
 
 
 def share(hits: Tensor) -> Share:
-    """The share of true outcomes, with Wilson's interval (scipy), which stays inside [0, 1]."""
-    from scipy.stats import binomtest
+    """The share of true outcomes, with Wilson's interval, which stays inside [0, 1]."""
+    return cast(Share, share_of(hits).plain("accuracy"))
 
-    n, count = len(hits), int(hits.sum())
-    interval = binomtest(count, n).proportion_ci(method="wilson")
-    return Share(accuracy=count / n, n=n, low=float(interval.low), high=float(interval.high))
+
+def share_apart(one: Bool[Tensor, " n"], other: Bool[Tensor, " n"]) -> dict[str, Any] | None:
+    """The difference of two shares of hits, `one` minus `other`, in [-1, 1]; None without images.
+
+    It is `mean`, its 95 % interval (`low`, `high`), and `n`: see `distilens.foundation.estimate.share_apart`.
+    """
+    apart = estimate.share_apart(one, other)
+    return apart and apart.plain()
 
 
 def accuracy(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> Share | None:
     """The share of labelled images whose top class is the label; None without labels. Higher is better."""
     known = labels >= 0
     return share(right(logits[known], labels[known])) if known.any() else None
-
-
-def right(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> Bool[Tensor, " n"]:
-    """Whether the top class of each image is its label; logits with a NaN are never right."""
-    return (logits.argmax(1) == labels) & ~logits.isnan().any(1)
 
 
 def top_k(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], k: int) -> Share | None:

@@ -42,7 +42,7 @@ class Bank(nn.Module):
         device = batch.images.device
         check_memory(name, len(split), tables, width, device)
         self.index = torch.from_numpy(split.index).to(device)
-        self.labels = torch.from_numpy(split.labels).long().to(device)
+        self.labels = torch.from_numpy(split.targets).long().to(device)
         self.rows = torch.zeros(tables, len(split), width, device=device)
 
     def __len__(self) -> int:

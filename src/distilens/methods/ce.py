@@ -1,4 +1,4 @@
-"""Cross-entropy: learn from the labels."""
+"""The loss of the task: in classification, the cross-entropy with the labels."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from distilens import losses
 from distilens.core import Answer, Batch, Method, Model, Output
 from distilens.foundation.errors import UserError
+from distilens.tasks import Classification
 
 
 class CE(Method):
-    """Learn the labels: cross-entropy, with optional label smoothing.
+    """Learn the labels: cross-entropy, with optional label smoothing. For another task, its own loss.
 
     `-sum_c q_c log softmax(z)_c`, where `q` is `1 - smoothing` at the label plus `smoothing / classes` everywhere. Images
     without a label (-1) give 0. With `balanced` an image has the weight `n / (classes * n_c)`, where `n_c` is the number of
@@ -32,23 +32,26 @@ class CE(Method):
         self.register_buffer("weights", None, persistent=False)
 
     def prepare(self, student: Model, batch: Batch, answer: Answer) -> Model:
+        if (self.balanced or self.smoothing) and not isinstance(student.task, Classification):
+            raise UserError(f"ce: smoothing= and balanced= are for classification, but the task is {student.task.name}")
         if self.balanced:
             if batch.variant is None:
                 raise UserError(
                     "ce:balanced=true counts the classes of the training set, but this batch does not say which set it is from"
                 )
-            labels = batch.variant.split.labels
+            labels = batch.variant.split.targets
             counts = np.bincount(labels[labels >= 0], minlength=len(student.classes))
             weights = counts.sum() / ((counts > 0).sum() * counts.clip(min=1))
-            self.weights = torch.from_numpy(weights).float().to(batch.labels.device)
+            self.weights = torch.from_numpy(weights).float().to(batch.targets.device)
         return student
 
     def loss(self, batch: Batch, output: Output, answer: Answer) -> Tensor:
-        loss = self.against(output, batch.labels)
+        loss = self.against(output, batch.targets)
         if batch.mixed is None:
             return loss
-        return batch.mixed.share * loss + (1 - batch.mixed.share) * self.against(output, batch.mixed.labels)
+        return batch.mixed.share * loss + (1 - batch.mixed.share) * self.against(output, batch.mixed.targets)
 
-    def against(self, output: Output, labels: Tensor) -> Tensor:
-        loss = losses.ce(output.logits, labels, smoothing=self.smoothing, reduction="none")
-        return loss if self.weights is None else loss * self.weights[labels.clamp_min(0)]
+    def against(self, output: Output, targets: Tensor) -> Tensor:
+        options = {"smoothing": self.smoothing} if self.smoothing else {}
+        loss = output.task.loss(output.logits, targets, **options)
+        return loss if self.weights is None else loss * self.weights[targets.clamp_min(0)]

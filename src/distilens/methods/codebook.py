@@ -209,7 +209,7 @@ class Places:
     def __init__(self, teacher: LiveTeacher, split: Split, tap: str, seed: int, size: int, *, labelled: bool):
         self.teacher, self.tap, self.seed = teacher, tap, seed
         self.batches = Batches(split, size, device=teacher.model.device)
-        positions = torch.from_numpy(np.flatnonzero(split.labels >= 0) if labelled else np.arange(len(split)))
+        positions = torch.from_numpy(np.flatnonzero(split.targets >= 0) if labelled else np.arange(len(split)))
         order = torch.randperm(len(positions), generator=randomness.generator("codebook", seed))
         self.parts = positions[order].split(size)
         if not len(positions):
@@ -303,7 +303,7 @@ def sample(places: Places, seed: int) -> tuple[np.ndarray, np.ndarray]:
     for batch, features in places:
         mask = randomness.uniform("places", batch.index, seed, count=places.each) < share
         rows.append(features[mask].cpu().numpy())
-        labels.append(batch.labels[:, None].expand_as(mask)[mask].cpu().numpy())
+        labels.append(batch.targets[:, None].expand_as(mask)[mask].cpu().numpy())
     return np.concatenate(rows), np.concatenate(labels)
 
 
@@ -319,7 +319,7 @@ def count_confusions(
     mean, projection, centres = mean.to(device), projection.to(device), centres.to(device)
     counts = torch.zeros(count, count, dtype=torch.int32, device=device)
     for batch, features in places:
-        labels = batch.labels[:, None].expand(features.shape[:2])
+        labels = batch.targets[:, None].expand(features.shape[:2])
         for rows, own in zip(features.flatten(0, 1).split(4096), labels.flatten().split(4096), strict=True):
             near = nearness((rows - mean) @ projection, centres)
             pair = (nearest_own_subclass(near, own, classes), near.argmax(1))

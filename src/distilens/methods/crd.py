@@ -45,6 +45,7 @@ class CRD(Paired):
     Source: Tian et al. 2020 (arXiv 1910.10699), equations 17 and 18, with the constants of its code; weight 0.8.
     """
 
+    tasks = ("classification",)
     weight = 0.8
 
     def __init__(

@@ -35,6 +35,7 @@ class DIST(Method):
     Source: Huang et al. 2022 (arXiv 2205.10536), equations 6 to 9.
     """
 
+    tasks = ("classification",)
     needs = ("logits",)
 
     def __init__(self, *, temperature: Annotated[float, Field(gt=0)] = 4.0, beta: Factor = 1.0, gamma: Factor = 1.0):

@@ -31,6 +31,7 @@ class DKD(Method):
     Its term grows over 20 of 240 epochs; this is the default `warmup` here.
     """
 
+    tasks = ("classification",)
     needs = ("logits",)
     warmup = 0.08
 
@@ -47,4 +48,4 @@ class DKD(Method):
     def loss(self, batch: Batch, output: Output, answer: Answer) -> Float[Tensor, " b"]:
         assert answer.logits is not None, "a teacher gives what is in `needs`"
         options = {"temperature": self.temperature, "alpha": self.alpha, "beta": self.beta}
-        return losses.dkd(output.logits, answer.logits, batch.labels, **options, reduction="none")
+        return losses.dkd(output.logits, answer.logits, batch.targets, **options, reduction="none")

@@ -29,6 +29,8 @@ class KD(Method):
     2024 (arXiv 2403.01427), algorithm 1.
     """
 
+    tasks = ("classification",)
+
     def __init__(
         self,
         *,

@@ -83,6 +83,7 @@ class KDLayer(Method):
         self.templates, self.subclasses = templates, subclasses
         self.tap = tap or ("last" if stage == 1 else "last-1")
         self.teacher_tap = teacher_tap or self.tap
+        self.tasks = ("classification",) if stage == 2 else ()
         self.needs = (f"features:{self.teacher_tap}",)
         self.inserted: list[KDPart] = []  # a list, not a submodule: the parameters belong to the student
         self.place = ""
@@ -172,9 +173,9 @@ class KDLayer(Method):
             theirs = grid(answer.features[self.teacher_tap], self.size).float()
             size = (min(scores.shape[-2], theirs.shape[-2]), min(scores.shape[-1], theirs.shape[-1]))
             ours = places(resized(scores.float(), size)).log_softmax(-1)
-            target = self.teacher_distribution(places(resized(theirs, size)), batch.labels.clamp_min(0))
+            target = self.teacher_distribution(places(resized(theirs, size)), batch.targets.clamp_min(0))
             divergence = functional.kl_div(ours, target, reduction="none").sum(-1).mean(-1)
-        return divergence if self.stage == 1 else divergence.where(batch.labels >= 0, 0)
+        return divergence if self.stage == 1 else divergence.where(batch.targets >= 0, 0)
 
     def teacher_distribution(
         self, features: Float[Tensor, "b n c"], labels: Int[Tensor, " b"]

@@ -67,6 +67,7 @@ class MapMatch(Method):
         every: Annotated[int, Field(ge=1)] = 1,
     ):
         super().__init__()
+        self.tasks = ("classification",) if target == "label" else ()
         self.target, self.classes, self.pool, self.every = target, classes, pool, every
         self.distance: Distance = distance
         self.temperature = temperature
@@ -94,12 +95,12 @@ class MapMatch(Method):
             if self.classes == "all":
                 ours = self.explainer.classwise_from_output(output)
             else:
-                aim = batch.labels.clamp_min(0) if self.target == "label" else answer.targets[self.needs[0]]
+                aim = batch.targets.clamp_min(0) if self.target == "label" else answer.targets[self.needs[0]]
                 ours = self.explainer.from_output(output, aim)
         ours, theirs = on_one_grid(ours, theirs, self.pool)
         known = both_say(ours, theirs)
         if self.target == "label" and self.classes == "one":
-            known = known & (batch.labels >= 0)
+            known = known & (batch.targets >= 0)
         self.counts[0] += known.numel()
         self.counts[1] += (~known).sum()
         distances = distance(ours, theirs, self.distance, self.temperature).where(known, 0)

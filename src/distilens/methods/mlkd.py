@@ -35,6 +35,7 @@ class MLKD(Method):
     from twice the epochs.
     """
 
+    tasks = ("classification",)
     needs = ("logits",)
     weight = 0.2
 

@@ -33,6 +33,8 @@ class OSAKD(Method):
     Source: based on the abstract only of Tzelepi et al. 2021 (arXiv 2108.11798). It gives the estimate; the loss is the usual.
     """
 
+    tasks = ("classification",)
+
     def __init__(self, *, neighbours: Annotated[int, Field(ge=1)] = 8, tap: str = "last"):
         super().__init__()
         self.neighbours, self.tap = neighbours, tap

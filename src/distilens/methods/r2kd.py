@@ -40,6 +40,8 @@ class R2KD(Method):
     arXiv 2410.06561); the softened ranks and the factors are ours.
     """
 
+    tasks = ("classification",)
+
     def __init__(
         self,
         *,

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from distilens.foundation.errors import UserError
 from distilens.foundation.notation import Registry, Spec
+from distilens.tasks import Task, as_task
 
 if TYPE_CHECKING:
     from distilens.models.adapters import Expecting
@@ -68,8 +69,10 @@ def hint_other_libraries(name: str) -> str:
 MODELS = Registry("model", zoo_entries(), common=pixels, hint=hint_other_libraries)
 
 
-def build_model(part: str | Mapping[str, Any] | Spec | Model, classes: Sequence[str], size: tuple[int, int]) -> Model:
-    """Build a model for the given classes and image size, by notation. A `Model` is returned unchanged.
+def build_model(
+    part: str | Mapping[str, Any] | Spec | Model, classes: Sequence[str] | Task, size: tuple[int, int]
+) -> Model:
+    """Build a model for the given classes, or another task, and image size, by notation. A `Model` is returned unchanged.
 
     If pretrained weights have classes of the same names, the logits are put in the order of `classes`, which may be a subset.
 
@@ -82,18 +85,19 @@ def build_model(part: str | Mapping[str, Any] | Spec | Model, classes: Sequence[
 
     if isinstance(part, Model):
         return part
+    task = as_task(classes)
     own = own_classes(MODELS.resolve(part))
-    positions = positions_of(classes, own) if own and are_named(own) else None
-    made = build_network(part, len(own) if own and positions else len(classes))
+    positions = positions_of(task.classes, own) if own and task.classes and are_named(own) else None
+    made = build_network(part, len(own) if own and positions else task.outputs)
     if isinstance(made, Model):  # `run:` gives a complete model
-        return reorder_classes(made, classes)
+        return reorder_classes(made, task)
     sides = made.size or size
     kinds = sorted(
         {str(parameter.dtype).removeprefix("torch.") for parameter in made.network.parameters()} - {"float32"}
     )
     model = Model(
         made.network.float(),
-        own if own and positions else tuple(classes),
+        own if own and positions else task,
         size=(sides, sides) if isinstance(sides, int) else sides,
         mean=made.mean,
         std=made.std,
@@ -108,7 +112,7 @@ def build_model(part: str | Mapping[str, Any] | Spec | Model, classes: Sequence[
     fill_lazy(model)
     check_channels(model)
     if positions and own:
-        keep_classes(model, positions, classes)
+        keep_classes(model, positions, task.classes)
     elif made.loaded and not made.missing:
         model.answers_for = own
         names = f"its head answers for {list_names(own)}" if own and are_named(own) else "its classes have no names"
@@ -128,14 +132,14 @@ def fill_lazy(model: Model) -> None:
             model.logits(model.example())
 
 
-def reorder_classes(model: Model, classes: Sequence[str]) -> Model:
+def reorder_classes(model: Model, task: Task) -> Model:
     """Put a model's classes in the data's order, if it has them by name; otherwise return it unchanged."""
     from distilens.models.heads import keep_classes
     from distilens.models.named import positions_of
 
-    positions = positions_of(classes, model.classes)
-    if positions and model.classes != tuple(classes):
-        keep_classes(model, positions, classes)
+    positions = positions_of(task.classes, model.classes)
+    if positions and model.classes != task.classes:
+        keep_classes(model, positions, task.classes)
     return model
 
 
@@ -154,21 +158,21 @@ def build_network(part: str | Mapping[str, Any] | Spec, classes: int) -> Expecti
     return replace(made, **expected)
 
 
-def check_classes(model: Model, classes: Sequence[str], role: str) -> None:
-    """Raise a `UserError` if a model does not answer for the data's classes in their order."""
-    if len(model.classes) != len(classes):
+def check_classes(model: Model, asked: Sequence[str] | Task, role: str) -> None:
+    """Raise a `UserError` if a model does not answer for the data's classes in their order, or for the data's task."""
+    task = as_task(asked)
+    if type(model.task) is not type(task):
         raise UserError(
-            f"the {role} {model.name} knows {len(model.classes)} classes, the data has {len(classes)}. "
+            f"the {role} {model.name} answers for {model.task.summary}, but the data ask for {task.summary}"
+        )
+    if len(model.classes) != len(task.classes):
+        raise UserError(
+            f"the {role} {model.name} knows {len(model.classes)} classes, the data has {len(task.classes)}. "
             f"Give it a new head and train it: {role}.finetune=all (or head)"
         )
-    if tuple(model.classes) != tuple(classes) and sorted(model.classes) == sorted(classes):
+    if model.classes != task.classes and sorted(model.classes) == sorted(task.classes):
         raise UserError(f"the {role} {model.name} has the data's classes in another order: {', '.join(model.classes)}")
     with model.probing():
-        shape = list(model.probe().shape)
-    if len(shape) != 2:
-        raise UserError(
-            f"the {role} {model.name} gives logits of the shape {shape} for one image: expected one answer per image, [b classes]"
-        )
-    width = shape[1]
-    if width != len(classes):
-        raise UserError(f"the {role} {model.name} gives {width} logits, but the data has {len(classes)} classes")
+        problem = task.check_outputs(model.probe())
+    if problem:
+        raise UserError(f"the {role} {model.name} gives {problem}")

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
-import importlib.util
 import inspect
 import os
 import socket
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +19,7 @@ from torch import nn
 
 from distilens.foundation.errors import UserError, nearest
 from distilens.foundation.notation import Spec
+from distilens.foundation.own_code import import_object
 from distilens.models.heads import head_of, replace_heads
 from distilens.models.model import Interpolation, Model
 from distilens.models.weights import fit, load_state, match_state, read_state
@@ -268,21 +266,10 @@ def python(path: str, /, classes: int) -> Expecting:
 
     The working directory is on the path. This runs your code, so it names a module, never a downloaded file.
     """
-    module_name, colon, attribute = path.partition(":")
-    if not colon:
-        raise UserError(f"python: needs package.module:callable; given {path!r}")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        make = getattr(importlib.import_module(module_name), attribute)
-    except ModuleNotFoundError as error:
-        raise UserError(f"python:{path}: {error}") from None
-    except AttributeError:
-        known = [name for name in vars(importlib.import_module(module_name)) if not name.startswith("_")]
-        raise UserError(f"{module_name} has no {attribute!r}.{nearest(attribute, known)}") from None
+    make = import_object(path, "python")
     if isinstance(make, nn.Module):
         raise UserError(
-            f"python:{path} is a network, but a run builds several: name a function that makes it, def {attribute}(): ..."
+            f"python:{path} is a network, but a run builds several: name a function that makes it, def NAME(): ..."
         )
     if not callable(make):
         raise UserError(f"python:{path} is not callable: it is a {type(make).__name__}")
@@ -290,16 +277,6 @@ def python(path: str, /, classes: int) -> Expecting:
     if not isinstance(network, nn.Module):
         raise UserError(f"python:{path} must return a torch.nn.Module; it returned a {type(network).__name__}")
     return Expecting(unwrap_network(network, f"python:{path}"), loaded=None)
-
-
-def module_file(path: str) -> str | None:
-    """The file of the module in `package.module:callable`; None if it has no file, as in a notebook."""
-    with contextlib.suppress(ImportError, ValueError, AttributeError):
-        if os.getcwd() not in sys.path:
-            sys.path.insert(0, os.getcwd())
-        module = importlib.util.find_spec(path.partition(":")[0])
-        return module.origin if module and module.has_location else None
-    return None
 
 
 def unwrap_network(network: nn.Module, name: str) -> nn.Module:

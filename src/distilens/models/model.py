@@ -19,6 +19,8 @@ from distilens.foundation import notebook
 from distilens.foundation.errors import UserError
 from distilens.models import places, taps
 from distilens.models.prediction import Prediction, predicted
+from distilens.tasks import Task, as_task
+from distilens.tasks.classification import UNNAMED
 
 Interpolation = Literal["bilinear", "bicubic", "nearest"]
 GREY = (0.299, 0.587, 0.114)
@@ -29,12 +31,14 @@ GREY = (0.299, 0.587, 0.114)
 class Output:
     """What a model returns: logits (classes on axis 1) and the features at its taps, by path.
 
-    `size` is the network's input size. Its aspect ratio tells which axes of a feature are spatial.
+    `size` is the network's input size. Its aspect ratio tells which axes of a feature are spatial. `task` says what the logits
+    are.
     """
 
-    logits: Float[Tensor, "b classes"]
+    logits: Float[Tensor, "b classes ..."]
     features: Mapping[str, Tensor] = field(default_factory=dict)
     size: tuple[int, int] = (1, 1)
+    task: Task = UNNAMED
 
     def __repr__(self) -> str:
         features = "".join(f", {path} {list(feature.shape)}" for path, feature in self.features.items())
@@ -43,7 +47,10 @@ class Output:
 
 # torch.export and torch.func see only the tensors of an output
 _pytree.register_dataclass(
-    Output, field_names=["logits", "features"], drop_field_names=["size"], serialized_type_name="distilens.Output"
+    Output,
+    field_names=["logits", "features"],
+    drop_field_names=["size", "task"],
+    serialized_type_name="distilens.Output",
 )
 
 
@@ -55,7 +62,7 @@ class Model(nn.Module):
 
     Args:
         network: any module from `[b 3 h w]` to logits, or to a structure with `.logits`.
-        classes: the names of the classes, in the order of the logits.
+        classes: the names of the classes, in the order of the logits; or another `Task`.
         size: height and width that the network expects; other images are resized.
         mean: per channel, for pixels in [0, 1]; a single number for a network of grey images, which gets the brightness.
         std: the standard deviation, in the same form.
@@ -63,6 +70,7 @@ class Model(nn.Module):
         interpolation: how images are resized.
 
     Attributes:
+        task: what the logits are: a classification into `classes`, or another task.
         loaded: whether weights were loaded; None if unknown.
         missing: the weights that were not in the loaded file; they are random.
         answers_for: the classes that the loaded head was trained for, if they could not be matched to `classes` by name.
@@ -75,7 +83,7 @@ class Model(nn.Module):
     def __init__(
         self,
         network: nn.Module,
-        classes: Sequence[str],
+        classes: Sequence[str] | Task,
         *,
         size: tuple[int, int],
         mean: Sequence[float] = (0.5, 0.5, 0.5),
@@ -88,7 +96,7 @@ class Model(nn.Module):
         self.entrance = nn.Identity()  # the module of the tap `input`
         self.parts = nn.ModuleDict()
         self.inserted: dict[str, Inserted] = {}
-        self.classes = tuple(classes)
+        self.task = as_task(classes)
         self.size = (int(size[0]), int(size[1]))
         self.name = name or type(network).__name__
         self.interpolation: Interpolation = interpolation
@@ -113,13 +121,22 @@ class Model(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of the logits; empty if the task has no classes."""
+        return self.task.classes
+
+    @classes.setter
+    def classes(self, names: Sequence[str]) -> None:
+        self.task = as_task(names)
+
+    @property
     def device(self) -> torch.device:
         return self.mean.device
 
     def __repr__(self) -> str:
         count = sum(parameter.numel() for parameter in self.parameters())
         pixels = "×".join(map(str, self.size))
-        return f"Model({self.name!r}: {count:,} parameters, {len(self.classes)} classes, {pixels} pixels)"
+        return f"Model({self.name!r}: {count:,} parameters, {self.task.summary}, {pixels} pixels)"
 
     def _repr_html_(self) -> str:
         shown = ", ".join(self.classes[:10]) + (", ..." if len(self.classes) > 10 else "")
@@ -127,7 +144,7 @@ class Model(nn.Module):
         rows = [
             ("network", type(self.network).__name__),
             ("parameters", f"{sum(parameter.numel() for parameter in self.parameters()):,}"),
-            ("classes", f"{len(self.classes)}: {shown}"),
+            ("classes", f"{len(self.classes)}: {shown}") if self.classes else ("task", self.task.name),
             ("pixels", f"{height}×{width}, mean {in_short(self.mean)}, deviation {in_short(self.std)}"),
             *([("taps", ", ".join(self.taps))] if self.taps else []),
         ]
@@ -152,7 +169,7 @@ class Model(nn.Module):
             raise
         kept = {tap: tap.take() for tap in set(self.taps.values())}
         features = {path: kept[tap] for path, tap in self.taps.items()}
-        return Output(logits if self.precision is None else logits.to(images.dtype), features, self.size)
+        return Output(logits if self.precision is None else logits.to(images.dtype), features, self.size, self.task)
 
     def empty_taps(self) -> None:
         """Release features that a forward pass left in the taps."""

@@ -32,8 +32,8 @@ def as_model(given: Any, classes: Any = None, size: tuple[int, int] | None = Non
         given: a `Model` (returned unchanged), a notation, any `nn.Module` from images to logits, or a pipeline of transformers.
             Mean and deviation of the pixels come from `pretrained_cfg` (timm), an attribute `weights` (torchvision), or the
             image processor (transformers); else they are 0.5 and 0.25.
-        classes: their names, or a `Data` with the classes and the size; by default the names in the module's configuration,
-            or numbers.
+        classes: their names, another `Task`, or a `Data` with the task and the size; by default the names in the module's
+            configuration, or numbers.
         size: height and width of the pictures. A module that takes only one size keeps it.
         name: of the model; by default the name of its class.
 
@@ -42,8 +42,8 @@ def as_model(given: Any, classes: Any = None, size: tuple[int, int] | None = Non
     """
     if isinstance(given, Model):
         return given
-    if hasattr(classes, "classes"):
-        classes, size = classes.classes, size or classes.size
+    if hasattr(classes, "task"):
+        classes, size = classes.task, size or classes.size
     if isinstance(given, str | Mapping | Spec):
         if classes is None or size is None:
             raise UserError("a model by notation needs the classes and the size of the pictures: classes=, size=")

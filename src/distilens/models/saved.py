@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from distilens.foundation.errors import UserError
 from distilens.foundation.fingerprints import fingerprint_of_state
 from distilens.foundation.notation import Spec
+from distilens.tasks import Classification, task_from
+from distilens.tasks.saving import plain_task
 
 if TYPE_CHECKING:
     from distilens.models.model import Model
@@ -30,7 +32,8 @@ class Description(BaseModel):
     model_config = ConfigDict(protected_namespaces=())
 
     model: str
-    classes: Annotated[list[str], Field(min_length=1)]
+    classes: Annotated[list[str], Field(min_length=1)] | None
+    task: dict[str, Any] | None = None
     size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
     mean: list[float]
     std: list[float]
@@ -46,8 +49,11 @@ def described(file: Path) -> Description:
     """
     from distilens.foundation.files import read_json
 
+    content = read_json(file)
+    if isinstance(content, dict) and "task" in content:
+        content = {"classes": None, **content}
     try:
-        return Description.model_validate(read_json(file))
+        return Description.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -77,7 +83,11 @@ def save_model(model: Model, folder: str | Path) -> None:
     state = {key: value.detach().cpu().clone().contiguous() for key, value in model.bare_state().items()}
     about = {
         "model": model.name,
-        "classes": list(model.classes),
+        **(
+            {"classes": list(model.classes)}
+            if isinstance(model.task, Classification)
+            else {"task": plain_task(model.task)}
+        ),
         "size": list(model.size),
         "mean": model.mean.flatten().tolist(),
         "std": model.std.flatten().tolist(),
@@ -114,12 +124,13 @@ def load_model(folder: str | Path) -> Model:
             "Python: Model(network, classes, size=...), then model.load_bare_state(safetensors.torch.load_file(...)). Or give it "
             "name='python:module:callable' before it is saved"
         )
+    task = Classification(tuple(about.classes or ())) if about.task is None else task_from(about.task)
     spec = architecture(about.model, about.size)
-    made = MODELS.build(spec, len(about.classes))
+    made = MODELS.build(spec, task.outputs)
     network = made.network if isinstance(made, Expecting) else made
     model = Model(
         network.float(),
-        about.classes,
+        task,
         size=about.size,
         mean=about.mean,
         std=about.std,

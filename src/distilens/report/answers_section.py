@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from distilens.foundation.estimate import NOTHING
 from distilens.report import pictures
-from distilens.report.cells import NOTHING, amount, percent
+from distilens.report.cells import amount, percent
 from distilens.report.confusion import confusions
 from distilens.report.paths import shown_folder
 from distilens.report.reliability import reliability_chart
@@ -23,7 +24,7 @@ def section(folder: Path, scores: dict | None) -> dict[str, Any]:
         return {}
     models, command = measured_models(scores), f"distilens measure {shlex.quote(shown_folder(folder))}"
     if not any("calibration" in model for model in models.values()):
-        return {"missing": missing(None, command)} if models else {}
+        return {"missing": missing(None, command)} if models and "task" not in (scores.get("data") or {}) else {}
     classes = [str(name) for name in (scores.get("data") or {}).get("classes") or ()]
     return {
         "roles": list(models),

@@ -1,22 +1,15 @@
 """Numbers as text: the value and its details (interval, n). Plain text, without HTML or torch."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
-NOTHING = "–"
-"""An en dash, shown where a number is missing."""
+from distilens.foundation.estimate import NOTHING, Estimate, Write, decimals, minus
 
 Cell = tuple[str, str]
 """The text of a cell: the number, and its details (interval, n, batch, device)."""
 
 BUSY = 3
 """If the upper end of the latencies is at least this many times the median, the machine was busy with other work."""
-
-
-def minus(number: str) -> str:
-    """A number with a typographic minus instead of a hyphen."""
-    return number.replace("-", "−")
 
 
 def signed(value: float, digits: int) -> str:
@@ -33,19 +26,32 @@ def points(share: float) -> str:
     return signed(100 * share, 1)
 
 
+def signed_decimals(value: float) -> str:
+    """A difference with three decimals: `+0.012`."""
+    return signed(value, 3)
+
+
+def in_percent(share: float) -> str:
+    """A share in per cent without the sign: `71.2`."""
+    return f"{100 * share:.1f}"
+
+
 def share(entry: dict | None) -> Cell:
     """A share of images, such as accuracy or agreement."""
-    if not entry or entry.get("accuracy") is None:
-        return NOTHING, ""
-    interval = bounds(entry, lambda bound: f"{100 * bound:.1f}")
-    return percent(entry["accuracy"]), detail(interval, counted(entry))
+    return cell(Estimate.read(entry, "accuracy"), unit=" %", write=in_percent)
 
 
-def amount(entry: dict | None, digits: int = 3) -> Cell:
+def amount(entry: dict | None) -> Cell:
     """A number with its interval, such as a calibration error."""
-    if not entry or entry.get("value") is None:
+    return cell(Estimate.read(entry, "value"))
+
+
+def cell(estimate: Estimate | None, *more: str, write: Write = decimals, unit: str = "", counted: bool = True) -> Cell:
+    """A number; its details are the interval, n if `counted`, and `more`."""
+    if estimate is None:
         return NOTHING, ""
-    return minus(f"{entry['value']:.{digits}f}"), bounds(entry, lambda bound: f"{bound:.{digits}f}")
+    n = estimate.counted if counted else ""
+    return estimate.number(write) + unit, ", ".join(filter(None, (estimate.interval(write), n, *more)))
 
 
 def similarity(entry: dict, teacher: dict | None = None) -> Cell:
@@ -53,10 +59,8 @@ def similarity(entry: dict, teacher: dict | None = None) -> Cell:
 
     If there is no number, the cell gives the reason: one of the two models has no map.
     """
-    if entry.get("similarity") is not None:
-        empty = f"{entry['empty']} empty" if entry.get("empty") else ""
-        interval = bounds(entry, lambda bound: f"{bound:.3f}")
-        return f"{entry['similarity']:.3f}", detail(interval, counted(entry), empty, entry.get("split") or "")
+    if (estimate := Estimate.read(entry, "similarity")) is not None:
+        return cell(estimate, f"{estimate.empty} empty" if estimate.empty else "", entry.get("split") or "")
     if teacher is None or entry is teacher or not entry:
         return NOTHING, ""
     if all_empty(entry):
@@ -68,10 +72,9 @@ def similarity(entry: dict, teacher: dict | None = None) -> Cell:
 
 def energy(entry: dict) -> Cell:
     """The share of a map's energy inside the evidence mask, or a note that all maps are empty."""
-    if entry.get("energy_in_mask") is not None:
-        values = entry.get("energy") or entry
-        interval = bounds(values, lambda bound: f"{100 * bound:.1f}") if "energy" in entry else ""
-        return percent(entry["energy_in_mask"]), detail(interval, counted(values), entry.get("split") or "")
+    if entry.get("energy_in_mask") is not None:  # runs of earlier versions have no interval
+        estimate = Estimate.read(entry.get("energy")) or Estimate(entry["energy_in_mask"], n=entry.get("n"))
+        return cell(estimate, entry.get("split") or "", write=in_percent, unit=" %")
     return without_map(entry) if all_empty(entry) and entry.get("masks", True) else (NOTHING, "")
 
 
@@ -86,13 +89,10 @@ def without_map(entry: dict) -> Cell:
 
 def latency(entry: dict | None) -> Cell:
     """Median milliseconds of one forward pass, with spread, batch and device, and whether the machine was busy."""
-    if not entry or entry.get("median") is None:
-        return NOTHING, ""
+    entry = entry or {}
     batch = f"batch {entry['batch']}" if entry.get("batch") is not None else ""
-    busy = "this machine was busy" if is_busy(entry) else ""
-    return f"{entry['median']:.3g} ms", detail(
-        bounds(entry, lambda bound: f"{bound:.3g}"), batch, entry.get("device") or "", busy
-    )
+    about = (batch, entry.get("device") or "", "this machine was busy" if is_busy(entry) else "")
+    return cell(Estimate.read(entry, "median"), *about, write=lambda number: f"{number:.3g}", unit=" ms")
 
 
 def is_busy(entry: dict | None) -> bool:
@@ -100,20 +100,6 @@ def is_busy(entry: dict | None) -> bool:
     if not entry or not entry.get("median") or entry.get("high") is None:
         return False
     return bool(entry.get("busy", entry["high"] >= BUSY * entry["median"]))
-
-
-def bounds(entry: dict, written: Callable[[float], str]) -> str:
-    if entry.get("low") is None or entry.get("high") is None:
-        return ""
-    return minus(f"[{written(entry['low'])} to {written(entry['high'])}]")
-
-
-def counted(entry: dict) -> str:
-    return f"n = {entry['n']:,}" if entry.get("n") is not None else ""
-
-
-def detail(*parts: str) -> str:
-    return ", ".join(part for part in parts if part)
 
 
 def sentence(cell: Cell) -> str:
@@ -124,7 +110,7 @@ def sentence(cell: Cell) -> str:
 
 def percent(fraction: float) -> str:
     """`0.7119` → `71.2 %`."""
-    return f"{100 * fraction:.1f} %"
+    return f"{in_percent(fraction)} %"
 
 
 def humanised(count: float | None) -> str:

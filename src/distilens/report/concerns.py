@@ -3,8 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distilens.report.cells import sentence, share
-from distilens.report.table import accuracy, measured_models
+from distilens.foundation.estimate import Estimate
+from distilens.foundation.metric import ACCURACY, Metric
+from distilens.report.cells import in_percent, sentence, share
+from distilens.report.table import measured_models, metric_of
 
 SLOWER = "Try a lower learning rate (optimizer=auto:lr=..., a tenth of the previous one), or clip=1"
 LEARN = (
@@ -30,7 +32,7 @@ def concerns(scores: dict, records: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
     models = measured_models(scores)
     warnings += [line] if (line := guessing_models(models, scores.get("data") or {})) else []
-    return warnings + ([line] if (line := student_below_base(models)) else [])
+    return warnings + ([line] if (line := student_below_base(models, metric_of(scores))) else [])
 
 
 def rising_loss(rows: Sequence[Mapping[str, Any]], stage: str) -> str | None:
@@ -62,7 +64,7 @@ def guessing_models(models: Mapping[str, dict], data: Mapping[str, Any]) -> str 
     lost = {
         role: f"{role} {sentence(share(model['test']))}"
         for role, model in models.items()
-        if accuracy(model, "test") is not None and (model["test"].get("low") or 0) <= chance
+        if (reached := Estimate.read(model.get("test"))) is not None and not reached.above(chance)
     }
     if not lost:
         return None
@@ -73,9 +75,13 @@ def guessing_models(models: Mapping[str, dict], data: Mapping[str, Any]) -> str 
     )
 
 
-def student_below_base(models: Mapping[str, dict]) -> str | None:
-    """A warning if the student is significantly less accurate than the base, on the same images."""
-    difference = (models.get("student", {}).get("more than base") or {}).get("test")
-    if not difference or difference.get("high") is None or difference["high"] >= 0:
+def student_below_base(models: Mapping[str, dict], metric: Metric = ACCURACY) -> str | None:
+    """A warning if the student is significantly worse than the base, on the same images."""
+    difference = Estimate.read((models.get("student", {}).get("more than base") or {}).get("test"))
+    if difference is None or not (difference.below(0) if metric.higher_is_better else difference.above(0)):
         return None
-    return f"The methods harmed the student: it is {100 * abs(difference['mean']):.1f} points below the base. {WEIGH}."
+    if metric.is_share:
+        worse = f"{difference.number(in_percent).removeprefix('−')} points below the base"
+    else:
+        worse = f"worse than the base, by a {metric.name} of {metric.written(abs(difference.value or 0))}"
+    return f"The methods harmed the student: it is {worse}. {WEIGH}."

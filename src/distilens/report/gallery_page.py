@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from markupsafe import Markup
 
+from distilens.foundation.estimate import NOTHING, Estimate, Write, minus
 from distilens.report import charts, pictures
-from distilens.report.cells import NOTHING, Cell, minus
+from distilens.report.cells import Cell, cell, in_percent
 from distilens.report.panels import PICTURE_BYTES
 from distilens.report.rendering import render
 
@@ -148,8 +149,8 @@ def labels_to_chart(content: Content) -> list[str]:
         return list(strength)
     floors = [column.label for column in content.columns if column.floor]
     others = sorted((label for label in strength if label not in floors), key=lambda label: -strength[label])
-    charted = {max(floors, key=lambda label: strength[label]), *others[: MOST_LINES - 1]}
-    return [label for label in strength if label in charted]
+    chosen = {max(floors, key=lambda label: strength[label]), *others[: MOST_LINES - 1]}
+    return [label for label in strength if label in chosen]
 
 
 def chart(name: str, title: str, labels: Sequence[str], content: Content, axis: str) -> Markup:
@@ -173,37 +174,24 @@ def notebook(content: Content) -> str:
 # ---------------------------------------------------------------------------------------------- numbers in words
 
 
-def interval(entry: Mapping[str, Any], sign: str = "") -> str:
-    if entry["low"] is None:
-        return format_short(entry["mean"], sign)
-    return f"{format_short(entry['mean'], sign)} [{format_short(entry['low'], sign)} to {format_short(entry['high'], sign)}]"
-
-
-def cell(entry: Mapping[str, Any] | None, *, as_percent: bool) -> str:
+def brief(entry: Mapping[str, Any] | None, *, as_percent: bool) -> str:
     """`0.512 ±0.034`: a mean and half of its interval."""
-    if not entry or entry["mean"] is None:
-        return NOTHING
-    half = "" if entry["low"] is None else f" ±{format_number((entry['high'] - entry['low']) / 2, as_percent)}"
-    return f"{format_number(entry['mean'], as_percent)}{half}{' %' if as_percent else ''}"
+    estimate = Estimate.read(entry) or Estimate(None)
+    return estimate.with_half(writer(as_percent)) + " %" * (as_percent and estimate.value is not None)
 
 
-def page_cell(entry: Mapping[str, Any] | None, as_percent: bool) -> tuple[str, str]:
+def detailed(entry: Mapping[str, Any] | None, as_percent: bool) -> Cell:
     """A cell of the page: the mean and its interval; also n if images are left out."""
-    if not entry or entry["mean"] is None:
-        return NOTHING, ""
-    low, high = entry["low"], entry["high"]
-    bounds = "" if low is None else f"[{format_number(low, as_percent)} to {format_number(high, as_percent)}]"
-    left_out = f"n = {entry['n']}" if entry["empty"] else ""
-    return f"{format_number(entry['mean'], as_percent)}{' %' if as_percent else ''}", ", ".join(
-        filter(None, (bounds, left_out))
-    )
+    estimate = Estimate.read(entry)
+    left_out = estimate is not None and bool(estimate.empty)
+    return cell(estimate, write=writer(as_percent), unit=" %" * as_percent, counted=left_out)
 
 
-def format_number(value: float, as_percent: bool) -> str:
-    return minus(f"{100 * value:.1f}") if as_percent else format_short(value)
+def writer(as_percent: bool) -> Write:
+    return in_percent if as_percent else short
 
 
-def format_short(value: float | None, sign: str = "") -> str:
+def short(value: float | None, sign: str = "") -> str:
     """Three digits or so, without an exponent: `0.00021`, `0.512`, `3.14`, `1,234`."""
     if value is None:
         return NOTHING

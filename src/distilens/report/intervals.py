@@ -6,46 +6,50 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from distilens.report.cells import minus
+from distilens.foundation.estimate import Estimate
 from distilens.report.charts import CHARACTER, COLOURS, RIGHT, TOP, WIDTH, Scale, label, marker, straight, ticks
 
 ROW = 22
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A value with its interval: one row of `interval_chart`. Without bounds it is a point."""
+class Line:
+    """An estimate with its name and colour: one line of `interval_chart`. Without an interval it is a point."""
 
     name: str
-    value: float
-    low: float | None = None
-    high: float | None = None
+    estimate: Estimate
     colour: int = 0
+
+    @property
+    def places(self) -> list[float]:
+        """The number and the ends of its interval, if any; empty if there is no finite number."""
+        value = self.estimate.value
+        return [] if value is None or not math.isfinite(value) else [value, *(self.estimate.ends or ())]
 
 
 def interval_chart(
-    identifier: str, title: str, groups: Sequence[tuple[str, Sequence[Estimate]]], *, x_label: str
+    identifier: str, title: str, groups: Sequence[tuple[str, Sequence[Line]]], *, x_label: str
 ) -> Markup:
     """Values with their intervals, one below the other in groups, on an axis that shows 0; empty markup without any value.
 
     `identifier` must be a valid id, unique on the page.
     """
-    groups = [(name, [one for one in rows if math.isfinite(one.value)]) for name, rows in groups]
-    groups = [(name, rows) for name, rows in groups if rows]
+    groups = [(name, [line for line in lines if line.places]) for name, lines in groups]
+    groups = [(name, lines) for name, lines in groups if lines]
     if not groups:
         return Markup()
-    estimates = [one for _, rows in groups for one in rows]
-    ends = [0.0, *(end for one in estimates for end in (one.value, one.low, one.high) if end is not None)]
+    listed = [line for _, lines in groups for line in lines]
+    ends = [0.0, *(place for line in listed for place in line.places)]
     x_ticks = ticks(min(ends), max(ends))
-    left = min(24 + CHARACTER * max(len(one.name) for one in estimates), WIDTH / 2)
+    left = min(24 + CHARACTER * max(len(line.name) for line in listed), WIDTH / 2)
     across = Scale(x_ticks[0], x_ticks[-1], left, WIDTH - RIGHT)
     parts, y = [], float(TOP)
-    for name, rows in groups:
+    for name, lines in groups:
         if name:
             parts.append(Markup('<text class="group" x="0" y="{:.1f}">{}</text>').format(y + 14, escape(name)))
             y += ROW
-        for one in rows:
-            parts += [label(one.name, left - 12, y + 15, "end"), *draw_estimate(one, across, y + 11)]
+        for line in lines:
+            parts += [label(line.name, left - 12, y + 15, "end"), *drawn(line, across, y + 11)]
             y += ROW
         y += 6
     grid = [straight("grid", across.place(x), TOP, across.place(x), y) for x in x_ticks]
@@ -53,35 +57,22 @@ def interval_chart(
     axis = [straight("axis", zero, TOP, zero, y), straight("axis", left, y, WIDTH - RIGHT, y)]
     axis += [label(f"{x:g}", across.place(x), y + 20, "middle") for x in x_ticks]
     axis.append(label(x_label, (left + WIDTH - RIGHT) / 2, y + 40, "middle"))
-    description = "; ".join(
-        f"{name} {one.name} {minus(f'{one.value:.3f}')}"
-        + (minus(f" [{one.low:.3f} to {one.high:.3f}]") if has_bounds(one) else "")
-        for name, rows in groups
-        for one in rows
-    )
+    said = "; ".join(f"{name} {line.name} {line.estimate.with_interval()}" for name, lines in groups for line in lines)
     return Markup(
         '<svg class="chart" role="img" viewBox="0 0 {width} {height:.0f}" aria-labelledby="{id}-title {id}-description">'
-        '<title id="{id}-title">{title}</title><desc id="{id}-description">{description}.</desc>{parts}</svg>'
+        '<title id="{id}-title">{title}</title><desc id="{id}-description">{said}.</desc>{parts}</svg>'
     ).format(
-        width=WIDTH,
-        height=y + 48,
-        id=identifier,
-        title=title,
-        description=description,
-        parts=Markup("").join([*grid, *axis, *parts]),
+        width=WIDTH, height=y + 48, id=identifier, title=title, said=said, parts=Markup("").join([*grid, *axis, *parts])
     )
 
 
-def has_bounds(one: Estimate) -> bool:
-    return one.low is not None and one.high is not None
-
-
-def draw_estimate(one: Estimate, across: Scale, y: float) -> list[Markup]:
+def drawn(line: Line, across: Scale, y: float) -> list[Markup]:
     """The whisker of an interval, and its marker."""
-    colour, parts = one.colour % COLOURS, []
-    if one.low is not None and one.high is not None:
-        low, high = across.place(one.low), across.place(one.high)
-        shape = "M{low:.1f},{y:.1f}H{high:.1f}M{low:.1f},{up:.1f}v8M{high:.1f},{up:.1f}v8"
-        whisker = Markup('<path class="line series-{colour}" d="' + shape + '"/>')
+    colour, parts = line.colour % COLOURS, []
+    value, *interval = (across.place(place) for place in line.places)
+    if interval:
+        low, high = interval
+        path = "M{low:.1f},{y:.1f}H{high:.1f}M{low:.1f},{up:.1f}v8M{high:.1f},{up:.1f}v8"
+        whisker = Markup('<path class="line series-{colour}" d="' + path + '"/>')
         parts.append(whisker.format(colour=colour, low=low, high=high, y=y, up=y - 4))
-    return [*parts, marker(colour, across.place(one.value), y)]
+    return [*parts, marker(colour, value, y)]

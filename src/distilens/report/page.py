@@ -13,6 +13,7 @@ import numpy as np
 
 from distilens.foundation.errors import UserError, shortened
 from distilens.foundation.files import write_text
+from distilens.foundation.metric import Metric
 from distilens.report import answers_section, charts, table, transfer_section
 from distilens.report.cells import text
 from distilens.report.concerns import concerns
@@ -44,7 +45,7 @@ def write_report(folder: Path) -> Path:
         training=training(folder),
         explanations=explanations(folder),
         transfer=transfer_section.section(folder),
-        compare=transfer_section.command_for(folder),
+        compare=None if is_other_task(folder) else transfer_section.command_for(folder),
         reproduction=reproduction(folder),
     )
     path = folder / "report.html"
@@ -70,6 +71,7 @@ def summary(folder: Path) -> dict[str, Any]:
         "measures": table.measures(scores),
         "compared": {"base", "student"} <= models.keys(),
         "classes": table.by_class(scores),
+        "other_task": is_other_task(folder),
         "concerns": concerns(scores, read_log(folder)),
         "remarks": [*remarks(scores), seed_remark(about or {})],
         "facts": [*data_facts(scores.get("data") or {}), *([("cost", spent)] if spent else []), *facts],
@@ -77,11 +79,16 @@ def summary(folder: Path) -> dict[str, Any]:
     }
 
 
+def is_other_task(folder: Path) -> bool:
+    """Whether the run's task is not a classification: it cannot be compared yet."""
+    return "task" in ((read_json(folder / "scores.json")[0] or {}).get("data") or {})
+
+
 def data_facts(data: dict) -> list[tuple[str, str]]:
     """The data set: its name, its splits, and the run's note, if any."""
     facts = []
     if data.get("name"):
-        classes = f", {len(data['classes'])} classes" if data.get("classes") else ""
+        classes = f", {len(data['classes'])} classes" if data.get("classes") else f", {data['task']}" * ("task" in data)
         facts.append(("data", f"{data['name']}{classes}"))
     sizes = [f"{split} {data[split]:,}" for split in ("train", "validation", "test") if data.get(split) is not None]
     if sizes:
@@ -137,13 +144,13 @@ def seed_remark(about: dict) -> str:
 
 
 def training(folder: Path) -> dict[str, Any]:
-    """Validation accuracy by epoch, one line per stage, and the loss terms by step, one chart per stage."""
+    """The validation metric by epoch, one line per stage, and the loss terms by step, one chart per stage."""
     path = folder / "metrics.jsonl"
     if not path.is_file():
         return {"missing": missing(None, run_command(folder))}
     records, unreadable = read_records(path)
     stages = sorted({record["stage"] for record in records}, key=stage_order)
-    figures = [accuracy_chart(records, stages)]
+    figures = [score_chart(records, stages)]
     figures += [loss_chart(records, stage, at) for at, stage in enumerate(stages)]
     return {
         "charts": [chart for chart in figures if chart["svg"]],
@@ -180,23 +187,25 @@ def stage_order(stage: str) -> tuple[int, str]:
     return (table.MODELS.index(stage) if stage in table.MODELS else len(table.MODELS), stage)
 
 
-def accuracy_chart(records: list[dict], stages: list[str]) -> dict[str, Any]:
-    """Validation accuracy by epoch. Epochs count from 1: the first validation comes after one epoch."""
+def score_chart(records: list[dict], stages: list[str]) -> dict[str, Any]:
+    """The validation metric by epoch. Epochs count from 1: the first validation comes after one epoch."""
+    metric = Metric.read(next((record["metric"] for record in records if record.get("metric")), None))
     lines = []
     for colour, stage in enumerate(stages):
         values = {
-            record["epoch"] + 1: record["validation"]["accuracy"]
+            record["epoch"] + 1: record["validation"][metric.name]
             for record in records
             if record["stage"] == stage
             and is_number(record.get("epoch"))
             and isinstance(record.get("validation"), dict)
-            and is_number(record["validation"].get("accuracy"))
+            and is_number(record["validation"].get(metric.name))
         }
         lines.append(line(stage, values, colour))
+    title, label = f"Validation {metric.name}", metric.name if metric.is_share else f"{metric.name} {metric.unit}"
     svg = charts.line_chart(
-        "chart-accuracy", "Validation accuracy", lines, x_label="epoch", y_label="accuracy", as_percent=True
+        "chart-accuracy", title, lines, x_label="epoch", y_label=label.strip(), as_percent=metric.is_share
     )
-    return {"title": "Validation accuracy by epoch", "svg": svg}
+    return {"title": f"{title} by epoch", "svg": svg}
 
 
 def loss_chart(records: list[dict], stage: str, at: int) -> dict[str, Any]:

@@ -35,6 +35,7 @@ def panel_of(name: str, arrays: Mapping[str, np.ndarray], classes: list[str], bu
     order, disagreeing = disagreement(arrays, roles)
     # CAMs count by their positive part; gradients and their integrals have a sign, and count by size.
     signed = bool(arrays["signed"]) if "signed" in arrays else "cam" not in name.lower()
+    compared = len(roles) > 1 and "answer" not in arrays
     rows, spent = [], 0
     for at in order:
         row = map_row(arrays, at, roles, classes, signed=signed, differs=at in disagreeing)
@@ -46,11 +47,15 @@ def panel_of(name: str, arrays: Mapping[str, np.ndarray], classes: list[str], bu
         "name": plain_name(name),
         "signed": signed,
         "roles": roles,
+        "compared": compared,
         "count": len(order),
         "disagreeing": len(disagreeing),
         "groups": [
             ("The models disagree", [row for row in rows if row["differs"]]),
-            ("The models agree" if len(roles) > 1 else "Images", [row for row in rows if not row["differs"]]),
+            (
+                "The models agree" if len(roles) > 1 and "answer" not in arrays else "Images",
+                [row for row in rows if not row["differs"]],
+            ),
         ],
         "shown": len(rows),
         "has_masks": "masks" in arrays,
@@ -72,8 +77,9 @@ def map_row(
     image = np.ascontiguousarray(arrays["images"][at], dtype=np.uint8)
     if image.shape[-1] == 1:
         image = image.repeat(3, axis=-1)
-    label = int(arrays["labels"][at]) if "labels" in arrays else -1
-    target = int(arrays["targets"][at]) if "targets" in arrays else -1
+    in_words = "answer" in arrays  # of a task without classes
+    label = int(arrays["labels"][at]) if "labels" in arrays and not in_words else -1
+    target = int(arrays["targets"][at]) if "targets" in arrays and not in_words else -1
     index = int(arrays["index"][at])
     named_file = str(arrays["names"][at]) if "names" in arrays else ""
     mask = arrays["masks"][at] if "masks" in arrays else None
@@ -82,7 +88,8 @@ def map_row(
         "index": index,
         "title": named_file or f"Image {index}",
         "called": named_file or f"image {index}",
-        "label": class_name(label, classes),
+        "kind": "target" if in_words else "label",
+        "label": str(arrays["answer"][at]) if in_words else class_name(label, classes),
         "target": class_name(target, classes),
         "differs": differs,
         "image": pictures.image_uri(image),
@@ -102,7 +109,7 @@ def map_row(
                 "picture": pictures.overlay_uri(image, values, mask) if drawable else None,
                 "place": pictures.strongest_place(values) if drawable else None,
                 "problem": values if not drawable else None,
-                "prediction": class_name(predicted, classes),
+                "prediction": str(arrays[f"answer_{role}"][at]) if in_words else class_name(predicted, classes),
                 "confidence": percent(float(confidence[at])) if confidence is not None else None,
                 "right": predicted == label if label >= 0 and predicted >= 0 else None,
             }

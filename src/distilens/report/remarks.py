@@ -3,18 +3,21 @@
 from collections.abc import Mapping
 from typing import Any
 
-from distilens.report.cells import bounds, counted, detail, is_busy, points, sentence, share, signed
+from distilens.foundation.estimate import Estimate
+from distilens.foundation.metric import ACCURACY, Metric
+from distilens.report.cells import cell, is_busy, points, sentence, signed_decimals
 from distilens.report.names import plain_name
-from distilens.report.table import accuracy, imbalance, judged_split, measured_models
+from distilens.report.table import imbalance, judged_split, measured_models, metric_of, score_cell, score_of
 
 
 def remarks(scores: dict) -> list[str]:
     """The remarks below the headline: whether student and base differ on the same images, and how to read the other numbers."""
     models = measured_models(scores)
-    split = judged_split(models)
+    metric = metric_of(scores)
+    split = judged_split(models, metric)
     lines = []
     if split is not None:
-        lines += compare_answers(models, split)
+        lines += compare_answers(models, split, metric)
     lines += [line] if (line := perfect_teacher(models)) else []
     lines += [line] if (line := imbalance(scores)) else []
     for name, entry in (models.get("student", {}).get("maps") or {}).items():
@@ -23,45 +26,55 @@ def remarks(scores: dict) -> list[str]:
     return lines + ([line] if (line := describe_missing_rows(scores)) else [])
 
 
-def compare_answers(models: Mapping[str, dict], split: str) -> list[str]:
+def compare_answers(models: Mapping[str, dict], split: str, metric: Metric = ACCURACY) -> list[str]:
     """Whether the student is right more often than the base; for runs of earlier versions, whether their intervals overlap."""
     student, base = models.get("student", {}), models.get("base", {})
-    difference = (student.get("more than base") or {}).get(split)
-    if difference:
-        value = f"{points(difference['mean'])} points"
-        about = detail(bounds(difference, points), counted(difference))
-        if difference["low"] <= 0 <= difference["high"]:
+    difference = Estimate.read((student.get("more than base") or {}).get(split))
+    if difference is not None and not metric.is_share:
+        return [compare_scores(difference, split, metric)]
+    if difference is not None:
+        value, about = cell(difference, write=points, unit=" points")
+        if difference.holds(0):
             return [
                 f"The {split} split does not show whether student or base is right more often: the difference on the same "
                 f"images is {value} {about}."
             ]
-        more = "more" if difference["mean"] > 0 else "less"
+        more = "more" if difference.positive else "less"
         return [
             f"The student is right {more} often than the base: on the same images of the {split} split {value} {about}."
         ]
-    shown = {role: model for role, model in models.items() if accuracy(model, split) is not None}
-    listed = "; ".join(f"{role} {sentence(share(model[split]))}" for role, model in shown.items())
-    lines = [f"Accuracy on the {split} split, with 95 % intervals: {listed}."]
+    shown = {role: model for role, model in models.items() if score_of(model, split, metric) is not None}
+    listed = "; ".join(f"{role} {sentence(score_cell(model[split], metric))}" for role, model in shown.items())
+    lines = [f"{metric.name.capitalize()} on the {split} split, with 95 % intervals: {listed}."]
     if intervals_overlap(student, base, split):
         lines.append("The intervals of student and base overlap: this comparison alone does not show which is better.")
     return lines
 
 
+def compare_scores(difference: Estimate, split: str, metric: Metric) -> str:
+    """Whether student and base differ in a metric that is not a share."""
+    number = sentence(cell(difference, write=signed_decimals, unit=f" {metric.unit}".rstrip()))
+    if difference.holds(0):
+        return f"The {split} split does not show which of student and base has the better {metric.name}: they differ by {number}."
+    worse = difference.positive != metric.higher_is_better
+    return (
+        f"The student has a {'worse' if worse else 'better'} {metric.name} than the base: on the same images {number}."
+    )
+
+
 def intervals_overlap(one: dict | None, other: dict | None, split: str) -> bool:
     """Whether both models have an interval on this split and the intervals overlap."""
-    first, second = ((model or {}).get(split) or {} for model in (one, other))
-    if any(entry.get(key) is None for entry in (first, second) for key in ("low", "high")):
-        return False
-    return first["low"] <= second["high"] and second["low"] <= first["high"]
+    first, second = (Estimate.read((model or {}).get(split)) for model in (one, other))
+    return first is not None and second is not None and first.overlaps(second)
 
 
 def perfect_teacher(models: Mapping[str, dict]) -> str | None:
     """Why two rows are equal: if the teacher is always right, agreement with it equals accuracy."""
     teacher = models.get("teacher", {})
     others = [model for role, model in models.items() if role != "teacher" and model.get("agreement")]
-    if accuracy(teacher, "test") != 1 or not others:
+    if score_of(teacher, "test") != 1 or not others:
         return None
-    if any(accuracy(model, "test") != model["agreement"]["accuracy"] for model in others):
+    if any(score_of(model, "test") != model["agreement"]["accuracy"] for model in others):
         return None
     return (
         "The teacher is right on all images of the test split, so the same answer as the teacher is always right: "
@@ -71,14 +84,17 @@ def perfect_teacher(models: Mapping[str, dict]) -> str | None:
 
 def against_base(name: str, entry: dict | None) -> str | None:
     """Whether the student's maps are more similar to the teacher's than the base's are, by differences on the same images."""
-    if not entry or entry.get("mean") is None:
+    difference = Estimate.read(entry)
+    if difference is None:
         return None
-    value = sentence((signed(entry["mean"], 3), detail(bounds(entry, lambda bound: signed(bound, 3)), counted(entry))))
+    value = difference.written(signed_decimals)
     whose, other = f"the student's {plain_name(name)} maps", "like the teacher's than the base's are"
-    if entry.get("low") is None or entry["low"] <= 0 <= entry["high"]:
-        return f"These images do not show whether {whose} are more {other}: the cosine differs by {value} on the same images."
-    more = "more" if entry["mean"] > 0 else "less"
-    return f"{whose[0].upper()}{whose[1:]} are {more} {other}: the cosine differs by {value} on the same images."
+    if difference.ends is None or difference.holds(0):
+        return (
+            f"These images do not show whether {whose} are more {other}: the cosine differs by {value}, image by image."
+        )
+    more = "more" if difference.positive else "less"
+    return f"{whose[0].upper()}{whose[1:]} are {more} {other}: the cosine differs by {value}, image by image."
 
 
 def busy_warning(models: Mapping[str, dict]) -> str | None:

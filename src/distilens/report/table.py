@@ -4,13 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from distilens.foundation.estimate import NOTHING, Estimate
+from distilens.foundation.metric import ACCURACY, Metric
 from distilens.report.cells import (
-    NOTHING,
     Cell,
     amount,
-    bounds,
-    counted,
-    detail,
+    cell,
     energy,
     humanised,
     latency,
@@ -18,7 +17,7 @@ from distilens.report.cells import (
     points,
     sentence,
     share,
-    signed,
+    signed_decimals,
     similarity,
     text,
 )
@@ -37,14 +36,14 @@ class Row:
     """A measure: one cell per model, the better direction, and student minus base on the same images.
 
     Attributes:
-        apart: the difference (`mean`, `low`, `high`, `n`), if it was measured on the same images.
+        apart: the difference, if it was measured on the same images.
         in_points: whether values are shares, written in per cent with differences in points.
     """
 
     title: str
     cells: Mapping[str, Cell]
     better: Literal["higher", "lower", ""] = ""
-    apart: Mapping[str, Any] | None = None
+    apart: Estimate | None = None
     in_points: bool = False
 
     @property
@@ -58,26 +57,16 @@ class Row:
     @property
     def winner(self) -> str | None:
         """`student` or `base` if the interval of the difference excludes 0, else None."""
-        apart = self.apart or {}
-        low, high = apart.get("low"), apart.get("high")
-        if not self.better or low is None or high is None or low <= 0 <= high:
+        if not self.better or self.apart is None or self.apart.ends is None or self.apart.holds(0):
             return None
-        return "student" if (low > 0) == (self.better == "higher") else "base"
+        return "student" if self.apart.above(0) == (self.better == "higher") else "base"
 
     @property
     def difference(self) -> Cell:
         """Student minus base, and the verdict from its interval."""
-        apart = self.apart or {}
-        if apart.get("mean") is None:
-            return NOTHING, ""
-
-        def written(value: float) -> str:
-            return points(value) if self.in_points else signed(value, 3)
-
-        verdict = "" if apart.get("low") is None else f"{self.winner} better" if self.winner else "not significant"
-        interval = bounds(dict(apart), written)
-        value = written(apart["mean"]) + " points" * self.in_points
-        return value, detail(interval, counted(dict(apart)), verdict)
+        verdict = f"{self.winner} better" if self.winner else "not settled"
+        write, unit = (points, " points") if self.in_points else (signed_decimals, "")
+        return cell(self.apart, verdict if self.apart and self.apart.ends else "", write=write, unit=unit)
 
 
 def rows(scores: dict) -> tuple[list[str], list[list[str]]]:
@@ -100,19 +89,23 @@ def rows(scores: dict) -> tuple[list[str], list[list[str]]]:
 
 def measures(scores: dict) -> list[Row]:
     """The rows of the table: all measures for which some model has a number, or a reason why the number is missing."""
-    models = measured_models(scores)
+    models, metric = measured_models(scores), metric_of(scores)
     more = (models.get("student") or {}).get("more than base") or {}
 
     def shares(title: str, key: str) -> Row:
         cells = {role: share(model.get(key)) for role, model in models.items()}
-        return Row(title, cells, "higher", more.get(key), in_points=True)
+        return Row(title, cells, "higher", Estimate.read(more.get(key)), in_points=True)
 
     def calibrated(title: str, key: str) -> Row:
         calibrations = {role: (model.get("calibration") or {}) for role, model in models.items()}
         cells = {role: amount(entry.get(key)) for role, entry in calibrations.items()}
-        return Row(title, cells, "lower", more.get(key))
+        return Row(title, cells, "lower", Estimate.read(more.get(key)))
 
-    always = [shares("accuracy, validation", "validation"), shares("accuracy, test", "test")]
+    def main(split: str) -> Row:
+        cells = {role: score_cell(model.get(split), metric) for role, model in models.items()}
+        return Row(f"{metric.name}, {split}", cells, metric.better, Estimate.read(more.get(split)), metric.is_share)
+
+    always = [main("validation"), main("test")]
     others = [shares("label among the top five, test", "top5")]
     if imbalance(scores):
         cells = {role: balanced_cell(model) for role, model in models.items()}
@@ -131,6 +124,13 @@ def measures(scores: dict) -> list[Row]:
     return always + [row for row in others if any(value != NOTHING for value, _ in row.cells.values())]
 
 
+def score_cell(entry: dict | None, metric: Metric) -> Cell:
+    """A model's metric on a split, with its interval."""
+    if metric.is_share:
+        return share(entry)
+    return cell(Estimate.read(entry, metric.name), unit=f" {metric.unit}".rstrip())
+
+
 def map_rows(models: Mapping[str, dict[str, Any]]) -> list[Row]:
     """Two rows per explainer: the similarity of its maps to the teacher's, and their share on the object."""
     table_rows = []
@@ -140,10 +140,9 @@ def map_rows(models: Mapping[str, dict[str, Any]]) -> list[Row]:
         similarities = {role: similarity(entry, teacher) for role, entry in maps.items()}
         energies = {role: energy(entry) for role, entry in maps.items()}
         title = plain_name(name)
-        table_rows.append(
-            Row(f"same places as the teacher ({title})", similarities, "higher", student.get("more_than_base"))
-        )
-        difference = student.get("energy_more_than_base")
+        closer = Estimate.read(student.get("more_than_base"))
+        table_rows.append(Row(f"same places as the teacher ({title})", similarities, "higher", closer))
+        difference = Estimate.read(student.get("energy_more_than_base"))
         table_rows.append(Row(f"on the object ({title})", energies, "higher", difference, in_points=True))
     return table_rows
 
@@ -169,28 +168,36 @@ def by_class(scores: dict, most: int = MOST_CLASSES) -> tuple[list[tuple[str, li
 
 
 def headline(scores: dict) -> str:
-    """One sentence on the student's accuracy compared with the control, computed from the numbers."""
-    models = measured_models(scores)
+    """One sentence on the student's score compared with the control, computed from the numbers."""
+    models, metric = measured_models(scores), metric_of(scores)
     student, base, teacher = models.get("student"), models.get("base"), models.get("teacher")
-    split = judged_split(models)
+    split = judged_split(models, metric)
     if student is None or split is None:
         return "No student has been measured yet."
-    reached = student[split]["accuracy"]
-    beginning = f"The student{size(student, teacher)} reaches {percent(reached)} on the {split} split"
-    if base is None or accuracy(base, split) is None:
+    reached, control = student[split][metric.name], "the same network trained without a teacher"
+    what = "" if metric.is_share else f"a {metric.name} of "
+    beginning = f"The student{size(student, teacher)} reaches {what}{with_unit(reached, metric)} on the {split} split"
+    if base is None or (of_base := score_of(base, split, metric)) is None:
         return f"{beginning}; the same network without a teacher has not been measured."
     # The difference of the full numbers is rounded once, so it may differ by 0.1 from the difference of the rounded ones.
-    points = round(100 * (reached - base[split]["accuracy"]), 1)
-    control = "the same network trained without a teacher"
-    if points == 0:
-        return f"{beginning}, the same as {control} (to 0.1 points)."
-    difference = (student.get("more than base") or {}).get(split)
-    doubt = (
-        " – a difference that is not significant on these images"
-        if difference and difference["low"] <= 0 <= difference["high"]
-        else ""
-    )
-    return f"{beginning}, {abs(points):.1f} points {'above' if points > 0 else 'below'} {control}{doubt}."
+    difference = round(100 * (reached - of_base), 1) if metric.is_share else reached - of_base
+    if difference == 0:
+        return f"{beginning}, the same as {control}{' (to 0.1 points)' * metric.is_share}."
+    apart = Estimate.read((student.get("more than base") or {}).get(split))
+    doubt = " – a difference that these images do not settle" if apart and apart.holds(0) else ""
+    more, less = ("above", "below") if metric.higher_is_better else ("more than", "less than")
+    gap = f"{abs(difference):.1f} points" if metric.is_share else with_unit(abs(difference), metric)
+    return f"{beginning}, {gap} {more if difference > 0 else less} {control}{doubt}."
+
+
+def metric_of(scores: dict) -> Metric:
+    """The metric of the run's task; the accuracy if the scores name none."""
+    return Metric.read((scores.get("data") or {}).get("metric"))
+
+
+def with_unit(value: float, metric: Metric) -> str:
+    """A value of the metric with its unit: `71.2 %`, `3.24 years`."""
+    return percent(value) if metric.is_share else metric.written(value)
 
 
 def imbalance(scores: dict) -> str | None:
@@ -211,14 +218,15 @@ def measured_models(scores: dict) -> dict[str, dict[str, Any]]:
     return {role: models[role] for role in MODELS if models.get(role)}
 
 
-def judged_split(models: Mapping[str, dict]) -> str | None:
+def judged_split(models: Mapping[str, dict], metric: Metric = ACCURACY) -> str | None:
     """The split of the headline: test if the student has it, else validation."""
     student = models.get("student", {})
-    return next((split for split in ("test", "validation") if accuracy(student, split) is not None), None)
+    return next((split for split in ("test", "validation") if score_of(student, split, metric) is not None), None)
 
 
-def accuracy(model: dict, split: str) -> float | None:
-    return (model.get(split) or {}).get("accuracy")
+def score_of(model: dict, split: str, metric: Metric = ACCURACY) -> float | None:
+    """A model's metric on a split, if it was measured."""
+    return (model.get(split) or {}).get(metric.name)
 
 
 def size(student: dict, teacher: dict | None) -> str:

@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 
+from distilens.foundation.estimate import NOTHING, Estimate, decimals
 from distilens.foundation.notation import safe
 from distilens.report import charts
-from distilens.report.cells import NOTHING, Cell, bounds, detail, minus
-from distilens.report.intervals import Estimate, interval_chart
+from distilens.report.cells import Cell, cell, in_percent
+from distilens.report.intervals import Line, interval_chart
 from distilens.report.panels import PICTURE_BYTES, panel, panel_of
 from distilens.report.paths import shown_folder
 from distilens.report.rendering import missing, read_json, render
-from distilens.report.transfer_words import NAMED, Scores, facts, findings, pairs, reliability
+from distilens.report.transfer_words import NAMED, Scores, estimate_of, facts, findings, pairs, reliability
 
 IN_NOTEBOOK = 4  # images
 
@@ -84,7 +85,7 @@ def rows(scores: Scores) -> list[tuple[str, list[Cell]]]:
     cells: dict[str, list[Cell]] = {}
     for at, level in enumerate(scores["levels"]):
         for title, one in titled_scores(level):
-            cells.setdefault(title, [(NOTHING, "")] * len(scores["levels"]))[at] = cell(one)
+            cells.setdefault(title, [(NOTHING, "")] * len(scores["levels"]))[at] = cell_of(one)
     return list(cells.items())
 
 
@@ -110,9 +111,9 @@ def title_of(one: Mapping[str, Any]) -> str:
     return {"rs": "RS", "given": "RS", "fss": "FSS to teacher"}[one["what"]]
 
 
-def cell(one: Mapping[str, Any]) -> Cell:
+def cell_of(one: Mapping[str, Any]) -> Cell:
     chance = f"p = {one['p']:.2g}" if one.get("p") is not None and one["p"] >= 0.001 else ""
-    return minus(f"{one['value']:.3f}"), detail(bounds(dict(one), lambda bound: f"{bound:.3f}"), chance)
+    return cell(Estimate.read(one), chance, counted=False)
 
 
 def table(scores: Scores) -> tuple[list[str], list[list[str]]]:
@@ -124,10 +125,7 @@ def table(scores: Scores) -> tuple[list[str], list[list[str]]]:
 
 
 def brief_cell(one: Mapping[str, Any] | None) -> str:
-    if one is None:
-        return NOTHING
-    half = f" ±{(one['high'] - one['low']) / 2:.3f}" if one.get("low") is not None else ""
-    return minus(f"{one['value']:.3f}{half}")
+    return (Estimate.read(one) or Estimate(None)).with_half()
 
 
 def figures(scores: Scores) -> list[dict[str, Any]]:
@@ -157,8 +155,8 @@ def figures(scores: Scores) -> list[dict[str, Any]]:
             entries = pairs_to_show(level) if key == "given" else level[source]
             for one in entries:
                 seen.setdefault(named(one), names.index(one["of"]) if key == "rs" else len(seen))
-            rows = [Estimate(named(one), one["value"], one["low"], one["high"], seen[named(one)]) for one in entries]
-            groups.append((level["name"], rows))
+            lines = [Line(named(one), estimate_of(one), seen[named(one)]) for one in entries]
+            groups.append((level["name"], lines))
         svg = interval_chart(f"chart-transfer-{key}", title, groups, x_label="score, with 95 % interval")
         if svg:
             sure = (
@@ -187,12 +185,8 @@ def growth(scores: Scores) -> list[dict[str, Any]]:
                 )
         svg = charts.line_chart(f"chart-growth-{key}", title, lines, x_label="epoch", y_label="score", linear=True)
         if svg:
-            halves = [
-                (one[key]["high"] - one[key]["low"]) / 2
-                for states in grown["models"].values()
-                for one in states
-                if key in one and one[key]["low"] is not None
-            ]
+            estimates = [Estimate.read(one.get(key)) for states in grown["models"].values() for one in states]
+            halves = [(one.ends[1] - one.ends[0]) / 2 for one in estimates if one and one.ends]
             sure = f" The interval of a point is at most ±{max(halves):.3f}." if halves else ""
             about = f"At {grown['level']}, on {grown['n']:,} images, after each epoch whose checkpoint was kept.{sure}"
             chart_list.append({"title": title, "svg": svg, "about": about})
@@ -207,13 +201,8 @@ def tests(scores: Scores) -> list[tuple[str, dict[str, Cell]]]:
     """Tests of the maps at the last level with a grid: stability, faithfulness, and energy on the evidence."""
     entries = (scores["maps"].get("levels") or {}).get(tested_at(scores)) or {}
 
-    def mean(one: Mapping[str, Any] | None, *, share: bool = False) -> Cell:
-        if not one or one.get("mean") is None:
-            return NOTHING, ""
-        scale, digits = (100, 1) if share else (1, 3)
-        unit = " %" if share else ""
-        value = minus(f"{scale * one['mean']:.{digits}f}{unit}")
-        return value, bounds(dict(one), lambda bound: f"{scale * bound:.{digits}f}")
+    def mean(one: Mapping[str, Any], *, share: bool) -> Cell:
+        return cell(Estimate.read(one), write=in_percent if share else decimals, unit=" %" * share, counted=False)
 
     titles = {
         "stability": ("correlation over reference sets", False),
@@ -227,6 +216,6 @@ def tests(scores: Scores) -> list[tuple[str, dict[str, Cell]]]:
     }
     test_rows = []
     for called, entry in entries.items():
-        cells = {title: mean(entry.get(key), share=share) for key, (title, share) in titles.items() if entry.get(key)}
+        cells = {title: mean(entry[key], share=share) for key, (title, share) in titles.items() if entry.get(key)}
         test_rows.append((called, {**cells, "empty maps": (f"{entry.get('empty', 0)} of {entry.get('n', 0)}", "")}))
     return test_rows

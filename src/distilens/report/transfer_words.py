@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from distilens.report.cells import bounds, minus, points
+from distilens.foundation.estimate import Estimate, minus
+from distilens.report.cells import points, signed_decimals
 
 Scores = Mapping[str, Any]
 
@@ -22,34 +23,32 @@ ALIKE = 0.1
 def findings(scores: Scores) -> list[str]:
     """The conclusions at the last level with a grid, with their intervals."""
     level, sentences = judged_level(scores), []
-    apart = {(one["what"], one["of"]): one for one in level["apart"]}
-    name = level["name"]
+    apart = {(one["what"], one["of"]): estimate_of(one) for one in level["apart"]}
+    name, relevance = level["name"], {one["of"]: estimate_of(one) for one in level["rs"]}
     if one := apart.get(("rs", "student")):
         sentences.append(
-            f"At {name} the student's features contain {more_or_less(one)} about the task than the base's: "
-            f"RS {values(level['rs'], 'student')} against {values(level['rs'], 'base')}, "
-            f"a difference of {interval(one, '+')}{doubt(one)}."
+            f"At {name} the student's features say {more(one)} about the task than the base's: "
+            f"RS {relevance['student'].number()} against {relevance['base'].number()}, a difference of {difference(one)}."
         )
     if one := apart.get(("given", "distilled")):
         sentences.append(
-            f"What the student knows and the base does not (distilled) contains {more_or_less(one)} about the task than what the "
-            f"base knows and the student does not (residual): a difference of {interval(one, '+')}{doubt(one)}."
+            f"What the student knows and the base does not (distilled) says {more(one)} about the task than what the base "
+            f"knows and the student does not (residual): a difference of {difference(one)}."
         )
     if one := apart.get(("fss", "student")):
-        alike = "more" if one["value"] > 0 else "less"
         sentences.append(
-            f"The student's features are {alike} similar to the teacher's than the base's are: a difference in FSS of "
-            f"{interval(one, '+')}{doubt(one)}."
+            f"The student's features are {more(one)} like the teacher's than the base's are: a difference of FSS of "
+            f"{difference(one)}."
         )
     if not sentences:
-        best = max(level["rs"], key=lambda one: one["value"])
-        sure = best["low"] is None or best["low"] > 0
+        best = max(level["rs"], key=lambda one: one["value"])["of"]
+        certain = relevance[best].ends is None or relevance[best].above(0)
         what = (
-            f"the features of {best['of']} contain most about the task"
-            if sure
-            else "no model's features are significantly related to the task"
+            f"the features of {best} say most about the task"
+            if certain
+            else "no model's features say anything certain about the task"
         )
-        sentences.append(f"At {name} {what}: RS {interval(best)}.")
+        sentences.append(f"At {name} {what}: RS {relevance[best].with_interval()}.")
     sentences += energies(scores, name)
     if scores["n"] < 64:
         sentences.append(f"{scores['n']} images are few: below 64, a single value says little.")
@@ -59,12 +58,11 @@ def findings(scores: Scores) -> list[str]:
 def energies(scores: Scores, level: str) -> list[str]:
     """Whether distilled maps lie on the evidence more than residual ones, if that is known."""
     entry = (scores["maps"].get("levels") or {}).get(level, {}).get("distilled") or {}
-    one = entry.get("energy_above_residual")
-    if not one or one["low"] is None:
+    one = Estimate.read(entry.get("energy_above_residual"))
+    if one is None or one.ends is None:
         return []
-    where = "more" if one["mean"] > 0 else "less"
-    difference = f"{points(one['mean'])} points [{points(one['low'])} to {points(one['high'])}]"
-    return [f"The distilled maps lie {where} on the evidence than the residual ones: {difference}{doubt(one)}."]
+    apart = f"{one.number(points)} points {one.interval(points)}{doubt(one)}"
+    return [f"The distilled maps lie {more(one)} on the evidence than the residual ones: {apart}."]
 
 
 def judged_level(scores: Scores) -> dict[str, Any]:
@@ -73,21 +71,22 @@ def judged_level(scores: Scores) -> dict[str, Any]:
     return (grids or scores["levels"])[-1]
 
 
-def more_or_less(one: Mapping[str, Any]) -> str:
-    return "more" if one["value"] > 0 else "less"
+def estimate_of(one: Mapping[str, Any]) -> Estimate:
+    """A score of a level. Its n is the same for all, and is not repeated."""
+    return Estimate(one["value"], one["low"], one["high"])
 
 
-def doubt(one: Mapping[str, Any]) -> str:
+def more(one: Estimate) -> str:
+    return "more" if one.positive else "less"
+
+
+def difference(one: Estimate) -> str:
+    return one.with_interval(signed_decimals) + doubt(one)
+
+
+def doubt(one: Estimate) -> str:
     """A note if the interval of a difference contains 0."""
-    return ", which may be chance" if one["low"] <= 0 <= one["high"] else ""
-
-
-def values(listed: Sequence[Mapping[str, Any]], of: str) -> str:
-    return minus(f"{next(one['value'] for one in listed if one['of'] == of):.3f}")
-
-
-def interval(one: Mapping[str, Any], sign: str = "") -> str:
-    return minus(f"{one['value']:{sign}.3f} {bounds(dict(one), lambda bound: f'{bound:{sign}.3f}')}".strip())
+    return ", which may be chance" if one.holds(0) else ""
 
 
 def reliability(scores: Scores) -> str:

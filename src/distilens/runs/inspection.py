@@ -144,7 +144,7 @@ def inspect_recipe(recipe: Recipe, *, timed: bool = True) -> Inspection:
     data = load(recipe.data, cache)
     teacher_data = data if recipe.teacher_data == recipe.data else load(recipe.teacher_data, cache)
     sets = {"data": data} | ({"teacher.data": teacher_data} if teacher_data is not data else {})
-    student = build_model(recipe.student.model, data.classes, data.size)
+    student = build_model(recipe.student.model, data.task, data.size)
     part = recipe.teacher
     teachers = {
         role: make_teacher(recipe, data, notation, finetuning_of(part, notation))

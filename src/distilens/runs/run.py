@@ -33,6 +33,7 @@ from distilens.methods import build_methods
 from distilens.models import MODELS
 from distilens.models.adapters import model_folder
 from distilens.models.saved import load_model
+from distilens.report.table import metric_of
 from distilens.runs.provenance import about_run, origin, origins_in
 from distilens.runs.recipe import Recipe
 from distilens.runs.recipe_file import read_recipe
@@ -70,8 +71,8 @@ class Run:
         if self.recipe.teacher_data == self.recipe.data:
             return self.data
         data = load(self.recipe.teacher_data, self.folder.parent / "data")
-        if data.classes != self.data.classes:
-            raise UserError("teacher.data has other classes than data: " + ", ".join(data.classes))
+        if data.task != self.data.task:
+            raise UserError("teacher.data has other classes than data: " + (", ".join(data.classes) or data.task.name))
         return self.told(data)
 
     def told(self, data: Data) -> Data:
@@ -163,20 +164,22 @@ class Run:
 
     def __repr__(self) -> str:
         scored = (self.scores or {}).get("models", {})
-        accuracies = ", ".join(f"{role} {scores['test']['accuracy']:.1%}" for role, scores in scored.items())
+        metric = metric_of(self.scores or {})
+        accuracies = ", ".join(f"{role} {metric.written(one['test'][metric.name])}" for role, one in scored.items())
         return f"Run({str(self.folder)!r}, {self.recipe.name!r}{': ' if accuracies else ''}{accuracies})"
 
     def _repr_html_(self) -> str:
+        metric = metric_of(self.scores or {})
         rows = [
             (
                 role,
                 scores["model"],
-                f"{scores['test']['accuracy']:.1%} of {scores['test']['n']:,}",
+                f"{metric.written(scores['test'][metric.name])} of {scores['test']['n']:,}",
                 f"{scores['parameters']:,}",
             )
             for role, scores in (self.scores or {}).get("models", {}).items()
         ]
-        header = ("", "model", "test accuracy", "parameters")
+        header = ("", "model", f"test {metric.name}", "parameters")
         table = notebook.table(rows, header) if rows else "<p>not measured yet</p>"
         page = self.folder / "report.html"
         return notebook.heading(repr(self)) + table + (notebook.link(str(page), "the page") if page.is_file() else "")

@@ -5,9 +5,12 @@ Each stage reads and writes only files of the run folder.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from distilens.data.pipeline import Batches, batch_at
 from distilens.explain import build_explainer, labels
@@ -23,6 +26,8 @@ from distilens.measure.predictions import FILE as PREDICTIONS
 from distilens.measure.scores import EVALUATION_BATCH, predict_all, score_models
 from distilens.measure.transfer.comparison import compare
 from distilens.measure.transfer.settings import CompareSettings
+from distilens.models.model import Model
+from distilens.models.saved import fingerprint_of
 from distilens.report import write_report
 from distilens.runs.history import KeptModels
 from distilens.runs.provenance import about_run
@@ -71,7 +76,7 @@ def measure_stage(run: Run) -> None:
         scores = score_models(
             models, run.data, explain.explainers, measured=explain.measured, predictions=answers, say=say
         )
-        scores["errors"] = errors_of(answers.test, answers.classes)
+        scores["errors"] = errors_of(answers)
         rows = np.array([error["row"] for error in scores["errors"]], dtype=np.int64)
         images, _ = run.data.test.pixels(rows)
         write_arrays(errors_file, {"index": answers.test.index[rows], "images": as_pixels(images)})
@@ -94,9 +99,7 @@ def explain_stage(run: Run) -> None:
         if not due:
             return
         models, test = run.models(), run.data.test
-        logits = {
-            role: predict(model, Batches(test, EVALUATION_BATCH, device=model.device)) for role, model in models.items()
-        }
+        logits = test_logits(run, models)
         positions = choose(logits, min(settings.images, len(test)))
         batch = batch_at(test, positions)
         shown = {role: values[positions] for role, values in logits.items()}
@@ -106,6 +109,21 @@ def explain_stage(run: Run) -> None:
             write_arrays(path, {**maps, **named_files(test, positions)})
         for path in set((run.folder / "maps").glob("*.npz")) - set(files.values()):
             path.unlink()  # from an explainer that is no longer in the recipe
+
+
+def test_logits(run: Run, models: Mapping[str, Model]) -> dict[str, Tensor]:
+    """The logits of all models on the test split: those that were measured, if they are of these models and exact."""
+    test, known = run.data.test, (run.scores or {}).get("models", {})
+    same = all(known.get(role, {}).get("fingerprint") == fingerprint_of(model) for role, model in models.items())
+    if same and (run.folder / PREDICTIONS).is_file():
+        measured = run.predictions().test
+        if np.array_equal(measured.index, test.index) and all(
+            values.dtype == np.float32 for values in measured.logits.values()
+        ):
+            return {role: torch.from_numpy(measured.logits[role]) for role in models}
+    return {
+        role: predict(model, Batches(test, EVALUATION_BATCH, device=model.device)) for role, model in models.items()
+    }
 
 
 def compare_stage(run: Run, how: CompareSettings | None = None) -> None:

@@ -20,18 +20,19 @@ from distilens.foundation.errors import UserError
 from distilens.foundation.files import read_json, write_json, write_text
 from distilens.foundation.fingerprints import file_key, key_of
 from distilens.foundation.notation import Spec
+from distilens.foundation.own_code import module_file
 from distilens.foundation.settings import Kind, Part, Parts, Section, resolve_section
+from distilens.measure.transfer.comparison import check_comparable
 from distilens.methods import build_methods
 from distilens.methods.codebook import with_content
 from distilens.models import build_model, check_classes
-from distilens.models.adapters import module_file
 from distilens.models.heads import heads, replace_heads
 from distilens.models.named import check_answers, list_names
 from distilens.models.saved import save_model
 from distilens.runs.recipe import Recipe, TeacherSettings
 from distilens.runs.run import Run, lock_run, stage
 from distilens.teachers import ANSWERS, LiveTeacher, as_one, following, nobody
-from distilens.training.defaults import in_words, kind_of, settled
+from distilens.training.defaults import in_words, kind_for, settled
 from distilens.training.dry_run import check_logits, check_savable, check_trainable, rehearsed
 from distilens.training.log import Log, Metrics
 from distilens.training.loop import train
@@ -53,8 +54,10 @@ def train_stage(run: Run) -> None:
     """Train or load the teacher, then train the base student and the student."""
     recipe = run.recipe
     check_installed(recipe.train.tracker)
-    student = build_model(recipe.student.model, run.data.classes, run.data.size)
-    check_classes(student, run.data.classes, "student")
+    if recipe.compare is not None:
+        check_comparable(run.data)
+    student = build_model(recipe.student.model, run.data.task, run.data.size)
+    check_classes(student, run.data.task, "student")
     check_taps(recipe.explain.explainers, student)
     check_trainable(student, recipe.train.batch_size, "student")
     check_logits(student, run.data, "student")
@@ -131,11 +134,11 @@ def finetuning_of(part: TeacherSettings, notation: str) -> str:
 
 def make_teacher(recipe: Recipe, data: Data, notation: str, how: str) -> Model:
     """A teacher's model before it is trained, with a head for the data's classes."""
-    model = build_model(notation, data.classes, data.size)
-    if how != "none" and len(model.classes) != len(data.classes):
-        replace_heads(model.network, len(data.classes), heads(model))
-        model.classes = data.classes
-    check_classes(model, data.classes, "teacher")
+    model = build_model(notation, data.task, data.size)
+    if how != "none" and model.task.outputs != data.task.outputs:
+        replace_heads(model.network, data.task.outputs, heads(model))
+        model.task = data.task
+    check_classes(model, data.task, "teacher")
     if how == "none":
         check_answers(model, data.classes, "teacher")
     check_taps(recipe.explain.explainers, model)
@@ -186,7 +189,7 @@ def train_role(
     """Train one model of a run in its folder. A checkpoint of the same plan is resumed."""
     data = run.data if role in ("base", "student") else run.teacher_data
     folder, seed = run.folder / role, run.recipe.seed if seed is None else seed
-    kind = kind_of(plan["model"])
+    kind = kind_for(plan["model"], data.task)
     given, settings = settings, settled(settings, kind)
     decisive = settings.decisive() if trained else None
     content = {**plan, "methods": [with_content(part) for part in plan["methods"]]}
@@ -196,8 +199,8 @@ def train_role(
             return
         set_other_plans_aside(run, role, key)
         torch.manual_seed(seed)
-        model = make() if make else build_model(plan["model"], run.data.classes, run.data.size)
-        check_classes(model, run.data.classes, role)
+        model = make() if make else build_model(plan["model"], run.data.task, run.data.size)
+        check_classes(model, run.data.task, role)
         if trained:
             if Spec.parse(given.optimizer).name == "auto" and kind.family != "zoo":
                 run.say(f"{role}: trained with {in_words(settings)} ({kind})")

@@ -22,6 +22,7 @@ from distilens.methods import build_methods
 from distilens.models import build_model
 from distilens.runs.recipe import Recipe
 from distilens.studies.evidence import KINDS, harmful, read_evidence
+from distilens.tasks import Classification
 from distilens.teachers import LiveTeacher, nobody
 from distilens.training.dry_run import rehearsed
 
@@ -95,8 +96,8 @@ def recommend(
     """
     evidence = read_evidence()
     data = load(recipe.data, cache or Path("runs/data"))
-    student = build_model(recipe.student.model, data.classes, data.size)
-    teacher = build_model(recipe.teacher.model, data.classes, data.size) if recipe.teacher else None
+    student = build_model(recipe.student.model, data.task, data.size)
+    teacher = build_model(recipe.teacher.model, data.task, data.size) if recipe.teacher else None
     shots, kind = images_a_class(data), kind_of(teacher, student)
     study = nearest_study(evidence["studies"], shots, kind, localise)
     # a study of the same kind of pair has measured the lists itself, so it needs no warnings from others
@@ -120,7 +121,9 @@ def images_a_class(data: Data) -> float:
     Raises:
         UserError: no image has a label.
     """
-    known = data.train.labels[data.train.labels >= 0]
+    if not isinstance(data.task, Classification):
+        raise UserError(f"the evidence is about classification, but the task of {data.name} is {data.task.name}")
+    known = data.train.targets[data.train.targets >= 0]
     if not len(known):
         raise UserError("no training image has a label, but the evidence is chosen by the number of images per class")
     return len(known) / len(np.unique(known))

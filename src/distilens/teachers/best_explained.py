@@ -71,7 +71,7 @@ class BestExplainedTeacher(Following):
         scores, right = self.known(batch).chunk(2, dim=1)
         # a mean of teachers is right if most of them are
         allowed = (
-            (right > 0.5) | (batch.labels < 0)[:, None] if self.gate else torch.ones_like(scores, dtype=torch.bool)
+            (right > 0.5) | (batch.targets < 0)[:, None] if self.gate else torch.ones_like(scores, dtype=torch.bool)
         )
         drawn = None if self.tau is None else batch.draw("followed")[:, 0]
         return chosen(scores, allowed, self.tau, drawn), allowed.any(1).float()

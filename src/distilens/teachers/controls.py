@@ -222,7 +222,7 @@ class RandomMapTeacher(Control):
             return true
         selected, rows = batch.select(chosen), to_device(chosen, batch.images.device)
         if self.kind == "network":
-            aimed = selected.replaced(labels=answer.targets[need.text][rows])
+            aimed = selected.replaced(targets=answer.targets[need.text][rows])
             text = f"{replace(need, target='label').question},of={need.of}"
             maps = self.random_network(batch)(aimed, [text]).maps[text]
             return spread(batch, rows, moved(selected, replace(need, of="images"), maps))

@@ -99,7 +99,7 @@ class Correct(Judge):
     reads = ("labels",)
 
     def __call__(self, model: Model, batch: Batch) -> Float[Tensor, " b"]:
-        return (model.logits(batch.canonical).argmax(1) == batch.labels).float()
+        return (model.logits(batch.canonical).argmax(1) == batch.targets).float()
 
 
 class MapJudge(Judge):

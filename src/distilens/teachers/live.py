@@ -144,11 +144,11 @@ class LiveTeacher(Teacher):
         selected = batch if len(rows) == len(batch) else batch.select(chosen)
         images = selected.canonical if need.of == "canonical" else selected.images
         explainer, model = self.explainer(need.what)
-        target = selected.labels if need.target == "label" else None
+        target = selected.targets if need.target == "label" else None
         # pixels come from bytes, and the teacher's own top class exists; a label may be missing
         with contextlib.nullcontext() if target is not None else known_to_be_sound():
             if need.classes == "all":
-                return [(spread(batch, rows, moved(selected, need, explainer.classwise(model, images))), batch.labels)]
+                return [(spread(batch, rows, moved(selected, need, explainer.classwise(model, images))), batch.targets)]
             if len(needs) == 1:
                 explanations = [explainer(model, images, target)]
             else:

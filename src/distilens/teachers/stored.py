@@ -212,7 +212,7 @@ class StoredTeacher(Teacher):
             key = need.question if need.kind == "maps" else need.what
             made = answer.logits if need.kind == "logits" else kind[need.kind][key]
             assert made is not None, "a teacher gives what it is asked for"
-            targets = answer.targets[key] if need.kind == "maps" else seen.labels
+            targets = answer.targets[key] if need.kind == "maps" else seen.targets
             made = made[: len(positions)].detach().float().cpu()
             check_finite(made, need, index)
             answers.append((made, targets[: len(positions)].cpu()))
@@ -348,7 +348,7 @@ def values(batch: Batch, need: Need, request: Request) -> tuple[Tensor, Tensor]:
     records = request.records[np.searchsorted(request.chosen, chosen)]
     answers = request.place.codec.decode(records, device)
     if need.kind != "maps":
-        return answers, batch.labels
+        return answers, batch.targets
     rows = sent(chosen, device)
     shown = moved(batch, need, answers, rows if len(chosen) < len(batch) else None)
     return spread(batch, rows, shown), spread(batch, rows, sent(records["target"], device).long())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import random
 import signal
 import threading
@@ -25,12 +26,15 @@ SAVE_EVERY = 600.0  # seconds, within an epoch that lasts longer
 
 @dataclass
 class Place:
-    """The position in a training: the epoch, the steps done in it, all steps done, and the best validation accuracy so far."""
+    """The position in a training: the epoch, the steps done in it, all steps done, and the best validation score so far.
+
+    A score is higher if the epoch is better.
+    """
 
     epoch: int = 0
     within: int = 0
     step: int = 0
-    best: float = -1.0
+    best: float = -math.inf
 
     def advance(self) -> None:
         self.within += 1
@@ -51,7 +55,7 @@ class Interrupted(KeyboardInterrupt):
 class Checkpoints:
     """Saves and restores everything that training changes: student, methods, optimizer, mean weights, random states.
 
-    It writes `last.pt` after every epoch, `best.pt` when the validation accuracy is the best so far, and `epoch-0005.pt` if every
+    It writes `last.pt` after every epoch, `best.pt` when the validation score is the best so far, and `epoch-0005.pt` if every
     n-th epoch is kept. The files contain tensors and plain data only, and never the teacher.
 
     Args:
@@ -85,11 +89,13 @@ class Checkpoints:
         if self.average is not None:
             self.average.load_state_dict(state["average"])
 
-    def save(self, place: Place, *, accuracy: float | None = None, keep: int = 0) -> None:
-        """Save the state. At the end of an epoch give its `accuracy`: the best epoch so far is also saved as the best one."""
-        improved = accuracy is not None and accuracy > place.best
-        if accuracy is not None and improved:
-            place.best = accuracy
+    def save(self, place: Place, *, score: float | None = None, keep: int = 0) -> None:
+        """Save the state. At the end of an epoch give its `score` (higher is better): the best epoch so far is also saved as
+        the best one.
+        """
+        improved = score is not None and score > place.best
+        if score is not None and improved:
+            place.best = score
             if self.folder is None:
                 self.best = {
                     kind: {key: value.clone() for key, value in tensors.items()} if tensors else None
@@ -107,7 +113,7 @@ class Checkpoints:
         names, buffer = ["last.pt"], io.BytesIO()
         torch.save(state, buffer)  # through memory: torch's own writer hides the error of a full disk
         # `last` is written last: after a kill before it, training resumes from the older one and writes the others again
-        if accuracy is not None and keep and place.epoch % keep == 0:
+        if score is not None and keep and place.epoch % keep == 0:
             names.insert(0, f"epoch-{place.epoch:04d}.pt")
         if improved:
             names.insert(0, "best.pt")
@@ -139,7 +145,7 @@ class Checkpoints:
         return UserError(f"the checkpoint in {self.folder} is of {other}. Give another folder, or delete this one")
 
     def restore_best(self) -> None:
-        """Load the weights of the best epoch on validation. Without a best epoch (all labels are -1) the last weights stay."""
+        """Load the weights of the best epoch on validation. If no epoch was scored, the last weights stay."""
         if self.folder is None:
             if self.best is not None:
                 self.load_weights(self.best)

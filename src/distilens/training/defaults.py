@@ -8,6 +8,9 @@
 | timm, torchvision, Hugging Face, your own | loaded | `adamw:lr=0.0002,weight_decay=0.05` | 1 |
 | your own | unknown | `adamw:lr=0.0005,weight_decay=0.05` | 1 |
 
+For a task of your own, which is not a classification, CIFAR families have the defaults of the others: the rate 0.2 is for the
+cross-entropy.
+
 Stochastic gradient descent with rate 0.2 trains small residual networks with batch norm fastest; most other networks diverge
 with it. ViTs, ConvNeXts and mobile networks are usually trained with AdamW at 0.001 (Steiner et al. 2021, arXiv 2106.10270;
 Wightman et al. 2021, arXiv 2110.00476). Loaded weights should change little, so their rate is a fifth to a tenth of that. The
@@ -23,6 +26,7 @@ from typing import TYPE_CHECKING, Literal
 from distilens.foundation.errors import UserError
 from distilens.foundation.notation import Spec
 from distilens.models import MODELS
+from distilens.tasks import Classification, Task
 from distilens.training.optimizers import OPTIMIZERS
 
 if TYPE_CHECKING:
@@ -55,6 +59,16 @@ class Kind:
     def __str__(self) -> str:
         family = "one of distilens' CIFAR families" if self.family == "zoo" else "not one of distilens' CIFAR families"
         return f"{family}, {'weights' if self.weights != 'unknown' else 'its weights are'} {self.weights}"
+
+
+def kind_for(part: str | Spec, task: Task) -> Kind:
+    """The kind of a model, from its notation and its task."""
+    return for_task(kind_of(part), task)
+
+
+def for_task(kind: Kind, task: Task) -> Kind:
+    """The same kind for a classification; for other tasks, it is never one of the CIFAR families."""
+    return kind if isinstance(task, Classification) else Kind("other", kind.weights)
 
 
 def kind_of(part: str | Spec) -> Kind:
@@ -91,7 +105,7 @@ def saved_family(spec: Spec) -> Family:
 
 def kind_of_model(model: Model) -> Kind:
     """The kind of a built model: from its notation, and from whether weights were loaded into it."""
-    kind = kind_of(model.name)
+    kind = kind_for(model.name, model.task)
     if model.loaded is None:
         return kind
     return Kind(kind.family, "loaded" if model.loaded else "random")

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from torch import nn
 
-from distilens.core import Answering, Method, Model, Teacher, as_teacher
+from distilens.core import Answering, Method, Model, Teacher, as_teacher, check_task
 from distilens.data import as_data
 from distilens.foundation.devices import processes
 from distilens.foundation.errors import UserError
@@ -97,16 +97,16 @@ def distilled(
     for line in dataset.inventory.lines():
         warnings.warn(f"{dataset.name}: {line}", stacklevel=3)
     torch.manual_seed(seed)
-    model = as_model(student, dataset.classes, dataset.size)
-    check_classes(model, dataset.classes, "student")
+    model = as_model(student, dataset.task, dataset.size)
+    check_classes(model, dataset.task, "student")
     check_logits(model, dataset, "student")
     check_trainable(model, given.batch_size, "student")
     answering: Teacher = nobody
     if isinstance(teacher, nn.Module | str | Mapping | Spec):
-        large = as_model(teacher, dataset.classes, dataset.size)
+        large = as_model(teacher, dataset.task, dataset.size)
         for line in () if isinstance(teacher, Model) else large.notes:
             warnings.warn(f"the teacher {large.name}: {line}", stacklevel=3)
-        check_classes(large, dataset.classes, "teacher")
+        check_classes(large, dataset.task, "teacher")
         if line := check_logits(large, dataset, "teacher", used=True):
             warnings.warn(line, stacklevel=3)
         answering = LiveTeacher(large.to(processes().device))
@@ -117,6 +117,7 @@ def distilled(
     trackers = Trackers(given.tracker, Path(folder) if folder else None, settings=given.model_dump())
     checkpoints = Path(folder) / "checkpoints" if folder else None
     chosen = build_methods((USUAL if teacher is not None else ("ce",)) if methods is None else methods)
+    check_task(chosen, dataset.task)
     with contextlib.closing(trackers):
         log = Log(
             metrics, main=main, trackers=trackers, console=visible_console() if progress is None else progress or None

@@ -13,8 +13,10 @@ from distilens.core import Batch, Model, Objective, Teacher, with_terms
 from distilens.data.splits import Data
 from distilens.foundation import randomness
 from distilens.foundation.errors import UserError
+from distilens.foundation.estimate import share_of
 from distilens.methods import build_methods
 from distilens.models.taps import evaluating
+from distilens.tasks import Classification
 from distilens.training.balance import BALANCES
 
 SECONDS = 1.0
@@ -66,7 +68,6 @@ def check_logits(model: Model, data: Data, role: str, *, used: bool = False) -> 
         UserError: NaN, probabilities instead of logits, or answers that are clearly worse than chance.
     """
     split = data.validation if len(data.validation) >= FEW else data.train
-    labels = torch.from_numpy(split.labels)
     order = torch.randperm(len(split), generator=randomness.generator("rehearsed")).numpy()[: IMAGES if used else CHUNK]
     begun, logits, seen = time.monotonic(), [], 0
     with evaluating(model), torch.no_grad():
@@ -74,30 +75,31 @@ def check_logits(model: Model, data: Data, role: str, *, used: bool = False) -> 
             images, _ = split.pixels(order[seen : seen + CHUNK])
             logits.append(model.logits(images.to(model.device)).float().cpu())
             seen += len(images)
-    answers, labels = torch.cat(logits), labels[order[:seen].tolist()]
+    answers = torch.cat(logits)
     if not answers.isfinite().all():
         raise UserError(
             f"the {role} {model.name} answers with NaN or infinite logits: its weights or its pixels are wrong"
         )
+    if not isinstance(data.task, Classification):
+        return None
+    labels = torch.from_numpy(split.targets[order[:seen]])
     if ((answers >= 0) & (answers <= 1)).all() and bool(((answers.sum(1) - 1).abs() < 1e-3).all()):
         raise UserError(
             f"the {role} {model.name} answers with probabilities that sum to 1, but logits are needed: remove the softmax at its "
             "end"
         )
-    right, known = int((answers.argmax(1) == labels).sum()), int((labels >= 0).sum())
-    if not used or not known:
+    right = (answers.argmax(1) == labels)[labels >= 0]
+    if not used or not len(right):
         return None
-    from scipy.stats import binomtest
-
-    chance, test = 1 / len(model.classes), binomtest(right, known)
-    summary = f"the {role} {model.name} is right for {right} of {known} images; chance is {chance:.0%}"
-    if test.proportion_ci(SURE, method="wilson").high < chance:
+    chance, likely = 1 / len(model.classes), share_of(right)
+    summary = f"the {role} {model.name} is right for {int(right.sum())} of {len(right)} images; chance is {chance:.0%}"
+    if share_of(right, SURE).below(chance):
         raise UserError(
             f"{summary}: its classes may be in another order than the data's, or it expects other pixels (mean=, std=, size=). "
             f"Train it for these data first (in a recipe: {role}.finetune=head, or all)"
         )
-    likely = test.proportion_ci(method="wilson")
-    if likely.low <= chance and likely.high < chance + KNOWS * (1 - chance):  # a few images prove nothing
+    # a few images prove nothing
+    if not likely.above(chance) and likely.below(chance + KNOWS * (1 - chance)):
         return f"{summary}: it may know nothing of these data"
     return None
 

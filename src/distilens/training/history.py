@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from distilens.foundation.errors import UserError
+from distilens.foundation.metric import Metric
 from distilens.foundation.notebook import heading, table
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class History(list[dict[str, Any]]):
         return frame.reindex(columns=[*first, *(name for name in frame.columns if name not in first)])
 
     def plot(self) -> Any:
-        """Draw the losses and the validation accuracy over epochs, with matplotlib; returns both axes.
+        """Draw the losses and the validation metric over epochs, with matplotlib; returns both axes.
 
         Raises:
             UserError: matplotlib is not installed, or the log is empty.
@@ -66,7 +67,7 @@ class History(list[dict[str, Any]]):
             raise UserError("plot() needs matplotlib: pip install matplotlib") from None
         if not self:
             raise UserError("the log is empty: there is nothing to plot")
-        _, (losses, accuracy) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+        _, (losses, scores) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
         several = len(self.stages()) > 1
         for stage, rows in self.stages().items():
             prefix = f"{stage} " if several else ""
@@ -75,13 +76,15 @@ class History(list[dict[str, Any]]):
                 epochs = [row["step"] / steps_of_epoch(rows) for row in of_term]
                 losses.plot(epochs, [row["terms"][name] for row in of_term], label=prefix + name)
             scored = [row for row in rows if "validation" in row]
-            values = [100 * row["validation"]["accuracy"] for row in scored]
-            accuracy.plot([row["epoch"] + 1 for row in scored], values, marker="o", markersize=3, label=stage)
+            metric = metric_of(scored)
+            factor = 100 if metric.unit == "%" else 1
+            values = [factor * row["validation"][metric.name] for row in scored]
+            scores.plot([row["epoch"] + 1 for row in scored], values, marker="o", markersize=3, label=stage)
+            scores.set(xlabel="epoch", ylabel=f"validation {metric.name}" + f" in {metric.unit}" * bool(metric.unit))
         losses.set(xlabel="epoch", ylabel="loss")
-        accuracy.set(xlabel="epoch", ylabel="validation accuracy in %")
         losses.legend()
-        accuracy.legend()
-        return losses, accuracy
+        scores.legend()
+        return losses, scores
 
 
 def steps_of_epoch(rows: list[dict[str, Any]]) -> float:
@@ -95,9 +98,15 @@ def said_of(rows: list[dict[str, Any]]) -> str:
     scored = [row for row in rows if "validation" in row]
     if not scored:
         return f"{rows[-1]['step']} steps"
-    best = max(row["validation"]["accuracy"] for row in scored)
+    metric = metric_of(scored)
+    best = max((row["validation"][metric.name] for row in scored), key=metric.rank)
     epochs = scored[-1]["epoch"] + 1
-    return f"{epochs} epoch{'s' * (epochs != 1)}, validation accuracy {best:.1%} at best"
+    return f"{epochs} epoch{'s' * (epochs != 1)}, validation {metric.name} {metric.written(best)} at best"
+
+
+def metric_of(scored: list[dict[str, Any]]) -> Metric:
+    """The metric of rows with a validation: the accuracy, unless they name another."""
+    return Metric.read(scored[-1].get("metric") if scored else None)
 
 
 def numbers_of(row: Mapping[str, Any]) -> dict[str, float]:

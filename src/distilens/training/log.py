@@ -22,6 +22,7 @@ from torch import Tensor
 from distilens.data.batch import Batch
 from distilens.foundation.errors import UserError
 from distilens.foundation.files import explain_disk_errors, write_text
+from distilens.foundation.metric import ACCURACY, Metric
 from distilens.foundation.progress import Left, shows_bars
 from distilens.training.trackers import Trackers
 
@@ -99,9 +100,9 @@ class Log:
         self.told: dict[bool, int] = {}
         self.bar: Progress | None = None
 
-    def start(self, *, epochs: int, steps: int, images: int, at: int, epoch: int) -> None:
+    def start(self, *, epochs: int, steps: int, images: int, at: int, epoch: int, metric: Metric = ACCURACY) -> None:
         """Start the log of a training with its length and its first step and epoch. Rows after that point are dropped."""
-        self.epochs, self.steps, self.images, self.at = epochs, steps, images, at
+        self.epochs, self.steps, self.images, self.at, self.metric = epochs, steps, images, at, metric
 
         def is_before(row: dict[str, Any]) -> bool:
             return row["epoch"] < epoch if is_validation(row) else row["step"] <= at
@@ -193,15 +194,20 @@ class Log:
             raise NotFinite(
                 f"the validation loss of {self.stage} is not finite after epoch {epoch + 1} ({scores['loss']:g}). {ADVICE}"
             )
-        self.write(epoch=epoch, step=self.at, validation=scores, **({"notes": notes} if notes else {}))
+        more = {"notes": notes} if notes else {}
+        if self.metric != ACCURACY:  # without it, the metric is the accuracy
+            more |= {"metric": self.metric.plain()}
+        self.write(epoch=epoch, step=self.at, validation=scores, **more)
         self.since = (time.perf_counter(), self.at)  # the time of validation does not count
-        self.validated = f"{scores['accuracy']:.1%} val"
+        name = next(iter(scores))
+        value = self.metric.written(scores[name])
+        self.validated = f"{value} val"
         if self.console is not None and not shows_bars(self.console):
             last = next((row for row in reversed(self.rows) if "terms" in row), None)
             terms = " ".join(f"{name} {value:.3f}" for name, value in last["terms"].items()) if last else ""
             rate = f"{last['images_per_second']:,.0f} images/s" if last else ""
             terms = " ".join([terms, *(f"{name} {value:.3g}" for name, value in (notes or {}).items())])
-            done = f"{self.stage} epoch {epoch + 1}/{self.epochs}  {terms}  validation {scores['accuracy']:.1%}  {rate}"
+            done = f"{self.stage} epoch {epoch + 1}/{self.epochs}  {terms}  validation {value}  {rate}"
             self.console.print(f"{done}{self.left()}", highlight=False)
 
     def left(self) -> str:

@@ -11,11 +11,11 @@ from typing import cast
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from distilens.core import Answering, Batch, Method, Model, Objective, Teacher, accompany, as_teacher, with_terms
+from distilens.core import Answering, Method, Model, Objective, Teacher, accompany, as_teacher, with_terms
 from distilens.data.augment import AUGMENTS
 from distilens.data.pipeline import Batches
 from distilens.data.splits import Data
@@ -122,7 +122,9 @@ def train_alone(
     plan = key_of(settings.decisive(), listed, data.fingerprint, seed)
     state = Checkpoints(folder, objective, optimizer, average, plan=plan, main=accelerator.is_main_process)
     place = state.resume()
-    log.start(epochs=settings.epochs, steps=len(training), images=training.size, at=place.step, epoch=place.epoch)
+    metric = student.task.metric
+    length = {"epochs": settings.epochs, "steps": len(training), "images": training.size}
+    log.start(**length, at=place.step, epoch=place.epoch, metric=metric)
     with log, memory_kept(), fastest_convolutions(), interruptible() as stop:
         for epoch in range(place.epoch, settings.epochs):
             objective.train()
@@ -151,7 +153,8 @@ def train_alone(
             scores = validate(kept_by(objective, average), validation, accelerator)
             place.next_epoch()
             log.epoch(epoch, scores, objective.notes() | teacher.notes())
-            state.save(place, accuracy=scores["accuracy"], keep=settings.keep_every)
+            score = metric.rank(scores[metric.name]) if scores["n"] else None
+            state.save(place, score=score, keep=settings.keep_every)
             if stop.requested:  # during validation
                 raise Interrupted(stop.signal, folder)
     accelerator.wait_for_everyone()  # until the main process has written what the others read next
@@ -180,20 +183,16 @@ def set_learning_rate(optimizer: Optimizer, peaks: list[float], factor: float) -
 
 
 def validate(student: Model, batches: Batches, accelerator: Accelerator) -> dict[str, float]:
-    """Accuracy and cross-entropy on a split, in the precision of training, over all processes."""
-    sums = torch.zeros(3, device=accelerator.device)
+    """The task's scores and loss on a split, in the precision of training, over all processes; the metric comes first."""
+    task, tallies = student.task, []
     with evaluating(student), as_written(student), torch.inference_mode(), accelerator.autocast():
         for batch in batches:
-            sums += counted(student, batch)
-    right, loss, n = cast(Tensor, accelerator.reduce(sums)).tolist()
-    return {"accuracy": right / max(n, 1), "loss": loss / max(n, 1), "n": int(n)}
-
-
-def counted(student: Model, batch: Batch) -> Tensor:
-    logits = student.logits(batch.images).float()
-    loss = nn.functional.cross_entropy(logits, batch.labels, reduction="sum", ignore_index=-1)
-    known = batch.labels >= 0
-    return torch.stack([(logits.argmax(1) == batch.labels)[known].sum().float(), loss, known.sum().float()])
+            outputs = student.logits(batch.images).float()
+            sums = torch.stack([task.loss(outputs, batch.targets).sum(), task.known(batch.targets).sum().float()])
+            tallies.append(torch.cat([sums, task.tally(outputs, batch.targets)]))
+    loss, n, *tally = cast(Tensor, accelerator.reduce(torch.stack(tallies).sum(0))).unbind()
+    scores = {name: estimate.value or 0.0 for name, estimate in task.score(torch.stack(tally)).items()}
+    return {**scores, "loss": float(loss) / max(float(n), 1), "n": int(n)}
 
 
 def make_accelerator(settings: Training) -> Accelerator:

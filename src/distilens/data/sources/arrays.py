@@ -12,8 +12,10 @@ from distilens.data.copies import find_copies
 from distilens.data.labels import classes_in, names_in, whole
 from distilens.data.pictures import as_array, as_uint8, channels_last
 from distilens.data.source import Rows, Source, as_rgb, check_labels, digest
-from distilens.data.splits import Data, subset
+from distilens.data.splits import Data
+from distilens.data.subset import subset
 from distilens.foundation.errors import UserError
+from distilens.tasks import Classification
 
 
 def from_arrays(
@@ -51,7 +53,7 @@ def source_of(
     """Make a source from arrays, as in `from_arrays`."""
     parts = {"train": make_rows(images, labels, masks, "train")}
     if test is not None:
-        given = (test.images, test.labels, test.masks) if isinstance(test, Rows) else (*test, None)
+        given = (test.images, test.targets, test.masks) if isinstance(test, Rows) else (*test, None)
         parts["test"] = make_rows(*given, "test")
     return source_of_rows(parts, classes)
 
@@ -65,13 +67,22 @@ def source_of_rows(parts: dict[str, Rows], classes: Sequence[str] | None) -> Sou
                 f"the {part} images are {list(rows.images.shape[1:])}, those of train {list(train.images.shape[1:])}: "
                 "expected one size"
             )
-    classes, labels = classes_in({part: rows.labels for part, rows in parts.items()}, classes)
+    classes, labels = classes_in({part: rows.targets for part, rows in parts.items()}, classes)
     check_labels(labels, classes)
-    parts = {part: replace(rows, labels=labels[part]) for part, rows in parts.items()}
-    arrays = [array for rows in parts.values() for array in (rows.images, rows.labels, rows.masks) if array is not None]
+    parts = {part: replace(rows, targets=labels[part]) for part, rows in parts.items()}
+    arrays = [
+        array for rows in parts.values() for array in (rows.images, rows.targets, rows.masks) if array is not None
+    ]
     copies = find_copies({part: rows.images for part, rows in parts.items()}, lambda part, row: f"row {row} of {part}")
     key = digest("arrays", list(classes), *arrays)
-    return Source(parts["train"], parts.get("test"), parts.get("validation"), tuple(classes), key, copies=tuple(copies))
+    return Source(
+        parts["train"],
+        parts.get("test"),
+        parts.get("validation"),
+        Classification(tuple(classes)),
+        key,
+        copies=tuple(copies),
+    )
 
 
 def make_rows(images: Any, labels: Any, masks: Any, part: str) -> Rows:

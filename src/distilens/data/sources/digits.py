@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from distilens.data.source import Rows, Source, as_rgb, digest
+from distilens.tasks import as_task
 
 VERSION = 1
 TEST_SHARE = 0.2
@@ -31,7 +32,7 @@ def digits(cache: Path, *, size: Annotated[int, Field(ge=8)] = 32) -> Source:
         test[generator.permutation(rows)[: round(TEST_SHARE * len(rows))]] = True
     fingerprint = digest("digits", VERSION, images, labels)
     train, tested = Rows(images[~test], labels[~test]), Rows(images[test], labels[test])
-    return Source(train, tested, None, tuple(str(digit) for digit in range(10)), fingerprint)
+    return Source(train, tested, None, as_task(list(map(str, range(10)))), fingerprint)
 
 
 def enlarge_digits(grey: np.ndarray, size: int) -> np.ndarray:

@@ -58,7 +58,7 @@ def shapes(
         # The seed depends on the set, never on `shortcut` or on the other set's count.
         for part, count, tied, key in (("train", train, shortcut, 0), ("test", test, 0.0, 1)):
             rows = draw_rows(np.random.default_rng([VERSION, seed, key]), count, tied, size)
-            for name, array in (("images", rows.images), ("labels", rows.labels), ("masks", rows.masks)):
+            for name, array in (("images", rows.images), ("labels", rows.targets), ("masks", rows.masks)):
                 assert array is not None
                 np.save(folder / f"{part}_{name}.npy", array)
         (folder / "set.json").write_text(json.dumps({"classes": SHAPES, "skipped": []}), encoding="utf-8")

@@ -7,15 +7,19 @@ from collections.abc import Sequence
 import numpy as np
 
 from distilens.data.source import Rows, Source, digest
-from distilens.data.splits import Data, Split, chosen_classes, generator, limited, own
+from distilens.data.splits import Data, Split
+from distilens.data.subset import chosen_classes, generator, limited, own
+from distilens.tasks import Classification
 
 
 def can_be_split(source: Source, classes: Sequence[str | int] | None) -> bool:
     """Whether there are enough images to train, validate and test on: two classes, with enough images each."""
-    names, sets = chosen_classes(source, classes)
-    counts = np.bincount(sets["train"].labels[sets["train"].labels >= 0], minlength=len(names))
+    task, sets = chosen_classes(source, classes)
+    strata = task.strata(sets["train"].targets)
+    counts = np.bincount(strata[strata >= 0], minlength=max(1, len(task.classes)))
     held_out = sum(part not in sets for part in ("test", "validation"))
-    return len(names) > 1 and int(counts.min()) > held_out
+    enough = len(task.classes) > 1 or not isinstance(task, Classification)
+    return enough and int(counts.min()) > held_out
 
 
 def unsplit(
@@ -27,12 +31,16 @@ def unsplit(
         limit: maximum number of images.
         classes: the classes to keep; by default all images, also those without a class.
     """
-    names, sets = chosen_classes(source, classes)
+    task, sets = chosen_classes(source, classes)
 
     def chosen(rows: Rows, part: str) -> Split:
-        index = np.arange(len(rows)) if classes is None else np.flatnonzero(rows.labels >= 0)
-        index = index if limit is None else limited(index, rows.labels, limit, generator(f"limit {part}", seed))
-        return Split(rows, np.sort(index).astype(np.int64), digest(source.fingerprint, part))
+        index = np.arange(len(rows)) if classes is None else np.flatnonzero(task.strata(rows.targets) >= 0)
+        index = (
+            index
+            if limit is None
+            else limited(index, task.strata(rows.targets), limit, generator(f"limit {part}", seed))
+        )
+        return Split(rows, np.sort(index).astype(np.int64), digest(source.fingerprint, part), task)
 
     train = chosen(sets["train"], "train")
     test = chosen(sets["test"], "test") if own(source, "test") else train
@@ -40,11 +48,11 @@ def unsplit(
     return Data(
         name,
         train,
-        Split(sets["train"], np.empty(0, dtype=np.int64), train.origin),
+        Split(sets["train"], np.empty(0, dtype=np.int64), train.origin, task),
         test,
-        names,
+        task,
         (height, width),
-        digest(source.fingerprint, "unsplit", limit, names, seed),
+        digest(source.fingerprint, "unsplit", limit, task.classes, seed),
         seed,
         source.skipped,
         source.fingerprint,

@@ -71,15 +71,15 @@ class Perturbed:
             self.hidden = filled(model, self.images, fill)
 
     def probability(self, images: Float[Tensor, "r c h w"], target: Int[Tensor, " r"]) -> Float[Tensor, " r"]:
-        return self.model.logits(images).float().softmax(1).gather(1, target[:, None])[:, 0]
+        return self.model.task.confidence(self.model.logits(images).float(), target)
 
     def ends(self) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
         """The probabilities for the whole images and for the fill only: the common ends of both curves."""
         whole = torch.cat([self.probability(*chunk) for chunk in self.split(self.images)])
         if len(self.hidden) == len(self.images):
             return whole, torch.cat([self.probability(*chunk) for chunk in self.split(self.hidden)])
-        nothing = self.model.logits(self.hidden).float().softmax(1)[0]
-        return whole, nothing[self.target]
+        nothing = self.model.logits(self.hidden).float().expand(len(self.images), -1)
+        return whole, self.model.task.confidence(nothing, self.target)
 
     def split(self, images: Tensor) -> zip[tuple[Tensor, Tensor]]:
         return zip(images.split(self.chunk), self.target.split(self.chunk), strict=True)
@@ -232,7 +232,7 @@ def masked_confidence(
         seen = resized(normalise_maps(maps, signed=False), (images.shape[2], images.shape[3]))[:, None]
         mean = model.mean.to(images)
         first, second = (
-            model.logits(pixels).float().softmax(1).gather(1, target[:, None])[:, 0]
+            model.task.confidence(model.logits(pixels).float(), target)
             for pixels in (images, mean + seen * (images - mean))
         )
         return first, second

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from PIL import Image
 from rich.console import Console
 from torch import Tensor
@@ -59,7 +59,9 @@ from distilens.models.folding import prepare
 from distilens.models.saved import fingerprint_of
 from distilens.report import gallery_page
 from distilens.report.cells import percent
-from distilens.report.gallery_page import cell, format_short, page_cell
+from distilens.report.gallery_page import brief, detailed, short
+from distilens.tasks import Classification, Task
+from distilens.tasks.classification import UNNAMED
 
 KIND = "distilens gallery 1"  # identifies our scores.json
 
@@ -82,11 +84,12 @@ class Gallery:
         curves: by label: `shares`, and the mean `insertion` and `deletion` at these shares.
         seconds: by label, seconds per image.
         remarks: warnings that a reader must know.
+        task: what the logits are.
         names: the files of the images, relative to the data set's folder; None if they are not files.
     """
 
     images: Float[Tensor, "b 3 h w"]
-    labels: Int[Tensor, " b"]
+    labels: Shaped[Tensor, "b ..."]
     index: Int[Tensor, " b"]
     mask: Float[Tensor, "b h w"] | None
     target: Int[Tensor, " b"]
@@ -105,15 +108,14 @@ class Gallery:
     seconds: Mapping[str, float]
     remarks: tuple[str, ...] = ()
     names: tuple[str, ...] | None = None
+    task: Task = UNNAMED
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __repr__(self) -> str:
         areas = ", ".join(
-            f"{label} {format_short(self.scores[label]['insertion']['mean'])}"
-            for label in self.parts
-            if not self.floor(label)
+            f"{label} {short(self.scores[label]['insertion']['mean'])}" for label in self.parts if not self.floor(label)
         )
         return f"Gallery({self.model!r}, {len(self)} images of {self.data!r}; insertion AUC: {areas})"
 
@@ -137,7 +139,7 @@ class Gallery:
         header = ["measure", *self.parts]
         rows = [
             [f"{measure.title}{measure.arrow}"]
-            + [cell(self.scores[label].get(measure.key), as_percent=measure.as_percent) for label in self.parts]
+            + [brief(self.scores[label].get(measure.key), as_percent=measure.as_percent) for label in self.parts]
             for measure in self.measures()
         ]
         return header, rows
@@ -150,27 +152,13 @@ class Gallery:
 
     def content(self) -> gallery_page.Content:
         """The gallery as plain data, for its page."""
-        confidence, predicted = self.logits.float().softmax(1).max(1)
-        comparable = self.classes == self.label_classes
-        rows = [
-            gallery_page.Row(
-                index=int(self.index[at]),
-                label=name_of(self.labels[at], self.label_classes),
-                target=name_of(self.target[at], self.classes) or "",
-                prediction=name_of(predicted[at], self.classes) or "",
-                confidence=percent(float(confidence[at])),
-                right=bool(predicted[at] == self.labels[at]) if comparable and self.labels[at] >= 0 else None,
-                name=self.names[at] if self.names else "",
-            )
-            for at in range(len(self))
-        ]
         measures = [
             gallery_page.Line(
                 measure.title,
                 measure.arrow.strip(),
                 measure.direction,
                 measure.meaning,
-                {label: page_cell(self.scores[label].get(measure.key), measure.as_percent) for label in self.parts},
+                {label: detailed(self.scores[label].get(measure.key), measure.as_percent) for label in self.parts},
             )
             for measure in self.measures()
         ]
@@ -195,7 +183,28 @@ class Gallery:
             curves=self.curves,
             images=as_bytes(self.images),
             masks=None if self.mask is None else (self.mask * 255).round().byte().numpy(),
-            rows=rows,
+            rows=[self.row(at) for at in range(len(self))],
+        )
+
+    def row(self, at: int) -> gallery_page.Row:
+        """The words about one image: its label, the prediction, what was explained."""
+        file = {"index": int(self.index[at]), "name": self.names[at] if self.names else ""}
+        if not isinstance(self.task, Classification):
+            known = self.task.known(self.labels)[at]
+            label = self.task.describe(self.labels[at]) if known else None
+            prediction = self.task.describe(self.task.predict(self.logits)[at])
+            return gallery_page.Row(
+                **file, label=label, target=prediction, prediction=prediction, confidence="", right=None
+            )
+        confidence, predicted = self.logits[at].float().softmax(0).max(0)
+        comparable = self.classes == self.label_classes and self.labels[at] >= 0
+        return gallery_page.Row(
+            **file,
+            label=name_of(self.labels[at], self.label_classes),
+            target=name_of(self.target[at], self.classes) or "",
+            prediction=name_of(predicted, self.classes) or "",
+            confidence=percent(float(confidence)),
+            right=bool(predicted == self.labels[at]) if comparable else None,
         )
 
     def save(self, folder: str | Path) -> Path:
@@ -372,6 +381,7 @@ def gallery(
         seconds=timed,
         remarks=remarks,
         names=chosen.names,
+        task=built.task,
     )
 
 

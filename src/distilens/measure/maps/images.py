@@ -9,11 +9,11 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from distilens.data import Data, Split, load
-from distilens.explain.explanation import target_of
+from distilens.explain.explanation import classes_of
 from distilens.foundation import randomness
 from distilens.foundation.devices import processes
 from distilens.foundation.errors import UserError
@@ -30,7 +30,7 @@ class Chosen:
     """The images of a gallery, and the names of their labels' classes."""
 
     images: Float[Tensor, "b 3 h w"]
-    labels: Int[Tensor, " b"]
+    labels: Shaped[Tensor, "b ..."]
     index: Int[Tensor, " b"]
     mask: Float[Tensor, "b h w"] | None
     classes: tuple[str, ...]
@@ -148,13 +148,13 @@ def drawn_images(data: Data, split: str, count: int) -> Chosen:
     rows: Split = getattr(data, split)
     if not len(rows):
         raise UserError(f"the {split} split of {data.name} has no images")
-    positions = in_turn(rows.labels, torch.randperm(len(rows), generator=randomness.generator("explained", 0)).numpy())[
+    positions = in_turn(rows.strata, torch.randperm(len(rows), generator=randomness.generator("explained", 0)).numpy())[
         :count
     ]
     images, masks = rows.pixels(positions)
     about = f"{len(positions):,} of {len(rows):,} of the {split} split, drawn with seed 0, the classes in turn"
     index = torch.from_numpy(rows.index[positions])
-    labels = torch.from_numpy(rows.labels[positions]).long()
+    labels = torch.from_numpy(rows.targets[positions])
     names = rows.names(positions)
     files = None if names is None else tuple(names)
     return Chosen(images, labels, index, masks, tuple(map(str, data.classes)), data.name, about, files)
@@ -178,9 +178,9 @@ def targets(
         UserError: an unknown target, or labels that are missing or do not match the model's classes.
     """
     if isinstance(target, Tensor):
-        return target_of(logits, target.cpu())
+        return classes_of(logits, target.cpu(), model.task, "a gallery")
     if target == "top1":
-        return logits.argmax(1)
+        return model.task.explained(logits)
     if target != "label":
         raise UserError(f"target must be top1, label, or one class per image; given {target!r}")
     if not chosen.classes or (chosen.labels < 0).any():

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from distilens.explain.maps import empty, normalise_maps
+from distilens.foundation.estimate import mean_of
 from distilens.models.grids import resized
 
 Maps = Float[Tensor, "b h w"]
@@ -121,16 +122,4 @@ def ranks(values: Float[Tensor, "b n"]) -> Float[Tensor, "b n"]:
 
 def mean_interval(values: Float[Tensor, " n"]) -> dict[str, float | int | None]:
     """Mean and 95 % interval over images (normal approximation); NaN values are left out and counted as `empty`."""
-    kept = values[~values.isnan()].double()
-    n = len(kept)
-    if n == 0:
-        return {"mean": None, "low": None, "high": None, "n": 0, "empty": len(values)}
-    mean = float(kept.mean())
-    half = 1.96 * float(kept.std()) / math.sqrt(n) if n > 1 else math.nan
-    return {
-        "mean": mean,
-        "low": mean - half if n > 1 else None,
-        "high": mean + half if n > 1 else None,
-        "n": n,
-        "empty": len(values) - n,
-    }
+    return mean_of(values).plain()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from distilens.explain import Explanation
 from distilens.explain.maps import empty
 from distilens.foundation.errors import UserError
+from distilens.foundation.estimate import Estimate, mean_of, share_of
 from distilens.measure import (
     average_drop,
     complexity,
@@ -24,7 +26,6 @@ from distilens.measure import (
     mean_interval,
     pointing_game,
     randomisation,
-    share,
     sparseness,
     stability,
 )
@@ -32,7 +33,7 @@ from distilens.measure.maps.columns import Part
 from distilens.measure.maps.images import Chosen
 from distilens.models.model import Model
 from distilens.models.taps import evaluating
-from distilens.report.gallery_page import interval
+from distilens.report.gallery_page import short
 
 CHUNK = 16  # images per pass
 STEPS = 20  # steps of the insertion and deletion curves
@@ -186,9 +187,7 @@ def means_of(values: Mapping[str, Float[Tensor, " b"]], seconds: float, forward:
     n = len(values["insertion"])
     single = {"empty": float(values["empty"].mean()), "seconds": seconds, "forwards": seconds / forward}
     scores = {key: share_interval(value) if key in SHARES else mean_interval(value) for key, value in values.items()}
-    return scores | {
-        key: {"mean": value, "low": None, "high": None, "n": n, "empty": 0} for key, value in single.items()
-    }
+    return scores | {key: Estimate(value, n=n, empty=0).plain() for key, value in single.items()}
 
 
 def share_interval(values: Float[Tensor, " b"]) -> dict[str, float | int | None]:
@@ -196,10 +195,7 @@ def share_interval(values: Float[Tensor, " b"]) -> dict[str, float | int | None]
     kept = values[~values.isnan()]
     if not len(kept):
         return mean_interval(values)
-    result = share(kept > 0.5)
-    return {"mean": result["accuracy"], "low": result["low"], "high": result["high"], "n": result["n"]} | {
-        "empty": len(values) - len(kept)
-    }
+    return share_of(kept > 0.5).plain() | {"empty": len(values) - len(kept)}
 
 
 def now(model: Model) -> float:
@@ -214,23 +210,25 @@ def finding(label: str, own: Float[Tensor, " b"], floors: Mapping[str, Float[Ten
 
     All explainers have the same images, so the paired difference from the best floor is more precise; the sentence gives it too.
     """
-    scores = {name: mean_interval(values) for name, values in floors.items()}
-    mine, score = mean_interval(own), f"insertion AUC {interval(mean_interval(own))}"
-    if not mine["n"]:
+    scores = {name: mean_of(values) for name, values in floors.items()}
+    mine = mean_of(own)
+    score = f"insertion AUC {mine.with_interval(short)}"
+    if not mine.n:
         return f"{label} says nothing: all of its maps are empty."
-    if mine["low"] is None or mine["high"] is None:
+    if mine.ends is None:
         return f"{label}: {score}. One image is not enough for a comparison with the floors."
-    best = max(scores, key=lambda name: scores[name]["mean"] or 0.0)
-    ahead = {name: mean_interval(own - values) for name, values in floors.items()}
-    against = f"the best floor, {best}, {interval(scores[best])}; image by image {interval(ahead[best], '+')}"
-    below = [name for name, other in scores.items() if mine["high"] < (other["low"] or 0.0)]
-    alike = [name for name, other in scores.items() if name not in below and mine["low"] <= (other["high"] or 0.0)]
+    best = max(scores, key=lambda name: scores[name].value or 0.0)
+    ahead = {name: mean_of(own - values) for name, values in floors.items()}
+    more = {name: difference.with_interval(partial(short, sign="+")) for name, difference in ahead.items()}
+    against = f"the best floor, {best}, {scores[best].with_interval(short)}; image by image {more[best]}"
+    below = [name for name, other in scores.items() if other.ends is not None and mine.below(other.ends[0])]
+    alike = [name for name, other in scores.items() if mine.overlaps(other)]
     if not below and not alike:
         return f"{label} is above the floors: {score}; {against}."
     relations = [f"overlaps with {', '.join(alike)}"] * bool(alike) + [f"is below {', '.join(below)}"] * bool(below)
     verdict = "is above the floors only image by image"
-    undecided = [name for name, other in ahead.items() if (other["low"] or 0.0) <= 0]
+    undecided = [name for name, difference in ahead.items() if not difference.above(0)]
     if undecided:
         verdict = "is NOT above the floors"
-        against += "".join(f"; {name} {interval(ahead[name], '+')}" for name in undecided if name != best)
+        against += "".join(f"; {name} {more[name]}" for name in undecided if name != best)
     return f"{label} {verdict}: its {score} {' and '.join(relations)} ({against})."

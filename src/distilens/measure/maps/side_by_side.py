@@ -14,6 +14,7 @@ from distilens.data.splits import Split
 from distilens.explain.explanation import Explainer, in_chunks
 from distilens.foundation import randomness
 from distilens.models.model import Model
+from distilens.tasks import Classification
 
 
 def as_pixels(images: Float[Tensor, "b 3 h w"]) -> UInt8[np.ndarray, "b h w 3"]:
@@ -29,7 +30,7 @@ def named_files(split: Split, positions: Tensor) -> dict[str, np.ndarray]:
 
 def choose(logits: Mapping[str, Tensor], count: int) -> Tensor:
     """Positions of `count` random images: up to three quarters on which the models disagree, the rest on which they agree."""
-    tops = torch.stack([values.argmax(1) for values in logits.values()])
+    tops = torch.stack([values.argmax(1) for values in logits.values()])  # with a single output, all models agree
     order = torch.randperm(tops.shape[1], generator=randomness.generator("gallery", 0))
     differ = (tops != tops[0]).any(0)[order]
     disagreed = order[differ][: max(1, count * 3 // 4)]
@@ -46,11 +47,12 @@ def explained(
     All models are explained for the same class, the teacher's top-1 (without a teacher the student's), so that the maps of an
     image are comparable.
     """
-    target = logits["teacher" if "teacher" in logits else "student"].argmax(1)
+    task = next(iter(models.values())).task
+    target = task.explained(logits["teacher" if "teacher" in logits else "student"])
     arrays = {
         "index": batch.index.numpy(),
         "images": as_pixels(batch.images),
-        "labels": batch.labels.numpy(),
+        "labels": batch.targets.numpy(),
         "targets": target.numpy(),
         "signed": np.array(explain.signed),
     }
@@ -58,8 +60,13 @@ def explained(
         arrays["masks"] = (batch.mask * 255).round().byte().numpy()
     for role, model in models.items():
         explanation = in_chunks(explain, model, batch.images, target)
-        confidence, prediction = logits[role].softmax(1).max(1)
         arrays[f"maps_{role}"] = explanation.maps.numpy()
-        arrays[f"prediction_{role}"] = prediction.numpy()
-        arrays[f"confidence_{role}"] = confidence.numpy()
+        if isinstance(task, Classification):
+            confidence, prediction = logits[role].softmax(1).max(1)
+            arrays[f"prediction_{role}"] = prediction.numpy()
+            arrays[f"confidence_{role}"] = confidence.numpy()
+        else:
+            arrays[f"answer_{role}"] = np.array([task.describe(one) for one in task.predict(logits[role])])
+    if not isinstance(task, Classification):
+        arrays["answer"] = np.array([task.describe(one) for one in batch.targets])
     return arrays

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from distilens.data.splits import Data
 from distilens.foundation.errors import UserError
 from distilens.foundation.files import write_arrays, write_json, write_text
 from distilens.foundation.notation import safe
@@ -23,6 +24,7 @@ from distilens.measure.maps.images import built_model, found_data, run_folder
 from distilens.measure.transfer.settings import CompareSettings, compare_settings
 from distilens.measure.transfer.steps import Comparing, States
 from distilens.report import transfer_section
+from distilens.tasks import Classification
 
 
 # eq=False: comparing arrays gives no single truth value
@@ -107,12 +109,19 @@ def compare(
     how = settings if isinstance(settings, CompareSettings) else compare_settings(settings or {})
     folders = {name: run_folder(model) for name, model in models.items()}
     loaded = found_data(data, next((folder for folder in folders.values() if folder is not None), None))
+    check_comparable(loaded)
     built, remarks = {}, []
     for name, model in models.items():
         built[name], own = built_model(model, folders[name], loaded)
         remarks += own
     with Work(console, "compare") as work:
         return Comparison(*Comparing(built, loaded, how, work, tuple(remarks)).all(grown or {}))
+
+
+def check_comparable(data: Data) -> None:
+    """Raise a `UserError` if the data have no classes: RS and the residual maps are about these."""
+    if not isinstance(data.task, Classification):
+        raise UserError(f"compare is about classes, but the task of {data.name} is {data.task.name}")
 
 
 def models_named(given: Sequence[str]) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from distilens.foundation.errors import UserError
+from distilens.foundation.estimate import Estimate
 from distilens.measure.transfer.distance_correlation import (
     FEWEST,
     Distances,
@@ -31,8 +33,8 @@ PERMUTED = 512
 """The maximum number of samples in a permutation test."""
 
 
-@dataclass(frozen=True)
-class Dependence:
+@dataclass(frozen=True, kw_only=True)
+class Dependence(Estimate):
     """A distance correlation with its interval and p-value.
 
     Attributes:
@@ -45,15 +47,15 @@ class Dependence:
     """
 
     value: float
-    n: int
-    low: float
-    high: float
+    low: float = math.nan
+    high: float = math.nan
+    n: int = 0
     p: float
     z: float
     notes: tuple[str, ...] = ()
 
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f} to {self.high:.3f}] (n = {self.n:,})"
+    def plain(self, name: str = "value") -> dict[str, Any]:
+        return super().plain(name) | {"p": self.p, "z": self.z, "notes": list(self.notes)}
 
 
 def dependence(
@@ -101,7 +103,7 @@ def dependence(
         if n > FEWEST:
             half = jackknife(left_out(each, full))
             low, high = max(-1.0, value - half), min(1.0, value + half)
-    return Dependence(value, n, low, high, p, float(z), notes)
+    return Dependence(value=value, low=low, high=high, n=n, p=p, z=float(z), notes=notes)
 
 
 def jackknife(left: Float[Tensor, " n"]) -> float:
@@ -114,13 +116,13 @@ def jackknife(left: Float[Tensor, " n"]) -> float:
 
 
 @dataclass(frozen=True)
-class Contrast:
+class Contrast(Estimate):
     """The difference of two distance correlations on the same samples, with its 95 % interval by jackknife."""
 
     value: float
-    n: int
-    low: float
-    high: float
+    low: float = math.nan
+    high: float = math.nan
+    n: int = 0
 
 
 def contrast(first: Sequence[Representation], second: Sequence[Representation], *, full: bool = False) -> Contrast:
@@ -144,7 +146,7 @@ def contrast(first: Sequence[Representation], second: Sequence[Representation], 
     with torch.no_grad():
         value = float(statistic(one, full)) - float(statistic(other, full))
         half = jackknife(left_out(one, full) - left_out(other, full))
-    return Contrast(value, n, value - half, value + half)
+    return Contrast(value, value - half, value + half, n)
 
 
 def statistic(each: list[Distances], full: bool) -> Tensor:

@@ -126,7 +126,7 @@ def hf(
         for batch in Batches(sample, BATCH):
             inputs = processor(images=list((batch.images * 255).round().byte()), return_tensors="pt")
             rows.append(normalize(pooled(model.get_image_features(**inputs)), dim=1))
-        return normalize(class_means(torch.cat(rows), torch.from_numpy(sample.labels), len(data.classes)), dim=1)
+        return normalize(class_means(torch.cat(rows), torch.from_numpy(sample.targets), len(data.classes)), dim=1)
 
 
 def pooled(found: Any) -> Tensor:
@@ -139,7 +139,7 @@ def prototypes(data: Data, *, model: str, images: Images = 512) -> Tensor:
     built, _ = built_model(model, run_folder(model), data)
     sample = chosen(data.train, max(images, 2 * len(data.classes)))
     rows = features_at(built, Batches(sample, BATCH, device=built.device), [built.path_of("last")])
-    return class_means(next(iter(rows.values())), torch.from_numpy(sample.labels), len(data.classes))
+    return class_means(next(iter(rows.values())), torch.from_numpy(sample.targets), len(data.classes))
 
 
 def class_means(rows: Float[Tensor, "n e"], labels: Tensor, classes: int) -> Float[Tensor, "k e"]:

@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -152,7 +152,7 @@ def features_at(
     with quietly(model), torch.no_grad(), ExitStack() as stack:
         reading = {tap: stack.enter_context(model.reading(tap)) for tap in taps if tap != LOGITS}
         for batch in batches:
-            seen = most_relevant(model, batch.images, batch.labels) if explained else batch.images
+            seen = most_relevant(model, batch.images, batch.targets) if explained else batch.images
             logits = model.logits(seen)
             for tap, rows in collected.items():
                 made = logits if tap == LOGITS else as_rows(grid(reading[tap].take(), model.size), features)
@@ -226,15 +226,13 @@ def said(what: str, of: str, than: str, found: Contrast) -> dict[str, Any]:
 
 def plain(found: Dependence | Contrast) -> dict[str, Any]:
     """The values as JSON types; NaN becomes None."""
-    values = asdict(found)
-    if "notes" in values:
-        values["notes"] = list(values["notes"])
+    values = found.plain("value")
     return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in values.items()}
 
 
 def chosen(split: Split, count: int, seed: int = 0) -> Split:
     """A sample of a split with equally many images per class: see `balanced`."""
-    return dataclasses.replace(split, index=split.index[balanced(split.labels, count, seed)])
+    return dataclasses.replace(split, index=split.index[balanced(split.targets, count, seed)])
 
 
 def balanced(labels: np.ndarray, count: int, seed: int = 0) -> np.ndarray:

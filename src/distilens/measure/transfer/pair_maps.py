@@ -58,11 +58,11 @@ def reference_positions(split: Split, count: int, seed: int = 0) -> np.ndarray:
     Raises:
         UserError: see `balanced`.
     """
-    counts = np.unique(split.labels[split.labels >= 0], return_counts=True)[1]
+    counts = np.unique(split.targets[split.targets >= 0], return_counts=True)[1]
     if not len(counts):
-        return balanced(split.labels, count)
+        return balanced(split.targets, count)
     each = min(-(-count // len(counts)), int(counts.min()) // 2)
-    return balanced(split.labels, len(counts) * max(2, each), seed)
+    return balanced(split.targets, len(counts) * max(2, each), seed)
 
 
 def reference_set(
@@ -92,7 +92,7 @@ def reference_set(
         )
         for name, model in models.items()
     }
-    return Reference(positions, task(torch.from_numpy(sample.labels)), rows)
+    return Reference(positions, task(torch.from_numpy(sample.targets)), rows)
 
 
 def seen_at(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -58,9 +60,9 @@ def rs(
 def biased_one(x: Representation, y: Representation) -> Dependence:
     """The statistic of the released code: rows of length 1, double-centred distances, never negative."""
     ours, others = (one if isinstance(one, Distances) else Distances(normalised_rows(one)) for one in (x, y))
-    nan = float("nan")
     note = f"biased: independent features of {ours.n} samples do not score 0, so the value alone has no meaning"
-    return Dependence(float(distance_correlation(ours, others, biased=True)), ours.n, nan, nan, nan, nan, (note,))
+    value = float(distance_correlation(ours, others, biased=True))
+    return Dependence(value=value, n=ours.n, p=math.nan, z=math.nan, notes=(note,))
 
 
 def normalised_rows(x: Float[Tensor, "n ..."]) -> Float[Tensor, "n d"]:

@@ -73,7 +73,7 @@ class Comparing:
         self.index = torch.from_numpy(self.some.index)
         if len(self.some) < FEWEST:
             raise UserError(f"{data.name} has {len(self.some)} images for a comparison, which needs at least {FEWEST}")
-        self.task = Distances(self.task_of(torch.from_numpy(self.some.labels)), self.index)
+        self.task = Distances(self.task_of(torch.from_numpy(self.some.targets)), self.index)
         self.pairs = pictured(models)
         self.pace = {name: self.seconds(model) for name, model in models.items()}
 
@@ -209,11 +209,11 @@ class Comparing:
         """The arrays of the pictures at one level: images, labels, masks, and one map per pair."""
         batch = batch_at(self.data.test, positions)
         seen = seen_at(self.models, level, batch.images, done=self.heard(f"maps at {level.name}"))
-        task, among = self.task_of(batch.labels), reference.among(positions)
+        task, among = self.task_of(batch.targets), reference.among(positions)
         arrays = {
             "index": batch.index.numpy(),
             "images": as_pixels(batch.images),
-            "labels": batch.labels.numpy(),
+            "labels": batch.targets.numpy(),
             "signed": np.array(False),
             "roles": np.array([pair.called for pair in self.pairs]),
             "answers_of": np.array([pair.of for pair in self.pairs]),
@@ -236,7 +236,7 @@ class Comparing:
         """The stability of each pair's maps and, at the last level, their faithfulness, localisation and sanity checks."""
         batch = batch_at(self.data.test, positions)
         seen = seen_at(self.models, level, batch.images, done=self.heard(f"maps at {level.name}"))
-        task, features = self.task_of(batch.labels), self.how.features
+        task, features = self.task_of(batch.targets), self.how.features
         results: dict[str, Any] = {}
         energies: dict[str, Tensor] = {}
         for pair in self.pairs:
@@ -262,7 +262,7 @@ class Comparing:
         level = next((level for level in reversed(self.levels) if level.has_grid), self.levels[-1])
         sample = chosen(self.data.test, min(GROWN, self.how.samples))
         index = torch.from_numpy(sample.index)
-        task = Distances(self.task_of(torch.from_numpy(sample.labels)), index)
+        task = Distances(self.task_of(torch.from_numpy(sample.targets)), index)
         scored: dict[str, list[dict[str, Any]]] = {}
         teacher: dict[str, Tensor] = {}
         for name, states in grown.items():

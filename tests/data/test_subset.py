@@ -5,6 +5,7 @@ import pytest
 
 from distilens.data import Data, Rows, Source, from_arrays, load, source_of, subset
 from distilens.foundation.errors import UserError
+from distilens.tasks import as_task
 
 NAMES = ("ant", "bee", "cat", "dog")
 
@@ -21,7 +22,7 @@ def rows(counts, start=0):
 def source():
     train = rows({0: 100, 1: 60, 2: 40, 3: 20, -1: 10})
     test = rows({0: 10, 1: 10, 2: 10, 3: 10, -1: 3}, start=1)
-    return Source(train, test, None, NAMES, "content", ("a.png: broken",))
+    return Source(train, test, None, as_task(NAMES), "content", ("a.png: broken",))
 
 
 def counts(split):
@@ -110,7 +111,7 @@ def test_classes_by_name_or_position_are_counted_in_the_order_given(source, clas
 
 
 def test_names_that_are_numbers_come_before_positions(source):
-    data = subset(Source(source.train, source.test, None, ("3", "2", "1", "0"), "f"), "a", classes=("3", "2"))
+    data = subset(Source(source.train, source.test, None, as_task(("3", "2", "1", "0")), "f"), "a", classes=("3", "2"))
     assert data.classes == ("3", "2")
     assert counts(data.train)[1] == 90
 
@@ -132,14 +133,14 @@ def test_classes_that_are_not_there(source, classes, message):
 
 def test_a_validation_set_of_the_sources_own_is_used(source):
     own = rows({0: 5, 1: 5, 2: 5, 3: 5}, start=2)
-    data = subset(Source(source.train, source.test, own, NAMES, "f"), "a", val_fraction=0.5)
+    data = subset(Source(source.train, source.test, own, as_task(NAMES), "f"), "a", val_fraction=0.5)
     assert data.validation.rows is own
     assert len(data.validation) == 20
     assert len(data.train) == 230
 
 
 def test_without_a_test_set_a_fifth_is_held_out_the_same_for_every_seed(source):
-    one, two = (subset(Source(source.train, None, None, NAMES, "f"), "a", seed=seed) for seed in (0, 1))
+    one, two = (subset(Source(source.train, None, None, as_task(NAMES), "f"), "a", seed=seed) for seed in (0, 1))
     assert counts(one.test) == [0, 20, 12, 8, 4]
     np.testing.assert_array_equal(one.test.index, two.test.index)
     assert not np.array_equal(one.validation.index, two.validation.index)
@@ -148,7 +149,7 @@ def test_without_a_test_set_a_fifth_is_held_out_the_same_for_every_seed(source):
 
 
 def test_at_least_one_image_of_a_class_validates_and_trains():
-    few = Source(rows({0: 3, 1: 2}), rows({0: 1, 1: 1}), None, NAMES[:2], "f")
+    few = Source(rows({0: 3, 1: 2}), rows({0: 1, 1: 1}), None, as_task(NAMES[:2]), "f")
     data = subset(few, "a", val_fraction=0.01)
     assert counts(data.validation)[1:3] == [1, 1]
     assert counts(data.train)[1:3] == [2, 1]
@@ -158,7 +159,7 @@ def test_at_least_one_image_of_a_class_validates_and_trains():
 
 def test_a_class_with_one_image(source):
     with pytest.raises(UserError) as error:
-        subset(Source(rows({0: 5, 1: 1}), source.test, None, NAMES[:2], "f"), "a")
+        subset(Source(rows({0: 5, 1: 1}), source.test, None, as_task(NAMES[:2]), "f"), "a")
     assert str(error.value) == (
         "too few training images in 1 of 2 classes: 'bee' 1 (and 10 to test). Each needs 2, as validation images are held "
         "out of them. Add images"
@@ -167,7 +168,7 @@ def test_a_class_with_one_image(source):
 
 def test_a_test_set_without_the_chosen_classes(source):
     with pytest.raises(UserError, match="the test set has no image of the classes ant, bee"):
-        subset(Source(source.train, rows({3: 4}), None, NAMES, "f"), "a", classes=("ant", "bee"))
+        subset(Source(source.train, rows({3: 4}), None, as_task(NAMES), "f"), "a", classes=("ant", "bee"))
 
 
 def test_from_arrays():

@@ -1,0 +1,293 @@
+"""Choose the rows of a run: classes, a validation split held out of train, `limit`, `shots`."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from distilens.data.copies import describe_copies
+from distilens.data.labels import composed, said_of_names
+from distilens.data.source import Inventory, Rows, Source, check_count, digest, said_option
+from distilens.data.splits import Data, Split
+from distilens.foundation.errors import UserError, nearest, shortened
+from distilens.tasks import Classification, Task
+
+TEST_SHARE = 0.2
+"""The share of train that is held out if a source has no test set. The seed is always 0: all runs have the same test set."""
+
+
+def subset(
+    source: Source,
+    name: str,
+    *,
+    limit: int | None = None,
+    shots: int | None = None,
+    classes: Sequence[str | int] | None = None,
+    min_images: int | None = None,
+    val_fraction: float = 0.1,
+    seed: int = 0,
+) -> Data:
+    """Choose the rows of a run: classes, then a validation split held out of train, then `limit`, then `shots`.
+
+    Every choice is stratified and depends only on the seed and the labels. The rows of a smaller `limit` or `shots` are a subset
+    of those of a larger one, and neither changes what is held out. Rows without a label (-1) stay in train only, and `shots`
+    keeps all of them.
+
+    Args:
+        limit: the maximum number of images per split, with the same share of every class.
+        shots: the number of labelled training images per class.
+        classes: the classes to keep, by name or position; they become 0, 1, ... in this order.
+        min_images: leave out classes with fewer training images (counted before validation and test are held out).
+        val_fraction: the share of every class for validation, at least one image; not used if the source has a validation set.
+
+    Raises:
+        UserError: a class is unknown, there are fewer than two, or one has too few images.
+    """
+    if not isinstance(source.task, Classification):
+        check_no_classes(source.task, classes=classes, min_images=min_images, shots=shots)
+    task, sets = chosen_classes(source, classes)
+    names = task.classes
+    rare = [] if min_images is None else fewer_than(min_images, task, sets)
+    if rare:
+        task, sets = chosen_classes(source, [name for name in names if name not in rare])
+        names = task.classes
+    if isinstance(task, Classification):
+        check_count(names, source.inventory.hint)
+        check_images(names, sets_of_strata(task, sets))
+    strata = sets_of_strata(task, sets)
+    whole = classes is None and not rare
+    before = source.task.strata(source.train.targets)
+    train = np.arange(len(sets["train"])) if whole else kept_rows(before, strata["train"])
+    index = {part: np.flatnonzero(values >= 0) for part, values in strata.items() if part != "train"}
+    for part in index:
+        if not len(index[part]):
+            what = f"image of the classes {shortened(names)}" if names else "image with a target"
+            raise UserError(f"the {part} set has no {what}")
+    for part, fraction, key in (("test", TEST_SHARE, 0), ("validation", val_fraction, seed)):
+        if part not in sets:
+            held = choose_test_files(strata["train"][train], fraction, generator(part, key))
+            index[part], train = train[held], train[~held]
+            sets[part], strata[part] = sets["train"], strata["train"]
+    index["train"] = train
+    if limit is not None:
+        index = {
+            part: limited(rows, strata[part], limit, generator(f"limit {part}", seed)) for part, rows in index.items()
+        }
+        check_limited(limit, names, strata["train"][index["train"]])
+    if shots is not None:
+        index["train"] = drawn(index["train"], strata["train"], shots, names, generator("shots", seed))
+    origins = {part: digest(source.fingerprint, part if own(source, part) else "train") for part in sets}
+    splits = {
+        part: Split(rows, np.sort(index[part]).astype(np.int64), origins[part], task) for part, rows in sets.items()
+    }
+    chosen = {"limit": limit, "shots": shots, "classes": names, "val_fraction": val_fraction, "seed": seed}
+    height, width = source.train.images.shape[1:3]
+    return Data(
+        name, splits["train"], splits["validation"], splits["test"], task, (height, width),
+        digest(source.fingerprint, chosen), seed, source.skipped, source.fingerprint,
+        told(source, splits, sets, names, rare, min_images),
+    )  # fmt: skip
+
+
+def check_no_classes(task: Task, **options: object) -> None:
+    """Raise a `UserError` if an option about classes is given for a task without classes."""
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise UserError(f"{', '.join(given)}= is about classes, but the task {task.name} has none: take limit=")
+
+
+def sets_of_strata(task: Task, sets: Mapping[str, Rows]) -> dict[str, np.ndarray]:
+    """The stratum per image of each set; -1 means no target."""
+    return {part: task.strata(rows.targets) for part, rows in sets.items()}
+
+
+def told(
+    source: Source,
+    splits: Mapping[str, Split],
+    sets: Mapping[str, Rows],
+    names: Sequence[str],
+    rare: Sequence[str],
+    min_images: int | None,
+) -> Inventory:
+    """The inventory of the source, with remarks on the chosen rows."""
+    own_set = {part: (part if own(source, part) else "train", splits[part].index) for part in splits}
+    copies = (
+        describe_copies(source.copies, own_set, {part: rows.targets for part, rows in sets.items()}, names)
+        if names
+        else []
+    )
+    left_out = dict(source.inventory.left_out)
+    if source.skipped:
+        left_out["pictures that cannot be decoded"] = source.skipped
+    if rare:
+        left_out[f"classes of fewer than {min_images} training images"] = rare
+    absent = [said_of_absent(part, names, splits[part].strata) for part in ("validation", "test")]
+    remarks = [*source.inventory.remarks, *(line for line in absent if line), *copies]
+    return replace(source.inventory, remarks=tuple(remarks), left_out=left_out)
+
+
+def said_of_absent(part: str, names: Sequence[str], labels: np.ndarray) -> str:
+    """A warning if a split has no picture of some class; else empty."""
+    there = set(labels.tolist())
+    absent = [name for place, name in enumerate(names) if place not in there]
+    if not absent:
+        return ""
+    return f"the {part} split has no picture of {shortened(absent, quoted=True)}: its accuracy says nothing about them"
+
+
+def check_limited(limit: int, names: Sequence[str], strata: np.ndarray) -> None:
+    """Check that every class keeps a training image.
+
+    Raises:
+        UserError: `limit` leaves a class without a training image.
+    """
+    there = set(strata.tolist())
+    gone = [name for place, name in enumerate(names) if place not in there]
+    if gone:
+        raise UserError(
+            f"limit={limit} leaves no training image of {shortened(gone, quoted=True)}, of {len(names)} classes. Raise it (rare "
+            "classes need more), or choose classes=[...]"
+        )
+
+
+def own(source: Source, part: str) -> bool:
+    """True if a split has its own set in the source; False if it was held out of train."""
+    return getattr(source, part) is not None
+
+
+def chosen_classes(source: Source, classes: Sequence[str | int] | None) -> tuple[Task, dict[str, Rows]]:
+    """The task with the kept classes, and the source's sets with labels for these classes; -1 for all others."""
+    all_sets = {"train": source.train, "validation": source.validation, "test": source.test}
+    sets = {part: rows for part, rows in all_sets.items() if rows is not None}
+    if classes is None:
+        return source.task, sets
+    positions = [position_of(given, source.classes) for given in classes]
+    twice = [source.classes[position] for position in positions if positions.count(position) > 1]
+    if twice or not positions:
+        raise UserError(
+            f"classes=[...] names {repr(twice[0]) + ' twice' if twice else 'no class'}; give each class once"
+        )
+    table = np.full(len(source.classes) + 1, -1, dtype=np.int64)  # the last entry is for the label -1
+    table[positions] = np.arange(len(positions))
+    sets = {part: replace(rows, targets=table[rows.targets]) for part, rows in sets.items()}
+    return Classification(tuple(source.classes[position] for position in positions)), sets
+
+
+def position_of(given: str | int, classes: Sequence[str]) -> int:
+    """The position of a class, given by name or, if no class name is a number, by position."""
+    name = composed(str(given))
+    if name in classes:
+        return classes.index(name)
+    if name.isdecimal() and int(name) < len(classes) and not any(label.isdecimal() for label in classes):
+        return int(name)
+    with_comma = next((label for label in classes if "," in label), None)
+    how = f". A name with a comma is written in brackets: classes=[[{with_comma}],...]" if with_comma else ""
+    raise UserError(
+        f"unknown class {given!r}.{nearest(name, tuple(classes))} Known: {shortened(classes, most=20)}{how}"
+    )
+
+
+def counts_of(names: Sequence[str], strata: np.ndarray) -> np.ndarray:
+    """The number of images per class."""
+    return np.bincount(strata[strata >= 0], minlength=len(names))
+
+
+def fewer_than(least: int, task: Task, sets: Mapping[str, Rows]) -> list[str]:
+    """The classes with fewer than `least` training images.
+
+    Raises:
+        UserError: fewer than two classes would be left.
+    """
+    names = task.classes
+    counts = counts_of(names, task.strata(sets["train"].targets))
+    rare = [name for name, count in zip(names, counts, strict=True) if count < least]
+    if len(names) - len(rare) < 2:
+        shown = shortened([f"{names[place]!r} {counts[place]}" for place in np.argsort(-counts)])
+        raise UserError(f"min_images={least} leaves fewer than two classes; training images of each: {shown}")
+    return rare
+
+
+def check_images(names: Sequence[str], sets: Mapping[str, np.ndarray]) -> None:
+    """Check that every class has an image for training, and one for each split that is held out of the training set.
+
+    Raises:
+        UserError: it names all classes with too few images.
+    """
+    missing = [part for part in ("test", "validation") if part not in sets]
+    least = 1 + len(missing)
+    counts = counts_of(names, sets["train"])
+    short = [place for place in range(len(names)) if counts[place] < least]
+    if not short:
+        return
+    tests = counts_of(names, sets["test"]) if "test" in sets else np.zeros(len(names), dtype=np.int64)
+    shown = shortened(
+        [
+            f"{names[place]!r} {counts[place]}" + f" (and {tests[place]} to test)" * bool(tests[place])
+            for place in short
+        ],
+        most=30,
+    )
+    needs = f"{least}, as {' and '.join(missing)} images are held out of them" if missing else "one"
+    spelling = said_of_names(names)
+    kept = [place for place in range(len(names)) if place not in short]
+    tested = "test" not in sets or tests[kept].all()
+    remedy = f", or leave these classes out: {said_option(f'min_images={least}')}" if len(kept) > 1 and tested else ""
+    raise UserError(
+        f"too few training images in {len(short):,} of {len(names):,} classes: {shown}. Each needs {needs}. Add images{remedy}"
+        + f". {spelling[:1].upper()}{spelling[1:]}" * bool(spelling)
+    )
+
+
+def kept_rows(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """The rows of the kept classes, and those that never had a label."""
+    return np.flatnonzero((after >= 0) | (before < 0))
+
+
+def generator(name: str, seed: int) -> np.random.Generator:
+    """A random generator per purpose, so that one option never changes the random choices of another."""
+    return np.random.default_rng([seed, zlib.crc32(name.encode())])
+
+
+def choose_test_files(strata: np.ndarray, fraction: float, random: np.random.Generator) -> np.ndarray:
+    """True for the rows to hold out: `fraction` of every stratum, at least one image but never all."""
+    rank = ranks(strata, random)
+    counts = np.bincount(strata[strata >= 0], minlength=1)
+    share = np.clip(np.round(counts * fraction), 1, counts - 1)
+    return (strata >= 0) & (rank < share[strata])
+
+
+def ranks(strata: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """The rank of each row in a random order of its stratum: 0, 1, ..."""
+    order = np.argsort(random.random(len(strata)), kind="stable")
+    rank = np.empty(len(strata), dtype=np.int64)
+    for stratum in np.unique(strata):
+        members = order[strata[order] == stratum]
+        rank[members] = np.arange(len(members))
+    return rank
+
+
+def limited(rows: np.ndarray, strata: np.ndarray, limit: int, random: np.random.Generator) -> np.ndarray:
+    """At most `limit` of the rows, with the same share of every stratum (rows without a target count as one)."""
+    own = strata[rows]
+    rank = ranks(own, random)
+    # In the order of quantiles within the class, the first rows have the same share of every class, for any limit.
+    quantile = (rank + 0.5) / np.bincount(own + 1)[own + 1]
+    return rows[np.lexsort((random.random(len(rows)), quantile))[:limit]]
+
+
+def drawn(
+    rows: np.ndarray, strata: np.ndarray, shots: int, names: Sequence[str], random: np.random.Generator
+) -> np.ndarray:
+    """`shots` rows of every class, and all rows without a label."""
+    own = strata[rows]
+    counts = np.bincount(own[own >= 0], minlength=len(names))
+    least = int(counts.argmin())
+    if counts[least] < shots:
+        raise UserError(
+            f"shots={shots} asks for {shots} training images of every class, but {names[least]!r} has {counts[least]} "
+            "(after validation and limit). Ask for fewer, or leave the class out with classes=[...]"
+        )
+    return rows[(own < 0) | (ranks(own, random) < shots)]
