@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from distilens.report import charts, gallery_page
-from distilens.report.gallery_page import Column, Content, Line, Row, brief, detailed, short
+from distilens.report.gallery_page import Column, Content, Line, Row, brief, format_short, page_cell
 
 spec = importlib.util.spec_from_file_location("run_page", Path(__file__).with_name("test_page.py"))
 assert spec is not None and spec.loader is not None
@@ -209,7 +209,7 @@ def test_a_notebook_shows_eight_images() -> None:
     ],
 )
 def test_numbers(value, text) -> None:
-    assert short(value) == text
+    assert format_short(value) == text
 
 
 def test_cells() -> None:
@@ -217,9 +217,9 @@ def test_cells() -> None:
     assert brief(entry, as_percent=False) == "0.500 ±0.100"
     assert brief(entry, as_percent=True) == "50.0 ±10.0 %"
     assert brief(None, as_percent=True) == "–"
-    assert detailed(entry, True) == ("50.0 %", "[40.0 to 60.0]")
-    assert detailed(entry | {"empty": 2}, False) == ("0.500", "[0.400 to 0.600], n = 8")
-    assert detailed(entry | {"low": None, "high": None}, False) == ("0.500", "")
+    assert page_cell(entry, True) == ("50.0 %", "[40.0 to 60.0]")
+    assert page_cell(entry | {"empty": 2}, False) == ("0.500", "[0.400 to 0.600], n = 8")
+    assert page_cell(entry | {"low": None, "high": None}, False) == ("0.500", "")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

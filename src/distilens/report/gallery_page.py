@@ -180,7 +180,7 @@ def brief(entry: Mapping[str, Any] | None, *, as_percent: bool) -> str:
     return estimate.with_half(writer(as_percent)) + " %" * (as_percent and estimate.value is not None)
 
 
-def detailed(entry: Mapping[str, Any] | None, as_percent: bool) -> Cell:
+def page_cell(entry: Mapping[str, Any] | None, as_percent: bool) -> Cell:
     """A cell of the page: the mean and its interval; also n if images are left out."""
     estimate = Estimate.read(entry)
     left_out = estimate is not None and bool(estimate.empty)
@@ -188,10 +188,10 @@ def detailed(entry: Mapping[str, Any] | None, as_percent: bool) -> Cell:
 
 
 def writer(as_percent: bool) -> Write:
-    return in_percent if as_percent else short
+    return in_percent if as_percent else format_short
 
 
-def short(value: float | None, sign: str = "") -> str:
+def format_short(value: float | None, sign: str = "") -> str:
     """Three digits or so, without an exponent: `0.00021`, `0.512`, `3.14`, `1,234`."""
     if value is None:
         return NOTHING

@@ -59,7 +59,7 @@ from distilens.models.folding import prepare
 from distilens.models.saved import fingerprint_of
 from distilens.report import gallery_page
 from distilens.report.cells import percent
-from distilens.report.gallery_page import brief, detailed, short
+from distilens.report.gallery_page import brief, format_short, page_cell
 from distilens.tasks import Classification, Task
 from distilens.tasks.classification import UNNAMED
 
@@ -115,7 +115,9 @@ class Gallery:
 
     def __repr__(self) -> str:
         areas = ", ".join(
-            f"{label} {short(self.scores[label]['insertion']['mean'])}" for label in self.parts if not self.floor(label)
+            f"{label} {format_short(self.scores[label]['insertion']['mean'])}"
+            for label in self.parts
+            if not self.floor(label)
         )
         return f"Gallery({self.model!r}, {len(self)} images of {self.data!r}; insertion AUC: {areas})"
 
@@ -158,7 +160,7 @@ class Gallery:
                 measure.arrow.strip(),
                 measure.direction,
                 measure.meaning,
-                {label: detailed(self.scores[label].get(measure.key), measure.as_percent) for label in self.parts},
+                {label: page_cell(self.scores[label].get(measure.key), measure.as_percent) for label in self.parts},
             )
             for measure in self.measures()
         ]

@@ -33,7 +33,7 @@ from distilens.measure.maps.columns import Part
 from distilens.measure.maps.images import Chosen
 from distilens.models.model import Model
 from distilens.models.taps import evaluating
-from distilens.report.gallery_page import short
+from distilens.report.gallery_page import format_short
 
 CHUNK = 16  # images per pass
 STEPS = 20  # steps of the insertion and deletion curves
@@ -212,15 +212,15 @@ def finding(label: str, own: Float[Tensor, " b"], floors: Mapping[str, Float[Ten
     """
     scores = {name: mean_of(values) for name, values in floors.items()}
     mine = mean_of(own)
-    score = f"insertion AUC {mine.with_interval(short)}"
+    score = f"insertion AUC {mine.with_interval(format_short)}"
     if not mine.n:
         return f"{label} says nothing: all of its maps are empty."
     if mine.ends is None:
         return f"{label}: {score}. One image is not enough for a comparison with the floors."
     best = max(scores, key=lambda name: scores[name].value or 0.0)
     ahead = {name: mean_of(own - values) for name, values in floors.items()}
-    more = {name: difference.with_interval(partial(short, sign="+")) for name, difference in ahead.items()}
-    against = f"the best floor, {best}, {scores[best].with_interval(short)}; image by image {more[best]}"
+    more = {name: difference.with_interval(partial(format_short, sign="+")) for name, difference in ahead.items()}
+    against = f"the best floor, {best}, {scores[best].with_interval(format_short)}; image by image {more[best]}"
     below = [name for name, other in scores.items() if other.ends is not None and mine.below(other.ends[0])]
     alike = [name for name, other in scores.items() if mine.overlaps(other)]
     if not below and not alike:
