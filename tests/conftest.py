@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import gc
 import os
-import sys
-import types
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from beartype import BeartypeConf, beartype
-from jaxtyping import install_import_hook
+import jaxtyping
 
-# The hook takes a type checker by name; ours lets an int stand for a float, as Python does.
-checking = types.ModuleType("checking")
-checking.check = beartype(conf=BeartypeConf(is_pep484_tower=True))  # type: ignore[attr-defined]
-sys.modules["checking"] = checking
-install_import_hook("distilens", "checking.check")
+from checking import checked
+
+jaxtyping.jaxtyped = checked  # which the hook puts before each function
+jaxtyping.install_import_hook("distilens", "checking.check")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
+gc.disable()  # until all is imported, of which nothing is garbage
+
+
+def pytest_collection_finish():
+    """What was imported stays: the garbage collector need not go through it again in each test."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -32,6 +32,8 @@ from .runs.recipe import Recipe as Recipe
 from .runs.recipe_file import read_recipe as read_recipe
 from .runs.run import Run as Run
 from .runs.run import load_run as load_run
+from .tasks import Metric as Metric
+from .tasks import Task as Task
 from .teachers import BestExplainedTeacher as BestExplainedTeacher
 from .teachers import LiveTeacher as LiveTeacher
 from .teachers import MeanTeacher as MeanTeacher

@@ -191,6 +191,9 @@ class Method(nn.Module):
         """Once, after training: turn the training form into the final one."""
         return student
 
+    def unfinish(self, student: Model, state: Mapping[str, Tensor]) -> None:
+        """Turn the final form back into the training form of the weights in `state`, in place, so that they can be loaded."""
+
     def __repr__(self) -> str:
         """The method as a call: `kd(temperature=4,weight=0.9)`. Options that are off or at their default are left out."""
         if not self.notation:

@@ -11,46 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from distilens.cli import commands
 from distilens.foundation.errors import UserError
 from distilens.foundation.files import lock_folder, write_atomically, write_text
 from distilens.models import build_model
 from distilens.models.adapters import load_state
 from distilens.models.saved import load_model, save_model
 from distilens.training.log import Metrics
-
-TINY = """
-name = "tiny"
-data = "shapes:train=64,test=40,val_fraction=0.3"
-[student]
-model = "resnet8"
-methods = ["ce"]
-[train]
-epochs = 1
-batch_size = 16
-[explain]
-explainers = ["gradcam"]
-images = 4
-measured = 8
-"""
-
-
-@pytest.fixture
-def place(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "recipe.toml").write_text(TINY)
-    return tmp_path
-
-
-def command(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["distilens", *arguments])
-    code = 0
-    try:
-        commands.main()
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    said = capsys.readouterr()
-    return code, said.out, said.err
 
 
 @pytest.mark.parametrize(
@@ -69,17 +35,16 @@ def command(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
         (["validate", "recipe.toml", "--set", "train.batch_size=0"], "greater than or equal to 1"),
     ],
 )
-def test_mistakes_end_with_a_message_and_2(place, monkeypatch, capsys, arguments, text):
-    code, _, error = command(monkeypatch, capsys, *arguments)
+def test_mistakes_end_with_a_message_and_2(command, arguments, text):
+    code, _, error = command(*arguments)
     assert code == 2
     assert text in error
-    assert "Traceback" not in error
 
 
-def test_a_run_goes_through_and_each_stage_is_a_command(place, monkeypatch, capsys):
-    code, output, error = command(monkeypatch, capsys, "run", "recipe.toml", "--out", "runs/one")
+def test_a_run_goes_through_and_each_stage_is_a_command(command, tmp_path):
+    code, output, error = command("run", "recipe.toml", "--out", "runs/one")
     assert code == 0, error
-    folder = place / "runs" / "one"
+    folder = tmp_path / "runs" / "one"
     assert "accuracy, test" in output
     assert str(Path("runs/one/report.html")) in output
     about = json.loads((folder / "about.json").read_text())
@@ -88,39 +53,31 @@ def test_a_run_goes_through_and_each_stage_is_a_command(place, monkeypatch, caps
     for path in ("scores.json", "maps/gradcam.npz"):
         (folder / path).unlink()
     for stage in ("train", "measure", "explain", "report"):
-        assert command(monkeypatch, capsys, stage, "runs/one")[0] == 0
+        assert command(stage, "runs/one")[0] == 0
     assert (folder / "scores.json").exists()
     assert (folder / "maps" / "gradcam.npz").exists()
-    code, _, error = command(monkeypatch, capsys, "run", "runs/one/recipe.toml", "--out", "runs/one")
+    code, _, error = command("run", "runs/one/recipe.toml", "--out", "runs/one")
     assert code == 0
     assert error.count("already done") == 4
 
 
-@pytest.mark.parametrize("kind", ["methods", "models", "data", "explainers", "recipes"])
-def test_list_prints_a_line_a_part(place, monkeypatch, capsys, kind):
-    monkeypatch.setenv("COLUMNS", "200")
-    code, output, _ = command(monkeypatch, capsys, "list", kind)
-    assert code == 0
-    expected = {"methods": "kd", "models": "resnet20", "data": "parquet", "explainers": "gradcam", "recipes": "demo"}[
-        kind
-    ]
-    assert any(line.startswith(expected) for line in output.splitlines())
-
-
-def test_a_teacher_with_other_classes_is_said_with_both_numbers(place, monkeypatch, capsys):
-    save_model(build_model("resnet8", [str(n) for n in range(5)], (32, 32)), place / "other" / "student")
-    recipe = TINY + '[teacher]\nmodel = "run:other"\n'
-    (place / "recipe.toml").write_text(recipe)
-    code, _, error = command(monkeypatch, capsys, "run", "recipe.toml")
+def test_a_teacher_with_other_classes_is_said_with_both_numbers(command, tmp_path):
+    save_model(build_model("resnet8", [str(n) for n in range(5)], (16, 16)), tmp_path / "other" / "student")
+    with open("recipe.toml", "a") as recipe:
+        recipe.write('[teacher]\nmodel = "run:other"\n')
+    code, _, error = command("run", "recipe.toml")
     assert code == 2
     assert "knows 5 classes, the data has 8" in error
     assert "teacher.finetune=all" in error
-    code, _, error = command(monkeypatch, capsys, "run", "recipe.toml", "--set", "teacher.finetune=head")
+    code, _, error = command("run", "recipe.toml", "--set", "teacher.finetune=head")
     assert code == 0, error
-    assert (
-        load_model(place / "runs/tiny/teacher").classes[0] == "circle"
-        or len(load_model(place / "runs/tiny/teacher").classes) == 8
-    )
+    assert len(load_model(tmp_path / "runs/tiny/teacher").classes) == 8
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 class Code:
@@ -154,18 +111,6 @@ def test_weight_files(place):
         load_state(place / "cut.safetensors")
     with pytest.raises(UserError, match="there is no such file"):
         load_state(place / "none.safetensors")
-
-
-@pytest.mark.parametrize(
-    "name", ["resnet8", "wrn-16-1", "timm:resnet18", "torchvision:resnet18", "timm:vit_tiny_patch16_224,size=32"]
-)
-def test_models_are_saved_and_loaded(place, name):
-    model = build_model(name, tuple("abc"), (32, 32)).eval()
-    save_model(model, place / "saved")
-    images = torch.rand(2, 3, 40, 40)
-    again = load_model(place / "saved")
-    assert torch.equal(again.logits(images), model.logits(images))
-    assert (again.name, again.classes, again.size) == (model.name, model.classes, model.size)
 
 
 MINE = """
@@ -217,20 +162,20 @@ def test_a_full_disk_is_said_and_the_old_file_stays(place):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a small disk is mounted by root")
-def test_a_run_on_a_disk_that_fills_says_so_and_goes_on_with_more_room(place, monkeypatch, capsys):
-    disk = place / "disk"
+def test_a_run_on_a_disk_that_fills_says_so_and_goes_on_with_more_room(command, tmp_path):
+    disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=900k", "tmpfs", str(disk)]).returncode:
         pytest.skip("no mount here")
     try:
-        arguments = ("run", "recipe.toml", "--out", "disk/run", "--set", "data=digits:limit=40", "train.epochs=2")
-        code, _, error = command(monkeypatch, capsys, *arguments)
+        changes = ("data=digits:limit=40,size=16", "train.epochs=2", "student.model=resnet8")
+        arguments = ("run", "recipe.toml", "--out", "disk/run", "--set", *changes)
+        code, _, error = command(*arguments)
         assert code == 2
         assert "disk is full" in error
-        assert "Traceback" not in error
         assert not list(disk.rglob(".last*"))
         subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
-        code, _, error = command(monkeypatch, capsys, *arguments)
+        code, _, error = command(*arguments)
         assert code == 0, error
     finally:
         subprocess.run(["umount", str(disk)], check=True)

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import ViTConfig, ViTForImageClassification
 
 from distilens.core import Model
 from distilens.explain import EXPLAINERS
@@ -12,6 +11,7 @@ from distilens.explain.occlusion import Occlusion
 from distilens.explain.rise import RISE, shift_cells
 from distilens.foundation import randomness
 from distilens.models import build_model
+from networks import transformer
 
 CLASSES = tuple("abcd")
 TARGET = torch.tensor([0, 1, 2])
@@ -224,35 +224,20 @@ def test_the_centre_is_symmetric_and_highest_in_the_middle(height, width):
         assert maps[0, 7, 14].item() == pytest.approx(side.item(), rel=1e-4)
 
 
-def transformer() -> Model:
-    torch.manual_seed(0)
-    config = ViTConfig(
-        hidden_size=24,
-        num_hidden_layers=3,
-        num_attention_heads=3,
-        intermediate_size=48,
-        image_size=32,
-        patch_size=8,
-        num_labels=4,
-        initializer_range=0.2,
-    )
-    return Model(ViTForImageClassification(config), CLASSES, size=(32, 32)).eval()
-
-
-def convolutional() -> Model:
+def squeezed() -> Model:
     """torchvision's, with in-place ReLUs and concatenations, and a head of a convolution and a mean."""
     torch.manual_seed(0)
     return build_model("torchvision:squeezenet1_1", CLASSES, (32, 32)).eval()
 
 
 @pytest.mark.parametrize("part", FAMILIES)
-@pytest.mark.parametrize("name", ["transformer", "slim", "convolutional"])
+@pytest.mark.parametrize("name", ["transformer", "slim", "squeezed"])
 def test_others_models_are_explained(name, part):
-    net = {"transformer": transformer, "slim": slim, "convolutional": convolutional}[name]()
+    net = {"transformer": transformer, "slim": slim, "squeezed": squeezed}[name]()
     explain = EXPLAINERS.build(part)
     explain.reference = images(32, 2)
     found = explain(net, images(32), TARGET)
-    side = {"transformer": 4, "slim": 4, "convolutional": 3}[name] if explain.tap == "last" else 32
+    side = {"transformer": 4, "slim": 4, "squeezed": 3}[name] if explain.tap == "last" else 32
     assert found.maps.shape == (3, side, side)
     assert found.maps.isfinite().all()
     assert found.maps.any()

@@ -11,6 +11,7 @@ from distilens.core import Model
 from distilens.explain import EXPLAINERS
 from distilens.explain.explanation import Explainer
 from distilens.foundation.errors import UserError
+from networks import Smooth
 
 CLASSES = tuple("abcd")
 TARGET = torch.tensor([1, 1, 2])
@@ -41,21 +42,6 @@ FROM_MODEL = [
     "smoothgrad:samples=3,channels=sum",
 ]
 UNTRAINABLE = ["occlusion", "rise", "random", "centre", "captum:Saliency", "captum:LayerGradCam,tap=features"]
-
-
-class Smooth(nn.Module):
-    """All derivatives; the features are positive and strong, so that rectified maps are seldom at their kink."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(2)
-        self.features = nn.Sequential(
-            nn.Conv2d(3, 5, 3, padding=1), nn.GELU(), nn.Conv2d(5, 4, 3, stride=2), nn.Softplus()
-        )
-        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 6), nn.Tanh(), nn.Linear(6, 4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(x))
 
 
 class Statistics(nn.Module):

@@ -11,7 +11,7 @@ from torch import nn
 from distilens.core import Model
 from distilens.explain import EXPLAINERS, check_taps, in_chunks
 from distilens.explain.gradcam import GradCAM
-from distilens.explain.integrated_gradients import IntegratedGradients, quadrature
+from distilens.explain.integrated_gradients import IntegratedGradients
 from distilens.foundation.errors import UserError
 from distilens.measure.maps.side_by_side import choose
 from distilens.models import build_model
@@ -182,20 +182,6 @@ def test_more_steps_miss_less():
         IntegratedGradients(steps=n, rule="riemann")(net, images(), TARGET).residual.abs().mean() for n in (1, 4, 64)
     ]
     assert missed[0] > missed[1] > missed[2]
-
-
-def test_gauss_legendre_integrates_high_powers_exactly():
-    points, weights = quadrature("gauss", 6)
-    assert all(0 < point < 1 for point in points)
-    for power in range(12):
-        assert sum(w * p**power for p, w in zip(points, weights, strict=True)) == pytest.approx(
-            1 / (power + 1), rel=1e-12
-        )
-
-
-def test_the_trapezoid_has_both_ends_at_half_weight_and_riemann_the_middles():
-    assert quadrature("trapezoid", 5) == ([0, 0.25, 0.5, 0.75, 1], pytest.approx([1 / 8, 1 / 4, 1 / 4, 1 / 4, 1 / 8]))
-    assert quadrature("riemann", 4) == ([0.125, 0.375, 0.625, 0.875], [0.25] * 4)
 
 
 def test_images_of_another_size_get_maps_of_their_own_pixels():

@@ -20,7 +20,7 @@ from distilens.explain.occlusion import Occlusion
 from distilens.explain.rise import RISE
 from distilens.explain.smoothgrad import SmoothGrad
 from distilens.foundation.errors import UserError
-from distilens.models import build_model
+from networks import convolutional
 
 CLASSES = tuple("abcd")
 TARGET = torch.tensor([0, 1, 2, 3])
@@ -32,14 +32,8 @@ def images(size: int = 16, count: int = 4) -> Tensor:
     return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
-def model(name: str = "resnet8") -> Model:
-    torch.manual_seed(0)
-    found = build_model(name, CLASSES, (16, 16))
-    for module in found.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.uniform_(-0.2, 0.2)
-            module.running_var.uniform_(0.5, 1.5)
-    return found.eval()
+def model() -> Model:
+    return convolutional(size=(16, 16))
 
 
 class Smooth(nn.Module):

@@ -13,6 +13,7 @@ from distilens.core import Model
 from distilens.explain import EXPLAINERS
 from distilens.explain.explanation import Explainer
 from distilens.foundation.errors import UserError
+from networks import settled
 
 CLASSES = tuple("abcd")
 TARGET = torch.tensor([0, 1, 2, 3, 1])
@@ -69,11 +70,7 @@ def images(count: int = 5) -> Tensor:
 
 def touchy() -> Model:
     net = Model(Touchy(), CLASSES, size=(12, 12))
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.uniform_(-0.2, 0.2)
-            module.running_var.uniform_(0.5, 1.5)
-    net.train()
+    settled(net).train()
     net.network.trunk[1].eval()  # a module in a mode of its own
     net.network.head.bias.requires_grad_(False)
     net.network.trunk[0].weight.requires_grad_(False)

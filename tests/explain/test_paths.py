@@ -12,7 +12,7 @@ from distilens.explain.cam import CAM
 from distilens.explain.gradcam import GradCAM
 from distilens.explain.gradient import Gradient
 from distilens.foundation.errors import UserError
-from distilens.models import build_model
+from networks import convolutional, settled
 
 CLASSES = tuple("abcd")
 TARGET = torch.tensor([0, 1, 2, 3])
@@ -23,17 +23,8 @@ def images(size: int = 16, count: int = 4) -> Tensor:
     return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
-def settled(net: Model) -> Model:
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.uniform_(-0.2, 0.2)
-            module.running_var.uniform_(0.5, 1.5)
-    return net.eval()
-
-
 def model(name: str = "resnet8") -> Model:
-    torch.manual_seed(0)
-    return settled(build_model(name, CLASSES, (16, 16)))
+    return convolutional(name, (16, 16))
 
 
 class Branches(nn.Module):
@@ -255,8 +246,7 @@ def test_the_last_tap_is_found_under_no_grad_too(part):
 
 
 def test_a_feature_with_as_many_channels_as_rows_is_not_turned():
-    torch.manual_seed(0)
-    net = settled(build_model("resnet8", CLASSES, (16, 32)))
+    net = convolutional(size=(16, 32))
     assert GradCAM(tap="layer1")(net, torch.rand(4, 3, 16, 32), TARGET).maps.shape == (4, 16, 32)
 
 

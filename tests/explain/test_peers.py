@@ -10,7 +10,6 @@ from captum.attr import IntegratedGradients as CaptumIG
 from captum.attr import Occlusion as CaptumOcclusion
 from torch import Tensor, nn
 from torchcam import methods as torchcam
-from transformers import ViTConfig, ViTForImageClassification
 
 from distilens.core import Model
 from distilens.explain import EXPLAINERS
@@ -25,6 +24,7 @@ from distilens.explain.occlusion import Occlusion
 from distilens.explain.smoothgrad import SmoothGrad
 from distilens.models import build_model
 from distilens.models.taps import find, grid
+from networks import convolutional, transformer
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what it imports
@@ -51,26 +51,8 @@ def images(height: int = 32, width: int = 32, count: int = 4) -> Tensor:
     return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(1))
 
 
-def model(name: str, size: tuple[int, int] = (32, 32)) -> Model:
-    torch.manual_seed(0)
-    if name == "vit":
-        config = ViTConfig(
-            hidden_size=24,
-            num_hidden_layers=3,
-            num_attention_heads=3,
-            intermediate_size=48,
-            image_size=32,
-            patch_size=8,
-            num_labels=4,
-            initializer_range=0.2,
-        )
-        return Model(ViTForImageClassification(config), CLASSES, size=size).eval()
-    found = build_model(name, CLASSES, size)
-    for module in found.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.uniform_(-0.2, 0.2)
-            module.running_var.uniform_(0.5, 1.5)
-    return found.eval()
+def model(name: str) -> Model:
+    return transformer() if name == "vit" else convolutional(name)
 
 
 class Plain(nn.Module):
@@ -155,6 +137,14 @@ def test_gradcam_agrees_with_captum(name, tap):
     net = model(name)
     peer = LayerGradCam(Plain(net), find(net.network, tap)).attribute(images(), TARGET, relu_attributions=True)
     assert difference(GradCAM(tap=tap)(net, images(), TARGET).maps, peer[:, 0]) < 1e-5
+
+
+def test_gradcam_of_timms_transformer_is_the_formula():
+    torch.manual_seed(0)
+    net = build_model("timm:vit_tiny_patch16_224,size=32", CLASSES, (32, 32)).eval()
+    feature, gradient = at_tap(net, "blocks.10", images())
+    expected = (grid(gradient).mean((2, 3), keepdim=True) * grid(feature)).sum(1).relu()
+    assert difference(GradCAM(tap="blocks.10")(net, images(), TARGET).maps, expected) < 1e-5
 
 
 @pytest.mark.parametrize(("name", "tap"), [("resnet8", "layer1"), ("resnet8", "layer3"), ("vgg8", "layer3")])

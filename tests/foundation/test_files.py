@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -10,7 +11,15 @@ import pytest
 
 from distilens.foundation import files
 from distilens.foundation.errors import UserError
-from distilens.foundation.files import HOST, lock_folder, read_json, remove_unfinished, write_atomically, write_text
+from distilens.foundation.files import (
+    HOST,
+    check_disk,
+    lock_folder,
+    read_json,
+    remove_unfinished,
+    write_atomically,
+    write_text,
+)
 from distilens.foundation.fingerprints import file_key, key_of
 from distilens.training.log import Metrics
 
@@ -147,3 +156,15 @@ def test_what_killed_processes_were_writing_is_removed_and_nothing_else(tmp_path
     remove_unfinished(tmp_path)
     assert not any(path.exists() for path in dead)
     assert all(path.exists() for path in alive)
+
+
+def test_a_disk_with_too_little_space_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 0, 5000))
+    check_disk(tmp_path, 5000, "answers", "Make room")
+    check_disk(tmp_path, 4000, "answers", "Make room", spare=1000)
+    message = r"the disk is full: 5\.0 kB of answers must be written in .*, but 5\.0 kB are free\. Make room$"
+    with pytest.raises(UserError, match=message) as error:
+        check_disk(tmp_path, 5001, "answers", "Make room")
+    assert error.value.__cause__.errno == errno.ENOSPC
+    with pytest.raises(UserError, match=r"but 5\.0 kB are free \(1\.0 kB of it stay free\)\. Make room$"):
+        check_disk(tmp_path, 4001, "answers", "Make room", spare=1000)

@@ -116,6 +116,18 @@ def test_features_that_are_no_numbers_are_refused():
         make_codebook(teacher, data, tap="norm", templates=3)
 
 
+def test_a_long_work_says_how_much_time_is_left(monkeypatch):
+    monkeypatch.setattr("distilens.methods.codebook.MOMENT", 0.0)
+    data, teacher = pixels()
+    for stage in (1, 2):
+        said = []
+        make_codebook(teacher, data, tap="same", stage=stage, templates=3, subclasses=2, batch_size=7, say=said.append)
+        lines = [line for line in said if " images/s" in line]
+        assert len(lines) == 8  # four batches in each of two passes
+        assert all(re.search(r"images/s  \d:\d\d:\d\d left$", line) for line in lines[:-1])
+        assert lines[-1].startswith(f"codebook: {2 * len(data.train):,}/{2 * len(data.train):,} ")
+
+
 def test_images_without_a_label_are_clustered_and_discriminate_nothing():
     data, teacher = pixels()
     data.train.rows.labels[data.train.index[:5]] = -1

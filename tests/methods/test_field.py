@@ -554,6 +554,24 @@ def test_both_kinds_of_weights_go_together(data, batch, teacher):
         assert torch.allclose(objective.finish().logits(batch.images), before, atol=1e-3)
 
 
+@pytest.mark.parametrize("parts", [["opdf", "powerprop:prune=0"], ["opdf:layers=[fc]"]])
+def test_what_was_finished_takes_the_weights_of_training_again(parts, data, batch):
+    objective = Objective(model("resnet8", data), build_methods(parts))
+    objective.prepare(batch, Answer())
+    state = {key: value.clone() for key, value in objective.student.bare_state().items()}
+    expected = objective.student.eval().logits(batch.images)
+    made = objective.finish()
+    assert made.bare_state().keys() != state.keys()
+    for method in build_methods(
+        [part.split(":")[0] for part in parts]
+    ).values():  # of all layers, only those in the state
+        method.unfinish(made, state)
+    assert made.bare_state().keys() == state.keys()
+    torch.nn.init.zeros_(made.network.conv1.weight if "layers" in parts[0] else made.network.fc.bias)
+    made.load_bare_state(state)
+    assert torch.equal(made.eval().logits(batch.images), expected)
+
+
 # --- teachers
 
 
@@ -610,16 +628,22 @@ def test_dist_of_two_classes_needs_its_second_part():
 # --- what is sized, and what is refused
 
 
+@pytest.fixture(scope="module")
+def others(data):
+    """Teachers of another width, of another grid, and with tokens."""
+    return tuple(
+        LiveTeacher(model(name, data))
+        for name in ("vgg8", "mobilenetv2:width=0.25", "timm:vit_tiny_patch16_224,size=32")
+    )
+
+
 @pytest.mark.parametrize("part", FEATURED)
-def test_no_channel_is_ever_typed(part, data, batch):
-    """Another width, another grid, tokens of a ViT: all taps but those that a ViT does not have."""
-    vit = LiveTeacher(build_model("timm:vit_tiny_patch16_224,size=32", data.classes, data.size))
+def test_no_channel_is_ever_typed(part, data, batch, others):
+    """All taps but those that a ViT does not have."""
     taps = (
         "taps=[last],teacher_taps=[blocks.5]" if part in ("vid", "nst", "reviewkd", "rtk") else "teacher_tap=blocks.5"
     )
-    for number, who in enumerate(
-        (LiveTeacher(model("vgg8", data)), LiveTeacher(model("mobilenetv2:width=0.25", data)), vit)
-    ):
+    for number, who in enumerate(others):
         named = f"{part}:{taps}" if number == 2 else f"{part}:taps=[last]" if part in ("reviewkd", "rtk") else part
         objective = Objective(model("resnet8", data).train(), build_methods([named]))
         answer = who(batch, objective.needs)

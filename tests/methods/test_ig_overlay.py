@@ -342,7 +342,7 @@ def test_a_padding_by_name_is_the_same_padding():
     "mode", [pytest.param(mode, marks=[] if mode == "channel" else [pytest.mark.slow]) for mode in MODES]
 )
 def test_a_run_trains_with_it(mode, tmp_path):
-    data = load("shapes:limit=40,size=32", tmp_path)
+    data = load("shapes:limit=40,size=16", tmp_path)
     teacher = LiveTeacher(build_model("resnet8", data.classes, data.size))
     net = build_model("resnet8", data.classes, data.size)
     part = f"ig_overlay:explainer=[ig:steps=2,channels=size],p=0.4,mode={mode}"

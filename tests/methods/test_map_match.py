@@ -14,8 +14,8 @@ from distilens.losses.maps import distance
 from distilens.methods import build_methods
 from distilens.methods.map_match import MapMatch
 from distilens.models import build_model
-from distilens.models.grids import on_one_grid
 from distilens.teachers import LiveTeacher
+from networks import Smooth
 
 CLASSES = tuple("abcd")
 DISTANCES = ["cosine", "at", "kl", "l2"]
@@ -118,29 +118,6 @@ def test_at_is_the_cosine_distance_in_another_unit():
 def test_the_gradient_of_a_distance_agrees_with_finite_differences(kind):
     ours, theirs = torch.rand(2, 3, 3, dtype=torch.float64, requires_grad=True), torch.rand(2, 3, 3).double()
     assert torch.autograd.gradcheck(lambda maps: distance(maps, theirs, kind), ours)
-
-
-def test_grids_meet_at_the_smaller_one_by_areas():
-    ours, theirs = torch.rand(2, 8, 8), torch.rand(2, 3, 4, 4)[:, 0]
-    small, same = on_one_grid(ours, theirs)
-    assert torch.allclose(small[0, 1, 2], ours[0, 2:4, 4:6].mean())
-    assert torch.equal(same, theirs)
-    assert on_one_grid(ours, theirs, 2)[1].shape == (2, 2, 2)
-
-
-class Smooth(nn.Module):
-    """All derivatives, and a head of two layers, so that gradients at the tap depend on the weights before it."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(2)
-        self.features = nn.Sequential(
-            nn.Conv2d(3, 5, 3, padding=1), nn.GELU(), nn.Conv2d(5, 4, 3, stride=2), nn.Softplus()
-        )
-        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 6), nn.Tanh(), nn.Linear(6, 4))
-
-    def forward(self, x):
-        return self.head(self.features(x))
 
 
 @pytest.mark.parametrize("weight", ["features.0.weight", "head.2.weight"])

@@ -72,7 +72,7 @@ def test_it_says_what_each_method_adds(tmp_path, monkeypatch):
 
 def test_what_reads_another_methods_part_is_not_timed_alone(tmp_path, monkeypatch):
     methods = ["kd:as=ce", "simkd", "sp:tap=projector,teacher_tap=last"]
-    text = inspected({**SMALL, "student": {"model": "resnet8", "methods": methods}}, tmp_path, monkeypatch, timed=True)
+    text = inspected({**TINY, "student": {"model": "resnet8", "methods": methods}}, tmp_path, monkeypatch, timed=True)
     rows = {re.match(r"\w*", line)[0]: line for line in text.partition("to training with labels")[2].splitlines()}
     assert "reads a part that another method inserts into the student" in rows["sp"]
     assert " ms" in rows["kd"]
@@ -92,42 +92,35 @@ def test_a_loaded_teacher_is_planned_as_it_will_be_trained(tmp_path, monkeypatch
     }
     train_stage(Run(tmp_path / "other", make_recipe(other)))
     loaded = {"model": f"run:{tmp_path}/other,part=student", "finetune": "head"}
-    whole = {**SMALL, "data": "shapes:train=128,test=40,size=16"}
-    text = inspected({**whole, "teacher": loaded}, tmp_path, monkeypatch, timed=True)
+    text = inspected({**TINY, "teacher": loaded}, tmp_path, monkeypatch, timed=True)
     assert re.search(r"^teacher +\d", text.partition("from to")[2], re.MULTILINE)
     with pytest.raises(UserError, match="knows 2 classes, the data has 8"):
-        inspected({**whole, "teacher": {**loaded, "finetune": "none"}}, tmp_path, monkeypatch, timed=True)
+        inspected({**TINY, "teacher": {**loaded, "finetune": "none"}}, tmp_path, monkeypatch, timed=True)
 
 
 def test_terms_that_cannot_be_balanced_so_are_said_before(tmp_path, monkeypatch):
     changes = {
         "student": {"model": "resnet8", "methods": ["ce", "vid"]},
-        "train": {**SMALL["train"], "balance": "gradnorm"},
+        "train": {**TINY["train"], "balance": "gradnorm"},
     }
     with pytest.raises(UserError, match="balance=gradnorm compares the size of losses"):
-        inspected({**SMALL, **changes}, tmp_path, monkeypatch, timed=True)
+        inspected({**TINY, **changes}, tmp_path, monkeypatch, timed=True)
 
 
-PARTS = [
-    "cam_fusion:deploy=self",
-    "map_match",
-    "at:taps=[last]",
-    "ig_overlay:p=1,mode=channel,anneal=true,explainer=[ig:steps=2]",
-    "kd_layer",
-    "kd_layer:stage=2",
-]
-
-
-@pytest.mark.parametrize("part", PARTS)
-def test_methods_with_parts_and_taps_are_timed_as_they_are_trained(part, tmp_path, monkeypatch):
-    content = {**TINY, "student": {"model": "resnet8", "methods": ["ce", part]}}
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ["cam_fusion:deploy=self", "at:taps=[last]", "kd_layer"],
+        ["map_match", "ig_overlay:p=1,mode=channel,anneal=true,explainer=[ig:steps=2]", "kd_layer:stage=2"],
+    ],
+)
+def test_methods_with_parts_and_taps_are_timed_as_they_are_trained(parts, tmp_path, monkeypatch):
+    content = {**TINY, "student": {"model": "resnet8", "methods": ["ce", *parts]}}
     text = inspected(content, tmp_path, monkeypatch, timed=True)
-    row = next(
-        line
-        for line in text.partition("to training with labels")[2].splitlines()
-        if line.startswith(part.split(":")[0])
-    )
-    assert re.search(r"[+-]\d[\d,]* ms", row), row
+    lines = text.partition("to training with labels")[2].splitlines()
+    for part in parts:
+        row = next(line for line in lines if line.startswith(part.split(":")[0]))
+        assert re.search(r"[+-]\d[\d,]* ms", row), row
 
 
 def test_a_tap_that_does_not_exist_is_said_before_anything_is_trained(tmp_path, monkeypatch):
@@ -166,7 +159,7 @@ def test_the_estimate_has_its_spread_and_says_when_the_machine_was_busy(tmp_path
 
 def test_it_is_plain_data_too(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    made = inspect_recipe(make_recipe({**SMALL, "train": {"batch_size": 32, "epochs": 1}}))
+    made = inspect_recipe(make_recipe(TINY))
     found = json.loads(json.dumps(made.plain()))
     assert found["models"]["student"]["parameters"] == 77_912
     assert found["data"]["data"]["train"] == len(made.data["data"].train)

@@ -366,7 +366,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_recorded(place, monke
     run = another("ahead")
     usage = shutil._ntuple_diskusage(0, 0, store.SPARE + 24 * 3 * TRAINED - 1)  # a byte short
     with monkeypatch.context() as patch:
-        patch.setattr(store.shutil, "disk_usage", lambda path: usage)
+        patch.setattr(shutil, "disk_usage", lambda path: usage)
         with pytest.raises(UserError, match=r"the disk is full: [78]\.\d kB of answers"):
             record(run)
     assert records_of(run) in ({}, {"logits": {}})

@@ -11,7 +11,7 @@ from distilens.data import Data, load
 from distilens.data.augment import AUGMENTS
 from distilens.data.pipeline import Batches
 from distilens.teachers import LiveTeacher
-from distilens.teachers.needs import Need, moved, spread
+from distilens.teachers.needs import Need, make_answer, moved, spread
 
 
 def live(data: Data, seed: int = 0, *, stride: int = 2, classes: Sequence[str] | None = None) -> LiveTeacher:
@@ -55,24 +55,23 @@ class Said(Teacher):
 
     def __call__(self, batch: Batch, needs: Sequence[str]) -> Answer:
         self.asked.append(tuple(needs))
-        logits, features, maps, targets, scores = None, {}, {}, {}, {}
-        index = batch.index.tolist()
+        values, index = {}, batch.index.tolist()
         for need in map(Need.parse, needs):
             if need.kind == "logits":
-                logits = self.values(batch, 3)
+                values[need] = self.values(batch, 3)
             elif need.kind == "features":
-                features[need.what] = self.values(batch, self.channels, 4, 4)
+                values[need] = self.values(batch, self.channels, 4, 4)
             elif need.kind == "maps":
                 rows = torch.from_numpy(need.rows(batch))
                 picture = self.values(batch, self.grid, self.grid)
                 picture[:, 0, 0] += 1
-                maps[need.text] = spread(batch, rows, moved(batch, need, picture[rows], rows))
-                targets[need.text] = spread(batch, rows, torch.full((len(rows),), int(self.number)))
+                maps, explained = moved(batch, need, picture[rows], rows), torch.full((len(rows),), int(self.number))
+                values[need] = spread(batch, rows, maps), spread(batch, rows, explained)
             elif need.what == "correct":
-                scores["correct"] = torch.tensor([float(self.right.get(one, True)) for one in index])
+                values[need] = torch.tensor([float(self.right.get(one, True)) for one in index])
             else:
-                scores[need.what] = torch.tensor([self.scores.get(one, 0.0) for one in index])
-        return Answer(logits=logits, features=features, maps=maps, targets=targets, scores=scores)
+                values[need] = torch.tensor([self.scores.get(one, 0.0) for one in index])
+        return make_answer(values)
 
 
 @pytest.fixture(scope="session")

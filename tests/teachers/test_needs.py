@@ -5,12 +5,12 @@ import random
 import pytest
 import torch
 
-from distilens.core import Batch
+from distilens.core import Answer, Batch
 from distilens.data.geometry import Geometry
 from distilens.data.variant import Variant
 from distilens.explain import EXPLAINERS
 from distilens.foundation.errors import UserError
-from distilens.teachers.needs import Need, moved, spread
+from distilens.teachers.needs import KINDS, Need, make_answer, moved, read_needs, spread
 from distilens.teachers.store import file_name
 
 OWN = {
@@ -188,6 +188,43 @@ def test_an_image_is_asked_for_or_not_whatever_batch_it_is_in():
 @pytest.mark.parametrize("text", ["logits", "maps:gradcam", "maps:gradcam:share=1", "scores:confidence"])
 def test_all_images_are_asked_for_where_nothing_is_drawn(text):
     assert Need.parse(text).rows(batch_of([5, 3, 9])).tolist() == [0, 1, 2]
+
+
+def test_an_answer_holds_a_value_per_need_where_methods_look_for_it():
+    texts = ["logits:top=2", "features:last", "maps:gradcam", "maps:cam:classes=all", "scores:focus", "pruned:0.3"]
+    needs = read_needs([*texts, "module:fc"])
+    assert {need.kind for need in needs} == set(KINDS)
+    logits, pruned, feature = torch.randn(2, 5), torch.randn(2, 5), torch.randn(2, 8, 4, 4)
+    maps, classwise, target, own = torch.randn(2, 4, 4), torch.randn(2, 5, 4, 4), torch.tensor([0, 1]), torch.arange(2)
+    scores, trust, module = torch.randn(2), torch.ones(2), torch.nn.Linear(1, 1)
+    values = [logits, feature, (maps, target), (classwise, own), scores, pruned, module]
+    answer = make_answer(dict(zip(needs, values, strict=True)), trust)
+    focus = Need.parse("scores:focus").what
+    assert answer == Answer(
+        logits=logits,
+        features={"last": feature},
+        maps={"maps:gradcam": maps, "maps:cam:classes=all": classwise},
+        targets={"maps:gradcam": target, "maps:cam:classes=all": own},
+        scores={focus: scores},
+        modules={"fc": module},
+        pruned={"0.3": pruned},
+        trust=trust,
+    )
+    first = [value[0] if isinstance(value, tuple) else value for value in values]
+    assert all(need.read(answer) is value for need, value in zip(needs, first, strict=True))
+    assert make_answer({}) == Answer()
+
+
+@pytest.mark.parametrize(
+    ("texts", "left"),
+    [
+        (["logits:top=2", "features:last", "logits:top=5"], ["features:last", "logits:top=5"]),
+        (["logits:top=9", "logits", "pruned:0.5"], ["logits", "pruned:0.5"]),
+        (["features:last"], ["features:last"]),
+    ],
+)
+def test_the_most_exact_logits_answer_all_needs_for_logits(texts, left):
+    assert [need.text for need in read_needs(texts)] == left
 
 
 def test_values_stand_in_their_places_and_zero_elsewhere():

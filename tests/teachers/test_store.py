@@ -289,7 +289,7 @@ def test_a_shelf_says_what_it_was_made_from(tmp_path):
 
 
 def free(monkeypatch, count: int) -> None:
-    monkeypatch.setattr(store.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**12, 0, count))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**12, 0, count))
 
 
 def test_a_disk_without_room_is_refused_before_it_is_full(tmp_path, monkeypatch):

@@ -723,7 +723,7 @@ def test_records_copied_in_from_another_store_are_recorded_again(kept, data, liv
 def test_a_disk_that_is_too_small_for_all_is_refused_at_once(tmp_path, data, live, monkeypatch):
     batch = next(batches(data).epoch(0))
     room = [store.SPARE + len(data.train) * 24 * 3 - 1]  # a byte short
-    monkeypatch.setattr(store.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, room[0]))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, room[0]))
     with pytest.raises(UserError, match=r"the disk is full: 5\.\d kB of answers"):
         stored(tmp_path, live, variants=3)(batch, ["logits"])
     assert not (tmp_path / "logits.bin").exists()

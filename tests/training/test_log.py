@@ -8,7 +8,6 @@ import torch
 from rich.console import Console
 
 from distilens.core import Batch
-from distilens.foundation.progress import clock, shows_bars
 from distilens.training.log import Log
 
 
@@ -23,7 +22,7 @@ def lines_of(width: int) -> list[str]:
             for _ in range(2):
                 batch = Batch(torch.zeros(1, 3, 2, 2), torch.zeros(1).long(), torch.arange(1), epoch=epoch)
                 log.step(batch, {"ce": torch.tensor(0.84321), "kd": torch.tensor(0.5)}, 0.1, every=1)
-                log.bar.refresh()
+                log.work.bar.refresh()
             log.epoch(epoch, {"accuracy": 0.854, "loss": 1.0, "n": 5})
     plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue())
     return [line.rstrip() for line in re.split(r"[\r\n]+", plain) if line.strip()]
@@ -37,21 +36,3 @@ def test_the_bar_stays_on_one_line(width):
     assert "epoch 2/2 · 85.4% val · ce 0.8" in lines[-1]
     assert re.search(r"took \d:\d\d$", lines[-1])
     assert ("images/s" in lines[-1]) == (width >= 100)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.4, "0:00"), (17, "0:17"), (65, "1:05"), (725, "12:05"), (3723, "1:02:03"), (90000, "1 day, 1:00:00")],
-)
-def test_times_are_short(seconds, text):
-    assert clock(seconds) == text
-
-
-def test_notebooks_have_a_bar_or_lines(monkeypatch):
-    notebook = Console(force_jupyter=True, file=io.StringIO())
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if name == "ipywidgets" else None)
-    assert shows_bars(notebook)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert not shows_bars(notebook)
-    assert not shows_bars(Console(file=io.StringIO()))
-    assert shows_bars(Console(file=io.StringIO(), force_terminal=True))

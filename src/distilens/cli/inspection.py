@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from distilens.cli.listing import shorten
-from distilens.cli.terminal import as_table
-from distilens.data.cache import readable
+from distilens.foundation.files import readable
+from distilens.report.terminal import as_table
 from distilens.runs.inspection import Inspection, about_data
 from distilens.training.costs import TIMED_STEPS, Added
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
+from distilens.foundation.catalogue import REGISTRIES
 from distilens.foundation.errors import UserError
 
 if TYPE_CHECKING:
@@ -143,29 +144,10 @@ DeviceName = Annotated[
     ),
 ]
 Full = Annotated[FlagCreatePairsOff[bool], arg(help="Print the whole recipe too.", help_behavior_hint="")]
+KINDS = (*REGISTRIES, "recipes")
 Kind = Annotated[
-    Positional[
-        Literal[
-            "methods",
-            "models",
-            "data",
-            "explainers",
-            "judges",
-            "follow",
-            "controls",
-            "balances",
-            "embeddings",
-            "optimizers",
-            "schedules",
-            "augments",
-            "recipes",
-        ]
-    ],
-    arg(
-        metavar="KIND",
-        help="methods, models, data, explainers, judges, follow, controls, balances, embeddings, "
-        "optimizers, schedules, augments, recipes.",
-    ),
+    Positional[Literal[KINDS]],  # type: ignore[valid-type]  # a tuple stands for its items
+    arg(metavar="KIND", help=f"{', '.join(KINDS)}."),
 ]
 PartName = Annotated[
     Positional[str | None], arg(metavar="NAME", help="Print everything about this one.", help_behavior_hint="")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -19,7 +18,11 @@ import numpy as np
 from distilens.data.copies import Copies
 from distilens.data.source import Inventory, Rows, Source, digest
 from distilens.foundation.errors import UserError
+from distilens.foundation.files import FULL, full_disk, readable
 from distilens.tasks import Classification
+
+ADVICE = "Make room, or choose a smaller size=..."
+"""For a full disk."""
 
 
 def cached_folder(cache: Path, key: str, write: Callable[[Path], None]) -> Path:
@@ -44,9 +47,9 @@ def cached_folder(cache: Path, key: str, write: Callable[[Path], None]) -> Path:
             if not folder.is_dir():  # otherwise another process was faster, and its folder is equivalent
                 raise
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in FULL:
             raise
-        raise full_disk(cache, needed=size_of(unfinished), most=False) from None
+        raise full_disk(cache, f"more than {readable(size_of(unfinished))} of decoded images", ADVICE) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return folder
@@ -79,30 +82,6 @@ def read_source(folder: Path, fingerprint: str) -> Source:
 
 def read_copies(plain: dict[str, Any]) -> Copies:
     return Copies(plain["exact"], tuple((part, row) for part, row in plain["rows"]), tuple(plain["names"]))
-
-
-def check_disk(folder: Path, needed: int) -> None:
-    """Raise a `UserError` if the disk has too little space."""
-    if shutil.disk_usage(folder).free < needed:
-        raise full_disk(folder.parent, needed=needed)
-
-
-def full_disk(cache: Path, *, needed: int, most: bool = True) -> UserError:
-    free = shutil.disk_usage(cache).free
-    need = f"{'' if most else 'more than '}{readable(needed)}"
-    return UserError(
-        f"the disk of the data cache {cache} is full: the decoded images need {need}, and {readable(free)} are free. "
-        "Make room, or choose a smaller size=..."
-    )
-
-
-def readable(count: float) -> str:
-    """A number of bytes in a suitable unit."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 def size_of(folder: Path) -> int:

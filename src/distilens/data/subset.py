@@ -68,7 +68,8 @@ def subset(
             raise UserError(f"the {part} set has no {what}")
     for part, fraction, key in (("test", TEST_SHARE, 0), ("validation", val_fraction, seed)):
         if part not in sets:
-            held = choose_test_files(strata["train"][train], fraction, generator(part, key))
+            own_strata = strata["train"][train]
+            held = held_out(own_strata, ranks(own_strata, generator(part, key)), fraction)
             index[part], train = train[held], train[~held]
             sets[part], strata[part] = sets["train"], strata["train"]
     index["train"] = train
@@ -251,9 +252,12 @@ def generator(name: str, seed: int) -> np.random.Generator:
     return np.random.default_rng([seed, zlib.crc32(name.encode())])
 
 
-def choose_test_files(strata: np.ndarray, fraction: float, random: np.random.Generator) -> np.ndarray:
-    """True for the rows to hold out: `fraction` of every stratum, at least one image but never all."""
-    rank = ranks(strata, random)
+def held_out(strata: np.ndarray, rank: np.ndarray, fraction: float) -> np.ndarray:
+    """True for the rows to hold out: `fraction` of every stratum, at least one image but never all.
+
+    Args:
+        rank: the place of each row in some order of its stratum: the first rows are held out.
+    """
     counts = np.bincount(strata[strata >= 0], minlength=1)
     share = np.clip(np.round(counts * fraction), 1, counts - 1)
     return (strata >= 0) & (rank < share[strata])

@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from distilens.data.cache import cached_folder, check_disk, read_source
+from distilens.data.cache import ADVICE, cached_folder, read_source
 from distilens.data.copies import find_copies
 from distilens.data.decode import Bad, Encoded, decode_all, extents_of, shorter_sides_of
 from distilens.data.labels import said_of_names
@@ -32,10 +32,13 @@ from distilens.data.pixels import (
     usual_size,
 )
 from distilens.data.source import Source, check_labels, digest, said_option
-from distilens.data.waiting import Progress
 from distilens.foundation.errors import UserError
+from distilens.foundation.files import check_disk
+from distilens.foundation.progress import Work, visible_console
 
 VERSION = 2
+MOMENT = 1.0
+"""Decoding that takes fewer seconds shows no progress."""
 """This number is part of every key. Raise it when the same bytes would decode to other pixels."""
 
 
@@ -153,14 +156,14 @@ def write_sets(
     total = sum(len(encoded.labels) for encoded in sets.values())
     written = Written(flat={part: [] for part in sets})
     shape: tuple[int, ...] | None = None
-    with Progress(total) as progress:
+    with show_decoding(total) as work:
         for part, encoded in sets.items():
             rows, flat = [], written.flat[part]
             # Written in order to the file, not into a memory map: on a full disk a write raises an error, but a memory
             # map ends the process. The header is corrected when the number of images is known.
             with open(folder / f"{part}_images.npy", "wb") as file:
                 for row, image in enumerate(decode_all(pool, encoded.images(), pixels, written.said)):
-                    progress.advance()
+                    work.advance()
                     if isinstance(image, Bad):
                         words = f"{encoded.name(row)}: {image.reason}"
                         if not skip_bad:
@@ -172,7 +175,7 @@ def write_sets(
                         continue
                     if shape is None:
                         shape = image.shape
-                        check_disk(folder, total * image.size)
+                        check_disk(folder.parent, total * image.size, "decoded images", ADVICE)
                     if image.shape != shape:
                         raise SizesError
                     if not rows:
@@ -189,6 +192,11 @@ def write_sets(
             written.rows[part] = np.array(rows)
             written.labels[part] = encoded.labels[written.rows[part]]
     return written
+
+
+def show_decoding(total: int) -> Work:
+    """The progress on stderr of decoding a number of images; nothing if it takes less than a moment."""
+    return Work(visible_console(), "decoding images", total, unit="images", after=MOMENT, transient=True)
 
 
 def write_header(file: BinaryIO, count: int, shape: tuple[int, ...]) -> None:

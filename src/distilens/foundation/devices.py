@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from functools import cache
 from typing import TYPE_CHECKING
@@ -28,6 +29,14 @@ def to_device(values: Tensor | np.ndarray, device: torch.device) -> Tensor:
     """Host values on a device. Copies to a GPU are asynchronous, from pinned memory."""
     tensor = torch.from_numpy(values) if isinstance(values, np.ndarray) else values
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
+def now(device: torch.device) -> float:
+    """The time in seconds, after a device has finished its work. The differences of two times have a meaning."""
+    accelerator = torch.accelerator.current_accelerator()
+    if accelerator is not None and accelerator.type == device.type:
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()
 
 
 @contextlib.contextmanager

@@ -29,6 +29,9 @@ from distilens.foundation.errors import UserError
 HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 """This machine's key in the names of unfinished files: several machines may share a folder."""
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""The system's errors of a full disk, and of a user who has used up a quota."""
+
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make a file under a temporary name, then rename it: readers see the complete old or new file.
@@ -56,12 +59,50 @@ def explain_disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
             free = shutil.disk_usage(next(folder for folder in path.parents if folder.is_dir())).free
             raise UserError(f"the disk is full: {path} could not be written ({free:,} bytes are free)") from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
             raise UserError(f"{path} may not be written: {error.strerror}") from error
         raise
+
+
+def check_disk(folder: Path, needed: int, what: str, advice: str, *, spare: int = 0) -> None:
+    """Check before writing that the disk has enough space.
+
+    Args:
+        needed: the bytes that will be written.
+        what: what will be written, such as `decoded images`.
+        advice: what the user can do.
+        spare: bytes that must stay free.
+
+    Raises:
+        UserError: the disk has too little space; the message has the needed and the free space.
+    """
+    if needed + spare > shutil.disk_usage(folder).free:
+        raise full_disk(folder, f"{readable(needed)} of {what}", advice, spare=spare)
+
+
+def full_disk(folder: Path, needed: str, advice: str, *, spare: int = 0) -> UserError:
+    """The error of a disk that has too little space; its cause is the system's error."""
+    free = readable(shutil.disk_usage(folder).free)
+    kept = f" ({readable(spare)} of it stay free)" if spare else ""
+    error = UserError(f"the disk is full: {needed} must be written in {folder}, but {free} are free{kept}. {advice}")
+    error.__cause__ = OSError(errno.ENOSPC, "no space left")
+    return error
+
+
+def readable(count: float) -> str:
+    """A number of bytes in a suitable unit.
+
+    >>> [readable(count) for count in (950, 1700, 16 * 2**20, 3e12)]
+    ['950 bytes', '1.7 kB', '16.8 MB', '3.0 TB']
+    """
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
 
 
 def write_text(path: Path, text: str) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import statistics
-import time
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from distilens.foundation.devices import now
 from distilens.models.model import Model
 from distilens.models.objects import takes_modules
 from distilens.models.taps import evaluating
@@ -46,19 +46,13 @@ def latency(model: Model, *, batch: int = 1, repeats: int = 50, warm_up: int = 1
     device = model.device
     images = model.example(batch)
 
-    def synchronise() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
     times = []
     with evaluating(model), torch.inference_mode():
         for trial in range(warm_up + repeats):
-            synchronise()
-            start = time.perf_counter()
+            start = now(device)
             model(images)
-            synchronise()
             if trial >= warm_up:
-                times.append(1000 * (time.perf_counter() - start))
+                times.append(1000 * (now(device) - start))
     tenths = statistics.quantiles(times, n=10)
     return {
         "median": statistics.median(times),

@@ -11,9 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from distilens.core import Batch
-from distilens.data.cache import readable
 from distilens.foundation.devices import gather
 from distilens.foundation.errors import UserError
+from distilens.foundation.files import readable
 
 
 class Bank(nn.Module):

@@ -26,6 +26,7 @@ from distilens.foundation import randomness
 from distilens.foundation.errors import UserError
 from distilens.foundation.files import write_atomically
 from distilens.foundation.fingerprints import key_of
+from distilens.foundation.progress import Work
 from distilens.methods import METHODS
 from distilens.models.taps import LAST, grid
 
@@ -41,6 +42,9 @@ KEPT = 2**25
 Only these two are subsampled; the table uses every place."""
 LEAST = 16_384
 """Minimum number of places per step of the mini-batch k-means; four times the number of templates if that is more."""
+
+MOMENT = 5.0
+"""A codebook that takes fewer seconds shows no progress."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,7 +184,8 @@ def make_codebook(
     Source: Gorgun, Gurbuz and Alatan 2023 (letKD, arXiv 2309.02843), supplement. They use faiss's k-means, with 20 passes over
     data in memory. Their table omits the last places if their number is not a multiple of 10,000.
     """
-    places = Places(teacher, data.train, tap, seed, batch_size, labelled=stage == 2)
+    times = passes if stage == 1 else 2
+    places = Places(teacher, data.train, tap, seed, batch_size, labelled=stage == 2, passes=times, say=say)
     size, path = teacher.model.size, teacher.model.path_of(tap)
     options = {"passes": passes, "templates": templates} if stage == 1 else {"subclasses": subclasses}
     made_from = {
@@ -206,7 +211,18 @@ class Places:
         channels: channels of the feature.
     """
 
-    def __init__(self, teacher: LiveTeacher, split: Split, tap: str, seed: int, size: int, *, labelled: bool):
+    def __init__(
+        self,
+        teacher: LiveTeacher,
+        split: Split,
+        tap: str,
+        seed: int,
+        size: int,
+        *,
+        labelled: bool,
+        passes: int,
+        say: Callable[[str], object],
+    ):
         self.teacher, self.tap, self.seed = teacher, tap, seed
         self.batches = Batches(split, size, device=teacher.model.device)
         positions = torch.from_numpy(np.flatnonzero(split.targets >= 0) if labelled else np.arange(len(split)))
@@ -219,6 +235,7 @@ class Places:
         _, first = self.read(self.parts[0][:1], None)
         self.each, self.channels = first.shape[1:]
         self.count = self.each * len(positions)
+        self.work = Work(None, "codebook:", passes * len(positions), unit="images", after=MOMENT, say=say)
 
     def read(self, positions: Tensor, raw: Tensor | None) -> tuple[Batch, Float[Tensor, "b n c"]]:
         """A batch of images, and the features of their places."""
@@ -234,6 +251,7 @@ class Places:
     def __iter__(self) -> Iterator[tuple[Batch, Float[Tensor, "b n c"]]]:
         for positions, raw in self.batches.read(self.parts):
             yield self.read(positions, raw)
+            self.work.advance(len(positions))
 
     def blocks(self, size: int) -> Iterator[np.ndarray]:
         """The features as rows, in blocks of `size`. The last block has the rest, so every row is used."""

@@ -61,6 +61,10 @@ class Reparametrised(Method):
                 parametrize.remove_parametrizations(module, "weight")
         return student
 
+    def unfinish(self, student: Model, state: Mapping[str, Tensor]) -> None:
+        written = {key.partition(".parametrizations.weight.")[0] for key in state if ".parametrizations.weight." in key}
+        self.rewrite(student, {path: layer for path, layer in self.choose_modules(student).items() if path in written})
+
 
 def weight_of(module: nn.Module) -> Tensor:
     weight = module.weight

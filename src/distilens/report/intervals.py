@@ -57,12 +57,19 @@ def interval_chart(
     axis = [straight("axis", zero, TOP, zero, y), straight("axis", left, y, WIDTH - RIGHT, y)]
     axis += [label(f"{x:g}", across.place(x), y + 20, "middle") for x in x_ticks]
     axis.append(label(x_label, (left + WIDTH - RIGHT) / 2, y + 40, "middle"))
-    said = "; ".join(f"{name} {line.name} {line.estimate.with_interval()}" for name, lines in groups for line in lines)
+    description = "; ".join(
+        f"{name} {line.name} {line.estimate.with_interval()}" for name, lines in groups for line in lines
+    )
     return Markup(
         '<svg class="chart" role="img" viewBox="0 0 {width} {height:.0f}" aria-labelledby="{id}-title {id}-description">'
-        '<title id="{id}-title">{title}</title><desc id="{id}-description">{said}.</desc>{parts}</svg>'
+        '<title id="{id}-title">{title}</title><desc id="{id}-description">{description}.</desc>{parts}</svg>'
     ).format(
-        width=WIDTH, height=y + 48, id=identifier, title=title, said=said, parts=Markup("").join([*grid, *axis, *parts])
+        width=WIDTH,
+        height=y + 48,
+        id=identifier,
+        title=title,
+        description=description,
+        parts=Markup("").join([*grid, *axis, *parts]),
     )
 
 

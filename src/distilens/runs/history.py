@@ -9,7 +9,6 @@ from torch import Tensor
 
 from distilens.core import Model
 from distilens.methods import build_methods
-from distilens.methods.reparametrised import Reparametrised
 from distilens.runs.run import Run
 from distilens.training.checkpoints import read
 
@@ -27,16 +26,13 @@ class KeptModels:
         names = (path.name for path in self.folder.glob("epoch-*.pt"))
         self.epochs = sorted(int(match[1]) for name in names if (match := re.fullmatch(r"epoch-(\d+)\.pt", name)))
 
-    def rewrite(self, model: Model, state: Mapping[str, Tensor]) -> None:
-        """Bring a model's weights into the form that a state has."""
-        written = {key.partition(".parametrizations.weight.")[0] for key in state if ".parametrizations.weight." in key}
+    def unfinish(self, model: Model, state: Mapping[str, Tensor]) -> None:
+        """Bring a model into the form that it had in training, when the state was saved."""
         parts = {"base": self.run.recipe.base, "student": self.run.recipe.student}
-        methods = build_methods(parts[self.role].methods).values() if written and self.role in parts else ()
-        reparametrised = [method for method in methods if isinstance(method, Reparametrised)]
+        methods = build_methods(parts[self.role].methods).values() if self.role in parts else ()
         # in the order of `Objective.prepare`
-        for method in sorted(reparametrised, key=lambda method: not method.inserts):
-            layers = method.choose_modules(model).items()
-            method.rewrite(model, {path: layer for path, layer in layers if path in written})
+        for method in sorted(methods, key=lambda method: not method.inserts):
+            method.unfinish(model, state)
 
     def __len__(self) -> int:
         return len(self.epochs)
@@ -54,7 +50,7 @@ class KeptModels:
             }
             assert model is not None
             if not number:
-                self.rewrite(model, bare)
+                self.unfinish(model, bare)
             try:
                 model.load_bare_state(bare)
             except RuntimeError:

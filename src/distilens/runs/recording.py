@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import sys
-import time
 from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.table import Table
 
 from distilens.core import Batch, needs_of
 from distilens.data.augment import AUGMENTS
-from distilens.data.cache import readable
 from distilens.data.pipeline import Batches
 from distilens.foundation.devices import processes
 from distilens.foundation.errors import UserError
+from distilens.foundation.files import readable
 from distilens.foundation.memory import reuse_freed_memory as memory_kept
-from distilens.foundation.progress import Left, shows_bars
+from distilens.foundation.progress import Work
 from distilens.methods import build_methods
+from distilens.report.terminal import as_table
 from distilens.runs.run import Run, wait_and_lock
 from distilens.runs.training import train_teacher
 from distilens.teachers import StoredTeacher, following
@@ -33,6 +31,8 @@ from distilens.training.loop import make_accelerator
 CLOSE = {"float32": 0.01, "bfloat16": 0.05, "float16": 0.02}
 """The largest allowed difference of a recomputed answer from the recorded one, as a share of the record's largest value. Rounding
 on another processor stays below it; another picture or teacher does not."""
+MOMENT = 1.0
+"""A verification that takes fewer seconds shows no progress."""
 
 
 @dataclass(frozen=True)
@@ -119,31 +119,32 @@ class Recorder:
             if task.missing:
                 due.setdefault(task.variant, []).append(task)
         missing = {variant: ~np.logical_and.reduce([task.filled for task in mine]) for variant, mine in due.items()}
-        with memory_kept(), Advance(console, sum(int(rows.sum()) for rows in missing.values())) as bar:
+        count = sum(int(rows.sum()) for rows in missing.values())
+        with memory_kept(), Work(console, "recording", count, unit="images") as work:
             for variant, rows in missing.items():
                 batches, needs = self.batches(variant), [task.need.question for task in due[variant]]
                 for part, raw in batches.read(torch.from_numpy(self.positions[rows]).split(self.size)):
                     with self.accelerator.autocast():
                         self.teacher(batches.batch(part, raw, variant or 0, 0.0), needs)
-                    bar.advance(len(part))
+                    work.advance(len(part))
 
-    def verify(self, tasks: list[Task], count: int) -> list[tuple[str, int, int, int, float]]:
-        """Recompute random recorded answers and compare.
+    def verify(self, need: Need, tasks: list[Task], count: int) -> tuple[str, int, int, int, float]:
+        """Recompute random recorded answers to a need and compare.
 
         Returns:
-            per need: its name, the number of answers, how many are equal to the last bit, how many differ by more than `CLOSE`,
+            the need's name, the number of answers, how many are equal to the last bit, how many differ by more than `CLOSE`,
             and the largest difference (as a share of its record's largest value).
         """
-        chance = np.random.default_rng()
-        rows = {}
-        for need in self.needs:
-            mine = [task for task in tasks if task.need is need]
-            ends = np.cumsum([task.filled.sum() for task in mine])
-            if not ends[-1]:
-                raise UserError(f"there is nothing to verify: no answers to {need.name} in {self.teacher.folder}")
-            sample = np.sort(chance.choice(ends[-1], min(count, int(ends[-1])), replace=False))
-            parts = np.split(sample, np.searchsorted(sample, ends[:-1]))
-            same, off, most = 0, 0, 0.0
+        mine = [task for task in tasks if task.need is need]
+        ends = np.cumsum([task.filled.sum() for task in mine])
+        if not ends[-1]:
+            raise UserError(f"there is nothing to verify: no answers to {need.name} in {self.teacher.folder}")
+        chosen = np.sort(np.random.default_rng().choice(ends[-1], min(count, int(ends[-1])), replace=False))
+        parts = np.split(chosen, np.searchsorted(chosen, ends[:-1]))
+        same, off, most = 0, 0, 0.0
+        with Work(
+            self.run.console, f"verifying {need.name}", len(chosen), unit="answers", after=MOMENT, transient=True
+        ) as work:
             for task, part, end in zip(mine, parts, ends, strict=True):
                 there = self.positions[task.filled]
                 picked = there[part - (end - len(there))]
@@ -153,8 +154,8 @@ class Recorder:
                         same += exact
                         off += int((differences > CLOSE[self.precision(need)]).sum())
                         most = max(most, float(differences.max()))
-            rows[need.name] = (need.name, len(sample), same, off, most)
-        return list(rows.values())
+                        work.advance(len(chunk))
+        return need.name, len(chosen), same, off, most
 
     def precision(self, need: Need) -> str:
         with self.accelerator.autocast():
@@ -175,41 +176,6 @@ class Recorder:
             all(np.array_equal(a[name], b[name]) for name in content) for a, b in zip(there, again, strict=True)
         )
         return exact, ((was - now).abs().amax(1) / largest).numpy()
-
-
-class Advance:
-    """A progress bar with the speed and the remaining time; without a terminal, a line after each tenth."""
-
-    def __init__(self, console: Console | None, total: int):
-        self.console, self.total, self.done, self.said = console, total, 0, 0
-        columns = (
-            TextColumn("recording"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
-        self.bar = Progress(*columns, Left(), console=console, disable=console is None or not shows_bars(console))
-        self.task = self.bar.add_task("", total=total, note="")
-
-    def __enter__(self) -> Advance:
-        self.start = time.perf_counter()
-        self.bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.stop()
-
-    def advance(self, count: int) -> None:
-        self.done += count
-        seconds = time.perf_counter() - self.start
-        rate = self.done / max(seconds, 1e-9)
-        self.bar.update(self.task, completed=self.done, note=f"{rate:,.0f} images/s")
-        tenth = 10 * self.done // self.total
-        if self.console is not None and not shows_bars(self.console) and tenth > self.said:
-            self.said = tenth
-            left = (self.total - self.done) / rate
-            line = f"recording {self.done:,}/{self.total:,}  {rate:,.0f} images/s  {left:,.0f} s left"
-            self.console.print(line, highlight=False)
 
 
 def stored_needs(needs: list[Need]) -> list[Need]:
@@ -291,7 +257,7 @@ def verify(run: Run, count: int) -> bool:
         tasks = recorder.tasks()
         report_damage(recorder, tasks)
         show_role(recorder)
-        verified.append(show_verified(run, recorder.verify(tasks, count)))
+        verified.append(show_verified(run, [recorder.verify(need, tasks, count) for need in recorder.needs]))
     return all(verified)
 
 
@@ -317,34 +283,22 @@ def show_plan(run: Run, recorder: Recorder, tasks: list[Task], missing: dict[str
     """Print what is recorded already and what this process will record."""
     if run.console is None or not processes().is_main_process:
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("answers", "bytes each", "images", "variants", "done", "to record", "to write"):
-        table.add_column(title, overflow="fold")
+    rows = []
     for name, count in missing.items():
         mine = [task for task in tasks if task.need.name == name]
         size = mine[0].place.shelf.dtype.itemsize
         variants = "" if mine[0].variant is None else str(len(mine))
         there = sum(int(task.filled.sum()) for task in mine)
-        cells = (
-            name,
-            str(size),
-            f"{len(recorder.positions):,}",
-            variants,
-            f"{there:,}",
-            f"{count:,}",
-            readable(count * size),
-        )
-        table.add_row(*cells)
-    run.console.print(table)
+        all_images = f"{len(recorder.positions):,}"
+        rows.append((name, size, all_images, variants, f"{there:,}", f"{count:,}", readable(count * size)))
+    titles = ("answers", "bytes each", "images", "variants", "done", "to record", "to write")
+    run.console.print(as_table(titles, rows))
 
 
 def show_verified(run: Run, rows: list[tuple[str, int, int, int, float]]) -> bool:
     """Print the result of a verification. Returns whether no answer is too far off."""
     if run.console is not None and processes().is_main_process:
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for title in ("answers", "recomputed", "same bytes", "too far off", "largest difference"):
-            table.add_column(title, overflow="fold")
-        for name, count, same, off, most in rows:
-            table.add_row(name, f"{count:,}", f"{same:,}", f"{off:,}", f"{most:.2g}")
-        run.console.print(table)
+        titles = ("answers", "recomputed", "same bytes", "too far off", "largest difference")
+        lines = [(name, *(f"{count:,}" for count in counts), f"{most:.2g}") for name, *counts, most in rows]
+        run.console.print(as_table(titles, lines))
     return not any(off for *_, off, _ in rows)

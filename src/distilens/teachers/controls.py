@@ -223,9 +223,9 @@ class RandomMapTeacher(Control):
         selected, rows = batch.select(chosen), to_device(chosen, batch.images.device)
         if self.kind == "network":
             aimed = selected.replaced(targets=answer.targets[need.text][rows])
-            text = f"{replace(need, target='label').question},of={need.of}"
-            maps = self.random_network(batch)(aimed, [text]).maps[text]
-            return spread(batch, rows, moved(selected, replace(need, of="images"), maps))
+            asked = replace(need, draw=None, every=1, target="top1" if need.classes == "all" else "label")
+            ((maps, _),) = self.random_network(batch).explained(aimed, [asked])
+            return spread(batch, rows, maps)
         still = need.of == "canonical"
         values = self.inner(selected.untransformed(), [need.name]).maps[need.name] if still else true[rows]
         return spread(batch, rows, moved(selected, need, self.reordered(values, selected)))

@@ -26,7 +26,7 @@ from distilens.models.heads import heads
 from distilens.models.saved import architecture
 from distilens.models.taps import find
 from distilens.teachers.judges import Judge, build_judge
-from distilens.teachers.needs import Need, levelled, moved, spread, unlevelled
+from distilens.teachers.needs import Need, levelled, make_answer, moved, of_kind, read_needs, spread, unlevelled
 from distilens.teachers.pruned import pruned
 
 
@@ -52,28 +52,21 @@ class LiveTeacher(Teacher):
         return f"LiveTeacher({self.model.name!r})"
 
     def __call__(self, batch: Batch, needs: Sequence[str]) -> Answer:
-        wanted = [Need.parse(need) for need in needs]
-        by = {kind: [need for need in wanted if need.kind == kind] for kind in ("logits", "features", "maps", "scores")}
-        logits, features = None, {}
-        if by["logits"] or by["features"]:
-            logits, features = self.forward(batch.images, [need.what for need in by["features"]])
-            logits = approximate(logits, by["logits"])
-        explained = {
-            need.text: answer
-            for together in at_several_taps(tuple(by["maps"]))
-            for need, answer in zip(together, self.explained(batch, together), strict=True)
-        }
-        return Answer(
-            logits=logits,
-            features=features,
-            maps={text: maps for text, (maps, _) in explained.items()},
-            targets={text: target for text, (_, target) in explained.items()},
-            scores={need.what: self.judged(batch, need) for need in by["scores"]},
-            modules={need.what: self.part(need.what) for need in wanted if need.kind == "module"},
-            pruned={
-                need.what: self.pruned(need.what).forward(batch.images)[0] for need in wanted if need.kind == "pruned"
-            },
-        )
+        wanted = read_needs(needs)
+        values: dict[Need, Any] = {}
+        if passed := of_kind(wanted, "logits", "features"):
+            logits, features = self.forward(batch.images, [need.what for need in of_kind(wanted, "features")])
+            for need in passed:
+                values[need] = approximate(logits, need.top) if need.kind == "logits" else features[need.what]
+        for together in at_several_taps(tuple(of_kind(wanted, "maps"))):
+            values |= zip(together, self.explained(batch, together), strict=True)
+        for need in of_kind(wanted, "scores"):
+            values[need] = self.judged(batch, need)
+        for need in of_kind(wanted, "pruned"):
+            values[need] = self.pruned(need.what).forward(batch.images)[0]
+        for need in of_kind(wanted, "module"):
+            values[need] = self.part(need.what)
+        return make_answer(values)
 
     @property
     def classes(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -193,12 +186,9 @@ def at_several_taps(needs: tuple[Need, ...]) -> list[list[Need]]:
     return list(groups.values())
 
 
-def approximate(logits: Tensor, needs: Sequence[Need]) -> Tensor | None:
-    """The logits with as many exact values as any need asks for; None if no need asks for logits."""
-    if not needs or any(need.top is None for need in needs):
-        return logits if needs else None
-    top = max(need.top for need in needs if need.top is not None)
-    return unlevelled(*levelled(logits.float(), top), logits.shape[1])
+def approximate(logits: Tensor, top: int | None) -> Tensor:
+    """The `top` largest logits, all others equal; all logits if `top` is None."""
+    return logits if top is None else unlevelled(*levelled(logits.float(), top), logits.shape[1])
 
 
 def without_weights(model: Model) -> str:

@@ -12,8 +12,8 @@ from torch import Tensor
 from distilens.core import Answer, Batch, Teacher
 from distilens.foundation.devices import to_device
 from distilens.teachers.judges import level
-from distilens.teachers.needs import Need, spread
-from distilens.teachers.several import Following, Several, joined, of_kind, trust_of
+from distilens.teachers.needs import Need, of_kind, spread
+from distilens.teachers.several import Following, Several, joined, trust_of
 
 
 class MeanTeacher(Several):

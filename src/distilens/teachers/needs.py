@@ -17,16 +17,18 @@ module:fc                       a module of the teacher; module:head is the one 
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Literal, Optional
+from typing import Annotated, Any, Literal, Optional
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from distilens.core import Batch
+from distilens.core import Answer, Batch
 from distilens.explain import EXPLAINERS
 from distilens.foundation import randomness
 from distilens.foundation.errors import UserError
@@ -35,7 +37,8 @@ from distilens.models.grids import resized
 from distilens.teachers.judges import JUDGES
 
 FORMS = "logits, logits:top=K, features:TAP, maps:EXPLAINER, scores:JUDGE, pruned:SHARE or module:PATH"
-KINDS = ("logits", "features", "maps", "scores", "pruned", "module")
+KINDS = {kind: kind for kind in ("logits", "features", "maps", "scores", "pruned")} | {"module": "modules"}
+"""The kinds of needs, each with the field of an `Answer` that holds its values."""
 FURTHER = {
     "of": (Literal["images", "canonical"], "images"),
     "target": (Literal["top1", "label"], "top1"),
@@ -53,7 +56,7 @@ class Need:
     """A need, read from its notation.
 
     Attributes:
-        text: as the method wrote it; it is the key of the answer.
+        text: as the method wrote it.
         kind: one of `KINDS`.
         what: the tap, explainer, judge, share or path.
         of: whether the answer is for the images of the batch, or for the untransformed images.
@@ -119,6 +122,17 @@ class Need:
         return cls(text, kind, str(explainer), **further)
 
     @property
+    def key(self) -> str:
+        """Its key in the field of an answer."""
+        return self.text if self.kind == "maps" else self.what
+
+    def read(self, answer: Answer) -> Any:
+        """Its value in an answer: a tensor, or a module."""
+        field = getattr(answer, KINDS[self.kind])
+        assert field is not None, "a teacher gives what it is asked for"
+        return field if self.kind == "logits" else field[self.key]
+
+    @property
     def question(self) -> str:
         """The need for all images, with every option of its explainer written out."""
         if self.kind == "logits":
@@ -143,6 +157,30 @@ class Need:
             return np.arange(len(batch))
         index = batch.index.cpu() if batch.variant is None else torch.from_numpy(batch.variant.index)
         return np.flatnonzero(randomness.uniform(self.draw, index, batch.seed, batch.epoch)[:, 0].numpy() < self.share)
+
+
+def read_needs(texts: Sequence[str]) -> list[Need]:
+    """The needs, from their notation; of several needs for logits only the most exact one, which answers them all."""
+    needs = [Need.parse(text) for text in texts]
+    most = max(of_kind(needs, "logits"), key=lambda need: need.top or sys.maxsize, default=None)
+    return [need for need in needs if need.kind != "logits" or need is most]
+
+
+def of_kind(needs: Sequence[Need], *kinds: str) -> list[Need]:
+    return [need for need in needs if need.kind in kinds]
+
+
+def make_answer(values: Mapping[Need, Any], trust: Tensor | None = None) -> Answer:
+    """An answer that holds one value per need: a tensor or a module; for maps a pair, the maps and the classes explained."""
+    fields: dict[str, Any] = {field: {} for field in KINDS.values()} | {"logits": None, "targets": {}}
+    for need, value in values.items():
+        if need.kind == "logits":
+            fields["logits"] = value
+        elif need.kind == "maps":
+            fields["maps"][need.key], fields["targets"][need.key] = value
+        else:
+            fields[KINDS[need.kind]][need.key] = value
+    return Answer(**fields, trust=trust)
 
 
 def check_share(text: str, share: str) -> None:

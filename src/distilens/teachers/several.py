@@ -15,7 +15,7 @@ from distilens.data.splits import Data
 from distilens.foundation.errors import UserError, shortened
 from distilens.foundation.notation import Spec
 from distilens.teachers.judges import on_smallest_grid
-from distilens.teachers.needs import Need
+from distilens.teachers.needs import Need, make_answer, of_kind, read_needs
 
 Join = Callable[[list[Tensor]], Tensor]
 """Combines the teachers' tensors, which have the same shape, into one."""
@@ -92,8 +92,8 @@ class Several(Teacher):
 
     def parsed(self, needs: Sequence[str]) -> list[Need]:
         """The parsed needs. Several teachers cannot answer a need for a module."""
-        wanted = [Need.parse(need) for need in needs]
-        modules = [need.text for need in wanted if need.kind == "module"]
+        wanted = read_needs(needs)
+        modules = [need.text for need in of_kind(wanted, "module")]
         if modules:
             raise UserError(f"{', '.join(modules)}: a part of one teacher, but {self.name} has {len(self.teachers)}")
         return wanted
@@ -194,29 +194,18 @@ def joined(
     Raises:
         UserError: the teachers' features (or logits) have different shapes.
     """
-    logits = join(alike("logits", [each.logits for each in answers])) if of_kind(wanted, "logits") else None
-    features = {
-        need.what: join(alike(need.text, [each.features[need.what] for each in answers]))
-        for need in of_kind(wanted, "features")
-    }
-    maps = {
-        need.text: join_maps(on_smallest_grid([each.maps[need.text] for each in answers]))
-        for need in of_kind(wanted, "maps")
-    }
-    scores = {need.what: join([each.scores[need.what] for each in answers]) for need in of_kind(wanted, "scores")}
-    pruned = {need.what: join([each.pruned[need.what] for each in answers]) for need in of_kind(wanted, "pruned")}
-    return Answer(
-        logits=logits, features=features, maps=maps, targets=targets, scores=scores, pruned=pruned, trust=trust
-    )
+    values = {}
+    for need in wanted:
+        each = [need.read(answer) for answer in answers]
+        if need.kind == "maps":
+            values[need] = join_maps(on_smallest_grid(each)), targets[need.text]
+        else:
+            values[need] = join(alike(need.text, each))
+    return make_answer(values, trust)
 
 
-def of_kind(wanted: Sequence[Need], kind: str) -> list[Need]:
-    return [need for need in wanted if need.kind == kind]
-
-
-def alike(name: str, values: Sequence[Tensor | None]) -> list[Tensor]:
+def alike(name: str, tensors: list[Tensor]) -> list[Tensor]:
     """The tensors, if they have the same shape; else a `UserError` that names all shapes."""
-    tensors = [value for value in values if value is not None]
     if len({tensor.shape for tensor in tensors}) > 1:
         shapes = ", ".join(str(list(tensor.shape[1:])) for tensor in tensors)
         raise UserError(

@@ -7,20 +7,17 @@ being written. A record that was never written is a hole in the file and takes n
 
 from __future__ import annotations
 
-import errno
 import json
 import mmap
 import os
-import shutil
 import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from distilens.data.cache import readable
 from distilens.foundation.errors import UserError
-from distilens.foundation.files import explain_disk_errors, read_json, write_json
+from distilens.foundation.files import check_disk, explain_disk_errors, read_json, write_json
 from distilens.foundation.fingerprints import key_of
 from distilens.foundation.notation import safe
 
@@ -200,12 +197,8 @@ def check_room(folder: Path, needed: int) -> None:
     Raises:
         UserError: the disk is full; the message has the needed and the free space.
     """
-    free = shutil.disk_usage(folder).free
-    if needed + SPARE > free:
-        raise UserError(
-            f"the disk is full: {readable(needed)} of answers must be written in {folder}, but {readable(free)} are free, "
-            f"and {readable(SPARE)} must stay free. Recorded answers are kept: free some space and repeat the same command"
-        ) from OSError(errno.ENOSPC, "no space left")
+    advice = "The recorded answers stay; free some space, and the same command goes on"
+    check_disk(folder, needed, "answers", advice, spare=SPARE)
 
 
 def check_same(there: dict[str, Any], asked: dict[str, Any], folder: Path) -> None:

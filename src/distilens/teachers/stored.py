@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,14 +12,13 @@ from torch import Tensor
 
 from distilens.core import Answer, Batch, Teacher
 from distilens.data import load
-from distilens.data.cache import readable
 from distilens.data.variant import Variant
 from distilens.foundation.errors import UserError
-from distilens.foundation.files import read_json
+from distilens.foundation.files import read_json, readable
 from distilens.foundation.notation import Spec
 from distilens.teachers.codecs import Codec, check_finite, codec_of, sent
 from distilens.teachers.judges import build_judge
-from distilens.teachers.needs import Need, moved, spread
+from distilens.teachers.needs import Need, make_answer, moved, of_kind, read_needs, spread
 from distilens.teachers.store import Different, Shelf, check_room, file_name
 
 TOGETHER = 16
@@ -101,28 +99,15 @@ class StoredTeacher(Teacher):
         return f"StoredTeacher({str(self.folder)!r}, {self.teacher!r})"
 
     def __call__(self, batch: Batch, needs: Sequence[str]) -> Answer:
-        wanted = [as_shown(batch, Need.parse(need)) for need in needs]
-        logits = [need for need in wanted if need.kind == "logits"]
-        most = max(
-            logits, key=lambda need: need.top or sys.maxsize, default=None
-        )  # the most exact that any method asks for
-        read = [need for need in wanted if need is most or need.kind in ("features", "maps", "scores", "pruned")]
+        wanted = [as_shown(batch, need) for need in read_needs(needs)]
+        read = [need for need in wanted if need.kind != "module"]
         shelves: dict[str, list[Need]] = {}
         for need in read:
             shelves.setdefault(need.name, []).append(need)
-        requests = {name: self.request(batch, needs) for name, needs in shelves.items()}
+        requests = {name: self.request(batch, together) for name, together in shelves.items()}
         self.fill(batch, list(requests.values()))
-        answers = {need.text: values(batch, need, requests[need.name]) for need in read}
-        maps = {need.text: answers[need.text] for need in wanted if need.kind == "maps"}
-        return Answer(
-            logits=answers[most.text][0] if most else None,
-            features={need.what: answers[need.text][0] for need in wanted if need.kind == "features"},
-            maps={text: values for text, (values, _) in maps.items()},
-            targets={text: targets for text, (_, targets) in maps.items()},
-            scores={need.what: answers[need.text][0] for need in wanted if need.kind == "scores"},
-            pruned={need.what: answers[need.text][0] for need in wanted if need.kind == "pruned"},
-            modules=self.modules(batch, [need.text for need in wanted if need.kind == "module"]),
-        )
+        answers = {need: value(batch, need, requests[need.name]) for need in read}
+        return make_answer(answers | self.modules(batch, of_kind(wanted, "module")))
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -156,13 +141,17 @@ class StoredTeacher(Teacher):
                 return tuple(names)
         return None
 
-    def modules(self, batch: Batch, needs: list[str]) -> Any:
+    def modules(self, batch: Batch, needs: list[Need]) -> dict[Need, Any]:
         """Modules of the teacher, which are not stored."""
-        if needs and self.teacher is None:
+        if not needs:
+            return {}
+        texts = [need.text for need in needs]
+        if self.teacher is None:
             raise UserError(
-                f"{', '.join(needs)}: a part of the teacher is not among its stored answers: pass a teacher"
+                f"{', '.join(texts)}: a part of the teacher is not among its stored answers: pass a teacher"
             )
-        return self.teacher(batch, needs).modules if self.teacher and needs else {}
+        answer = self.teacher(batch, texts)
+        return {need: need.read(answer) for need in needs}
 
     def request(self, batch: Batch, needs: list[Need]) -> Request:
         """Read the records for a batch. The needs read the same shelf, but may ask for different images."""
@@ -200,20 +189,12 @@ class StoredTeacher(Teacher):
             )
         count = -(-len(positions) // TOGETHER) * TOGETHER
         seen = (batch.untransformed() if needs[0].of == "canonical" else batch).select(np.resize(positions, count))
-        answer = self.teacher(seen, [need.question for need in needs])
+        questions = [Need.parse(need.question) for need in needs]
+        answer = self.teacher(seen, [question.text for question in questions])
         answers = []
-        for need in needs:
-            kind = {
-                "features": answer.features,
-                "maps": answer.maps,
-                "scores": answer.scores,
-                "pruned": answer.pruned,
-            }
-            key = need.question if need.kind == "maps" else need.what
-            made = answer.logits if need.kind == "logits" else kind[need.kind][key]
-            assert made is not None, "a teacher gives what it is asked for"
-            targets = answer.targets[key] if need.kind == "maps" else seen.targets
-            made = made[: len(positions)].detach().float().cpu()
+        for need, question in zip(needs, questions, strict=True):
+            made = question.read(answer)[: len(positions)].detach().float().cpu()
+            targets = answer.targets[question.text] if need.kind == "maps" else seen.targets
             check_finite(made, need, index)
             answers.append((made, targets[: len(positions)].cpu()))
         return answers
@@ -342,13 +323,13 @@ def encoded(place: OpenShelf, need: Need, answers: Tensor, targets: Tensor) -> n
     return records
 
 
-def values(batch: Batch, need: Need, request: Request) -> tuple[Tensor, Tensor]:
-    """The answers in the records, on the batch's device and at their positions, and the classes that maps explain."""
+def value(batch: Batch, need: Need, request: Request) -> Any:
+    """The answers in the records, on the batch's device and at their positions; for maps also the classes explained."""
     device, chosen = batch.images.device, need.rows(batch)
     records = request.records[np.searchsorted(request.chosen, chosen)]
     answers = request.place.codec.decode(records, device)
     if need.kind != "maps":
-        return answers, batch.targets
+        return answers
     rows = sent(chosen, device)
     shown = moved(batch, need, answers, rows if len(chosen) < len(batch) else None)
     return spread(batch, rows, shown), spread(batch, rows, sent(records["target"], device).long())

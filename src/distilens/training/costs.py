@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ import torch
 
 from distilens.core import Model, Objective, Teacher, accompany
 from distilens.data.pipeline import Batches
+from distilens.foundation.devices import now
 from distilens.foundation.errors import UserError
 from distilens.measure import macs, parameters
 from distilens.methods import METHODS
@@ -103,12 +103,6 @@ def added(
     return found
 
 
-def done(device: torch.device) -> None:
-    """Wait until a device has finished its work."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-
-
 def trained_numbers(objective: Objective) -> int:
     """The number of trained parameters: the student's, in its training form, and the methods' own."""
     return sum(parameter.numel() for parameter in objective.parameters())
@@ -146,13 +140,11 @@ def time_step(
     times = []
     for _ in range(steps + 1):
         kept.clear()
-        done(accelerator.device)
-        start = time.perf_counter()
+        start = now(accelerator.device)
         with accelerator.autocast(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             loss = total(objective(batch, teacher(batch, objective.needs)))
         loss.backward()
-        done(accelerator.device)
-        times.append(time.perf_counter() - start)
+        times.append(now(accelerator.device) - start)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in objective.parameters())
     # 4: weights, gradients, two optimizer states per weight
     return Timed(tuple(sorted(times[1:])), sum(kept.values()) + 4 * weights)

@@ -7,7 +7,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,19 +14,14 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Column
 from torch import Tensor
 
 from distilens.data.batch import Batch
 from distilens.foundation.errors import UserError
 from distilens.foundation.files import explain_disk_errors, write_text
 from distilens.foundation.metric import ACCURACY, Metric
-from distilens.foundation.progress import Left, shows_bars
+from distilens.foundation.progress import Work
 from distilens.training.trackers import Trackers
-
-WIDE = 100
-"""From this number of terminal columns on, the bar shows the speed too."""
 
 ADVICE = "The last good checkpoint was kept; try a lower learning rate, clip=1, or precision=float32"
 
@@ -98,7 +92,7 @@ class Log:
         self.trackers = trackers if trackers and main else Trackers()
         # the last step sent to the trackers, of losses (False) and of validations (True)
         self.told: dict[bool, int] = {}
-        self.bar: Progress | None = None
+        self.work: Work | None = None
 
     def start(self, *, epochs: int, steps: int, images: int, at: int, epoch: int, metric: Metric = ACCURACY) -> None:
         """Start the log of a training with its length and its first step and epoch. Rows after that point are dropped."""
@@ -113,27 +107,19 @@ class Log:
         self.trackers.begin(self.stage, resumed=bool(before))
         self.metrics.keep(lambda row: row["stage"] != self.stage or is_before(row))
         self.rows = [row for row in self.metrics.rows() if row["stage"] == self.stage]
-        self.since = self.begun = (time.perf_counter(), at)
+        self.since = (time.perf_counter(), at)
         self.learning_rate = 0.0
 
     def __enter__(self) -> Log:
         if self.console is not None:
-            self.wide = self.console.width >= WIDE
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=20 if self.wide else 8),
-                TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
-                Left(table_column=Column(no_wrap=True, min_width=9)),
-            )
-            self.bar = Progress(*columns, console=self.console, disable=not shows_bars(self.console))
             self.validated = ""
-            self.task = self.bar.add_task(self.stage, total=self.epochs * self.steps, completed=self.at, note="")
-            self.bar.start()
+            self.work = Work(self.console, self.stage, self.epochs * self.steps, done=self.at)
+            self.work.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
+        if self.work is not None:
+            self.work.__exit__()
 
     def step(self, batch: Batch, terms: dict[str, Tensor], learning_rate: float, *, every: int) -> None:
         """Note the losses of a step: their means over all processes, which have equal numbers of images."""
@@ -179,10 +165,11 @@ class Log:
             learning_rate=self.learning_rate,
             images_per_second=round(rate, 1),
         )
-        if self.bar is not None:
+        if self.work is not None:
             losses = " ".join(f"{name} {value:.3g}" for name, value in terms.items())
-            parts = [f"epoch {epoch + 1}/{self.epochs}", self.validated, losses, f"{rate:,.0f} images/s" * self.wide]
-            self.bar.update(self.task, completed=self.at, note=" · ".join(part for part in parts if part))
+            speed = f"{rate:,.0f} images/s" if self.work.wide else ""
+            parts = (f"epoch {epoch + 1}/{self.epochs}", self.validated, losses, speed)
+            self.work.advance(self.at - self.work.done, " · ".join(filter(None, parts)))
 
     def epoch(self, epoch: int, scores: dict[str, float], notes: dict[str, float] | None = None) -> None:
         """Note an epoch's validation scores, and the notes of methods and teacher.
@@ -199,22 +186,15 @@ class Log:
             more |= {"metric": self.metric.plain()}
         self.write(epoch=epoch, step=self.at, validation=scores, **more)
         self.since = (time.perf_counter(), self.at)  # the time of validation does not count
-        name = next(iter(scores))
-        value = self.metric.written(scores[name])
+        value = self.metric.written(next(iter(scores.values())))
         self.validated = f"{value} val"
-        if self.console is not None and not shows_bars(self.console):
+        if self.work is not None:
             last = next((row for row in reversed(self.rows) if "terms" in row), None)
             terms = " ".join(f"{name} {value:.3f}" for name, value in last["terms"].items()) if last else ""
             rate = f"{last['images_per_second']:,.0f} images/s" if last else ""
             terms = " ".join([terms, *(f"{name} {value:.3g}" for name, value in (notes or {}).items())])
-            done = f"{self.stage} epoch {epoch + 1}/{self.epochs}  {terms}  validation {value}  {rate}"
-            self.console.print(f"{done}{self.left()}", highlight=False)
-
-    def left(self) -> str:
-        """The estimated remaining time, for logs without a bar."""
-        elapsed, done = time.perf_counter() - self.begun[0], self.at - self.begun[1]
-        rest = elapsed / max(done, 1) * (self.epochs * self.steps - self.at)
-        return f"  {timedelta(seconds=round(rest))} left" if rest else ""
+            epochs = f"{self.stage} epoch {epoch + 1}/{self.epochs}"
+            self.work.line(f"{epochs}  {terms}  validation {value}  {rate}")
 
     def write(self, **row: Any) -> None:
         row = {"stage": self.stage, **row}

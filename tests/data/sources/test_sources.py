@@ -217,9 +217,9 @@ def test_two_processes_decode_at_once(small, cache):
 
 def test_a_disk_that_cannot_hold_it(small, cache, monkeypatch):
     usage = shutil.disk_usage("/")
-    monkeypatch.setattr(cached.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     fails(
-        r"the disk of the data cache .*cache is full: the decoded images need 1\.7 kB, and 1\.0 kB are free\. Make room",
+        r"the disk is full: 1\.7 kB of decoded images must be written in .*cache, but 1\.0 kB are free\. Make room",
         "parquet",
         cache,
         path=small,
@@ -231,7 +231,12 @@ def test_a_disk_that_fills_up(small, cache, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(writing.np, "save", full)
-    fails("the disk of the data cache .* is full: the decoded images need more than", "parquet", cache, path=small)
+    fails(
+        r"the disk is full: more than .* of decoded images must be written in .* are free\. Make room",
+        "parquet",
+        cache,
+        path=small,
+    )
 
 
 def test_a_cache_that_cannot_be_written(small, tmp_path):
@@ -241,8 +246,7 @@ def test_a_cache_that_cannot_be_written(small, tmp_path):
 
 
 def test_a_wait_is_shown_on_stderr(small, cache, monkeypatch, capsys):
-    monkeypatch.setattr(writing.Progress, "MOMENT", -1.0)
-    monkeypatch.setattr(writing.Progress, "STEP", 4)
+    monkeypatch.setattr(writing, "MOMENT", 0.0)
     monkeypatch.setenv("FORCE_COLOR", "1")
     build("parquet", cache, path=small)
     shown = capsys.readouterr()

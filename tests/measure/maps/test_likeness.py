@@ -7,11 +7,11 @@ import pytest
 import torch
 from scipy.stats import pearsonr, spearmanr
 
-from distilens.explain.maps import normalise_maps
 from distilens.measure import (
     complexity,
     cosine,
     energy_in_mask,
+    mean_interval,
     pearson,
     pointing_game,
     sparseness,
@@ -117,6 +117,15 @@ def test_the_pointing_game():
     assert energy_in_mask(found[2:3], masks[2:3]).isnan().all()
 
 
+def test_a_mean_leaves_empty_maps_out_and_counts_them():
+    first = maps(1, count=3).abs() + 0.1
+    first[1] = 0
+    found = mean_interval(cosine(first, 7 * first))
+    assert (found["n"], found["empty"]) == (2, 1)
+    assert found["mean"] == pytest.approx(1)
+    assert torch.allclose(cosine(first, -first)[[0, 2]], -torch.ones(2))
+
+
 def test_sparseness_and_complexity():
     one = torch.zeros(1, 4, 4)
     one[0, 1, 2] = -3
@@ -136,12 +145,3 @@ def test_sparseness_and_complexity():
     assert torch.allclose(sparseness(7 * drawn), sparseness(-drawn), atol=1e-6)
     for measure in (sparseness, complexity):
         assert measure(torch.zeros(1, 4, 4)).isnan().all()
-
-
-def test_normalised_maps_lie_between_0_and_1():
-    drawn = maps(1)
-    for signed in (False, True):
-        found = normalise_maps(drawn, signed=signed)
-        assert torch.allclose(found.amax((1, 2)), torch.ones(5))
-        assert found.amin() == 0
-    assert not normalise_maps(torch.full((1, 3, 3), 2.0), signed=False).any()

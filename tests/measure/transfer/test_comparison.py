@@ -22,14 +22,14 @@ from distilens.report import transfer_words
 from distilens.runs.history import KeptModels
 from distilens.runs.recipe_file import make_recipe
 from distilens.runs.run import Run, load_run
-from distilens.runs.stages import compare_stage, run_all
+from distilens.runs.stages import compare_stage, run_all, train_stage
 
 FAST = {"samples": 40, "reference": 16, "images": 3, "measured": 4, "sets": 1, "taps": ["layer2", "last", "logits"]}
 
 
 @pytest.fixture(scope="module")
 def world():
-    data = load("shapes:shots=6,test=120")
+    data = load("shapes:shots=6,test=120,size=16")
     networks = {}
     for seed, (name, kind) in enumerate((("teacher", "resnet14"), ("base", "resnet8"), ("student", "resnet8"))):
         torch.manual_seed(seed)
@@ -66,9 +66,9 @@ def test_maps_are_of_all_grids_and_the_last_are_put_to_the_test(world, found):
     data, _ = world
     assert set(found.maps) == {"layer2", "layer3"}
     arrays = found.maps["layer3"]
-    assert arrays["maps_distilled"].shape == (3, 8, 8)
+    assert arrays["maps_distilled"].shape == (3, 4, 4)
     assert [str(role) for role in arrays["roles"]] == ["distilled", "residual", "missed"]
-    assert arrays["images"].shape == (3, 32, 32, 3)
+    assert arrays["images"].shape == (3, 16, 16, 3)
     assert {"index", "labels", "masks", "prediction_missed", "confidence_residual"} <= set(arrays)
     reference = found.scores["maps"]["reference"]
     assert reference["n"] == len(reference["index"]) == 16
@@ -105,7 +105,7 @@ def test_identical_models_have_empty_maps_and_nothing_left(world):
 def test_any_architectures_under_any_names(world, tmp_path):
     data, networks = world
     torch.manual_seed(0)
-    other = build_model("mobilenetv2", data.classes, data.size).eval()
+    other = build_model("mobilenetv2:width=0.25", data.classes, data.size).eval()
     found = compare({"a": networks["student"], "b": other}, data, {**FAST, "taps": ["last"], "features": "flat"})
     assert list(found.maps["last"])[-2:] == ["prediction_b without a", "confidence_b without a"]
     assert {one["called"] for one in found.scores["levels"][0]["given"]} == {"a without b", "b without a"}
@@ -311,7 +311,7 @@ def test_what_was_written_in_another_way_grew_too(methods, tmp_path):
     teacher = RUN["teacher"] if "simkd" in methods else None
     changes = {"student": student, "teacher": teacher, "compare": None, "train": {**RUN["train"], "select": "last"}}
     made = Run(tmp_path / "written", make_recipe({**RUN, **changes}))
-    run_all(made)
+    train_stage(made)
     images = next(Batches(made.data.test, 8).epoch(0)).view
     kept = {epoch: model.logits(images) for epoch, model in KeptModels(made, "student")}
     assert list(kept) == [2, 4]
@@ -324,7 +324,7 @@ def test_a_pruned_layer_does_not_stop_the_comparison(tmp_path):
     """Of a small network nearly all weights may be left out, a whole layer among them."""
     student = {"model": "resnet8", "methods": ["ce", "powerprop:prune=0.97"]}
     made = Run(tmp_path / "pruned", make_recipe({**RUN, "student": student, "teacher": None, "compare": None}))
-    run_all(made)
+    train_stage(made)
     assert not made.model("student").network.fc.weight.any()
     assert [epoch for epoch, _ in KeptModels(made, "student")] == [2, 4]
 
@@ -335,7 +335,7 @@ def test_mean_weights_are_what_is_kept(tmp_path):
         | {"student": {"model": "resnet8", "methods": ["ce"]}}
     )
     made = Run(tmp_path / "mean", recipe)
-    run_all(made)
+    train_stage(made)
     *_, (epoch, model) = KeptModels(made, "student")
     final = made.model("student").bare_state()
     assert epoch == 4

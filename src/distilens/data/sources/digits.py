@@ -9,10 +9,10 @@ import numpy as np
 from pydantic import Field
 
 from distilens.data.source import Rows, Source, as_rgb, digest
+from distilens.data.subset import TEST_SHARE, held_out
 from distilens.tasks import as_task
 
 VERSION = 1
-TEST_SHARE = 0.2
 
 
 def digits(cache: Path, *, size: Annotated[int, Field(ge=8)] = 32) -> Source:
@@ -26,10 +26,11 @@ def digits(cache: Path, *, size: Annotated[int, Field(ge=8)] = 32) -> Source:
     labels = loaded.target.astype(np.int64)
     images = as_rgb(enlarge_digits(loaded.images, size))
     generator = np.random.default_rng(20240000 + VERSION)
-    test = np.zeros(len(labels), dtype=bool)
+    rank = np.empty(len(labels), dtype=np.int64)
     for digit in range(10):
-        rows = np.flatnonzero(labels == digit)
-        test[generator.permutation(rows)[: round(TEST_SHARE * len(rows))]] = True
+        rows = generator.permutation(np.flatnonzero(labels == digit))
+        rank[rows] = np.arange(len(rows))
+    test = held_out(labels, rank, TEST_SHARE)
     fingerprint = digest("digits", VERSION, images, labels)
     train, tested = Rows(images[~test], labels[~test]), Rows(images[test], labels[test])
     return Source(train, tested, None, as_task(list(map(str, range(10)))), fingerprint)

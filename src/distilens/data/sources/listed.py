@@ -13,9 +13,7 @@ import numpy as np
 
 from distilens.data.decode import Encoded
 from distilens.data.source import Rows, Source
-
-TEST_SHARE = 0.2
-"""Share that is held out for testing if a set has no test images."""
+from distilens.data.subset import TEST_SHARE
 
 Listed = Mapping[str, Sequence[tuple[str | None, Path]]]
 """The class and file of every image, by split; the class is None if unknown."""
@@ -32,7 +30,10 @@ def hold_out_test(images: Sequence[tuple[str | None, Path]], root: Path) -> List
 
 
 def choose_test_files(images: Iterable[tuple[str | None, Path]], root: Path) -> set[Path]:
-    """About a fifth of every class, selected by a hash of the path only: at least one image; of three or more, two stay."""
+    """About a fifth of every class, selected by a hash of the path only: at least one image; of three or more, two stay.
+
+    By rank, as `splits.held_out` selects, a file that is added would move others between training and test.
+    """
     classes: dict[str, list[tuple[float, Path]]] = {}
     start = len(os.fsencode(root)) + 1
     for name, file in images:

@@ -17,8 +17,7 @@ from distilens.data.pictures import as_array, as_uint8, channels_last, is_array,
 from distilens.data.pixels import Pixels, Side
 from distilens.data.source import SPLITS, Source, digest
 from distilens.data.sources.arrays import label_column, make_rows, source_of_rows
-from distilens.data.waiting import Progress
-from distilens.data.writing import decode_source
+from distilens.data.writing import decode_source, show_decoding
 from distilens.foundation.errors import UserError, shortened
 
 HOW = (
@@ -309,7 +308,7 @@ def read_items(items: Items) -> ItemsRead:
     state, labels, low, high = hashlib.sha256(), [], np.inf, -np.inf
     again = {round(place) for place in np.linspace(0, items.count - 1, min(REREAD, items.count))}
     changing = []
-    with Progress(items.count) as progress:
+    with show_decoding(items.count) as work:
         for place in range(items.count):
             picture, label = read_item(items, place)
             values = pixels_of_one(picture, f"item {place} of {items.part}")
@@ -321,7 +320,7 @@ def read_items(items: Items) -> ItemsRead:
                 picture, other = read_item(items, place)
                 if other != label or not np.array_equal(pixels_of_one(picture, ""), values):
                     changing.append(place)
-            progress.advance()
+            work.advance()
     if low > high:  # all pictures have 8 bits: their values need no scaling
         low, high = 0.0, 255.0
     return ItemsRead(labels, low, high, state.hexdigest(), describe_changing_items(items.part, changing, len(again)))

@@ -27,6 +27,7 @@ from distilens.data.pictures import as_images, holds_pictures
 from distilens.explain import Explainer, Explanation, in_chunks
 from distilens.explain.explanation import checked
 from distilens.explain.maps import overlay
+from distilens.foundation.devices import now
 from distilens.foundation.errors import UserError
 from distilens.foundation.files import read_json, write_arrays, write_atomically, write_json, write_text
 from distilens.foundation.progress import Work
@@ -51,7 +52,6 @@ from distilens.measure.maps.scoring import (
     answered,
     finding,
     means_of,
-    now,
     scored,
     tried,
 )
@@ -353,12 +353,12 @@ def gallery(
         for label, part in parts.items():
             making, scoring = costs[label]
             work.begin(label)
-            start = now(shown)
+            start = now(shown.device)
             explanations[label] = in_chunks(
-                part.explain, shown, chosen.images, aims, chunk=CHUNK, done=work.heard(f"{label}: maps", making)
+                part.explain, shown, chosen.images, aims, chunk=CHUNK, done=work.follow(f"{label}: maps", making)
             )
-            timed[label] = (now(shown) - start) / len(logits)
-            done = work.heard(f"{label}: scores", scoring)
+            timed[label] = (now(shown.device) - start) / len(logits)
+            done = work.follow(f"{label}: scores", scoring)
             values[label], means[label] = scored(
                 part, shown, chosen, explanations[label], built if sanity else None, done
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from distilens.explain import Explanation
 from distilens.explain.maps import empty
+from distilens.foundation.devices import now
 from distilens.foundation.errors import UserError
 from distilens.foundation.estimate import Estimate, mean_of, share_of
 from distilens.measure import (
@@ -100,9 +100,9 @@ def answered(model: Model, images: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tens
     passes = []
     with evaluating(model), torch.inference_mode():
         for _ in range(3):
-            start = now(model)
+            start = now(model.device)
             logits = torch.cat([model.logits(chunk.to(model.device)).float().cpu() for chunk in images.split(CHUNK)])
-            passes.append((now(model) - start, logits))
+            passes.append((now(model.device) - start, logits))
     return passes[0][1].clone(), min(seconds for seconds, _ in passes) / len(images)
 
 
@@ -123,13 +123,13 @@ def tried(
     for label, part in parts.items():
         say(f"{label}: first image")
         try:
-            start = now(model)
+            start = now(model.device)
             maps = part.explain(model, image, aim).maps
-            seconds[label] = now(model) - start
+            seconds[label] = now(model.device) - start
             if seconds[label] < 1:  # the first call may include loading
-                start = now(model)
+                start = now(model.device)
                 part.explain(model, image, aim)
-                seconds[label] = now(model) - start
+                seconds[label] = now(model.device) - start
             if maps.ndim != 3 or len(maps) != 1:
                 raise UserError(f"maps are [b h w]; for one image these are {list(maps.shape)}")
         except UserError as error:
@@ -196,13 +196,6 @@ def share_interval(values: Float[Tensor, " b"]) -> dict[str, float | int | None]
     if not len(kept):
         return mean_interval(values)
     return share_of(kept > 0.5).plain() | {"empty": len(values) - len(kept)}
-
-
-def now(model: Model) -> float:
-    """The time, after the model's device has finished its work."""
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
-    return time.perf_counter()
 
 
 def finding(label: str, own: Float[Tensor, " b"], floors: Mapping[str, Float[Tensor, " b"]]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,6 +13,7 @@ from distilens import __version__
 from distilens.data import Data, Split
 from distilens.data.pipeline import Batches, batch_at
 from distilens.foundation import randomness
+from distilens.foundation.devices import now
 from distilens.foundation.errors import UserError
 from distilens.foundation.progress import Work
 from distilens.measure import predict
@@ -85,9 +85,9 @@ class Comparing:
         batch = Batches(self.some, FIRST_FORWARD, device=model.device)
         self.work.say("first images")
         predict(model, [next(iter(batch))])
-        start = time.perf_counter()
+        start = now(model.device)
         predict(model, [next(iter(batch))])
-        return (time.perf_counter() - start) / batch.size
+        return (now(model.device) - start) / batch.size
 
     def all(self, grown: Mapping[str, States]) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
         """The scores, and the arrays of the pictures by level."""
@@ -143,7 +143,7 @@ class Comparing:
             taps,
             self.how.features,
             explained=self.how.explained,
-            done=self.work.heard(f"features of {name}", self.pace[name]),
+            done=self.work.follow(f"features of {name}", self.pace[name]),
         )
 
     def scores(self, level: Level, rows: Mapping[str, Mapping[str, Tensor]], task: Distances) -> dict[str, Any]:
@@ -155,7 +155,7 @@ class Comparing:
             full=self.how.full,
             biased=self.how.biased,
             permutations=self.how.permutations,
-            done=self.work.heard(f"scores at {level.name}", self.each),
+            done=self.work.follow(f"scores at {level.name}", self.each),
         )
 
     def pictures(
@@ -202,7 +202,7 @@ class Comparing:
 
     def heard(self, label: str) -> Callable[[str, int], object]:
         """A callback `(model's name, number of images)` that counts forward passes as progress."""
-        counters = {name: self.work.heard(label, pace) for name, pace in self.pace.items()}
+        counters = {name: self.work.follow(label, pace) for name, pace in self.pace.items()}
         return lambda name, count: counters[name](count)
 
     def drawn(self, level: Level, reference: Reference, positions: Tensor) -> dict[str, np.ndarray]:
@@ -246,7 +246,7 @@ class Comparing:
             entry = {"of": pair.of, "given": pair.given, "stability": stability(maps, others)}
             if last:
                 model, among = self.models[pair.of], sets[0].among(positions)
-                done = self.work.heard(f"tests at {level.name}: {pair.called}", TESTS * self.pace[pair.of])
+                done = self.work.follow(f"tests at {level.name}: {pair.called}", TESTS * self.pace[pair.of])
                 means, values = put_to_test(model, batch, maps, done=done)
                 inputs = (sets[0], self.data.test, batch.images, seen, task, among, maps)
                 entry |= means | sanity(pair, model, level, *inputs, features=features)
