@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from distilens.core import Answering, Method, Model, Objective, Teacher, accompany, as_teacher, with_terms
+from distilens.core import Answering, Batch, Method, Model, Objective, Teacher, accompany, as_teacher, with_terms
 from distilens.data.augment import AUGMENTS
 from distilens.data.pipeline import Batches
 from distilens.data.splits import Data
