@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,9 @@ SOME = ("README", "python", "own-loop")
 def test_python_examples_run(page, tmp_path, monkeypatch):
     """One after the other, as a reader would: a block may use what those above it made."""
     monkeypatch.chdir(tmp_path)
-    names = {"__name__": "example"}
+    example = types.ModuleType("example")  # a dataclass looks its module up
+    monkeypatch.setitem(sys.modules, "example", example)
+    names = vars(example)
     for number, code in enumerate(blocks(page)):
         exec(compile(code, f"{page.name}, example {number}", "exec"), names)
 

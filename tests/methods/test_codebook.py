@@ -411,7 +411,7 @@ def test_the_command_makes_what_a_run_then_uses(place, monkeypatch, capsys):
 def test_the_command_says_what_is_missing(place, monkeypatch, capsys):
     Path("recipe.toml").write_text(make_recipe(RECIPE, ["student.methods=[ce,kd]"]).to_toml())
     code, _, error = command(monkeypatch, capsys, "recipe.toml")
-    assert (code, "the student's methods need no codebook" in error) == (2, True)
+    assert (code, "no method of this student collects anything" in error) == (2, True)
     with lock_run(Run(Path("runs/coded"), make_recipe(RECIPE))) as _:
         train_teacher(Run(Path("runs/coded"), make_recipe(RECIPE)))
     code, _, error = command(monkeypatch, capsys, "runs/coded", "--set", "seed=1")

@@ -98,7 +98,7 @@ def scores(student: float = 0.712, base: float = 0.651) -> dict:
     found["models"]["student"]["maps"]["gradcam"]["more_than_base"] = paired
     for role, answers in scored_answers().items():
         found["models"][role] |= {key: answers[key] for key in ("confusion", "calibration", "temperature", "top5")}
-    return found | {"errors": copy.deepcopy(errors_of(predictions().test, tuple(CLASSES)))}
+    return found | {"errors": copy.deepcopy(errors_of(predictions()))}
 
 
 @functools.cache

@@ -145,8 +145,12 @@ DeviceName = Annotated[
 ]
 Full = Annotated[FlagCreatePairsOff[bool], arg(help="Print the whole recipe too.", help_behavior_hint="")]
 KINDS = (*REGISTRIES, "recipes")
+if TYPE_CHECKING:
+    OneKind = str
+else:
+    OneKind = Literal[KINDS]  # a tuple stands for its items
 Kind = Annotated[
-    Positional[Literal[KINDS]],  # type: ignore[valid-type]  # a tuple stands for its items
+    Positional[OneKind],
     arg(metavar="KIND", help=f"{', '.join(KINDS)}."),
 ]
 PartName = Annotated[

@@ -225,17 +225,17 @@ class Places:
     ):
         self.teacher, self.tap, self.seed = teacher, tap, seed
         self.batches = Batches(split, size, device=teacher.model.device)
-        chosen = torch.from_numpy(np.flatnonzero(split.targets >= 0) if labelled else np.arange(len(split)))
-        order = torch.randperm(len(chosen), generator=randomness.generator("codebook", seed))
-        self.parts = chosen[order].split(size)
-        if not len(chosen):
+        positions = torch.from_numpy(np.flatnonzero(split.targets >= 0) if labelled else np.arange(len(split)))
+        order = torch.randperm(len(positions), generator=randomness.generator("codebook", seed))
+        self.parts = positions[order].split(size)
+        if not len(positions):
             raise UserError(
                 "a codebook of stage 2 is made from labelled images, but none of the training images has a label"
             )
         _, first = self.read(self.parts[0][:1], None)
         self.each, self.channels = first.shape[1:]
-        self.count = self.each * len(chosen)
-        self.work = Work(None, "codebook:", passes * len(chosen), unit="images", after=MOMENT, say=say)
+        self.count = self.each * len(positions)
+        self.work = Work(None, "codebook:", passes * len(positions), unit="images", after=MOMENT, say=say)
 
     def read(self, positions: Tensor, raw: Tensor | None) -> tuple[Batch, Float[Tensor, "b n c"]]:
         """A batch of images, and the features of their places."""

@@ -173,8 +173,8 @@ class KDLayer(Method):
             theirs = grid(answer.features[self.teacher_tap], self.size).float()
             size = (min(scores.shape[-2], theirs.shape[-2]), min(scores.shape[-1], theirs.shape[-1]))
             ours = places(resized(scores.float(), size)).log_softmax(-1)
-            wanted = self.teacher_distribution(places(resized(theirs, size)), batch.targets.clamp_min(0))
-            divergence = functional.kl_div(ours, wanted, reduction="none").sum(-1).mean(-1)
+            target = self.teacher_distribution(places(resized(theirs, size)), batch.targets.clamp_min(0))
+            divergence = functional.kl_div(ours, target, reduction="none").sum(-1).mean(-1)
         return divergence if self.stage == 1 else divergence.where(batch.targets >= 0, 0)
 
     def teacher_distribution(

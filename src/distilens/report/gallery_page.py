@@ -149,8 +149,8 @@ def labels_to_chart(content: Content) -> list[str]:
         return list(strength)
     floors = [column.label for column in content.columns if column.floor]
     others = sorted((label for label in strength if label not in floors), key=lambda label: -strength[label])
-    charted = {max(floors, key=lambda label: strength[label]), *others[: MOST_LINES - 1]}
-    return [label for label in strength if label in charted]
+    chosen = {max(floors, key=lambda label: strength[label]), *others[: MOST_LINES - 1]}
+    return [label for label in strength if label in chosen]
 
 
 def chart(name: str, title: str, labels: Sequence[str], content: Content, axis: str) -> Markup:

@@ -49,7 +49,7 @@ def interval_chart(
             parts.append(Markup('<text class="group" x="0" y="{:.1f}">{}</text>').format(y + 14, escape(name)))
             y += ROW
         for line in lines:
-            parts += [label(line.name, left - 12, y + 15, "end"), *drawn(line, across, y + 11)]
+            parts += [label(line.name, left - 12, y + 15, "end"), *draw_line(line, across, y + 11)]
             y += ROW
         y += 6
     grid = [straight("grid", across.place(x), TOP, across.place(x), y) for x in x_ticks]
@@ -73,7 +73,7 @@ def interval_chart(
     )
 
 
-def drawn(line: Line, across: Scale, y: float) -> list[Markup]:
+def draw_line(line: Line, across: Scale, y: float) -> list[Markup]:
     """The whisker of an interval, and its marker."""
     colour, parts = line.colour % COLOURS, []
     value, *interval = (across.place(place) for place in line.places)

@@ -90,11 +90,9 @@ def against_base(name: str, entry: dict | None) -> str | None:
     value = difference.written(signed_decimals)
     whose, other = f"the student's {plain_name(name)} maps", "like the teacher's than the base's are"
     if difference.ends is None or difference.holds(0):
-        return (
-            f"These images do not show whether {whose} are more {other}: the cosine differs by {value}, image by image."
-        )
+        return f"These images do not show whether {whose} are more {other}: the cosine differs by {value} on the same images."
     more = "more" if difference.positive else "less"
-    return f"{whose[0].upper()}{whose[1:]} are {more} {other}: the cosine differs by {value}, image by image."
+    return f"{whose[0].upper()}{whose[1:]} are {more} {other}: the cosine differs by {value} on the same images."
 
 
 def busy_warning(models: Mapping[str, dict]) -> str | None:

@@ -64,7 +64,7 @@ class Row:
     @property
     def difference(self) -> Cell:
         """Student minus base, and the verdict from its interval."""
-        verdict = f"{self.winner} better" if self.winner else "not settled"
+        verdict = f"{self.winner} better" if self.winner else "not significant"
         write, unit = (points, " points") if self.in_points else (signed_decimals, "")
         return cell(self.apart, verdict if self.apart and self.apart.ends else "", write=write, unit=unit)
 
@@ -184,7 +184,7 @@ def headline(scores: dict) -> str:
     if difference == 0:
         return f"{beginning}, the same as {control}{' (to 0.1 points)' * metric.is_share}."
     apart = Estimate.read((student.get("more than base") or {}).get(split))
-    doubt = " – a difference that these images do not settle" if apart and apart.holds(0) else ""
+    doubt = " – a difference that is not significant on these images" if apart and apart.holds(0) else ""
     more, less = ("above", "below") if metric.higher_is_better else ("more than", "less than")
     gap = f"{abs(difference):.1f} points" if metric.is_share else with_unit(abs(difference), metric)
     return f"{beginning}, {gap} {more if difference > 0 else less} {control}{doubt}."

@@ -27,26 +27,26 @@ def findings(scores: Scores) -> list[str]:
     name, relevance = level["name"], {one["of"]: estimate_of(one) for one in level["rs"]}
     if one := apart.get(("rs", "student")):
         sentences.append(
-            f"At {name} the student's features say {more(one)} about the task than the base's: "
+            f"At {name} the student's features contain {more_or_less(one)} about the task than the base's: "
             f"RS {relevance['student'].number()} against {relevance['base'].number()}, a difference of {difference(one)}."
         )
     if one := apart.get(("given", "distilled")):
         sentences.append(
-            f"What the student knows and the base does not (distilled) says {more(one)} about the task than what the base "
-            f"knows and the student does not (residual): a difference of {difference(one)}."
+            f"What the student knows and the base does not (distilled) contains {more_or_less(one)} about the task than what "
+            f"the base knows and the student does not (residual): a difference of {difference(one)}."
         )
     if one := apart.get(("fss", "student")):
         sentences.append(
-            f"The student's features are {more(one)} like the teacher's than the base's are: a difference of FSS of "
-            f"{difference(one)}."
+            f"The student's features are {more_or_less(one)} similar to the teacher's than the base's are: a "
+            f"difference in FSS of {difference(one)}."
         )
     if not sentences:
         best = max(level["rs"], key=lambda one: one["value"])["of"]
         certain = relevance[best].ends is None or relevance[best].above(0)
         what = (
-            f"the features of {best} say most about the task"
+            f"the features of {best} contain most about the task"
             if certain
-            else "no model's features say anything certain about the task"
+            else "no model's features are significantly related to the task"
         )
         sentences.append(f"At {name} {what}: RS {relevance[best].with_interval()}.")
     sentences += energies(scores, name)
@@ -62,7 +62,7 @@ def energies(scores: Scores, level: str) -> list[str]:
     if one is None or one.ends is None:
         return []
     apart = f"{one.number(points)} points {one.interval(points)}{doubt(one)}"
-    return [f"The distilled maps lie {more(one)} on the evidence than the residual ones: {apart}."]
+    return [f"The distilled maps lie {more_or_less(one)} on the evidence than the residual ones: {apart}."]
 
 
 def judged_level(scores: Scores) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def estimate_of(one: Mapping[str, Any]) -> Estimate:
     return Estimate(one["value"], one["low"], one["high"])
 
 
-def more(one: Estimate) -> str:
+def more_or_less(one: Estimate) -> str:
     return "more" if one.positive else "less"
 
 

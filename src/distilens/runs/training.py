@@ -247,7 +247,7 @@ def collect_alone(run: Run) -> list[Path]:
     """
     methods = build_methods(run.recipe.student.methods)
     if all(type(method).collect is Method.collect for method in methods.values()):
-        raise UserError("the student's methods need no codebook: only kd_layer does")
+        raise UserError("no method of this student collects anything from the teacher, such as a codebook")
     with lock_run(run):
         train_teacher(run)
         return collect(run, methods)

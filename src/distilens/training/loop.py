@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from distilens.core import Answering, Method, Model, Objective, Teacher, accompany, as_teacher, with_terms
+from distilens.core import Answering, Batch, Method, Model, Objective, Teacher, accompany, as_teacher, with_terms
 from distilens.data.augment import AUGMENTS
 from distilens.data.pipeline import Batches
 from distilens.data.splits import Data
@@ -184,15 +184,18 @@ def set_learning_rate(optimizer: Optimizer, peaks: list[float], factor: float) -
 
 def validate(student: Model, batches: Batches, accelerator: Accelerator) -> dict[str, float]:
     """The task's scores and loss on a split, in the precision of training, over all processes; the metric comes first."""
-    task, tallies = student.task, []
     with evaluating(student), as_written(student), torch.inference_mode(), accelerator.autocast():
-        for batch in batches:
-            outputs = student.logits(batch.images).float()
-            sums = torch.stack([task.loss(outputs, batch.targets).sum(), task.known(batch.targets).sum().float()])
-            tallies.append(torch.cat([sums, task.tally(outputs, batch.targets)]))
-    loss, n, *tally = cast(Tensor, accelerator.reduce(torch.stack(tallies).sum(0))).unbind()
-    scores = {name: estimate.value or 0.0 for name, estimate in task.score(torch.stack(tally)).items()}
+        sums = torch.stack([tally(student, batch) for batch in batches]).sum(0)
+    loss, n, *tallied = cast(Tensor, accelerator.reduce(sums)).unbind()
+    scores = {name: estimate.value or 0.0 for name, estimate in student.task.score(torch.stack(tallied)).items()}
     return {**scores, "loss": float(loss) / max(float(n), 1), "n": int(n)}
+
+
+def tally(student: Model, batch: Batch) -> Tensor:
+    """The sum of the losses, the number of images with a target, and the task's tally: they add over batches and processes."""
+    task, outputs = student.task, student.logits(batch.images).float()
+    loss, known = task.loss(outputs, batch.targets).sum(), task.known(batch.targets).sum()
+    return torch.cat([torch.stack([loss, known.float()]), task.tally(outputs, batch.targets)])
 
 
 def make_accelerator(settings: Training) -> Accelerator:
