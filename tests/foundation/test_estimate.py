@@ -42,6 +42,8 @@ def test_the_text_has_true_minus_signs():
     assert str(WHOLE) == "−0.012 [−0.100 to 0.075], n = 1,200"
     assert WHOLE.written(lambda value: f"{100 * value:.1f} %") == "−1.2 % [−10.0 % to 7.5 %], n = 1,200"
     assert WHOLE.with_interval() == "−0.012 [−0.100 to 0.075]"
+    assert WHOLE.half == pytest.approx(0.0877)
+    assert Estimate(1.5).half is None
     assert WHOLE.with_half() == "−0.012 ±0.088"
     assert str(Estimate(1.5)) == "1.500" == Estimate(1.5).with_half()
     assert str(Estimate(None, n=0)) == "–, n = 0"

@@ -106,6 +106,23 @@ def test_a_terminal_shows_the_part_the_share_and_the_time():
     assert not any("explain: " in line for line in lines)  # lines are for logs
 
 
+@pytest.mark.parametrize(("width", "length"), [(80, 8), (99, 8), (100, 20), (200, 20)])
+def test_the_bar_is_long_if_there_is_room(width: int, length: int):
+    console, stream = terminal(width)
+    with Work(console, "explain", 2) as work:
+        work.advance(2)
+    last = shown(stream).replace("\r", "\n").split("\n")[-2]
+    assert last.count("━") == length
+
+
+def test_the_speed_of_a_resumed_work_is_that_of_this_time(at):
+    console, stream = log()
+    with Work(console, "recording", 100, done=50, unit="images") as work:
+        at[0] += 2
+        work.advance(10)
+    assert stream.getvalue() == "recording 60/100  5 images/s  0:00:08 left\n"
+
+
 def test_a_short_work_shows_nothing_and_a_long_one_disappears(at):
     for seconds, drawn in ((0.5, False), (1.5, True)):
         console, stream = terminal()
@@ -114,6 +131,7 @@ def test_a_short_work_shows_nothing_and_a_long_one_disappears(at):
             work.advance(100)
         assert ("decoding images" in shown(stream)) == drawn
         assert ("100/100" in shown(stream)) == drawn
+        assert not drawn or stream.getvalue().endswith("\x1b[2K")  # the line is cleared in the end
 
 
 def test_lines_may_go_elsewhere(at):

@@ -1,1 +1,1 @@
-"""The base layer, which does not depend on images or models: errors, notation, files, randomness, devices, progress."""
+"""The base layer, which depends on neither images nor models: errors, notation, files, randomness, devices, progress, estimates."""

@@ -73,6 +73,11 @@ class Estimate:
         return None if self.low is None or self.high is None else (self.low, self.high)
 
     @property
+    def half(self) -> float | None:
+        """Half of the length of the interval, or None."""
+        return None if self.ends is None else (self.ends[1] - self.ends[0]) / 2
+
+    @property
     def positive(self) -> bool:
         """Whether the number is above 0."""
         return self.value is not None and self.value > 0
@@ -108,8 +113,7 @@ class Estimate:
 
     def with_half(self, write: Write = decimals) -> str:
         """`0.512 ±0.034`: the number and half of its interval."""
-        half = "" if self.ends is None else minus(f" ±{write((self.ends[1] - self.ends[0]) / 2)}")
-        return self.number(write) + half
+        return self.number(write) + ("" if self.half is None else minus(f" ±{write(self.half)}"))
 
     def number(self, write: Write = decimals) -> str:
         """`0.512`, or a dash."""

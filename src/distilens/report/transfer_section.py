@@ -186,7 +186,7 @@ def growth(scores: Scores) -> list[dict[str, Any]]:
         svg = charts.line_chart(f"chart-growth-{key}", title, lines, x_label="epoch", y_label="score", linear=True)
         if svg:
             estimates = [Estimate.read(one.get(key)) for states in grown["models"].values() for one in states]
-            halves = [(one.ends[1] - one.ends[0]) / 2 for one in estimates if one and one.ends]
+            halves = [one.half for one in estimates if one and one.half is not None]
             sure = f" The interval of a point is at most ±{max(halves):.3f}." if halves else ""
             about = f"At {grown['level']}, on {grown['n']:,} images, after each epoch whose checkpoint was kept.{sure}"
             chart_list.append({"title": title, "svg": svg, "about": about})

@@ -32,7 +32,7 @@ def hold_out_test(images: Sequence[tuple[str | None, Path]], root: Path) -> List
 def choose_test_files(images: Iterable[tuple[str | None, Path]], root: Path) -> set[Path]:
     """About a fifth of every class, selected by a hash of the path only: at least one image; of three or more, two stay.
 
-    By rank, as `splits.held_out` selects, a file that is added would move others between training and test.
+    By rank, as `subset.held_out` selects, a file that is added would move others between training and test.
     """
     classes: dict[str, list[tuple[float, Path]]] = {}
     start = len(os.fsencode(root)) + 1
