@@ -1,4 +1,4 @@
-"""What checks the annotations of distilens in the tests: jaxtyping's shapes with beartype, and beartype alone where none has a shape.
+"""What checks annotations in the tests: jaxtyping with beartype where there are shapes, beartype alone elsewhere.
 
 jaxtyping binds the arguments of each call to their names and checks them twice. Only shapes need that.
 """

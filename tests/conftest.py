@@ -9,6 +9,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import jaxtyping
+
 from checking import checked
 
 jaxtyping.jaxtyped = checked  # which the hook puts before each function

@@ -78,14 +78,14 @@ def noted(log: Log) -> list[tuple[str, int]]:
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 @pytest.mark.parametrize("every", [0.0, 600.0])
 def test_killed_at_any_step_it_ends_the_same(data, tmp_path, monkeypatch, ema, every):
-    whole, log = go(data, None, ema=ema, log_every=1)
+    whole, log = go(data, None, ema=ema, log_every=1, epochs=2)
     monkeypatch.setattr(checkpoints, "SAVE_EVERY", every)
     steps = len([row for row in log.rows if "terms" in row])
     for step in range(1, steps + 1):
         folder = tmp_path / str(step)
         with pytest.raises(Killed):
-            go(data, folder, KilledAt(step), ema=ema, log_every=1)
-        resumed, again = go(data, folder, KilledAt(0), ema=ema, log_every=1)
+            go(data, folder, KilledAt(step), ema=ema, log_every=1, epochs=2)
+        resumed, again = go(data, folder, KilledAt(0), ema=ema, log_every=1, epochs=2)
         same(whole, resumed)
         assert noted(again) == noted(log)
         assert [row.get("terms") for row in again.rows] == [row.get("terms") for row in log.rows]
