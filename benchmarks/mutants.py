@@ -88,15 +88,20 @@ def passes(test: Path, source: Path, names: Path) -> bool:
     """Whether a test passes with the sources of a folder, in a fork. Writes the names of the modules that it imported."""
     child = os.fork()
     if not child:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1), os.dup2(1, 2)
-        sys.path.insert(0, str(source))
-        os.environ["PYTHONPATH"] = str(source)
-        import pytest
+        code = 1
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1), os.dup2(1, 2)
+            sys.path.insert(0, str(source))
+            os.environ["PYTHONPATH"] = str(source)
+            import pytest
 
-        options = ["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", "-p", "no:xdist", f"--rootdir={ROOT}"]
-        code = pytest.main([*options, str(test)])
-        names.write_text("\n".join(name for name, module in sys.modules.items() if "site-packages" in str(module)))
-        os._exit(code)
+            options = ["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", "-p", "no:xdist", f"--rootdir={ROOT}"]
+            options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of plugins that were imported before
+            code = pytest.main([*options, str(test)])
+            known = list(sys.modules.items())
+            names.write_text("\n".join(name for name, module in known if "site-packages" in str(module)))
+        finally:  # whatever happens, a fork does not go on as its parent
+            os._exit(code)
     end = time.monotonic() + SECONDS
     while time.monotonic() < end:
         done, status = os.waitpid(child, os.WNOHANG)
@@ -123,12 +128,13 @@ def main() -> None:
         for name in given.files:
             path, test = source / "distilens" / name, (ROOT / "tests" / name).with_name(f"test_{Path(name).name}")
             healthy = path.read_text()
-            if not test.exists() or not passes(test, source, names):
-                print(f"| {name} | – | {test} is not there, or fails without a fault |", flush=True)
-                continue
-            for library in names.read_text().split("\n"):
+            ready = test.exists() and passes(test, source, names)
+            for library in names.read_text().split() if ready else ():
                 with contextlib.suppress(Exception):
                     __import__(library)
+            if not ready or not passes(test, source, names):
+                print(f"| {name} | – | {test} is not there, or fails without a fault |", flush=True)
+                continue
             results = []
             for line, text in faults(healthy, given.faults, given.seed):
                 path.write_text(text)

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from jaxtyping import config
 from scipy.special import log_softmax, softmax
 
+from distilens.foundation.errors import UserError
 from distilens.losses import answers
 from distilens.losses.answers import ce, dkd, kd, mlkd, standardised
 
@@ -89,3 +91,25 @@ def test_a_class_that_is_impossible_for_both_counts_nothing():
     assert answers.divergence(both, both).item() == 0
     expected = divergence(both[:, :2].exp().numpy(), other[:, :2].exp().numpy())
     assert np.allclose(answers.divergence(both, other), expected, rtol=1e-5)
+
+
+@pytest.fixture
+def unchecked():
+    """Without the checks of shapes in annotations, which a user does not have."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.parametrize("loss", [kd, mlkd, lambda ours, theirs: dkd(ours, theirs, LABELS[: len(ours)])])
+def test_logits_of_other_images_or_classes_are_refused(loss, unchecked):
+    with pytest.raises(UserError, match="number of images"):
+        loss(logits(0), logits(1)[:4])
+    with pytest.raises(UserError, match="number of classes"):
+        loss(logits(0), logits(1)[:, :3])
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.0, 1.5])
+def test_a_smoothing_that_is_no_share_is_refused(smoothing):
+    with pytest.raises(UserError, match=r"smoothing must be in \[0, 1\)"):
+        ce(logits(0), LABELS, smoothing=smoothing)
