@@ -130,6 +130,15 @@ def test_by_default_it_is_measured_every_40_steps_for_each_term():
     assert norms(balance(grown, student, 120), student)[1] == pytest.approx(3, rel=1e-4)
 
 
+def test_two_terms_are_enough_for_uncertainty_and_the_papers_middle_alpha_is_the_default():
+    balance = BALANCES.build("uncertainty", NAMES[:2])
+    assert balance.s.requires_grad
+    found = balance({"first": torch.tensor(2.0), "second": torch.tensor(3.0)}, Student(), 0)
+    assert [term.requires_grad for term in found.values()] == [True, True]
+    assert balance.notes() == {"first": 1.0, "second": 1.0}
+    assert BALANCES.build("gradnorm", NAMES).alpha == 1.5
+
+
 def test_nothing_is_measured_in_evaluation():
     student = Student()
     balance = BALANCES.build("ratio:0.3", NAMES).eval()
