@@ -7,7 +7,19 @@ import pytest
 import torch
 from torch import nn
 
-from distilens.core import Answer, Batch, Method, Mixed, Model, Objective, Output, as_teacher
+from distilens.core import (
+    Answer,
+    Balance,
+    Batch,
+    Method,
+    Mixed,
+    Model,
+    Objective,
+    Output,
+    accompany,
+    as_teacher,
+    with_terms,
+)
 from distilens.foundation.errors import UserError
 from distilens.methods import build_methods
 from distilens.methods.ce import CE
@@ -299,3 +311,141 @@ def test_a_function_or_an_object_that_is_called_is_a_teacher():
     assert as_teacher(made) is made
     with pytest.raises(UserError, match="cannot be stored"):
         _ = plain.identity
+
+
+class Known(Method):
+    """A term of 2 per image, times the number of the image."""
+
+    def __init__(self, **attributes):
+        super().__init__()
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+    def loss(self, batch, output, answer):
+        return 2.0 * batch.index + 0 * output.logits.sum(1)
+
+    def notes(self):
+        return {"seen": 3.0}
+
+
+def terms_of(given: Batch, answer: Answer | None = None, **methods: Method) -> dict[str, float]:
+    terms = Objective(model(), methods)(given, answer or Answer())
+    return {name: term.item() for name, term in terms.items()}
+
+
+@pytest.mark.parametrize(
+    ("warmup", "decay", "expected"),
+    [
+        (0.0, 0.0, [1, 1, 1, 1, 1]),
+        (0.5, 0.0, [0, 0.5, 1, 1, 1]),
+        (0.0, 0.5, [1, 1, 1, 0.5, 0]),
+        (1.0, 1.0, [0, 0.25, 0.5, 0.25, 0]),
+    ],
+)
+def test_a_term_grows_over_its_warmup_and_falls_over_its_decay(warmup, decay, expected):
+    method = Known(warmup=warmup, decay=decay)
+    assert [method.ramp(part / 4) for part in range(5)] == pytest.approx(expected)
+    found = [terms_of(batch().replaced(progress=part / 4), one=method)["one"] for part in range(5)]
+    assert found == pytest.approx([5 * factor for factor in expected])
+
+
+def test_a_term_of_every_third_step_is_there_then_alone():
+    found = [list(terms_of(batch().replaced(step=step), one=Known(every=3), two=Known())) for step in range(5)]
+    assert found == [["one", "two"], ["two"], ["two"], ["one", "two"], ["two"]]
+
+
+def test_trust_is_a_factor_for_each_image_of_what_has_needs():
+    trust = torch.tensor([0.0, 0.5, 1, 1, 1, 0.2])
+    found = terms_of(batch(), Answer(trust=trust), own=Known(), asks=Known(needs=("logits",), weight=3.0))
+    assert found == pytest.approx({"own": 5.0, "asks": 3 * (1 + 4 + 6 + 8 + 2) / 6})
+
+
+def test_a_method_changes_nothing_and_costs_nothing_unless_it_says_so():
+    method, student = Method(), model()
+    assert (method.weight, method.every, method.warmup, method.decay, method.needs, method.at_use) == (
+        1,
+        1,
+        0,
+        0,
+        (),
+        (),
+    )
+    assert not any((method.second_order, method.inserts, method.one_teacher, method.negative))
+    assert (method.remembered(), method.notes()) == (0, {})
+    assert method.prepare(student, batch(), Answer()) is method.finish(student) is student
+    given = batch()
+    assert method.transform(given, Answer()) is given
+    assert method.loss(given, Output(torch.zeros(6, 4)), Answer()) is None
+    assert terms_of(given, one=method) == {}
+
+
+def test_what_inserts_a_part_is_prepared_first_and_a_tap_on_the_images_is_refused():
+    order = []
+
+    class Noting(Known):
+        def prepare(self, student, batch, answer):
+            order.append(self.name)
+            if self.name == "taps the images":
+                student.tap("input")
+            return student
+
+    methods = {"a": Noting(name="reads"), "b": Noting(name="inserts", inserts=True), "c": Noting(name="reads too")}
+    Objective(model(), methods).prepare(batch(), Answer(torch.zeros(6, 4)))
+    assert order == ["inserts", "reads", "reads too"]
+    with pytest.raises(UserError, match="Noting compares the student's tap 'input'"):
+        Objective(model(), {"one": Noting(name="taps the images")}).prepare(batch(), Answer())
+    tapped = model()
+    tapped.tap("input")  # by somebody else
+    Objective(tapped, methods).prepare(batch(), Answer())
+
+
+def test_notes_and_needs_are_those_of_all_methods():
+    methods = {"one": Known(needs=("logits", "features:last")), "two": Known(needs=("module:fc", "logits"))}
+    objective = Objective(model(), methods)
+    assert objective.notes() == {"one/seen": 3.0, "two/seen": 3.0}
+    assert objective.needs == ("logits", "features:last", "module:fc")
+    assert with_terms({**methods, "silent": Method()}) == ["one", "two"]
+
+
+def test_a_balance_that_compares_losses_takes_none_below_0():
+    balance = Balance()
+    Objective(model(), {"one": Known(negative=True)}, balance)
+    balance.of_losses = True
+    Objective(model(), {"one": Known()}, balance)
+    with pytest.raises(
+        UserError, match="balance=balance compares the size of losses, but the loss of one can be negative"
+    ):
+        Objective(model(), {"one": Known(negative=True)}, balance)
+
+
+def test_a_student_in_company_of_its_teacher_gets_its_inputs():
+    asked = []
+
+    class Fuses(Known):
+        def transform(self, batch, answer):
+            return batch.replaced(inputs={**batch.inputs, self.name: answer.logits})
+
+    def teacher(batch, needs):
+        asked.append((needs, batch.labels.tolist(), batch.index.tolist(), torch.is_inference_mode_enabled()))
+        return Answer(batch.images.mean((2, 3)))
+
+    student = model()
+    accompany(student, [Known(needs=("logits",))], teacher)
+    assert student.companion is None
+    accompany(student, [Fuses(name="cam", at_use=("logits",)), Fuses(name="more", at_use=("module:fc",))], teacher)
+    images = batch(2).images
+    with torch.inference_mode():
+        found = student.companion(images)
+    assert torch.equal(found["cam"], images.mean((2, 3)))
+    assert torch.equal(found["more"], found["cam"])
+    assert asked == [(["logits", "module:fc"], [-1, -1], [-1, -1], False)]
+
+
+def test_a_method_is_written_as_the_call_that_makes_it():
+    methods = build_methods(["ce", "kd:temperature=2,weight=0.5,as=soft", "kd:weight=1"])
+    assert [repr(method) for method in methods.values()] == [
+        "ce(smoothing=0)",
+        "kd(temperature=2,weight=0.5)",
+        "kd(temperature=4)",
+    ]
+    assert repr(Known()) == "Known()"

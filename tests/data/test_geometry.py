@@ -1,11 +1,13 @@
 """One geometry for all that belongs to an image, at any resolution."""
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
 from distilens.data.augment import AUGMENTS, Augment, window
 from distilens.data.geometry import Geometry, reflect_lines
+from distilens.models.grids import resized
 
 
 def geometry(box, flip, source=(16, 16), size=None, whole=False) -> Geometry:
@@ -150,3 +152,30 @@ def test_windows_are_boxes_around_their_centre():
     expected = torch.zeros(1, 10, 20, dtype=torch.bool)
     expected[0, 3:7, 0:10] = True
     assert torch.equal(found, expected)
+
+
+def test_sampling_agrees_with_copying_inside_the_image():
+    pixels = torch.rand(4, 3, 12, 12)
+    box = torch.tensor([[0.0, 0, 12, 12], [0, 0, 12, 12], [2, -3, 12, 12], [-2, 1, 12, 12]])
+    moved = Geometry(box, torch.tensor([False, True, False, True]), (12, 12), (12, 12), whole=True)
+    exact, sampled = moved.move(pixels), moved.resample(pixels, (12, 12))
+    assert torch.allclose(exact[:2], sampled[:2], atol=1e-5)
+    assert torch.allclose(exact[2:, :, 3:-3, 3:-3], sampled[2:, :, 3:-3, 3:-3], atol=1e-5)
+    assert torch.equal(exact[0], pixels[0])
+    assert torch.equal(exact[1], pixels[1].flip(-1))
+
+
+def test_coarse_maps_move_with_the_image():
+    box = torch.tensor([[8.0, 0, 16, 16]])
+    moved = Geometry(box, torch.tensor([True]), (16, 16), (16, 16), whole=True)
+    fine = torch.zeros(1, 16, 16)
+    fine[0, 8:12, 0:4] = 1  # lands in the upper right corner
+    coarse = resized(fine, (4, 4))
+    assert moved.move(coarse).shape == (1, 4, 4)
+    assert torch.allclose(moved.move(coarse)[0, 0], torch.tensor([0.0, 0, 0, 1]), atol=1e-5)
+    assert torch.equal(moved.move(fine)[0, :4, 12:], torch.ones(4, 4))
+
+
+def test_reflection_matches_numpy():
+    padded = np.pad(np.arange(6), 4, mode="reflect")
+    assert reflect_lines(torch.arange(-4, 10), 6).tolist() == padded.tolist()

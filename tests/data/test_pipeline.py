@@ -1,18 +1,21 @@
-"""Augmentation and batches: the same picture for the same image and variant, and one geometry for all that belongs to it."""
+"""Which images come in which batch, in one process or many, resident or streamed, and how they look there."""
 
 import dataclasses
+import os
+import pickle
+import subprocess
+import sys
+from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import pytest
 import torch
 
-from distilens.data import from_arrays
+from distilens.data import from_arrays, source_of, subset
 from distilens.data.augment import AUGMENTS, crop
-from distilens.data.geometry import Geometry, reflect_lines
-from distilens.data.pipeline import Batches
+from distilens.data.pipeline import Batches, Streamed, balanced_order, batch_at
 from distilens.data.splits import Split
 from distilens.foundation import randomness
-from distilens.models.grids import resized
 
 
 @pytest.fixture(scope="module")
@@ -26,29 +29,6 @@ def data():
 
 def by_index(batches: Batches, epoch: int = 0) -> dict[int, torch.Tensor]:
     return {int(i): image for batch in batches.epoch(epoch) for i, image in zip(batch.index, batch.images, strict=True)}
-
-
-def test_draws_depend_on_their_keys_alone():
-    index = torch.arange(1000)
-    found = randomness.uniform("crop", index, 3, 5, count=2)
-    order = torch.randperm(1000)
-    assert torch.equal(randomness.uniform("crop", index[order], 3, 5, count=2), found[order])
-    assert found.min() >= 0
-    assert found.max() < 1
-    for other in (
-        randomness.uniform("flip", index, 3, 5),
-        randomness.uniform("crop", index, 3, 6),
-        randomness.uniform("crop", index, 4, 5),
-    ):
-        assert abs(float(np.corrcoef(found[:, 0], other[:, 0])[0, 1])) < 0.1
-    assert abs(float(np.corrcoef(found[:-1, 0], found[1:, 0])[0, 1])) < 0.1
-    assert abs(float(np.corrcoef(found[:, 0], found[:, 1])[0, 1])) < 0.1
-
-
-def test_draws_are_uniform():
-    found = randomness.uniform("x", torch.arange(20000), 1)[:, 0]
-    counts = torch.histc(found, 20, 0, 1)
-    assert float(((counts - 1000) ** 2 / 1000).sum()) < 50  # chi squared, 19 degrees of freedom: p < 1e-4
 
 
 @pytest.mark.parametrize("notation", ["crop:padding=3", "crop:padding=5,flip=alternate", "none"])
@@ -67,33 +47,6 @@ def test_resized_crops_move_maps_with_the_image(data):
         assert batch.images.min() >= 0
         assert batch.images.max() <= 1
         assert (batch.mask - batch.images[:, 1]).abs().max() < 1e-5
-
-
-def test_sampling_agrees_with_copying_inside_the_image():
-    pixels = torch.rand(4, 3, 12, 12)
-    box = torch.tensor([[0.0, 0, 12, 12], [0, 0, 12, 12], [2, -3, 12, 12], [-2, 1, 12, 12]])
-    moved = Geometry(box, torch.tensor([False, True, False, True]), (12, 12), (12, 12), whole=True)
-    exact, sampled = moved.move(pixels), moved.resample(pixels, (12, 12))
-    assert torch.allclose(exact[:2], sampled[:2], atol=1e-5)
-    assert torch.allclose(exact[2:, :, 3:-3, 3:-3], sampled[2:, :, 3:-3, 3:-3], atol=1e-5)
-    assert torch.equal(exact[0], pixels[0])
-    assert torch.equal(exact[1], pixels[1].flip(-1))
-
-
-def test_coarse_maps_move_with_the_image():
-    box = torch.tensor([[8.0, 0, 16, 16]])
-    moved = Geometry(box, torch.tensor([True]), (16, 16), (16, 16), whole=True)
-    fine = torch.zeros(1, 16, 16)
-    fine[0, 8:12, 0:4] = 1  # lands in the upper right corner
-    coarse = resized(fine, (4, 4))
-    assert moved.move(coarse).shape == (1, 4, 4)
-    assert torch.allclose(moved.move(coarse)[0, 0], torch.tensor([0.0, 0, 0, 1]), atol=1e-5)
-    assert torch.equal(moved.move(fine)[0, :4, 12:], torch.ones(4, 4))
-
-
-def test_reflection_matches_numpy():
-    padded = np.pad(np.arange(6), 4, mode="reflect")
-    assert reflect_lines(torch.arange(-4, 10), 6).tolist() == padded.tolist()
 
 
 def test_an_image_looks_the_same_in_every_batch_order_and_subset(data):
@@ -125,25 +78,6 @@ def test_alternate_flips_show_each_side_once_in_two_epochs(data):
     }
     flipped = sum(not torch.equal(image, canonical[index]) for index, image in first.items())
     assert 10 < flipped < 44
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_streaming_gives_the_resident_batches_bit_for_bit(data, workers):
-    options = {"augment": AUGMENTS.build("crop:mix=cutmix,erase=0.5,jitter=0.3"), "seed": 1}
-    resident = Batches(data.train, 16, resident=True, **options)
-    streamed = Batches(data.train, 16, resident=False, workers=workers, **options)
-    for ours, theirs in zip(resident.epoch(0), streamed.epoch(0), strict=True):
-        assert torch.equal(ours.images, theirs.images)
-        assert torch.equal(ours.labels, theirs.labels)
-        assert torch.equal(ours.canonical, theirs.canonical)
-        assert torch.equal(ours.mixed.share, theirs.mixed.share)
-
-
-def test_processes_share_the_batches_of_one(data):
-    whole = list(Batches(data.train, 10, augment=crop()).epoch(0))
-    parts = [list(Batches(data.train, 10, augment=crop(), rank=rank, world=2).epoch(0)) for rank in range(2)]
-    for batch, *shards in zip(whole, *parts, strict=True):
-        assert sorted(batch.index.tolist()) == sorted(torch.cat([shard.index for shard in shards]).tolist())
 
 
 def test_an_epoch_goes_on_from_a_number_and_evaluation_keeps_all_images_in_order(data):
@@ -180,3 +114,285 @@ def test_batch_draws_are_keyed_by_name(data):
     (batch, *_) = Batches(data.train, 30, augment=crop(), seed=2).epoch(1)
     assert torch.equal(batch.draw("overlay"), randomness.uniform("overlay", batch.index, 2, 1))
     assert not torch.equal(batch.draw("overlay"), batch.draw("dropout"))
+
+
+@pytest.fixture(scope="module")
+def source():
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (80, 12, 10, 3), dtype=np.uint8)
+    masks = generator.integers(0, 2, (80, 12, 10), dtype=np.uint8)
+    return source_of(images, np.arange(80) % 4, classes=tuple("abcd"), masks=masks)
+
+
+def seen(batches: Batches, epoch: int = 0) -> dict[int, torch.Tensor]:
+    return {int(i): image for batch in batches.epoch(epoch) for i, image in zip(batch.index, batch.images, strict=True)}
+
+
+@pytest.mark.parametrize("part", ["crop", "resized_crop", "crop:flip=alternate,jitter=0.2,erase=0.5"])
+@pytest.mark.parametrize("choice", [{"limit": 40}, {"shots": 5}, {"classes": ("a", "c")}])
+def test_an_image_looks_the_same_in_every_choice_of_rows_and_size_of_batch(source, part, choice):
+    options = {"augment": AUGMENTS.build(part), "seed": 5}
+    whole = seen(Batches(subset(source, "all").train, 7, **options), 3)
+    few = seen(Batches(subset(source, "few", **choice).train, 3, **options), 3)
+    shared = set(whole) & set(few)
+    assert len(shared) > 5
+    for index in shared:  # batched float sums may differ in the last bit
+        assert torch.allclose(few[index], whole[index], atol=1e-6)
+
+
+def test_the_source_index_leads_back_to_the_images_and_labels(source):
+    data = subset(source, "few", shots=6)
+    for batch in Batches(data.train, 5, augment=AUGMENTS.build("resized_crop")).epoch(0):
+        raw = torch.from_numpy(source.train.images[batch.index.numpy()]).permute(0, 3, 1, 2).float() / 255
+        assert torch.equal(batch.canonical, raw)
+        assert batch.labels.tolist() == source.train.labels[batch.index.numpy()].tolist()
+        assert batch.view is batch.images
+
+
+def test_training_drops_the_last_part_of_an_epoch_and_evaluation_does_not(source):
+    split = subset(source, "all").train
+    count = len(split)
+    training = Batches(split, 10, augment=crop())
+    assert [len(batch) for batch in training.epoch(0)] == [10] * (count // 10)
+    evaluation = Batches(split, 10)
+    assert [len(batch) for batch in evaluation] == [10] * (count // 10) + [count % 10]
+    assert len(evaluation) == len(list(evaluation))
+    small = Batches(split, 10_000, augment=crop())  # a batch is at most the split
+    assert [len(batch) for batch in small.epoch(0)] == [count]
+    assert all(batch.geometry is None for batch in evaluation)
+
+
+def test_every_image_comes_once_an_epoch_in_an_order_of_the_seed_and_the_epoch(source):
+    split = subset(source, "all").train
+    orders = {}
+    for seed in (0, 1):
+        for epoch in (0, 1):
+            batches = Batches(split, len(split), augment=crop(), seed=seed)
+            orders[seed, epoch] = [int(i) for batch in batches.epoch(epoch) for i in batch.index]
+    assert all(sorted(order) == split.index.tolist() for order in orders.values())
+    assert len({tuple(order) for order in orders.values()}) == 4
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("augment", [None, crop()])
+def test_processes_part_each_batch_between_them(source, world, augment):
+    split = subset(source, "all").train
+    whole = list(Batches(split, 9, augment=augment).epoch(0))
+    shards = [list(Batches(split, 9, augment=augment, rank=rank, world=world).epoch(0)) for rank in range(world)]
+    assert {len(shard) for shard in shards} == {len(whole)}
+    for number, batch in enumerate(whole):
+        own = [shard[number].index.tolist() for shard in shards]
+        assert sorted(index for part in own for index in part) == sorted(batch.index.tolist())
+        assert max(map(len, own)) - min(map(len, own)) <= 1
+        images = {int(i): image for i, image in zip(batch.index, batch.images, strict=True)}
+        for shard in shards:
+            for i, image in zip(shard[number].index, shard[number].images, strict=True):
+                assert torch.equal(image, images[int(i)])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("part", ["resized_crop:mix=mixup", "crop:mix=cutmix,erase=0.5,jitter=0.3", None])
+def test_streamed_batches_are_the_resident_ones(source, part, workers):
+    split = subset(source, "all").train
+    augment = AUGMENTS.build(part) if part else None
+    made = [
+        list(Batches(split, 16, augment=augment, resident=resident, workers=workers).epoch(1, start=1))
+        for resident in (True, False)
+    ]
+    assert len(made[0]) == len(made[1]) > 1
+    for ours, theirs in zip(*made, strict=True):
+        for field in ("images", "labels", "index", "mask", "canonical"):
+            assert torch.equal(getattr(ours, field), getattr(theirs, field)), field
+        assert ours.progress == theirs.progress
+        assert part is None or torch.equal(ours.mixed.share, theirs.mixed.share)
+
+
+def test_one_batch_by_position_is_had_from_a_streamed_set_too(source):
+    split = subset(source, "all").train
+    positions = torch.tensor([4, 0, 7])
+    ours, theirs = (Batches(split, 8, resident=resident).batch(positions, None, 0, 0.0) for resident in (True, False))
+    assert torch.equal(ours.images, theirs.images)
+    assert ours.index.tolist() == split.index[[4, 0, 7]].tolist()
+
+
+def test_progress_goes_from_zero_towards_one(source):
+    batches = Batches(subset(source, "all").train, 8, augment=crop())
+    found = [batch.progress for epoch in range(3) for batch in batches.epoch(epoch, epochs=3)]
+    assert found[0] == 0
+    assert found == sorted(found)
+    assert found[-1] < 1
+    assert len(set(found)) == 3 * len(batches)
+    assert [batch.epoch for batch in batches.epoch(2, epochs=3)] == [2] * len(batches)
+
+
+def test_images_without_a_label_keep_it_that_way():
+    images = np.zeros((20, 4, 4, 3), dtype=np.uint8)
+    labels = np.where(np.arange(20) % 5 == 4, -1, np.arange(20) % 2)
+    split = from_arrays(images, labels, classes=("a", "b")).train
+    found = torch.cat([batch.labels for batch in Batches(split, 4)])
+    assert (found == -1).any()
+    assert found.tolist() == split.labels.tolist()
+
+
+def test_evidence_follows_what_is_mixed_and_erased(source):
+    """Where an image is its own evidence (the green channel), it stays so through crop, cutmix and mixup."""
+    split = subset(source, "all").train
+    rows = dataclasses.replace(split.rows, masks=split.rows.images[..., 1])
+    for mix in ("cutmix", "mixup"):
+        for batch in Batches(Split(rows, split.index), 16, augment=AUGMENTS.build(f"crop:mix={mix}")).epoch(0):
+            assert torch.allclose(batch.mask, batch.images[:, 1], atol=1e-6)
+            assert batch.mixed.targets.shape == batch.labels.shape
+
+
+def test_erased_boxes_are_as_large_as_said_and_as_frequent(source):
+    split = subset(source, "all").train
+    (batch,) = Batches(split, len(split), augment=AUGMENTS.build("crop:padding=0,flip=none,erase=0.5")).epoch(0)
+    holes = (batch.images != batch.canonical).any(1)
+    share = holes.any((1, 2)).float().mean()
+    assert 0.3 < share < 0.7
+    assert holes.float().mean((1, 2)).max() <= 0.34**2 * 1.4  # a third of each side, to the pixel
+    assert (batch.images.permute(0, 2, 3, 1)[holes] == 0.5).all()
+
+
+@pytest.mark.parametrize("counts", [(90, 9, 1), (50, 50, 50), (7, 3), (40, 2, 0, 30)])
+def test_a_balanced_order_shows_each_class_as_often(counts):
+    labels = torch.cat([torch.full((count,), label) for label, count in enumerate(counts)] + [torch.full((5,), -1)])
+    order = balanced_order(labels, torch.Generator().manual_seed(0))
+    assert len(order) == len(labels)
+    shown = torch.bincount(labels[order] + 1, minlength=len(counts) + 1)
+    there = [label for label, count in enumerate(counts) if count]
+    assert shown[0] == 5  # what has no label comes once
+    assert sorted(shown[1:].tolist())[-len(there) :] == pytest.approx([sum(counts) / len(there)] * len(there), abs=1)
+    for label in there:
+        times = torch.bincount(order, minlength=len(labels))[labels == label]
+        assert times.max() - times.min() <= 1  # the images of a class take turns
+    other = balanced_order(labels, torch.Generator().manual_seed(1))
+    assert not torch.equal(order, other)
+    assert torch.equal(order, balanced_order(labels, torch.Generator().manual_seed(0)))
+
+
+def test_balanced_batches_are_those_of_the_images_whatever_the_processes():
+    images = np.random.default_rng(0).integers(0, 255, (60, 8, 8, 3), dtype=np.uint8)
+    split = from_arrays(images, np.array([0] * 50 + [1] * 10)).train
+    augment = AUGMENTS.build("crop")
+    whole = Batches(split, 8, augment=augment, balanced=True)
+    shares = [Batches(split, 8, augment=augment, balanced=True, rank=rank, world=2) for rank in range(2)]
+    seen = []
+    for batch, *parts in zip(whole.epoch(1), *(share.epoch(1) for share in shares), strict=True):
+        seen.append(batch.labels)
+        for rank, part in enumerate(parts):
+            assert torch.equal(part.images, batch.images[rank::2])
+            assert torch.equal(part.labels, batch.labels[rank::2])
+    assert torch.cat(seen).float().mean() == pytest.approx(0.5, abs=0.1)
+    assert split.labels.mean() < 0.25
+
+
+def test_a_memory_map_travels_by_its_path(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (500, 8, 8, 3), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    streamed = Streamed(np.load(tmp_path / "images.npy", mmap_mode="r"))
+    sent = pickle.dumps(streamed)
+    assert len(sent) < 1000 < images.nbytes
+    again, rows = pickle.loads(sent), np.array([3, 499, 0])
+    assert torch.equal(again[rows], torch.from_numpy(images[rows]))
+    assert isinstance(again.images, np.memmap)
+    assert not again.images.flags.writeable
+
+
+def test_an_array_travels_in_shared_memory():
+    images = np.random.default_rng(0).integers(0, 256, (500, 8, 8, 3), dtype=np.uint8)
+    assert len(bytes(ForkingPickler.dumps(Streamed(images)))) < 2000
+
+
+SCRIPT = """
+import multiprocessing
+import sys
+
+import distilens
+
+def main():
+    settings = {"epochs": 1, "batch_size": 16, "resident": False, "workers": 1}
+    distilens.distill("resnet8", None, "shapes:train=3000,test=40,size=32", ["ce"], settings=settings | {"epochs": 1})
+    print("done")
+
+if sys.argv[1] == "bare":
+    if multiprocessing.get_start_method(allow_none=True) is None:
+        multiprocessing.set_start_method("spawn")
+    main()
+elif __name__ == "__main__":
+    multiprocessing.set_start_method("spawn")
+    main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["guarded", "bare"])
+def test_workers_that_are_spawned(tmp_path, how):
+    """As on macOS and Windows. A script without a guard ends in an error; it must not wait for ever."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "script.py", how]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    if how == "guarded":
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert "done" in done.stdout
+    else:
+        assert done.returncode != 0
+        assert "__main__" in done.stderr
+
+
+def test_images_at_positions_are_unchanged_and_only_they_are_read(source, monkeypatch):
+    split, read = subset(source, "all").train, []
+    get = Streamed.__getitem__
+    monkeypatch.setattr(Streamed, "__getitem__", lambda self, rows: (read.append(rows.tolist()), get(self, rows))[1])
+    found = batch_at(split, torch.tensor([5, 2]))
+    assert found.index.tolist() == split.index[[5, 2]].tolist()
+    raw = torch.from_numpy(source.train.images[found.index.numpy()]).permute(0, 3, 1, 2).float() / 255
+    assert torch.equal(found.images, raw)
+    assert (found.epoch, found.step, found.progress, found.geometry) == (0, 0, 0.0, None)
+    assert read == [split.index[[5, 2]].tolist()]
+
+
+def test_steps_are_counted_over_all_epochs(source):
+    batches = Batches(subset(source, "all").train, 8, augment=crop())
+    assert [batch.step for batch in batches.epoch(2, start=1)] == list(range(2 * len(batches) + 1, 3 * len(batches)))
+    first = next(iter(batches))
+    assert (first.epoch, first.step, first.progress) == (0, 0, 0)
+    assert batches.batch(torch.arange(3), None, 4, 0.5).step == 0
+
+
+@pytest.mark.parametrize(
+    ("part", "variants", "numbers"),
+    [
+        (None, 0, [None, None, None, None]),
+        ("none", 0, [0, 0, 0, 0]),
+        ("crop", 0, [0, 1, 2, 3]),
+        ("crop", 2, [0, 1, 0, 1]),
+    ],
+)
+def test_an_epoch_shows_a_variant_of_its_number(source, part, variants, numbers):
+    augment = AUGMENTS.build(part) if part else None
+    batches = Batches(subset(source, "all").train, 8, augment=augment, variants=variants, seed=3)
+    found = [batches.variant(torch.tensor([2, 0]), epoch) for epoch in range(4)]
+    assert [each.number for each in found] == numbers
+    assert found[0].index.tolist() == batches.split.index[[2, 0]].tolist()
+    assert found[0].seed == 3
+
+
+def test_what_is_mixed_in_comes_from_the_whole_split(source):
+    batches = Batches(subset(source, "all").train, 8, augment=AUGMENTS.build("crop:mix=mixup"))
+    count = len(batches.split)
+    shown = batches.variant(torch.arange(count), 1)
+    found = batches.partners(shown, batches.augment)
+    places = [batches.split.index.tolist().index(index) for index in found.index.tolist()]
+    assert len(set(places)) > count / 3
+    assert min(places) < count / 8
+    assert max(places) > 7 * count / 8
+    assert abs(np.corrcoef(places, np.arange(count))[0, 1]) < 0.4
+
+
+def test_images_in_memory_travel_themselves():
+    images = np.zeros((4, 2, 2, 3), np.uint8)
+    again = pickle.loads(pickle.dumps(Streamed(images)))
+    assert torch.equal(again[np.array([1])], torch.zeros(1, 2, 2, 3, dtype=torch.uint8))
+    assert len(again) == 4

@@ -74,3 +74,26 @@ def test_generators_repeat_and_differ_by_name_and_key():
     assert (
         len({tuple(order(*keys)) for keys in (("order", 1, 2), ("order", 2, 1), ("order", 1, 3), ("mix", 1, 2))}) == 4
     )
+
+
+def test_draws_depend_on_their_keys_alone():
+    index = torch.arange(1000)
+    found = randomness.uniform("crop", index, 3, 5, count=2)
+    order = torch.randperm(1000)
+    assert torch.equal(randomness.uniform("crop", index[order], 3, 5, count=2), found[order])
+    assert found.min() >= 0
+    assert found.max() < 1
+    for other in (
+        randomness.uniform("flip", index, 3, 5),
+        randomness.uniform("crop", index, 3, 6),
+        randomness.uniform("crop", index, 4, 5),
+    ):
+        assert abs(float(np.corrcoef(found[:, 0], other[:, 0])[0, 1])) < 0.1
+    assert abs(float(np.corrcoef(found[:-1, 0], found[1:, 0])[0, 1])) < 0.1
+    assert abs(float(np.corrcoef(found[:, 0], found[:, 1])[0, 1])) < 0.1
+
+
+def test_draws_are_uniform():
+    found = randomness.uniform("x", torch.arange(20000), 1)[:, 0]
+    counts = torch.histc(found, 20, 0, 1)
+    assert float(((counts - 1000) ** 2 / 1000).sum()) < 50  # chi squared, 19 degrees of freedom: p < 1e-4

@@ -112,12 +112,13 @@ def test_a_class_that_the_test_split_lacks():
 
 def test_errors_name_the_files():
     test = split(30)
-    found = errors_of(test, CLASSES)
+    found = errors_of(Predictions(as_task(CLASSES), test, test))
     assert found[0]["name"] == test.names[found[0]["row"]]
     assert found[0]["index"] == 3 * found[0]["row"]
     assert all(not one["right"]["student"] for one in found)
     assert [one["confidence"] for one in found] == sorted((one["confidence"] for one in found), reverse=True)
     alone = SplitPredictions(test.labels, test.index, {"base": test.logits["base"]}, None, 30)
-    assert errors_of(alone, CLASSES)[0]["name"].startswith("image ")
+    assert errors_of(Predictions(as_task(CLASSES), alone, alone))[0]["name"].startswith("image ")
     certain = torch.nn.functional.one_hot(torch.from_numpy(test.labels), 3).float().numpy()
-    assert errors_of(SplitPredictions(test.labels, test.index, {"base": certain}, None, 30), CLASSES) == []
+    right = SplitPredictions(test.labels, test.index, {"base": certain}, None, 30)
+    assert errors_of(Predictions(as_task(CLASSES), right, right)) == []

@@ -164,7 +164,7 @@ def test_a_module_that_nothing_can_build_again_is_said_when_it_is_saved(own, tmp
     model = Model(own("deep").network, CLASSES, size=(16, 16))
     with pytest.warns(UserWarning, match=r"load_model cannot build Of again.*name='python:module:callable'"):
         save_model(model, tmp_path / "saved")
-    with pytest.raises(UserError, match=r"a module of your own, Of, and nothing(?!.*[Uu]nknown model)"):
+    with pytest.raises(UserError, match=r"a module of your own, Of, and it is unknown(?!.*[Uu]nknown model)"):
         load_model(tmp_path / "saved")
 
 

@@ -183,7 +183,7 @@ def test_hieras_tokens_are_refused_while_they_are_unrolled():
     assert net.places[net.path_of("last-1")].followed  # before the tokens are unrolled
 
 
-@pytest.mark.parametrize("size", [32, (32, 64)])
+@pytest.mark.parametrize("size", [pytest.param(32, marks=pytest.mark.slow), (32, 64)])
 def test_networks_of_convolutions_have_the_taps_that_they_had(size):
     before = {
         "resnet20": ["layer3", "layer2", "layer1"],

@@ -1,5 +1,6 @@
 """Stage by stage: what is done, what is skipped, what a change redoes."""
 
+import functools
 import io
 import json
 import shutil
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
+from sklearn import datasets
 
 from distilens.cli.actions import check_run
 from distilens.foundation.errors import UserError
@@ -38,6 +40,14 @@ CONTENT = {
     "explain": {"explainers": ["gradcam", "ig:steps=2"], "images": 4, "measured": 8},
 }
 ALL = ["teacher", "base", "student", "measure", "explain"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def digits_are_read_once():
+    """scikit-learn parses them from text at each call."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets, "load_digits", functools.cache(datasets.load_digits))
+        yield
 
 
 @pytest.fixture

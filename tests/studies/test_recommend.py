@@ -53,6 +53,12 @@ HARM = study(
 )
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """One for all tests here: the images are drawn once."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
 def evidence(tmp_path, monkeypatch):
     def write(*studies, steps=None):
@@ -68,33 +74,33 @@ def recipe(teacher: str | None = "resnet14", student: str = "resnet8", data: str
     return make_recipe(content | ({"teacher": {"model": teacher}} if teacher else {}))
 
 
-def test_the_clearly_best_list_is_chosen(evidence, tmp_path):
+def test_the_clearly_best_list_is_chosen(evidence, cache):
     evidence(study())
-    advice = recommend(recipe(), cache=tmp_path)
+    advice = recommend(recipe(), cache=cache)
     assert advice.chosen.name == "kd + class maps"  # kd + sp is higher, within its interval of nothing
     assert advice.candidates[0].name == "kd + sp"
     assert "70.0 ± 0.5 % on that study's test images, +10.0 ± 1.0 points over kd" in " ".join(advice.reasons)
     assert advice.settings == {"epochs": 9}
 
 
-def test_a_list_comes_with_the_settings_that_it_was_trained_with(evidence, tmp_path):
+def test_a_list_comes_with_the_settings_that_it_was_trained_with(evidence, cache):
     evidence(study(rows=[*ROWS, {**row("balanced", [*GUIDED, "at"], 80, 20), "settings": {"balance": "ratio:0.3"}}]))
-    assert recommend(recipe(), cache=tmp_path).settings == {"epochs": 9, "balance": "ratio:0.3"}
+    assert recommend(recipe(), cache=cache).settings == {"epochs": 9, "balance": "ratio:0.3"}
 
 
-def test_where_nothing_is_clearly_better_it_is_kd(evidence, tmp_path):
+def test_where_nothing_is_clearly_better_it_is_kd(evidence, cache):
     evidence(study(rows=[ROWS[1], ROWS[4]]))
-    advice = recommend(recipe(), cache=tmp_path)
+    advice = recommend(recipe(), cache=cache)
     assert advice.chosen.name == "kd"
     assert "No list that fits was better than kd" in " ".join(advice.reasons)
 
 
 @pytest.mark.slow
-def test_what_cannot_be_done_with_the_models_is_left_out_with_the_reason(evidence, tmp_path):
+def test_what_cannot_be_done_with_the_models_is_left_out_with_the_reason(evidence, cache):
     """A ViT ends in no mean over places: no closed-form class maps."""
     evidence(study())
     odd = recipe(teacher="timm:vit_tiny_patch16_224", data="shapes:train=400,test=40,size=32")
-    advice = recommend(odd, cache=tmp_path)
+    advice = recommend(odd, cache=cache)
     left_out = {each.name: each.refused for each in advice.candidates if each.refused}
     assert "class maps" in " ".join(left_out)
     assert "closed-form" in left_out["kd + class maps"]
@@ -102,25 +108,25 @@ def test_what_cannot_be_done_with_the_models_is_left_out_with_the_reason(evidenc
     assert "no more than a first guess" in " ".join(advice.reasons)
 
 
-def test_the_budget_counts(evidence, tmp_path):
+def test_the_budget_counts(evidence, cache):
     evidence(study(), steps={"kd": 1.02, "kd + fitnet": 1.1, "kd + class maps": 1.5})
-    advice = recommend(recipe(), step=1.2, cache=tmp_path)
+    advice = recommend(recipe(), step=1.2, cache=cache)
     assert advice.chosen.name == "kd + fitnet"
     reasons = {each.name: each.refused for each in advice.candidates}
     assert reasons["kd + class maps"] == "a step costs about 1.5 times the student's own, but at most 1.2 is allowed"
     assert reasons["kd + sp"] == "its step was not measured"
 
 
-def test_harm_counts_where_it_was_done(evidence, tmp_path):
+def test_harm_counts_where_it_was_done(evidence, cache):
     evidence(study(), HARM)
-    assert recommend(recipe(), cache=tmp_path).candidates[2].refused is None
-    other = recommend(recipe(teacher="wrn-16-1"), cache=tmp_path)
+    assert recommend(recipe(), cache=cache).candidates[2].refused is None
+    other = recommend(recipe(teacher="wrn-16-1"), cache=cache)
     assert (
         "worse than kd: by 10.0 ± 1.0 points where the networks are of different families"
         in {each.name: each.refused for each in other.candidates}["kd + fitnet"]
     )
     evidence(study(), study(kind="other"), HARM)  # the list itself was measured on this kind of pair, and gained
-    own = recommend(recipe(teacher="wrn-16-1"), cache=tmp_path)
+    own = recommend(recipe(teacher="wrn-16-1"), cache=cache)
     assert "kd + fitnet" in {each.name for each in own.candidates if each.refused is None}
     assert warnings() == {
         "fitnet": "with its defaults it is worse than kd: by 10.0 ± 1.0 points where the networks are of different families"
@@ -138,18 +144,18 @@ def test_harm_counts_where_it_was_done(evidence, tmp_path):
         (None, "resnet8", "alone"),
     ],
 )
-def test_the_nearest_conditions_are_taken(teacher, student, kind, evidence, tmp_path):
+def test_the_nearest_conditions_are_taken(teacher, student, kind, evidence, cache):
     kinds = ("same", "other", "depthwise", "vit", "vit student", "alone")
     studies = [study(kind=each, about=each, rows=[ROWS[0], ROWS[1]]) for each in kinds]
     evidence(*studies, study(kind=kind, about="too many", shots=100_000), study(kind=kind, about="bias", shortcut=True))
-    given = recipe(teacher, student, "shapes:train=400,test=40,size=32")
-    assert f"measured: {kind}." in recommend(given, cache=tmp_path).reasons[0]
-    assert "measured: bias." in recommend(given, cache=tmp_path, localise=True).reasons[0]
+    given = recipe(teacher, student)
+    assert f"measured: {kind}." in recommend(given, cache=cache).reasons[0]
+    assert "measured: bias." in recommend(given, cache=cache, localise=True).reasons[0]
 
 
-def test_without_a_teacher_only_what_needs_none_is_left(evidence, tmp_path):
+def test_without_a_teacher_only_what_needs_none_is_left(evidence, cache):
     evidence(study())
-    advice = recommend(recipe(teacher=None), cache=tmp_path)
+    advice = recommend(recipe(teacher=None), cache=cache)
     assert advice.chosen.name == "labels"
     assert {each.name for each in advice.candidates if each.refused is None} == {"labels"}
     said = " ".join(advice.reasons)
@@ -166,10 +172,10 @@ def test_a_training_set_without_labels_is_refused():
         images_a_class(data)
 
 
-def test_no_evidence_is_said(evidence, tmp_path):
+def test_no_evidence_is_said(evidence, cache):
     evidence()
     with pytest.raises(UserError, match="no evidence at"):
-        recommend(recipe(), cache=tmp_path)
+        recommend(recipe(), cache=cache)
 
 
 def test_the_command_prints_the_list_and_why(evidence, tmp_path, monkeypatch, capsys):

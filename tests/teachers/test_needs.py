@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from distilens.core import Answer, Batch
+from distilens.data.batch import Mixed
 from distilens.data.geometry import Geometry
 from distilens.data.variant import Variant
 from distilens.explain import EXPLAINERS
 from distilens.foundation.errors import UserError
-from distilens.teachers.needs import KINDS, Need, make_answer, moved, read_needs, spread
+from distilens.teachers.needs import KINDS, Need, levelled, make_answer, moved, read_needs, spread, unlevelled
 from distilens.teachers.store import file_name
 
 OWN = {
@@ -246,3 +247,74 @@ def test_only_maps_of_the_untransformed_images_are_moved():
     there = moved(batch, Need.parse("maps:gradcam:of=canonical"), maps)
     assert torch.equal(there, geometry.move(maps)) and not torch.equal(there, maps)
     assert torch.equal(moved(batch_of([0]), Need.parse("maps:gradcam:of=canonical"), maps), maps)
+
+
+def test_maps_are_averaged_after_they_were_moved_and_only_some_images_are_moved():
+    box = torch.tensor([[0.0, 1, 4, 4], [0.0, 0, 4, 4], [1.0, 1, 3, 3]])
+    geometry = Geometry(box, torch.tensor([True, False, False]), (4, 4), (4, 4), whole=True)
+    batch = batch_of([0, 1, 2]).replaced(geometry=geometry)
+    maps, rows = torch.rand(2, 4, 4), torch.tensor([2, 0])
+    need = Need.parse("maps:gradcam:of=canonical,pool=2")
+    there = geometry.select(rows).move(maps)
+    assert torch.allclose(moved(batch, need, maps, rows), torch.nn.functional.avg_pool2d(there, 2))
+    own = Need.parse("maps:gradcam:pool=2")
+    assert torch.allclose(moved(batch, own, maps, rows), torch.nn.functional.avg_pool2d(maps, 2))
+    nothing = moved(batch, need, maps[:0], rows[:0])
+    assert nothing.shape == (0, 2, 2)
+
+
+def test_maps_of_one_image_do_not_fit_two():
+    batch = batch_of([0, 1]).replaced(mixed=Mixed(torch.tensor([1, 0]), torch.ones(2)))
+    with pytest.raises(UserError, match="mix= shows two"):
+        moved(batch, Need.parse("maps:gradcam:of=canonical"), torch.rand(2, 4, 4))
+    assert moved(batch, Need.parse("maps:gradcam"), torch.rand(2, 4, 4)).shape == (2, 4, 4)
+
+
+def test_maps_of_every_fourth_step_are_asked_for_then_alone():
+    need = Need.parse("maps:gradcam:every=4")
+    asked = [step for step in range(9) if len(need.rows(batch_of([3, 1]).replaced(step=step)))]
+    assert asked == [0, 4, 8]
+
+
+@pytest.mark.parametrize(
+    ("share", "fits"), [("0", False), ("0.3", True), ("0.99", True), ("1", False), ("half", False)]
+)
+def test_a_pruned_copy_is_without_a_share_between_0_and_1(share, fits):
+    if fits:
+        assert Need.parse(f"pruned:{share}").what == share
+    else:
+        with pytest.raises(UserError, match="must be a number between 0 and 1"):
+            Need.parse(f"pruned:{share}")
+
+
+@pytest.mark.parametrize("text", ["features", "features:", "nonsense:3", "pruned"])
+def test_a_need_without_its_place_is_unknown(text):
+    with pytest.raises(UserError, match="unknown need"):
+        Need.parse(text)
+
+
+def test_maps_and_scores_are_computed_in_full_and_the_rest_as_the_step():
+    exact = {text: Need.parse(text).exact for text in ("logits", "features:x", "maps:gradcam", "scores:confidence")}
+    assert exact == {"logits": False, "features:x": False, "maps:gradcam": True, "scores:confidence": True}
+
+
+@pytest.mark.parametrize("top", [1, 3, 6])
+def test_the_largest_logits_keep_their_probabilities_and_the_others_share_the_rest(top):
+    logits = 3 * torch.randn(5, 7)
+    values, places, rest = levelled(logits, top)
+    again = unlevelled(values, places, rest, 7)
+    assert torch.equal(values, logits.sort(descending=True).values[:, :top])
+    assert torch.equal(again.gather(1, places), values)
+    found, expected = again.softmax(1), logits.softmax(1)
+    assert torch.allclose(found.gather(1, places), expected.gather(1, places), atol=1e-6)
+    others = torch.ones(5, 7, dtype=torch.bool).scatter(1, places, False)
+    mean = (expected * others).sum(1) / (7 - top)
+    assert torch.allclose(found[others].view(5, -1), mean[:, None].expand(-1, 7 - top), atol=1e-6)
+
+
+@pytest.mark.parametrize("top", [7, 9])
+def test_all_logits_are_kept_if_there_are_no_more(top):
+    logits = torch.randn(5, 7)
+    values, places, rest = levelled(logits, top)
+    assert torch.equal(unlevelled(values, places, rest, 7), logits)
+    assert torch.equal(rest, logits.amin(1))

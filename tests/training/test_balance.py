@@ -1,5 +1,8 @@
 """Terms in balance: norms are what was asked for, whatever the weights, and terms come and go."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -98,6 +101,54 @@ def test_gradnorm_lets_slow_terms_count_more():
     assert found[2] == pytest.approx(found[1], rel=1e-2)
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 2.0])
+def test_gradnorm_is_its_formula(alpha):
+    """The factors of two measurements, from gradients of norm 5, 100 and 6e-3 and losses of 1, 1/4 and 1/2 of the first ones."""
+    student = Student()
+    balance = BALANCES.build(f"gradnorm:alpha={alpha},every=1", NAMES)
+    sizes = np.array([5.0, 100.0, 6e-3])
+
+    def factors(pace: np.ndarray, norms: np.ndarray) -> np.ndarray:
+        aims = norms.mean() * (pace / pace.mean()) ** alpha / norms
+        return aims / aims.mean()
+
+    first = factors(np.ones(3), sizes)
+    balance(student.terms(), student, 0)
+    assert list(balance.notes().values()) == pytest.approx(first, rel=1e-4)
+    fallen = np.array([1.0, 0.25, 0.5])
+    balance(student.terms(tuple(fallen)), student, 1)
+    assert list(balance.notes().values()) == pytest.approx(np.sqrt(first * factors(fallen, sizes * fallen)), rel=1e-4)
+
+
+def test_by_default_it_is_measured_every_40_steps_for_each_term():
+    student = Student()
+    balance = BALANCES.build("ratio", NAMES)
+    assert norms(balance(student.terms(), student, 0), student) == pytest.approx([5, 1.5, 1.5], rel=1e-4)  # 0.3
+    grown = student.terms((1.0, 4.0, 1.0))
+    for step in (39, 40, 80, 119, 121, 128):
+        assert norms(balance(grown, student, step), student)[1] == pytest.approx(6, rel=1e-4), step
+    assert norms(balance(grown, student, 120), student)[1] == pytest.approx(3, rel=1e-4)
+
+
+def test_two_terms_are_enough_for_uncertainty_and_the_papers_middle_alpha_is_the_default():
+    balance = BALANCES.build("uncertainty", NAMES[:2])
+    assert balance.s.requires_grad
+    found = balance({"first": torch.tensor(2.0), "second": torch.tensor(3.0)}, Student(), 0)
+    assert [term.requires_grad for term in found.values()] == [True, True]
+    assert balance.notes() == {"first": 1.0, "second": 1.0}
+    assert BALANCES.build("gradnorm", NAMES).alpha == 1.5
+
+
+def test_nothing_is_measured_in_evaluation():
+    student = Student()
+    balance = BALANCES.build("ratio:0.3", NAMES).eval()
+    assert norms(balance(student.terms(), student, 0), student) == pytest.approx([5, 100, 6e-3], rel=1e-4)
+    assert balance.notes() == {}
+    with torch.no_grad():
+        balance.train()(student.terms(), student, 0)
+    assert balance.notes() == {}
+
+
 @pytest.mark.parametrize("way", ["gradnorm:every=1", "ratio:0.3,every=1"])
 def test_a_term_that_is_0_does_not_touch_the_others(way):
     student, plain = Student(), Student()
@@ -168,7 +219,8 @@ def test_uncertainty_of_a_term_that_stays_0_goes_on():
         balance.s.copy_(torch.tensor([0.0, 300.0, -300.0]))
     found = balance(student.terms((1.0, 1.0, 0.0)), student, 0)
     assert all(term.isfinite() for term in found.values())
-    assert all(0 < factor < 1e5 for factor in balance.notes().values())
+    assert list(balance.notes().values()) == pytest.approx([1, math.exp(-10), math.exp(10)], rel=1e-5)
+    assert found["third"].item() == pytest.approx(-5)
 
 
 def test_uncertainty_forgets_what_was_large():
@@ -225,7 +277,14 @@ def test_its_state_is_saved():
 
 @pytest.mark.parametrize(
     ("part", "said"),
-    [("ratio:-1", "above 0"), ("ratio:much", "above 0"), ("even", "unknown balance"), ("ratio:0.3,every=0", "every")],
+    [
+        ("ratio:-1", "above 0"),
+        ("ratio:0", "above 0"),
+        ("ratio:inf", "above 0"),
+        ("ratio:much", "above 0"),
+        ("even", "unknown balance"),
+        ("ratio:0.3,every=0", "every"),
+    ],
 )
 def test_what_cannot_be_is_said(part, said):
     with pytest.raises(UserError, match=said):

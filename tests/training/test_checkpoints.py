@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import threading
 
 import numpy as np
 import pytest
@@ -78,14 +79,14 @@ def noted(log: Log) -> list[tuple[str, int]]:
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 @pytest.mark.parametrize("every", [0.0, 600.0])
 def test_killed_at_any_step_it_ends_the_same(data, tmp_path, monkeypatch, ema, every):
-    whole, log = go(data, None, ema=ema, log_every=1)
+    whole, log = go(data, None, ema=ema, log_every=1, epochs=2)
     monkeypatch.setattr(checkpoints, "SAVE_EVERY", every)
     steps = len([row for row in log.rows if "terms" in row])
     for step in range(1, steps + 1):
         folder = tmp_path / str(step)
         with pytest.raises(Killed):
-            go(data, folder, KilledAt(step), ema=ema, log_every=1)
-        resumed, again = go(data, folder, KilledAt(0), ema=ema, log_every=1)
+            go(data, folder, KilledAt(step), ema=ema, log_every=1, epochs=2)
+        resumed, again = go(data, folder, KilledAt(0), ema=ema, log_every=1, epochs=2)
         same(whole, resumed)
         assert noted(again) == noted(log)
         assert [row.get("terms") for row in again.rows] == [row.get("terms") for row in log.rows]
@@ -275,3 +276,98 @@ def test_only_the_main_process_writes(tmp_path):
     optimizer = torch.optim.SGD(module.parameters())
     Checkpoints(tmp_path, module, optimizer, None, main=False).save(Place(), score=1.0)
     assert not list(tmp_path.iterdir())
+
+
+def made(folder, **options) -> tuple[Checkpoints, nn.Module]:
+    module = nn.Linear(2, 2)
+    return Checkpoints(folder, module, torch.optim.SGD(module.parameters()), None, **options), module
+
+
+def test_a_place_advances_by_steps_and_epochs():
+    place = Place()
+    place.advance(), place.advance()
+    place.next_epoch()
+    place.advance()
+    assert (place.epoch, place.within, place.step, place.best) == (1, 1, 3, -1.0)
+
+
+def test_every_nth_epoch_is_kept_and_a_save_within_an_epoch_is_not(tmp_path):
+    state, _ = made(tmp_path)
+    place = Place()
+    for _ in range(5):
+        state.save(place, keep=2)  # within an epoch
+        place.next_epoch()
+        state.save(place, accuracy=0.0, keep=2)
+    assert {path.name for path in tmp_path.iterdir()} == {"last.pt", "best.pt", "epoch-0002.pt", "epoch-0004.pt"}
+    assert checkpoints.read(tmp_path / "best.pt")["place"]["epoch"] == 1  # an accuracy of 0 is better than none
+    assert checkpoints.read(tmp_path / "epoch-0004.pt")["place"]["epoch"] == 4
+
+
+def test_a_save_is_due_when_the_last_one_is_longer_ago_than_save_every(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: now[0])
+    state, _ = made(tmp_path)
+    for waited, due in ((600.0, False), (600.1, True)):
+        now[0] = 100 + waited
+        assert state.due() == due
+    state.save(Place())
+    assert not state.due()
+    now[0] += 601
+    assert state.due()
+    assert not made(None)[0].due()
+
+
+def test_without_a_folder_the_best_weights_are_kept_in_memory():
+    state, module = made(None)
+    place = Place()
+    for number, accuracy in enumerate((0.1, 0.9, 0.4)):
+        with torch.no_grad():
+            module.weight.fill_(number)
+        state.save(place, accuracy=accuracy)
+    assert state.resume() == Place()
+    state.restore_best()
+    assert (module.weight == 1).all()
+
+
+def test_other_processes_read_the_weights_and_keep_their_own_random_numbers(tmp_path):
+    state, module = made(tmp_path)
+    place = Place(epoch=3, within=2, step=8)
+    state.save(place)
+    weight = module.weight.clone()
+    for main in (True, False):
+        other, theirs = made(tmp_path, main=main)
+        torch.manual_seed(5)
+        before = torch.get_rng_state()
+        assert other.resume() == place
+        assert torch.equal(theirs.weight, weight)
+        assert torch.equal(torch.get_rng_state(), before) != main
+
+
+def test_without_a_best_epoch_the_last_weights_stay(tmp_path):
+    state, module = made(tmp_path)
+    state.save(Place())
+    weight = module.weight.clone()
+    state.restore_best()
+    assert torch.equal(module.weight, weight)
+
+
+def test_numpys_second_normal_number_comes_back_too():
+    np.random.normal()  # draws two, and keeps one
+    state = checkpoints.random_state()
+    drawn = np.random.normal(size=3)
+    np.random.normal()
+    checkpoints.set_random_state(state)
+    assert np.array_equal(np.random.normal(size=3), drawn)
+
+
+def test_in_another_thread_a_stop_is_nobodys_to_ask_for():
+    before, seen = signal.getsignal(signal.SIGTERM), []
+
+    def inside():
+        with checkpoints.interruptible() as stop:
+            seen.extend([stop.requested, signal.getsignal(signal.SIGTERM)])
+
+    thread = threading.Thread(target=inside)
+    thread.start()
+    thread.join()
+    assert seen == [False, before]

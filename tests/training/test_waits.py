@@ -38,7 +38,7 @@ TEACHERS = {
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
-    return load("shapes:train=64,test=40,size=16", tmp_path_factory.mktemp("shapes"))
+    return load("shapes:train=48,test=40,size=16", tmp_path_factory.mktemp("shapes"))
 
 
 def waits(shapes, parts, folder, *, teacher="live", augment="crop", resident=True):
@@ -47,7 +47,7 @@ def waits(shapes, parts, folder, *, teacher="live", augment="crop", resident=Tru
         batches = Batches(
             shapes.train, 16, augment=AUGMENTS.build(augment), device=DEVICE, resident=resident, workers=0
         )
-        large = LiveTeacher(build_model("resnet14", shapes.classes, shapes.size).to(DEVICE))
+        large = LiveTeacher(build_model("resnet8", shapes.classes, shapes.size).to(DEVICE))
         answers = TEACHERS[teacher](large, folder) if teacher else nobody
         methods = build_methods(parts)
         objective = Objective(build_model("resnet8", shapes.classes, shapes.size).to(DEVICE), methods).to(DEVICE)

@@ -1,1 +1,1 @@
-"""The base layer, which knows neither images nor models: errors, notation, files, randomness, devices, progress, estimates."""
+"""The base layer. It knows neither images nor models: errors, notation, files, randomness, devices, progress, estimates."""

@@ -266,10 +266,10 @@ def python(path: str, /, classes: int) -> Expecting:
 
     The working directory is on the path. This runs your code, so it names a module, never a downloaded file.
     """
-    make = import_object(path, "python")
+    make, name = import_object(path, "python"), path.partition(":")[2]
     if isinstance(make, nn.Module):
         raise UserError(
-            f"python:{path} is a network, but a run builds several: name a function that makes it, def NAME(): ..."
+            f"python:{path} is a network, but a run builds several: name a function that makes it, def {name}(): ..."
         )
     if not callable(make):
         raise UserError(f"python:{path} is not callable: it is a {type(make).__name__}")

@@ -175,7 +175,7 @@ def test_explained_images_embeddings_and_the_biased_statistic(world, tmp_path):
     assert biased.scores["levels"][0]["given"] == []
     assert len(biased.table()[1]) == 4
     biased.save(tmp_path / "out")
-    assert "as the paper" in (tmp_path / "out" / "index.html").read_text()
+    assert "as in the paper" in (tmp_path / "out" / "index.html").read_text()
 
 
 def test_what_cannot_be_compared_is_said(world):

@@ -56,7 +56,7 @@ def dependent(n, seed):
     )
 
 
-@pytest.mark.parametrize("make", [independent, features_and_labels])
+@pytest.mark.parametrize("make", [pytest.param(independent, marks=pytest.mark.slow), features_and_labels])
 def test_independent_features_have_mean_0_and_the_p_value_is_one(make):
     found = draws(500, 24, make)
     values, small = np.array([one.value for one in found]), np.mean([one.p < 0.05 for one in found])

@@ -15,6 +15,8 @@ def python(path: str, /, cache: Path) -> Source | Data:
     """Your own: `python:package.module:function` returns what `as_data` takes, or a `Data` (for a task of your own).
 
     The working directory is on the path. This runs your code, so it names a module, never a downloaded file.
+
+    Source: your own code
     """
     make = import_object(path, "python")
     if not callable(make):
