@@ -4,7 +4,6 @@ import base64
 import importlib.util
 import json
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -314,49 +313,35 @@ def test_files_are_named_where_images_are_files(tmp_path: Path) -> None:
     assert "Image 100" in found.text  # of the explainer whose file names none
 
 
-def test_on_paper_nothing_is_hidden_or_cut(whole: Path) -> None:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    executable = shutil.which("chromium")
-    if executable is None:
-        pytest.skip("chromium is not installed")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
-        view = browser.new_page(viewport={"width": 700, "height": 900})
-        view.goto((whole / "report.html").as_uri())
-        assert view.locator(".panel:visible").count() == 1
-        shapes = view.evaluate(
-            "[...document.querySelectorAll('svg.picture')].map(one => one.getBoundingClientRect()).filter(one => one.width)"
-            ".map(one => [one.width, one.height])"
-        )
-        assert all(abs(width - height) < 1 < width for width, height in shapes)
-        view.emulate_media(media="print")
-        assert view.locator(".panel:visible").count() == 2
-        cut = view.evaluate(
-            "[...document.querySelectorAll('pre, .wide')].filter(one => getComputedStyle(one).overflowX != 'visible').length"
-        )
-        assert cut == 0
-        assert view.evaluate("document.documentElement.scrollWidth") <= 700
-        view.evaluate("dispatchEvent(new Event('beforeprint'))")
-        assert view.locator("details:not([open])").count() == 0
-        view.evaluate("dispatchEvent(new Event('afterprint'))")
-        browser.close()
+def test_on_paper_nothing_is_hidden_or_cut(whole: Path, browser) -> None:
+    view = browser.new_page(viewport={"width": 700, "height": 900})
+    view.goto((whole / "report.html").as_uri())
+    assert view.locator(".panel:visible").count() == 1
+    shapes = view.evaluate(
+        "[...document.querySelectorAll('svg.picture')].map(one => one.getBoundingClientRect()).filter(one => one.width)"
+        ".map(one => [one.width, one.height])"
+    )
+    assert all(abs(width - height) < 1 < width for width, height in shapes)
+    view.emulate_media(media="print")
+    assert view.locator(".panel:visible").count() == 2
+    cut = view.evaluate(
+        "[...document.querySelectorAll('pre, .wide')].filter(one => getComputedStyle(one).overflowX != 'visible').length"
+    )
+    assert cut == 0
+    assert view.evaluate("document.documentElement.scrollWidth") <= 700
+    view.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert view.locator("details:not([open])").count() == 0
+    view.evaluate("dispatchEvent(new Event('afterprint'))")
 
 
 @pytest.mark.slow
-def test_axe_finds_no_violation(whole: Path) -> None:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+def test_axe_finds_no_violation(whole: Path, browser) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
-    executable = shutil.which("chromium")
-    if executable is None:
-        pytest.skip("chromium is not installed")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
-        for scheme, width in (("light", 1280), ("dark", 400)):
-            view = browser.new_context(
-                color_scheme=scheme, viewport={"width": width, "height": 900}, bypass_csp=True
-            ).new_page()
-            view.goto((whole / "report.html").as_uri())
-            view.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true; })")
-            found = axe.Axe().run(view).response["violations"]
-            assert [(one["id"], one["nodes"][0]["html"]) for one in found] == []
-        browser.close()
+    for scheme, width in (("light", 1280), ("dark", 400)):
+        view = browser.new_context(
+            color_scheme=scheme, viewport={"width": width, "height": 900}, bypass_csp=True
+        ).new_page()
+        view.goto((whole / "report.html").as_uri())
+        view.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true; })")
+        found = axe.Axe().run(view).response["violations"]
+        assert [(one["id"], one["nodes"][0]["html"]) for one in found] == []

@@ -4,7 +4,6 @@ import dataclasses
 import importlib.util
 import itertools
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -223,34 +222,26 @@ def test_cells() -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_browser_shows_the_page(markup: str, tmp_path: Path, scheme: str) -> None:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    executable = shutil.which("chromium")
-    if executable is None:
-        pytest.skip("chromium is not installed")
+def test_a_browser_shows_the_page(markup: str, tmp_path: Path, scheme: str, browser) -> None:
     path = tmp_path / "index.html"
     path.write_text(markup, encoding="utf-8")
-    arguments = ["--no-sandbox", "--headless", "--disable-gpu", "--disable-background-networking"]
     complaints: list[str] = []
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=executable, args=arguments)
-        context = browser.new_context(color_scheme=scheme, java_script_enabled=True)
-        view = context.new_page()
-        view.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-        view.on("pageerror", lambda error: complaints.append(str(error)))
-        view.on("request", lambda request: note_foreign_request(complaints, request))
-        view.goto(path.as_uri())
-        for width in (390, 1280):
-            view.set_viewport_size({"width": width, "height": 900})
-            assert view.evaluate("document.documentElement.scrollWidth") <= width
-            widths = view.evaluate("[...document.querySelectorAll('.pictures img')].map(image => image.clientWidth)")
-            assert min(widths) >= 80
-        ground, ink = view.evaluate(
-            "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
-            ".map(colour => colour.match(/\\d+/g).map(Number).reduce((sum, part) => sum + part))"
-        )
-        assert (ground > ink) == (scheme == "light")
-        broken = view.evaluate("[...document.images].filter(image => image.complete && !image.naturalWidth).length")
-        browser.close()
+    context = browser.new_context(color_scheme=scheme, java_script_enabled=True)
+    view = context.new_page()
+    view.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    view.on("pageerror", lambda error: complaints.append(str(error)))
+    view.on("request", lambda request: note_foreign_request(complaints, request))
+    view.goto(path.as_uri())
+    for width in (390, 1280):
+        view.set_viewport_size({"width": width, "height": 900})
+        assert view.evaluate("document.documentElement.scrollWidth") <= width
+        widths = view.evaluate("[...document.querySelectorAll('.pictures img')].map(image => image.clientWidth)")
+        assert min(widths) >= 80
+    ground, ink = view.evaluate(
+        "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
+        ".map(colour => colour.match(/\\d+/g).map(Number).reduce((sum, part) => sum + part))"
+    )
+    assert (ground > ink) == (scheme == "light")
+    broken = view.evaluate("[...document.images].filter(image => image.complete && !image.naturalWidth).length")
     assert broken == 0
     assert complaints == []

@@ -551,29 +551,21 @@ def test_long_lines_are_thinned_to_means_and_gaps_stay_gaps() -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_browser_shows_the_page(whole: Path, scheme: str) -> None:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    executable = shutil.which("chromium")
-    if executable is None:
-        pytest.skip("chromium is not installed")
-    arguments = ["--no-sandbox", "--headless", "--disable-gpu", "--disable-background-networking"]
+def test_a_browser_shows_the_page(whole: Path, scheme: str, browser) -> None:
     complaints: list[str] = []
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=executable, args=arguments)
-        view = browser.new_page(color_scheme=scheme)
-        view.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-        view.on("pageerror", lambda error: complaints.append(str(error)))
-        view.on("request", functools.partial(note_foreign_request, complaints))
-        view.goto((whole / "report.html").as_uri())
-        for width in (400, 1280):
-            view.set_viewport_size({"width": width, "height": 900})
-            for name in ("Grad-CAM", "Integrated Gradients"):
-                view.get_by_role("radio", name=name, exact=True).check()
-                shown = [panel.inner_text().split("\n")[0] for panel in view.locator(".panel:visible").all()]
-                assert shown == [name]
-                assert view.evaluate("document.documentElement.scrollWidth") <= width
-        broken = view.evaluate("[...document.images].filter(image => image.complete && !image.naturalWidth).length")
-        browser.close()
+    view = browser.new_page(color_scheme=scheme)
+    view.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    view.on("pageerror", lambda error: complaints.append(str(error)))
+    view.on("request", functools.partial(note_foreign_request, complaints))
+    view.goto((whole / "report.html").as_uri())
+    for width in (400, 1280):
+        view.set_viewport_size({"width": width, "height": 900})
+        for name in ("Grad-CAM", "Integrated Gradients"):
+            view.get_by_role("radio", name=name, exact=True).check()
+            shown = [panel.inner_text().split("\n")[0] for panel in view.locator(".panel:visible").all()]
+            assert shown == [name]
+            assert view.evaluate("document.documentElement.scrollWidth") <= width
+    broken = view.evaluate("[...document.images].filter(image => image.complete && !image.naturalWidth).length")
     assert broken == 0
     assert complaints == []
 

@@ -3,7 +3,6 @@
 import copy
 import json
 import math
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -238,36 +237,27 @@ def test_no_torch_is_needed(tmp_path: Path):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_browser_shows_it(tmp_path: Path, scheme: str):
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    executable = shutil.which("chromium")
-    if executable is None:
-        pytest.skip("chromium is not installed")
+def test_a_browser_shows_it(tmp_path: Path, scheme: str, browser):
     folder = fabricate(tmp_path / "run")
     (folder / "index.html").write_text(transfer_section.page(folder))
     write_report(folder)
     complaints: list[str] = []
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
-        view = browser.new_page(color_scheme=scheme)
-        view.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-        view.on("pageerror", lambda error: complaints.append(str(error)))
-        for name in ("index.html", "report.html"):
-            view.goto((folder / name).as_uri())
-            for width in (400, 1280):
-                view.set_viewport_size({"width": width, "height": 900})
-                assert view.evaluate("document.documentElement.scrollWidth") <= width, (name, width)
-                for chosen in ("layer1", "layer3"):
-                    view.get_by_role("radio", name=chosen).check()
-                    shown = [
-                        panel.inner_text().split("\n")[0] for panel in view.locator("#transfer .panel:visible").all()
-                    ]
-                    assert shown == [chosen]
-            overlapping = """[...document.querySelectorAll('#transfer svg.chart')].filter(chart => {
-                const boxes = [...chart.querySelectorAll('text')].map(text => text.getBoundingClientRect());
-                return boxes.some((a, i) => boxes.slice(i + 1).some(b =>
-                    a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 2 && b.top < a.bottom - 2));
-            }).length"""
-            assert view.evaluate(overlapping) == 0
-        browser.close()
+    view = browser.new_page(color_scheme=scheme)
+    view.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    view.on("pageerror", lambda error: complaints.append(str(error)))
+    for name in ("index.html", "report.html"):
+        view.goto((folder / name).as_uri())
+        for width in (400, 1280):
+            view.set_viewport_size({"width": width, "height": 900})
+            assert view.evaluate("document.documentElement.scrollWidth") <= width, (name, width)
+            for chosen in ("layer1", "layer3"):
+                view.get_by_role("radio", name=chosen).check()
+                shown = [panel.inner_text().split("\n")[0] for panel in view.locator("#transfer .panel:visible").all()]
+                assert shown == [chosen]
+        overlapping = """[...document.querySelectorAll('#transfer svg.chart')].filter(chart => {
+            const boxes = [...chart.querySelectorAll('text')].map(text => text.getBoundingClientRect());
+            return boxes.some((a, i) => boxes.slice(i + 1).some(b =>
+                a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 2 && b.top < a.bottom - 2));
+        }).length"""
+        assert view.evaluate(overlapping) == 0
     assert complaints == []
