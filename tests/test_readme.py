@@ -25,7 +25,7 @@ def blocks(page: Path) -> list[str]:
     return [text for text in found if "needs a run" not in text]
 
 
-SOME = ("README", "python", "own-loop")
+SOME = ("README", "python")
 """The pages whose examples run with the quick tests."""
 
 

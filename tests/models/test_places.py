@@ -145,11 +145,12 @@ def test_keys_by_head_are_no_finer_grid_of_a_vit():
 @pytest.mark.parametrize(
     ("name", "size", "found", "refused"),
     [
-        (
+        pytest.param(
             "timm:cait_xxs24_224,size=64",
             64,
             ["blocks_token_only.1.norm1"],
             ["blocks.3.attn.proj_l", "blocks.3.attn.attn_drop"],
+            marks=pytest.mark.slow,
         ),
         ("timm:xcit_nano_12_p8_224,size=64", 64, None, ["blocks.3.attn.attn_drop"]),
         (

@@ -223,7 +223,7 @@ def test_without_augmentation_one_variant_is_recorded(place):
     assert len(records_of(run)["logits"]) == TRAINED
 
 
-@pytest.mark.parametrize("parts", [2, 7])
+@pytest.mark.parametrize("parts", [2, pytest.param(7, marks=pytest.mark.slow)])
 def test_parts_are_disjoint_and_together_all(place, parts):
     whole = another("whole", CAM)
     record(whole)

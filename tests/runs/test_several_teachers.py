@@ -139,7 +139,7 @@ def test_loaded_teachers_are_not_trained_and_keep_their_answers_where_they_are()
     [
         "best_explained:judge=consensus",
         pytest.param("best_explained:judge=[insertion:steps=2]", marks=pytest.mark.slow),
-        "mean",
+        pytest.param("mean", marks=pytest.mark.slow),
     ],
 )
 def test_what_was_recorded_is_all_that_a_training_asks(monkeypatch, follow):

@@ -359,7 +359,14 @@ def test_without_a_teacher_other_pictures_are_refused_too(tmp_path, data, live, 
 # what may be shared
 
 
-@pytest.mark.parametrize("choice", ["shots=3", "limit=24", "shots=3,limit=40", "val_fraction=0.4"])
+@pytest.mark.parametrize(
+    "choice",
+    [
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ("shots=3", "limit=24")),
+        "shots=3,limit=40",
+        "val_fraction=0.4",
+    ],
+)
 def test_what_is_recorded_for_all_serves_any_choice_of_its_images(tmp_path, place, data, live, teacher, choice):
     recording = stored(tmp_path, live)
     for epoch in (0, 1):
@@ -857,8 +864,18 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("variants", [0, 1, 2])
+QUICK = [("logits", 2), ("maps", 0), ("labelled", 1)]
+"""Each list of methods and each number of variants once; the other pairs are slow."""
+
+
+@pytest.mark.parametrize(
+    ("name", "variants"),
+    [
+        pytest.param(name, variants, marks=[] if (name, variants) in QUICK else [pytest.mark.slow])
+        for name in METHODS
+        for variants in (0, 1, 2)
+    ],
+)
 def test_training_is_that_of_the_live_teacher(tmp_path, data, live, name, variants):
     methods = METHODS[name]
     expected = terms_of(data, live, methods, variants=variants)

@@ -86,7 +86,7 @@ def test_a_step_that_reads_recorded_answers_does_not_wait(shapes, tmp_path):
     assert waits(shapes, [*GUIDED, *SHOWN[1:]], tmp_path, teacher="stored") == {}
 
 
-@pytest.mark.parametrize("teacher", ["permuted", "blobs"])
+@pytest.mark.parametrize("teacher", [pytest.param("permuted", marks=pytest.mark.slow), "blobs"])
 def test_a_step_under_a_control_does_not_wait(shapes, teacher, tmp_path):
     assert waits(shapes, ["ce", "kd", "map_match:of=canonical", SHOWN[1]], tmp_path, teacher=teacher) == {}
 

@@ -87,7 +87,7 @@ def unit(maps: torch.Tensor) -> torch.Tensor:
     return (maps - low) / (high - low)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 7, 20, 256])
+@pytest.mark.parametrize("steps", [1, 2, 7, 20, pytest.param(256, marks=pytest.mark.slow)])
 def test_insertion_and_deletion_agree_with_torch_cam(steps):
     model, pixels, target = net(), images(), torch.tensor([0, 1, 2, 3, 1, 0])
     maps = torch.rand(6, 8, 8, generator=torch.Generator().manual_seed(2))
