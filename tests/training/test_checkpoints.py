@@ -1,6 +1,7 @@
 """The state of a training: kills at every bad moment, stops, and the rows that must not come twice."""
 
 import json
+import math
 import os
 import signal
 import threading
@@ -288,7 +289,7 @@ def test_a_place_advances_by_steps_and_epochs():
     place.advance(), place.advance()
     place.next_epoch()
     place.advance()
-    assert (place.epoch, place.within, place.step, place.best) == (1, 1, 3, -1.0)
+    assert (place.epoch, place.within, place.step, place.best) == (1, 1, 3, -math.inf)
 
 
 def test_every_nth_epoch_is_kept_and_a_save_within_an_epoch_is_not(tmp_path):
@@ -297,7 +298,7 @@ def test_every_nth_epoch_is_kept_and_a_save_within_an_epoch_is_not(tmp_path):
     for _ in range(5):
         state.save(place, keep=2)  # within an epoch
         place.next_epoch()
-        state.save(place, accuracy=0.0, keep=2)
+        state.save(place, score=0.0, keep=2)
     assert {path.name for path in tmp_path.iterdir()} == {"last.pt", "best.pt", "epoch-0002.pt", "epoch-0004.pt"}
     assert checkpoints.read(tmp_path / "best.pt")["place"]["epoch"] == 1  # an accuracy of 0 is better than none
     assert checkpoints.read(tmp_path / "epoch-0004.pt")["place"]["epoch"] == 4
@@ -323,7 +324,7 @@ def test_without_a_folder_the_best_weights_are_kept_in_memory():
     for number, accuracy in enumerate((0.1, 0.9, 0.4)):
         with torch.no_grad():
             module.weight.fill_(number)
-        state.save(place, accuracy=accuracy)
+        state.save(place, score=accuracy)
     assert state.resume() == Place()
     state.restore_best()
     assert (module.weight == 1).all()
