@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
-from distilens.foundation.catalogue import REGISTRIES
 from distilens.foundation.errors import UserError
+from distilens.foundation.kinds import REGISTRIES
 
 if TYPE_CHECKING:
     from rich.console import Console

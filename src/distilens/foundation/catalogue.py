@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from distilens.foundation.kinds import REGISTRIES
 from distilens.foundation.notation import Entry, Registry
 
 ROOT = Path(__file__).parents[1]
@@ -23,23 +24,6 @@ PACKAGE = "distilens"
 QUICK = {"typing", "collections", "pathlib", "math", "re", "functools", "pydantic", "__future__"}
 """Packages that are imported normally, because their import is fast."""
 OWN_QUICK = {f"{PACKAGE}.{name}" for name in ("foundation.notation", "foundation.errors", "methods", "models")}
-
-REGISTRIES = {
-    "methods": "methods:METHODS",
-    "models": "models:MODELS",
-    "data": "data:SOURCES",
-    "explainers": "explain:EXPLAINERS",
-    "judges": "teachers.judges:JUDGES",
-    "follow": "teachers:FOLLOW",
-    "controls": "teachers:CONTROLS",
-    "balances": "training.balance:BALANCES",
-    "embeddings": "measure.transfer.embeddings:EMBEDDINGS",
-    "optimizers": "training.optimizers:OPTIMIZERS",
-    "schedules": "training.optimizers:SCHEDULES",
-    "augments": "data.augment:AUGMENTS",
-    "answers": "teachers:ANSWERS",
-}
-"""The registry of each kind, as `module:name` in this package."""
 
 
 class Written(Entry):

@@ -41,7 +41,7 @@ Parts = Annotated[tuple[Part, ...], BeforeValidator(as_list)]
 
 @dataclass(frozen=True)
 class Kind:
-    """Annotation of a field for parts: their kind, a key of `foundation.catalogue.REGISTRIES`."""
+    """Annotation of a field for parts: their kind, a key of `foundation.kinds.REGISTRIES`."""
 
     name: str
 
