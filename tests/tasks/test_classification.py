@@ -32,7 +32,8 @@ def test_the_loss_is_the_cross_entropy():
 def test_sums_of_parts_give_the_accuracy_of_all():
     hits = LOGITS[KNOWN].argmax(1) == LABELS[KNOWN]
     parts = zip(LOGITS.split(7), LABELS.split(7), strict=True)
-    assert TASK.score(sum(TASK.tally(*part) for part in parts)) == {"accuracy": share_of(hits)}
+    sums = sum(TASK.tally(*part) for part in parts)
+    assert TASK.score(sums) == {"accuracy": share_of(hits)} and TASK.value(sums) == share_of(hits).value
     assert TASK.score(torch.zeros(3))["accuracy"].value is None
 
 

@@ -35,7 +35,8 @@ def test_sums_of_parts_give_the_mean_of_all():
     estimate, expected = TASK.score(sums)["mean absolute error"], mean_of(errors)
     for name in ("value", "low", "high"):
         assert getattr(estimate, name) == pytest.approx(getattr(expected, name), rel=1e-4)
-    assert estimate.n == 48
+    assert estimate.n == 48 and TASK.value(sums) == pytest.approx(expected.value, rel=1e-4)
+    assert TASK.value(torch.zeros(3)) is None
     assert TASK.score(torch.zeros(3))["mean absolute error"].value is None
 
 

@@ -74,6 +74,11 @@ class Task:
         values = self.values(outputs[known], targets[known]).float()
         return torch.stack([values.sum(), values.square().sum(), known.sum().float()])
 
+    def value(self, tally: Float[Tensor, " k"]) -> float | None:
+        """The metric from summed tallies, without an interval, as training asks for it; None without a target."""
+        total, _, count = tally.tolist()
+        return total / count if count else None
+
     def score(self, tally: Float[Tensor, " k"]) -> dict[str, Estimate]:
         """The metric, and others if there are any, from summed tallies: the mean with its 95 % interval."""
         total, squares, count = tally.double().tolist()

@@ -183,12 +183,12 @@ def set_learning_rate(optimizer: Optimizer, peaks: list[float], factor: float) -
 
 
 def validate(student: Model, batches: Batches, accelerator: Accelerator) -> dict[str, float]:
-    """The task's scores and loss on a split, in the precision of training, over all processes; the metric comes first."""
+    """The task's metric and loss on a split, in the precision of training, over all processes."""
     with evaluating(student), as_written(student), torch.inference_mode(), accelerator.autocast():
         sums = torch.stack([tally(student, batch) for batch in batches]).sum(0)
     loss, n, *tallied = cast(Tensor, accelerator.reduce(sums)).unbind()
-    scores = {name: estimate.value or 0.0 for name, estimate in student.task.score(torch.stack(tallied)).items()}
-    return {**scores, "loss": float(loss) / max(float(n), 1), "n": int(n)}
+    score = student.task.value(torch.stack(tallied)) or 0.0
+    return {student.task.metric.name: score, "loss": float(loss) / max(float(n), 1), "n": int(n)}
 
 
 def tally(student: Model, batch: Batch) -> Tensor:
