@@ -26,7 +26,11 @@ def test_images_without_a_target():
     assert TASK.known(torch.tensor([2, -1])).tolist() == [True, False]
     dense = torch.full((2, 3, 3), -1).index_fill(0, torch.tensor([1]), 0)
     assert TASK.known(dense).tolist() == [False, True]
-    assert not TASK.loss(OUTPUTS, TARGETS)[[3, 7]].any()
+    outputs = OUTPUTS.clone().requires_grad_()
+    losses = TASK.masked_loss(outputs, TARGETS)
+    losses.sum().backward()
+    assert not losses[[3, 7]].any() and outputs.grad is not None and outputs.grad.isfinite().all()
+    assert not outputs.grad[[3, 7]].any() and outputs.grad[0] != 0
 
 
 def test_sums_of_parts_give_the_mean_of_all():

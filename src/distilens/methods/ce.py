@@ -52,6 +52,8 @@ class CE(Method):
         return batch.mixed.share * loss + (1 - batch.mixed.share) * self.against(output, batch.mixed.targets)
 
     def against(self, output: Output, targets: Tensor) -> Tensor:
-        options = {"smoothing": self.smoothing} if self.smoothing else {}
-        loss = output.task.loss(output.logits, targets, **options)
+        if isinstance(output.task, Classification):
+            loss = output.task.loss(output.logits, targets, smoothing=self.smoothing)
+        else:
+            loss = output.task.masked_loss(output.logits, targets)
         return loss if self.weights is None else loss * self.weights[targets.clamp_min(0)]

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from distilens.foundation.errors import UserError
 from distilens.foundation.notation import Registry, Spec
-from distilens.tasks import Task, as_task
+from distilens.tasks import Classification, Task, as_task
 
 if TYPE_CHECKING:
     from distilens.models.adapters import Expecting
@@ -161,7 +161,8 @@ def build_network(part: str | Mapping[str, Any] | Spec, classes: int) -> Expecti
 def check_classes(model: Model, asked: Sequence[str] | Task, role: str) -> None:
     """Raise a `UserError` if a model does not answer for the data's classes in their order, or for the data's task."""
     task = as_task(asked)
-    if type(model.task) is not type(task):
+    same = type(model.task) is type(task) if isinstance(task, Classification) else model.task == task
+    if not same:
         raise UserError(
             f"the {role} {model.name} answers for {model.task.summary}, but the data ask for {task.summary}"
         )

@@ -47,6 +47,9 @@ class Classification(Task):
     ) -> Float[Tensor, " b"]:
         return cross_entropy(outputs, targets, smoothing=smoothing)
 
+    def masked_loss(self, outputs: Float[Tensor, "b classes"], targets: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+        return cross_entropy(outputs, targets)  # which gives 0 for -1, and checks all other numbers
+
     def values(self, outputs: Float[Tensor, "b classes"], targets: Int[Tensor, " b"]) -> Bool[Tensor, " b"]:
         """Whether the top class is the target; logits with a NaN are never right."""
         return right(outputs, targets)
@@ -67,15 +70,6 @@ class Classification(Task):
     def confidence(self, outputs: Float[Tensor, "b classes"], of: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
         """The probability of a class, in [0, 1]."""
         return outputs.float().softmax(1).gather(1, of[:, None])[:, 0]
-
-    def check_outputs(self, outputs: Tensor) -> str:
-        if outputs.ndim != 2:
-            return (
-                f"logits of the shape {list(outputs.shape)} for one image: expected one answer per image, [b classes]"
-            )
-        if outputs.shape[1] != self.outputs:
-            return f"{outputs.shape[1]} logits, but the data has {self.outputs} classes"
-        return ""
 
     def describe(self, prediction: Any) -> str:
         number = int(prediction)

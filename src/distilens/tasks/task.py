@@ -59,8 +59,13 @@ class Task:
         return targets
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Float[Tensor, " b"]:
-        """The loss per image; 0 for images without a target."""
+        """The loss per image, for images with a target."""
         raise NotImplementedError(f"{type(self).__name__} has no loss")
+
+    def masked_loss(self, outputs: Tensor, targets: Tensor) -> Float[Tensor, " b"]:
+        """The loss per image; an image without a target gives 0 and no gradient (that of a NaN times 0 would be NaN)."""
+        missing = targets.isnan() if targets.is_floating_point() else targets < 0
+        return self.loss(outputs, targets.masked_fill(missing, 0)).where(self.known(targets), 0)
 
     def values(self, outputs: Tensor, targets: Tensor) -> Float[Tensor, " b"]:
         """The metric per image, for images with a target."""
@@ -119,12 +124,12 @@ class Task:
 
     def check_outputs(self, outputs: Tensor) -> str:
         """What is wrong with the shape of a network's output for one image; empty if it fits."""
+        kind = "classes" if self.classes else "outputs"
         if outputs.ndim != 2:
-            return (
-                f"logits of the shape {list(outputs.shape)} for one image: expected one answer per image, [b outputs]"
-            )
+            return f"logits of the shape {list(outputs.shape)} for one image: expected one answer per image, [b {kind}]"
         if outputs.shape[1] != self.outputs:
-            return f"{outputs.shape[1]} outputs, but the task {self.name} has {self.outputs}"
+            asked = f"data has {self.outputs} classes" if self.classes else f"task {self.name} has {self.outputs}"
+            return f"{outputs.shape[1]} {'logits' if self.classes else kind}, but the {asked}"
         return ""
 
 

@@ -194,7 +194,7 @@ def validate(student: Model, batches: Batches, accelerator: Accelerator) -> dict
 def tally(student: Model, batch: Batch) -> Tensor:
     """The sum of the losses, the number of images with a target, and the task's tally: they add over batches and processes."""
     task, outputs = student.task, student.logits(batch.images).float()
-    loss, known = task.loss(outputs, batch.targets).sum(), task.known(batch.targets).sum()
+    loss, known = task.masked_loss(outputs, batch.targets).sum(), task.known(batch.targets).sum()
     return torch.cat([torch.stack([loss, known.float()]), task.tally(outputs, batch.targets)])
 
 

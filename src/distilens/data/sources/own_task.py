@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,18 @@ def source_of_task(given: Any, task: Task) -> Source:
     sizes = {rows.images.shape[1:3] for rows in sets.values()}
     if len(sizes) > 1:
         raise UserError(f"the images of the sets have several sizes: {sorted(sizes)}. Expected one size")
-    key = digest("own task", repr(task), *(part for rows in sets.values() for part in (rows.images, rows.targets)))
+    key = digest(
+        "own task", repr(task), code_of(task), *(part for rows in sets.values() for part in (rows.images, rows.targets))
+    )
     return Source(sets["train"], sets.get("test"), sets.get("validation"), task, key)
+
+
+def code_of(task: Task) -> str:
+    """The source of a task's class: a run with another loss is another run. Empty if it cannot be found."""
+    try:
+        return inspect.getsource(type(task))
+    except (OSError, TypeError):
+        return ""
 
 
 def rows_of(given: Any, part: str, task: Task) -> Rows:
