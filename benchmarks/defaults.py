@@ -29,8 +29,8 @@ import distilens
 from distilens.core import Model
 from distilens.data import Data
 from distilens.data.pipeline import Batches
+from distilens.measure.accuracy import predict
 from distilens.measure.cost import macs
-from distilens.measure.shares import predict
 from distilens.training.defaults import in_words, kind_of_model, settled
 
 DATA = Path(__file__).parents[2] / "shared" / "data"

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from distilens.teachers.store import Shelf
+from distilens.teachers.records import Shelf
 
 
 def main(

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from distilens.data import from_arrays, load
-from distilens.data.labels import classes_in, column_values, said_of_names
+from distilens.data.labels import classes_in, column_values, describe_alike_names
 from distilens.foundation.errors import UserError
 
 WORDS = ["cat", "dog", "owl", "dog"]
@@ -167,8 +167,8 @@ def test_a_class_in_both_forms_of_unicode_is_one(tmp_path):
 
 
 def test_names_that_differ_in_case_or_spaces_are_said(tmp_path):
-    assert said_of_names(["cat", "dog"]) == ""
-    assert "'Cat', 'cat', 'cat '; 'dog house', 'doghouse'" in said_of_names(
+    assert describe_alike_names(["cat", "dog"]) == ""
+    assert "'Cat', 'cat', 'cat '; 'dog house', 'doghouse'" in describe_alike_names(
         ["Cat", "cat", "cat ", "dog house", "doghouse", "owl"]
     )
     data = load(write(tmp_path / "set", pa.array(["Cat", "cat"] * 6)), tmp_path / "cache")

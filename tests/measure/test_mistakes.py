@@ -6,8 +6,8 @@ import pytest
 import torch
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 
+from distilens.measure.accuracy import right, top_k
 from distilens.measure.mistakes import MATRIX_CLASSES, confused, confusion, most_confused, worst_errors
-from distilens.measure.shares import right, top_k
 
 NAMES = ("cat", "dog", "ship", "unseen")
 

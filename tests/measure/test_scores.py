@@ -19,7 +19,7 @@ from distilens.measure import (
     parameters,
     predict,
 )
-from distilens.measure.scores import compare_maps, drawn_positions, score_models
+from distilens.measure.scores import compare_maps, draw_positions, score_models
 
 CLASSES = tuple("abc")
 
@@ -127,10 +127,10 @@ def test_latency_says_what_was_measured():
 
 def test_a_model_is_its_own_best_likeness_and_maps_are_of_the_same_images(data):
     net = small().eval()
-    positions = drawn_positions(data.test, 10)
-    assert torch.equal(positions, drawn_positions(data.test, 10))
+    positions = draw_positions(data.test, 10)
+    assert torch.equal(positions, draw_positions(data.test, 10))
     assert positions.tolist() == sorted(set(positions.tolist()))
-    assert set(drawn_positions(data.test, 5).tolist()) < set(positions.tolist())
+    assert set(draw_positions(data.test, 5).tolist()) < set(positions.tolist())
     target = predict(net, Batches(data.test, 50)).argmax(1)[positions]
     models = {"teacher": net, "base": small(1).eval(), "student": net}
     for explainer in ("gradcam", "ig:steps=4"):

@@ -11,7 +11,7 @@ from distilens.core import Model
 from distilens.foundation.errors import UserError
 from distilens.models import MODELS, build_model
 from distilens.models.adapters import settings_of_processor
-from distilens.models.named import check_answers, own_classes, positions_of
+from distilens.models.named import check_answers, classes_of_weights, positions_of
 from distilens.models.saved import load_model, save_model
 
 CLASSES = ("cat", "dog", "owl")
@@ -240,7 +240,7 @@ def test_a_module_of_timm_brings_its_pixels(cache):
     ],
 )
 def test_the_names_of_pretrained_classes(notation, first):
-    own = own_classes(MODELS.resolve(notation))
+    own = classes_of_weights(MODELS.resolve(notation))
     assert own is not None
     assert len(own) == 1000
     assert own[0] == first
@@ -248,8 +248,8 @@ def test_the_names_of_pretrained_classes(notation, first):
 
 
 def test_pretrained_weights_without_names_or_a_wrong_notation_have_no_classes():
-    assert own_classes(MODELS.resolve("resnet8")) is None
-    assert own_classes(MODELS.resolve("timm:resnet18")) is None
+    assert classes_of_weights(MODELS.resolve("resnet8")) is None
+    assert classes_of_weights(MODELS.resolve("timm:resnet18")) is None
 
 
 def test_a_pretrained_timm_model_answers_for_the_datas_classes_by_name(monkeypatch):

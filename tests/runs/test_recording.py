@@ -23,7 +23,7 @@ from distilens.runs.recording import Recorder, record, verify
 from distilens.runs.run import Run, load_run, lock_run
 from distilens.runs.training import train_stage, train_teacher
 from distilens.teachers import LiveTeacher, store
-from distilens.teachers.store import sums
+from distilens.teachers.records import sums
 from distilens.training.loop import train
 from distilens.training.settings import Training
 

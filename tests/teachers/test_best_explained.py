@@ -10,7 +10,7 @@ from distilens.data import from_arrays
 from distilens.foundation.errors import UserError
 from distilens.methods import build_methods
 from distilens.teachers import BestExplainedTeacher, LiveTeacher, MeanTeacher, RandomTeacher, StoredTeacher
-from distilens.teachers.best_explained import chosen
+from distilens.teachers.best_explained import choose_teacher
 from distilens.teachers.needs import Need
 from distilens.training.log import Log
 from distilens.training.loop import train
@@ -105,10 +105,10 @@ def test_nobody_without_a_share_is_ever_drawn():
     allowed = torch.tensor([[False, True, False, True, False]])
     scores = torch.tensor([[9.0, 0.0, 9.0, -3.0, 9.0]])
     for drawn in (0.0, 0.5, 1 - 2.0**-24):
-        one = chosen(scores, allowed, 0.1, torch.tensor([drawn]))
+        one = choose_teacher(scores, allowed, 0.1, torch.tensor([drawn]))
         assert one.item() in (1, 3), drawn
-    assert chosen(scores, allowed, None, None).item() == 1
-    assert chosen(scores, allowed & False, None, None).item() == 0
+    assert choose_teacher(scores, allowed, None, None).item() == 1
+    assert choose_teacher(scores, allowed & False, None, None).item() == 0
 
 
 @pytest.mark.parametrize("judge", ["insertion:steps=2", "consensus", "focus:explainer=cam"])

@@ -12,7 +12,7 @@ from distilens.data.variant import Variant
 from distilens.explain import EXPLAINERS
 from distilens.foundation.errors import UserError
 from distilens.teachers.needs import KINDS, Need, levelled, make_answer, moved, read_needs, spread, unlevelled
-from distilens.teachers.store import file_name
+from distilens.teachers.records import file_name
 
 OWN = {
     "gradcam": ["tap=layer1", "tap=last"],

@@ -150,7 +150,7 @@ def placed(column: np.ndarray, place: Mapping[str, int]) -> np.ndarray:
     return places[inverse] if len(values) else column
 
 
-def said_of_names(classes: Sequence[str]) -> str:
+def describe_alike_names(classes: Sequence[str]) -> str:
     """A warning if names differ only in case or spaces; else an empty string."""
     alike: dict[str, list[str]] = defaultdict(list)
     for name in classes:

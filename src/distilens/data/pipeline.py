@@ -127,7 +127,7 @@ class Batches:
         positions = to_device(positions, self.device)
         index, variant = self.index[positions], shown.number or 0
         augment = self.augment or Augment()
-        draw = partial(drawn, index, self.variant_seed, variant)
+        draw = partial(draw_numbers, index, self.variant_seed, variant)
         moved = None if self.augment is None else augment.geometry(draw, variant, self.source)
         images = augment.colour(self.pixels(positions, raw, moved), draw)
         batch = Batch(
@@ -157,12 +157,12 @@ class Batches:
     def partners(self, shown: Variant, augment: Augment) -> Batch:
         """The images to mix in: per image another one of the split, with the same kind of augmentation."""
         variant = shown.number or 0
-        chance = drawn(torch.from_numpy(shown.index), self.variant_seed, variant, "partner")[:, 0]
+        chance = draw_numbers(torch.from_numpy(shown.index), self.variant_seed, variant, "partner")[:, 0]
         positions = (chance * len(self.split)).long()  # on the host, which may have to read these images
         raw = self.raw(positions)
         positions = to_device(positions, self.device)
         moved = augment.geometry(
-            partial(drawn, self.index[positions], self.variant_seed, variant), variant, self.source
+            partial(draw_numbers, self.index[positions], self.variant_seed, variant), variant, self.source
         )
         images = self.pixels(positions, raw, moved)
         targets = self.task.moved(self.targets[positions], moved)
@@ -194,7 +194,7 @@ class Batches:
         return (masks if geometry is None else geometry.move(masks, geometry.size)).float() / 255
 
 
-def drawn(index: Tensor, seed: int, variant: int, name: str, count: int = 1, *, fixed: bool = False) -> Tensor:
+def draw_numbers(index: Tensor, seed: int, variant: int, name: str, count: int = 1, *, fixed: bool = False) -> Tensor:
     """The random numbers of the augmentation, per image: by variant, or the same in all variants if `fixed`."""
     return randomness.uniform(name, index, seed, *([] if fixed else [variant]), count=count)
 

@@ -152,7 +152,7 @@ def check_labels(
             )
 
 
-def said_option(option: str) -> str:
+def write_option(option: str) -> str:
     """An option of the data as a remedy, with how the command line spells it."""
     return f"{option} (an option of the data: data.{option} on the command line)"
 

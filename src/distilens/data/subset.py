@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 
 from distilens.data.copies import describe_copies
-from distilens.data.labels import composed, said_of_names
-from distilens.data.source import Inventory, Rows, Source, check_count, digest, said_option
+from distilens.data.labels import composed, describe_alike_names
+from distilens.data.source import Inventory, Rows, Source, check_count, digest, write_option
 from distilens.data.splits import Data, Split
 from distilens.foundation.errors import UserError, nearest, shortened
 from distilens.tasks import Classification, Task
@@ -48,11 +48,11 @@ def subset(
     """
     if not isinstance(source.task, Classification):
         check_no_classes(source.task, classes=classes, min_images=min_images, shots=shots)
-    task, sets = chosen_classes(source, classes)
+    task, sets = choose_classes(source, classes)
     names = task.classes
     rare = [] if min_images is None else fewer_than(min_images, task, sets)
     if rare:
-        task, sets = chosen_classes(source, [name for name in names if name not in rare])
+        task, sets = choose_classes(source, [name for name in names if name not in rare])
         names = task.classes
     if isinstance(task, Classification):
         check_count(names, source.inventory.hint)
@@ -60,7 +60,7 @@ def subset(
     strata = sets_of_strata(task, sets)
     whole = classes is None and not rare
     before = source.task.strata(source.train.targets)
-    train = np.arange(len(sets["train"])) if whole else kept_rows(before, strata["train"])
+    train = np.arange(len(sets["train"])) if whole else rows_of_kept_classes(before, strata["train"])
     index = {part: np.flatnonzero(values >= 0) for part, values in strata.items() if part != "train"}
     for part in index:
         if not len(index[part]):
@@ -75,12 +75,13 @@ def subset(
     index["train"] = train
     if limit is not None:
         index = {
-            part: limited(rows, strata[part], limit, generator(f"limit {part}", seed)) for part, rows in index.items()
+            part: limit_rows(rows, strata[part], limit, generator(f"limit {part}", seed))
+            for part, rows in index.items()
         }
         check_limited(limit, names, strata["train"][index["train"]])
     if shots is not None:
-        index["train"] = drawn(index["train"], strata["train"], shots, names, generator("shots", seed))
-    origins = {part: digest(source.fingerprint, part if own(source, part) else "train") for part in sets}
+        index["train"] = draw_shots(index["train"], strata["train"], shots, names, generator("shots", seed))
+    origins = {part: digest(source.fingerprint, part if has_own_set(source, part) else "train") for part in sets}
     splits = {
         part: Split(rows, np.sort(index[part]).astype(np.int64), origins[part], task) for part, rows in sets.items()
     }
@@ -89,7 +90,7 @@ def subset(
     return Data(
         name, splits["train"], splits["validation"], splits["test"], task, (height, width),
         digest(source.fingerprint, chosen), seed, source.skipped, source.fingerprint,
-        told(source, splits, sets, names, rare, min_images),
+        make_inventory(source, splits, sets, names, rare, min_images),
     )  # fmt: skip
 
 
@@ -105,7 +106,7 @@ def sets_of_strata(task: Task, sets: Mapping[str, Rows]) -> dict[str, np.ndarray
     return {part: task.strata(rows.targets) for part, rows in sets.items()}
 
 
-def told(
+def make_inventory(
     source: Source,
     splits: Mapping[str, Split],
     sets: Mapping[str, Rows],
@@ -114,7 +115,7 @@ def told(
     min_images: int | None,
 ) -> Inventory:
     """The inventory of the source, with remarks on the chosen rows."""
-    own_set = {part: (part if own(source, part) else "train", splits[part].index) for part in splits}
+    own_set = {part: (part if has_own_set(source, part) else "train", splits[part].index) for part in splits}
     copies = (
         describe_copies(source.copies, own_set, {part: rows.targets for part, rows in sets.items()}, names)
         if names
@@ -125,12 +126,12 @@ def told(
         left_out["pictures that cannot be decoded"] = source.skipped
     if rare:
         left_out[f"classes of fewer than {min_images} training images"] = rare
-    absent = [said_of_absent(part, names, splits[part].strata) for part in ("validation", "test")]
+    absent = [describe_absent_classes(part, names, splits[part].strata) for part in ("validation", "test")]
     remarks = [*source.inventory.remarks, *(line for line in absent if line), *copies]
     return replace(source.inventory, remarks=tuple(remarks), left_out=left_out)
 
 
-def said_of_absent(part: str, names: Sequence[str], labels: np.ndarray) -> str:
+def describe_absent_classes(part: str, names: Sequence[str], labels: np.ndarray) -> str:
     """A warning if a split has no picture of some class; else empty."""
     there = set(labels.tolist())
     absent = [name for place, name in enumerate(names) if place not in there]
@@ -154,12 +155,12 @@ def check_limited(limit: int, names: Sequence[str], strata: np.ndarray) -> None:
         )
 
 
-def own(source: Source, part: str) -> bool:
+def has_own_set(source: Source, part: str) -> bool:
     """True if a split has its own set in the source; False if it was held out of train."""
     return getattr(source, part) is not None
 
 
-def chosen_classes(source: Source, classes: Sequence[str | int] | None) -> tuple[Task, dict[str, Rows]]:
+def choose_classes(source: Source, classes: Sequence[str | int] | None) -> tuple[Task, dict[str, Rows]]:
     """The task with the kept classes, and the source's sets with labels for these classes; -1 for all others."""
     all_sets = {"train": source.train, "validation": source.validation, "test": source.test}
     sets = {part: rows for part, rows in all_sets.items() if rows is not None}
@@ -232,17 +233,17 @@ def check_images(names: Sequence[str], sets: Mapping[str, np.ndarray]) -> None:
         most=30,
     )
     needs = f"{least}, as {' and '.join(missing)} images are held out of them" if missing else "one"
-    spelling = said_of_names(names)
+    spelling = describe_alike_names(names)
     kept = [place for place in range(len(names)) if place not in short]
     tested = "test" not in sets or tests[kept].all()
-    remedy = f", or leave these classes out: {said_option(f'min_images={least}')}" if len(kept) > 1 and tested else ""
+    remedy = f", or leave these classes out: {write_option(f'min_images={least}')}" if len(kept) > 1 and tested else ""
     raise UserError(
         f"too few training images in {len(short):,} of {len(names):,} classes: {shown}. Each needs {needs}. Add images{remedy}"
         + f". {spelling[:1].upper()}{spelling[1:]}" * bool(spelling)
     )
 
 
-def kept_rows(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+def rows_of_kept_classes(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """The rows of the kept classes, and those that never had a label."""
     return np.flatnonzero((after >= 0) | (before < 0))
 
@@ -273,7 +274,7 @@ def ranks(strata: np.ndarray, random: np.random.Generator) -> np.ndarray:
     return rank
 
 
-def limited(rows: np.ndarray, strata: np.ndarray, limit: int, random: np.random.Generator) -> np.ndarray:
+def limit_rows(rows: np.ndarray, strata: np.ndarray, limit: int, random: np.random.Generator) -> np.ndarray:
     """At most `limit` of the rows, with the same share of every stratum (rows without a target count as one)."""
     own = strata[rows]
     rank = ranks(own, random)
@@ -282,7 +283,7 @@ def limited(rows: np.ndarray, strata: np.ndarray, limit: int, random: np.random.
     return rows[np.lexsort((random.random(len(rows)), quantile))[:limit]]
 
 
-def drawn(
+def draw_shots(
     rows: np.ndarray, strata: np.ndarray, shots: int, names: Sequence[str], random: np.random.Generator
 ) -> np.ndarray:
     """`shots` rows of every class, and all rows without a label."""

@@ -20,7 +20,7 @@ import numpy as np
 from distilens.data.cache import ADVICE, cached_folder, read_source
 from distilens.data.copies import find_copies
 from distilens.data.decode import Bad, Encoded, decode_all, extents_of, shorter_sides_of
-from distilens.data.labels import said_of_names
+from distilens.data.labels import describe_alike_names
 from distilens.data.pixels import (
     DeepError,
     Pixels,
@@ -31,7 +31,7 @@ from distilens.data.pixels import (
     nearly_one_colour,
     usual_size,
 )
-from distilens.data.source import Source, check_labels, digest, said_option
+from distilens.data.source import Source, check_labels, digest, write_option
 from distilens.foundation.errors import UserError
 from distilens.foundation.files import check_disk
 from distilens.foundation.progress import Work, visible_console
@@ -125,7 +125,7 @@ class Written:
         first = next((sets[part].name(rows[0]) for part, rows in self.flat.items() if rows), "")
         every = np.concatenate([encoded.labels for encoded in sets.values()])
         one_colour = describe_flat(np.concatenate(flat), every, classes, first)
-        return [line for line in (*self.decided, *counted, one_colour, said_of_names(classes)) if line]
+        return [line for line in (*self.decided, *counted, one_colour, describe_alike_names(classes)) if line]
 
 
 def write_images(folder: Path, sets: Mapping[str, Encoded], pixels: Pixels, *, skip_bad: bool) -> Written:
@@ -169,7 +169,7 @@ def write_sets(
                         if not skip_bad:
                             raise UserError(
                                 f"cannot decode {words}. Repair or remove it, or skip such images: "
-                                + said_option("skip_bad=true")
+                                + write_option("skip_bad=true")
                             )
                         written.skipped.append(words)
                         continue

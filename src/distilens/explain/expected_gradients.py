@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from distilens.data import load
-from distilens.explain.explanation import Aim, Explainer, Explanation, Target, chosen, scores_of, target_of
+from distilens.explain.explanation import Aim, Explainer, Explanation, Target, choose_target, scores_of, target_of
 from distilens.explain.path import rows_at_once, summed_gradients
 from distilens.explain.reference import reference_images
 from distilens.foundation import randomness
@@ -66,7 +66,7 @@ class ExpectedGradients(Explainer):
     def from_model(
         self, model: Model, images: Float[Tensor, "b c h w"], target: Target = None, *, create_graph: bool = True
     ) -> Float[Tensor, "b h w"]:
-        target = chosen(model, images, target)
+        target = choose_target(model, images, target)
         return self.attribute(model, images, target, self.baselines(images), create_graph=create_graph)
 
     def attribute(

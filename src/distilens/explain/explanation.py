@@ -261,7 +261,7 @@ def explaining(model: Model) -> Iterator[None]:
         yield
 
 
-def chosen(model: Model, images: Tensor, target: Target) -> Aim:
+def choose_target(model: Model, images: Tensor, target: Target) -> Aim:
     """What to explain in a loss before there are logits; without `target`, a forward pass finds the model's top-1."""
     if target is not None:
         return target_of(images.new_empty(len(images), model.task.outputs), target)

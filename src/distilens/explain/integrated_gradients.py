@@ -13,7 +13,7 @@ from torch import Tensor
 
 from distilens.explain.activation import full
 from distilens.explain.baseline import baseline_of
-from distilens.explain.explanation import Aim, Explainer, Explanation, Target, chosen, scores_of, target_of
+from distilens.explain.explanation import Aim, Explainer, Explanation, Target, choose_target, scores_of, target_of
 from distilens.explain.path import summed_gradients
 from distilens.models.model import Model
 
@@ -74,7 +74,7 @@ class IntegratedGradients(Explainer):
     def from_model(
         self, model: Model, images: Float[Tensor, "b c h w"], target: Target = None, *, create_graph: bool = True
     ) -> Float[Tensor, "b h w"]:
-        target = chosen(model, images, target)
+        target = choose_target(model, images, target)
         start = self.start(model, images)
         return self.over_channels(self.attribute(model, images, start, target, create_graph=create_graph))
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from distilens.explain.explanation import Aim, Explainer, Explanation, Target, chosen, target_of
+from distilens.explain.explanation import Aim, Explainer, Explanation, Target, choose_target, target_of
 from distilens.explain.gradient import Channels, over_channels
 from distilens.explain.path import summed_gradients
 from distilens.foundation import randomness
@@ -54,7 +54,7 @@ class SmoothGrad(Explainer):
     def from_model(
         self, model: Model, images: Float[Tensor, "b c h w"], target: Target = None, *, create_graph: bool = True
     ) -> Float[Tensor, "b h w"]:
-        target = chosen(model, images, target)
+        target = choose_target(model, images, target)
         return self.attribute(model, images, target, create_graph=create_graph)
 
     def attribute(self, model: Model, images: Tensor, target: Aim, *, create_graph: bool = False) -> Tensor:

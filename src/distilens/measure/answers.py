@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distilens.measure.accuracy import agreement, among_top, balanced, by_class, share_apart, top_k
 from distilens.measure.mistakes import confused, worst_errors
 from distilens.measure.predictions import Predictions, SplitPredictions
 from distilens.measure.reliability import calibration, calibration_apart, with_temperature
-from distilens.measure.shares import agreement, among_top, balanced, by_class, share_apart, top_k
 from distilens.tasks import Classification, Task
 
 TOP = 5

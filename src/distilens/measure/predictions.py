@@ -116,7 +116,7 @@ class Predictions:
             arrays["task"] = np.array(json.dumps(plain_task(self.task)))
         for key in SPLITS:
             split: SplitPredictions = getattr(self, key)
-            kept = split if count <= MOST else split.part(drawn(len(split), max(1, len(split) * MOST // count)))
+            kept = split if count <= MOST else split.part(sample_rows(len(split), max(1, len(split) * MOST // count)))
             arrays |= {f"{key}_labels": kept.targets, f"{key}_index": kept.index, f"{key}_total": np.array(len(split))}
             if kept.names is not None:
                 arrays[f"{key}_names"] = np.array(kept.names)
@@ -127,7 +127,7 @@ class Predictions:
         write_arrays(path, arrays)
 
 
-def drawn(count: int, kept: int) -> Int[np.ndarray, " kept"]:
+def sample_rows(count: int, kept: int) -> Int[np.ndarray, " kept"]:
     """`kept` of `count` rows, sampled with a fixed seed, in ascending order."""
     return torch.randperm(count, generator=randomness.generator("predictions", 0))[:kept].sort().values.numpy()
 

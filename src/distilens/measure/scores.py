@@ -13,12 +13,12 @@ from distilens.data.splits import Data, Split
 from distilens.explain import Explainer, build_explainer, in_chunks, labels
 from distilens.explain.maps import empty
 from distilens.foundation import randomness
+from distilens.measure.accuracy import commonest, predict
 from distilens.measure.answers import score_answers
 from distilens.measure.cost import latency, macs, parameters
 from distilens.measure.maps.likeness import cosine, mean_interval
 from distilens.measure.maps.localisation import energy_in_mask
 from distilens.measure.predictions import Predictions, SplitPredictions, predictions_of
-from distilens.measure.shares import commonest, predict
 from distilens.models.model import Model
 from distilens.models.saved import fingerprint_of
 from distilens.tasks import Classification, Task
@@ -70,7 +70,7 @@ def score_models(
             "macs": macs(model),
             "latency_ms": latency(model),
         }
-    positions = drawn_positions(data.test, measured)
+    positions = draw_positions(data.test, measured)
     logits = answers.test.logits
     reference = torch.from_numpy(logits.get("teacher", next(iter(logits.values()))))
     for explainer, label in labels(explainers).items():
@@ -142,7 +142,7 @@ def labels_of(split: Split) -> Tensor:
     return torch.from_numpy(split.targets)
 
 
-def drawn_positions(split: Split, count: int) -> Tensor:
+def draw_positions(split: Split, count: int) -> Tensor:
     """`count` positions of a split, sampled with a fixed seed, in ascending order."""
     order = torch.randperm(len(split), generator=randomness.generator("measured", 0))
     return order[:count].sort().values

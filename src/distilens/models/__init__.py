@@ -81,12 +81,12 @@ def build_model(
     """
     from distilens.models.heads import keep_classes
     from distilens.models.model import Model
-    from distilens.models.named import are_named, check_channels, list_names, own_classes, positions_of
+    from distilens.models.named import are_named, check_channels, classes_of_weights, list_names, positions_of
 
     if isinstance(part, Model):
         return part
     task = as_task(classes)
-    own = own_classes(MODELS.resolve(part))
+    own = classes_of_weights(MODELS.resolve(part))
     positions = positions_of(task.classes, own) if own and task.classes and are_named(own) else None
     made = build_network(part, len(own) if own and positions else task.outputs)
     if isinstance(made, Model):  # `run:` gives a complete model

@@ -169,7 +169,7 @@ def hf(name: str, /, classes: int, *, pretrained: bool = True) -> Expecting:
             missing = [*about["missing_keys"], *(key for key, *_ in about["mismatched_keys"])]
         else:
             network = AutoModelForImageClassification.from_config(AutoConfig.from_pretrained(name, num_labels=classes))
-    pixels = {"mean": IMAGENET["mean"], "std": IMAGENET["std"], "size": own_size(network.config)}
+    pixels = {"mean": IMAGENET["mean"], "std": IMAGENET["std"], "size": size_of_network(network.config)}
     notes: tuple[str, ...] = ()
     try:
         pixels |= settings_of_processor(AutoImageProcessor.from_pretrained(name), pixels["size"])
@@ -179,7 +179,7 @@ def hf(name: str, /, classes: int, *, pretrained: bool = True) -> Expecting:
     return Expecting(network, **pixels, loaded=pretrained, missing=tuple(missing), notes=notes)
 
 
-def own_size(config: Any) -> int | tuple[int, int] | None:
+def size_of_network(config: Any) -> int | tuple[int, int] | None:
     """The image size in a configuration: a side, or height and width."""
     size = getattr(config, "image_size", None)
     return (int(size[0]), int(size[1])) if isinstance(size, list | tuple) else size

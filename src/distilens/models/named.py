@@ -20,7 +20,7 @@ from distilens.models.taps import evaluating
 from distilens.models.weights import match_state, read_state
 
 
-def own_classes(spec: Spec) -> tuple[str, ...] | None:
+def classes_of_weights(spec: Spec) -> tuple[str, ...] | None:
     """The classes of pretrained weights; numbers if they have no names; None if the data decide."""
     name, options = spec.argument or "", spec.options
     if spec.name == "timm" and options["pretrained"]:

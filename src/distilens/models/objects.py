@@ -60,7 +60,7 @@ def as_model(given: Any, classes: Any = None, size: tuple[int, int] | None = Non
         raise UserError(
             f"the picture size of {type(network).__name__} is unknown: as_model(network, size=(height, width))"
         )
-    pixels = own_pixels(network, processor)
+    pixels = pixels_of_network(network, processor)
     made = Model(network, classes or ("0",), size=side, name=name or type(network).__name__, **pixels)
     check_channels(made)
     if classes is None:
@@ -104,7 +104,7 @@ def only_size(network: nn.Module) -> tuple[int, int] | None:
     return (int(size[0]), int(size[1])) if isinstance(size, list | tuple) and len(size) == 2 else None
 
 
-def own_pixels(network: nn.Module, processor: Any = None) -> dict[str, Any]:
+def pixels_of_network(network: nn.Module, processor: Any = None) -> dict[str, Any]:
     """Mean and deviation of the pixels in a module's training, if it stores them; else an empty dictionary."""
     about = getattr(network, "pretrained_cfg", None) or {}
     if "mean" in about and "std" in about:

@@ -74,7 +74,7 @@ def save_model(model: Model, folder: str | Path) -> None:
     from distilens.foundation.files import write_atomically, write_json
 
     folder = Path(folder)
-    if own_module(model.name):
+    if is_own_module(model.name):
         warnings.warn(
             f"load_model cannot build {model.name} again: the place of its class is unknown. Give the model "
             "name='python:module:callable' before it is saved, or keep the class and load the weights into it yourself",
@@ -118,7 +118,7 @@ def load_model(folder: str | Path) -> Model:
         if not (folder / name).is_file():
             raise UserError(f"no model in {folder}: {name} is missing")
     about = described(folder / "model.json")
-    if own_module(about.model):
+    if is_own_module(about.model):
         raise UserError(
             f"the model in {folder} was saved from a module of your own, {about.model}, and it is unknown how to build it. In "
             "Python: Model(network, classes, size=...), then model.load_bare_state(safetensors.torch.load_file(...)). Or give it "
@@ -159,7 +159,7 @@ def load_model(folder: str | Path) -> Model:
     return model.eval()
 
 
-def own_module(name: str) -> bool:
+def is_own_module(name: str) -> bool:
     """Whether a model's name is not a notation, such as that of your own module. It cannot be built from its name."""
     from distilens.models import MODELS
 

@@ -24,7 +24,7 @@ from distilens.runs.run import Run, wait_and_lock
 from distilens.runs.training import train_teacher
 from distilens.teachers import StoredTeacher, following
 from distilens.teachers.needs import Need
-from distilens.teachers.store import Shelf, check_room
+from distilens.teachers.records import Shelf, check_room
 from distilens.teachers.stored import OpenShelf, encoded
 from distilens.training.loop import make_accelerator
 

@@ -63,7 +63,7 @@ class Run:
 
     @cached_property
     def data(self) -> Data:
-        return self.told(load(self.recipe.data, self.folder.parent / "data"))
+        return self.say_inventory(load(self.recipe.data, self.folder.parent / "data"))
 
     @cached_property
     def teacher_data(self) -> Data:
@@ -73,9 +73,9 @@ class Run:
         data = load(self.recipe.teacher_data, self.folder.parent / "data")
         if data.task != self.data.task:
             raise UserError("teacher.data has other classes than data: " + (", ".join(data.classes) or data.task.name))
-        return self.told(data)
+        return self.say_inventory(data)
 
-    def told(self, data: Data) -> Data:
+    def say_inventory(self, data: Data) -> Data:
         """Print what a user must know about the data: what was left out, and remarks on the pictures. Returns the data."""
         for line in data.inventory.lines():
             self.say(f"{data.name}: {line}")

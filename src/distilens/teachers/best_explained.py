@@ -74,7 +74,7 @@ class BestExplainedTeacher(Following):
             (right > 0.5) | (batch.targets < 0)[:, None] if self.gate else torch.ones_like(scores, dtype=torch.bool)
         )
         drawn = None if self.tau is None else batch.draw("followed")[:, 0]
-        return chosen(scores, allowed, self.tau, drawn), allowed.any(1).float()
+        return choose_teacher(scores, allowed, self.tau, drawn), allowed.any(1).float()
 
     def known(self, batch: Batch) -> Float[Tensor, "b twice"]:
         """The score of every teacher, then whether each teacher is right. Each image is judged once."""
@@ -107,7 +107,7 @@ class Remembered:
         self.there = np.zeros(images, bool)
 
 
-def chosen(
+def choose_teacher(
     scores: Float[Tensor, "b teachers"],
     allowed: Bool[Tensor, "b teachers"],
     tau: float | None,

@@ -43,7 +43,7 @@ class MeanTeacher(Several):
         wanted = self.parsed(needs)
         if not wanted:
             return Answer()
-        aims = [need for need in of_kind(wanted, "maps") if own_class(need) and len(need.rows(batch))]
+        aims = [need for need in of_kind(wanted, "maps") if explains_own_class(need) and len(need.rows(batch))]
         more = ["logits"] if any(need.of == "images" for need in aims) and "logits" not in needs else []
         answers = [teacher(batch, [*needs, *more]) for teacher in self.teachers]
         first: dict[str, Tensor] = {}
@@ -60,7 +60,7 @@ class MeanTeacher(Several):
         return joined(answers, wanted, mean, mean_map, targets=targets, trust=trust)
 
     def asks(self, needs: Sequence[Need]) -> list[Need]:
-        shown = {need.of for need in needs if need.kind == "maps" and own_class(need)}
+        shown = {need.of for need in needs if need.kind == "maps" and explains_own_class(need)}
         return [replace(Need.parse("logits"), of=of) for of in sorted(shown)]
 
 
@@ -81,7 +81,7 @@ class RandomTeacher(Following):
         return (batch.draw("random teacher")[:, 0] * len(self.teachers)).long(), None
 
 
-def own_class(need: Need) -> bool:
+def explains_own_class(need: Need) -> bool:
     """Whether maps explain the teacher's own top class."""
     return need.classes == "one" and need.target == "top1"
 

@@ -19,7 +19,7 @@ from distilens.foundation.notation import Spec
 from distilens.teachers.codecs import Codec, check_finite, codec_of, sent
 from distilens.teachers.judges import build_judge
 from distilens.teachers.needs import Need, make_answer, moved, of_kind, read_needs, spread
-from distilens.teachers.store import Different, Shelf, check_room, file_name
+from distilens.teachers.records import Different, Shelf, check_room, file_name
 
 TOGETHER = 16
 """Answers are computed in batches of a multiple of this number, so that their bytes do not depend on the batch.

@@ -79,11 +79,11 @@ class Measured(Balance):
         places = torch.tensor([self.names.index(name) for name in names], device=norms.device, dtype=torch.long)
         seen = torch.tensor([name in self.felt for name in names], device=norms.device, dtype=torch.bool)
         self.first[places] = self.first[places].where(seen, losses)
-        measured = self.wanted(norms, losses / self.first[places]) / norms
+        measured = self.target_norms(norms, losses / self.first[places]) / norms
         self.factors[places] = (self.factors[places] * measured).sqrt().where(seen, measured)
         self.felt.update(names)
 
-    def wanted(self, norms: Tensor, progress: Tensor) -> Tensor:
+    def target_norms(self, norms: Tensor, progress: Tensor) -> Tensor:
         """The target norms.
 
         Args:
@@ -125,7 +125,7 @@ class Ratio(Measured):
         super().__init__(names, every=every)
         self.ratio = multiple(0.3 if ratio is None else ratio)
 
-    def wanted(self, norms: Tensor, progress: Tensor) -> Tensor:
+    def target_norms(self, norms: Tensor, progress: Tensor) -> Tensor:
         return torch.cat([norms[:1], (self.ratio * norms[0]).expand_as(norms[1:])])
 
 
@@ -148,7 +148,7 @@ class GradNorm(Measured):
         super().__init__(names, every=every)
         self.alpha = alpha
 
-    def wanted(self, norms: Tensor, progress: Tensor) -> Tensor:
+    def target_norms(self, norms: Tensor, progress: Tensor) -> Tensor:
         pace = progress.clamp_min(TINY)
         aims = norms.mean() * (pace / pace.mean()) ** self.alpha
         return aims / (aims / norms).mean()

@@ -20,7 +20,7 @@ class History(list[dict[str, Any]]):
     """
 
     def __repr__(self) -> str:
-        summaries = [f"{stage}: {said_of(rows)}" for stage, rows in self.stages().items()]
+        summaries = [f"{stage}: {summarize(rows)}" for stage, rows in self.stages().items()]
         return f"History({'; '.join(summaries) or 'empty'})"
 
     def _repr_html_(self) -> str:
@@ -93,7 +93,7 @@ def steps_of_epoch(rows: list[dict[str, Any]]) -> float:
     return scored[-1]["step"] / (scored[-1]["epoch"] + 1) if scored else 1.0
 
 
-def said_of(rows: list[dict[str, Any]]) -> str:
+def summarize(rows: list[dict[str, Any]]) -> str:
     """A short summary of a stage's rows."""
     scored = [row for row in rows if "validation" in row]
     if not scored:

@@ -150,7 +150,7 @@ def train_alone(
                     log.flush()
                     state.save(place)
             log.flush()
-            scores = validate(kept_by(objective, average), validation, accelerator)
+            scores = validate(student_to_save(objective, average), validation, accelerator)
             place.next_epoch()
             log.epoch(epoch, scores, objective.notes() | teacher.notes())
             score = metric.rank(scores[metric.name]) if scores["n"] else None
@@ -160,11 +160,11 @@ def train_alone(
     accelerator.wait_for_everyone()  # until the main process has written what the others read next
     if settings.select == "best":
         state.restore_best()
-    objective.student.load_bare_state(kept_by(objective, average).bare_state())
+    objective.student.load_bare_state(student_to_save(objective, average).bare_state())
     return objective.finish().eval()
 
 
-def kept_by(objective: Objective, average: AveragedModel | None) -> Model:
+def student_to_save(objective: Objective, average: AveragedModel | None) -> Model:
     """The student that is validated and saved: the mean of the weights, if there is one."""
     return objective.student if average is None else cast(Model, average.module)
 

@@ -11,7 +11,7 @@ from distilens.data import load
 from distilens.data.pipeline import Batches
 from distilens.foundation.errors import UserError
 from distilens.measure.transfer.embeddings import class_embeddings, class_means
-from distilens.measure.transfer.levels import chosen, features_at
+from distilens.measure.transfer.levels import choose_images, features_at
 from distilens.models import build_model
 
 
@@ -117,7 +117,7 @@ def test_prototypes_are_mean_features_of_training_images(data, tmp_path):
     save_model(model, tmp_path / "student")
     (tmp_path / "recipe.toml").write_text('data = "shapes:shots=6"\n[student]\nmodel = "resnet8"\n')
     found = class_embeddings(f"prototypes:model=[run:{tmp_path},part=student],images=32", data)
-    some = chosen(data.train, 32)
+    some = choose_images(data.train, 32)
     rows = features_at(model.eval(), Batches(some, 500), ["last"])["last"]
     labels = torch.from_numpy(some.labels)
     expected = torch.stack([rows[labels == number].double().mean(0) for number in range(8)])

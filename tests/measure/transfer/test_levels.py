@@ -13,7 +13,15 @@ from distilens.explain import build_explainer
 from distilens.foundation.errors import UserError
 from distilens.measure.transfer.dependence import contrast
 from distilens.measure.transfer.distance_correlation import Distances
-from distilens.measure.transfer.levels import balanced, chosen, features_at, level_scores, levels_of, pairs_of, pictured
+from distilens.measure.transfer.levels import (
+    balanced,
+    choose_images,
+    features_at,
+    level_scores,
+    levels_of,
+    pairs_of,
+    pictured,
+)
 from distilens.measure.transfer.relevant import most_relevant
 from distilens.measure.transfer.similarity import cka, fss, rs
 from distilens.models import build_model
@@ -117,7 +125,7 @@ def test_explained_images_keep_what_the_model_finds_strong(world):
 
 def rows_of(world, tap: str, count: int = 40):
     data, networks = world
-    some = chosen(data.train, count)
+    some = choose_images(data.train, count)
     rows = {name: features_at(model, Batches(some, 500), [tap])[tap] for name, model in networks.items()}
     return rows, torch.from_numpy(some.labels)
 

@@ -12,7 +12,7 @@ from distilens.data.cache import content_of
 from distilens.data.decode import Encoded
 from distilens.data.labels import composed, in_order
 from distilens.data.pixels import Ground, Pixels, Range, Side
-from distilens.data.source import Inventory, Source, digest, said_option
+from distilens.data.source import Inventory, Source, digest, write_option
 from distilens.data.sources.csv_tables import (
     NO,
     SPLITS,
@@ -171,7 +171,7 @@ def find_labelled(
         raise UserError(
             f"{len(missing):,} of {len(table.rows):,} pictures of {table.file.name} (column "
             f"{table.columns[image]!r}) are not below {index.tree.root}, the first is {missing[0]!r}. Give their folder, "
-            "pictures=..., or another column, image=...; or leave them out: " + said_option("skip_bad=true")
+            "pictures=..., or another column, image=...; or leave them out: " + write_option("skip_bad=true")
         )
     left[f"pictures of {table.file.name} that are not there"] += missing
     return present

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from distilens.data.source import said_option
+from distilens.data.source import write_option
 from distilens.foundation.errors import UserError
 
 Parts = tuple[str, ...]
@@ -145,5 +145,5 @@ def check_links(tree: Tree, *, skip_bad: bool) -> None:
     count = f"{len(tree.broken):,} links lead nowhere" if len(tree.broken) > 1 else "a link leads nowhere"
     raise UserError(
         f"{count}: {first} points to {os.readlink(tree.root / first)}, which does not exist. Fetch the missing files "
-        "(dvc pull, git annex get), repair or remove the links, or leave them out: " + said_option("skip_bad=true")
+        "(dvc pull, git annex get), repair or remove the links, or leave them out: " + write_option("skip_bad=true")
     )

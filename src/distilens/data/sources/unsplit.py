@@ -8,13 +8,13 @@ import numpy as np
 
 from distilens.data.source import Rows, Source, digest
 from distilens.data.splits import Data, Split
-from distilens.data.subset import chosen_classes, generator, limited, own
+from distilens.data.subset import choose_classes, generator, has_own_set, limit_rows
 from distilens.tasks import Classification
 
 
 def can_be_split(source: Source, classes: Sequence[str | int] | None) -> bool:
     """Whether there are enough images to train, validate and test on: two classes, with enough images each."""
-    task, sets = chosen_classes(source, classes)
+    task, sets = choose_classes(source, classes)
     strata = task.strata(sets["train"].targets)
     counts = np.bincount(strata[strata >= 0], minlength=max(1, len(task.classes)))
     held_out = sum(part not in sets for part in ("test", "validation"))
@@ -31,19 +31,19 @@ def unsplit(
         limit: maximum number of images.
         classes: the classes to keep; by default all images, also those without a class.
     """
-    task, sets = chosen_classes(source, classes)
+    task, sets = choose_classes(source, classes)
 
-    def chosen(rows: Rows, part: str) -> Split:
+    def choose(rows: Rows, part: str) -> Split:
         index = np.arange(len(rows)) if classes is None else np.flatnonzero(task.strata(rows.targets) >= 0)
         index = (
             index
             if limit is None
-            else limited(index, task.strata(rows.targets), limit, generator(f"limit {part}", seed))
+            else limit_rows(index, task.strata(rows.targets), limit, generator(f"limit {part}", seed))
         )
         return Split(rows, np.sort(index).astype(np.int64), digest(source.fingerprint, part), task)
 
-    train = chosen(sets["train"], "train")
-    test = chosen(sets["test"], "test") if own(source, "test") else train
+    train = choose(sets["train"], "train")
+    test = choose(sets["test"], "test") if has_own_set(source, "test") else train
     height, width = source.train.images.shape[1:3]
     return Data(
         name,

@@ -37,8 +37,8 @@ from distilens.measure.maps.images import (
     as_chosen,
     built_model,
     check_pixels,
-    drawn_images,
-    found_data,
+    draw_images,
+    find_data,
     run_folder,
     targets,
 )
@@ -331,10 +331,10 @@ def gallery(
     folder = run_folder(model)
     if holds_pictures(data):
         data = as_images(data)
-    given = check_pixels(data) if isinstance(data, Tensor) else found_data(data, folder, to_explain=True)
+    given = check_pixels(data) if isinstance(data, Tensor) else find_data(data, folder, to_explain=True)
     built, remarks = built_model(model, folder, given)
     remarks += given.inventory.remarks if isinstance(given, Data) else ()
-    chosen = as_chosen(given) if isinstance(given, Tensor) else drawn_images(given, split, images)
+    chosen = as_chosen(given) if isinstance(given, Tensor) else draw_images(given, split, images)
     if isinstance(given, Data):
         parts = {label: with_references(part, given) for label, part in parts.items()}
     shown = (

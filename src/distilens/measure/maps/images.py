@@ -20,7 +20,7 @@ from distilens.foundation.errors import UserError
 from distilens.foundation.notation import Spec
 from distilens.models import MODELS, build_model, check_classes
 from distilens.models.model import Model
-from distilens.models.named import are_named, own_classes
+from distilens.models.named import are_named, classes_of_weights
 from distilens.models.objects import as_model
 from distilens.models.saved import load_model
 
@@ -51,7 +51,7 @@ def run_folder(model: Any) -> Path | None:
     return Path(spec.argument) if spec.name == "run" and spec.argument else None
 
 
-def found_data(data: Any, folder: Path | None, *, to_explain: bool = False) -> Data:
+def find_data(data: Any, folder: Path | None, *, to_explain: bool = False) -> Data:
     """The given data set, else the run's; with `to_explain`, images without classes are allowed."""
     if data is not None:
         return load(data, to_explain=to_explain)
@@ -100,7 +100,7 @@ def built_model(model: Any, folder: Path | None, given: Data | Tensor) -> tuple[
     if folder is not None:
         return build_model(Spec("run", model) if is_folder else model, classes, size).to(device), ()
     spec = MODELS.resolve(model)
-    own = own_classes(spec)
+    own = classes_of_weights(spec)
     if own is None and not classes:
         raise UserError(
             f"neither {model} nor a data set names the classes: name a data set with classes, or give a Model, "
@@ -141,7 +141,7 @@ def as_chosen(images: Float[Tensor, "b 3 h w"]) -> Chosen:
     return Chosen(images, torch.full((b,), -1), torch.arange(b), None, (), "given images", f"all {b}")
 
 
-def drawn_images(data: Data, split: str, count: int) -> Chosen:
+def draw_images(data: Data, split: str, count: int) -> Chosen:
     """A fixed random sample of `count` images of a split, with the classes in turn."""
     if split not in ("train", "validation", "test"):
         raise UserError(f"split must be train, validation or test; given {split!r}")

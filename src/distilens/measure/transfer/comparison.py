@@ -20,7 +20,7 @@ from distilens.foundation.errors import UserError
 from distilens.foundation.files import write_arrays, write_json, write_text
 from distilens.foundation.notation import safe
 from distilens.foundation.progress import Work
-from distilens.measure.maps.images import built_model, found_data, run_folder
+from distilens.measure.maps.images import built_model, find_data, run_folder
 from distilens.measure.transfer.settings import CompareSettings, compare_settings
 from distilens.measure.transfer.steps import Comparing, States
 from distilens.report import transfer_section
@@ -108,7 +108,7 @@ def compare(
         raise UserError(f"a comparison needs two or more models; given {', '.join(models) or 'none'}")
     how = settings if isinstance(settings, CompareSettings) else compare_settings(settings or {})
     folders = {name: run_folder(model) for name, model in models.items()}
-    loaded = found_data(data, next((folder for folder in folders.values() if folder is not None), None))
+    loaded = find_data(data, next((folder for folder in folders.values() if folder is not None), None))
     check_comparable(loaded)
     built, remarks = {}, []
     for name, model in models.items():

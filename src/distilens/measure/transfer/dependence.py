@@ -89,7 +89,7 @@ def dependence(
 
     each = same_samples(*(one for one in (x, y, given) if one is not None))
     with torch.no_grad():
-        value, notes = float(statistic(each, full)), told(each)
+        value, notes = float(statistic(each, full)), find_warnings(each)
         n = each[0].n
         v = n * (n - 3) / 2
         if permutations:
@@ -155,7 +155,7 @@ def statistic(each: list[Distances], full: bool) -> Tensor:
     return (partial if full else semi_partial)(x, y, given[0]) if given else distance_correlation(x, y)
 
 
-def told(each: list[Distances]) -> tuple[str, ...]:
+def find_warnings(each: list[Distances]) -> tuple[str, ...]:
     """Warnings about a statistic."""
     n, notes = each[0].n, []
     if n < ENOUGH:

@@ -22,7 +22,7 @@ from distilens.data.pipeline import Batches
 from distilens.foundation.errors import UserError
 from distilens.foundation.notation import Registry
 from distilens.measure.maps.images import built_model, run_folder
-from distilens.measure.transfer.levels import chosen, features_at
+from distilens.measure.transfer.levels import choose_images, features_at
 from distilens.models.adapters import explain_download_errors
 
 EMBEDDINGS = Registry(
@@ -121,7 +121,7 @@ def hf(
             words = [prompt.format(name.replace("_", " ")) for name in data.classes]
             inputs = processor(text=words, return_tensors="pt", padding=True, truncation=True)
             return normalize(pooled(model.get_text_features(**inputs)), dim=1)
-        sample = chosen(data.train, max(images, 2 * len(data.classes)))
+        sample = choose_images(data.train, max(images, 2 * len(data.classes)))
         rows = []
         for batch in Batches(sample, BATCH):
             inputs = processor(images=list((batch.images * 255).round().byte()), return_tensors="pt")
@@ -137,7 +137,7 @@ def pooled(found: Any) -> Tensor:
 def prototypes(data: Data, *, model: str, images: Images = 512) -> Tensor:
     """Each class's mean feature over training images, in a model: `model=[timm:...]`, `model=[run:runs/demo,part=teacher]`."""
     built, _ = built_model(model, run_folder(model), data)
-    sample = chosen(data.train, max(images, 2 * len(data.classes)))
+    sample = choose_images(data.train, max(images, 2 * len(data.classes)))
     rows = features_at(built, Batches(sample, BATCH, device=built.device), [built.path_of("last")])
     return class_means(next(iter(rows.values())), torch.from_numpy(sample.targets), len(data.classes))
 

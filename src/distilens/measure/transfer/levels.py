@@ -211,16 +211,18 @@ def contrasts(spaces: Mapping[str, Distances], task: Distances, full: bool) -> l
     differences = []
     if {"student", "base"} <= set(spaces) and task.n > FEWEST:
         student, base = spaces["student"], spaces["base"]
-        differences.append(said("rs", "student", "base", contrast((student, task), (base, task))))
+        differences.append(describe_difference("rs", "student", "base", contrast((student, task), (base, task))))
         one, other = (student, task, base), (base, task, student)
-        differences.append(said("given", "distilled", "residual", contrast(one, other, full=full)))
+        differences.append(describe_difference("given", "distilled", "residual", contrast(one, other, full=full)))
         if "teacher" in spaces:
             teacher = spaces["teacher"]
-            differences.append(said("fss", "student", "base", contrast((student, teacher), (base, teacher))))
+            differences.append(
+                describe_difference("fss", "student", "base", contrast((student, teacher), (base, teacher)))
+            )
     return differences
 
 
-def said(what: str, of: str, than: str, found: Contrast) -> dict[str, Any]:
+def describe_difference(what: str, of: str, than: str, found: Contrast) -> dict[str, Any]:
     return {"what": what, "of": of, "than": than, **plain(found)}
 
 
@@ -230,7 +232,7 @@ def plain(found: Dependence | Contrast) -> dict[str, Any]:
     return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in values.items()}
 
 
-def chosen(split: Split, count: int, seed: int = 0) -> Split:
+def choose_images(split: Split, count: int, seed: int = 0) -> Split:
     """A sample of a split with equally many images per class: see `balanced`."""
     return dataclasses.replace(split, index=split.index[balanced(split.targets, count, seed)])
 

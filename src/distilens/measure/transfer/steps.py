@@ -25,7 +25,7 @@ from distilens.measure.transfer.embeddings import class_embeddings
 from distilens.measure.transfer.levels import (
     LOGITS,
     Level,
-    chosen,
+    choose_images,
     features_at,
     level_scores,
     levels_of,
@@ -69,7 +69,7 @@ class Comparing:
         self.models, self.data, self.how, self.work, self.remarks = models, data, how, work, remarks
         self.levels = levels_of(models, how.taps)
         self.embeddings = class_embeddings(how.embeddings, data)
-        self.some = chosen(data.test, how.samples)
+        self.some = choose_images(data.test, how.samples)
         self.index = torch.from_numpy(self.some.index)
         if len(self.some) < FEWEST:
             raise UserError(f"{data.name} has {len(self.some)} images for a comparison, which needs at least {FEWEST}")
@@ -173,7 +173,7 @@ class Comparing:
                 self.task_of,
                 positions,
                 features=how.features,
-                done=self.heard("reference sets"),
+                done=self.count_forwards("reference sets"),
             )
             for positions in drawn
         ]
@@ -186,7 +186,7 @@ class Comparing:
         arrays, measurements = {}, {}
         for level in grids:
             self.work.begin(f"maps at {level.name}")
-            arrays[level.name] = self.drawn(level, sets[0], shown)
+            arrays[level.name] = self.pictures_at(level, sets[0], shown)
             measurements[level.name] = self.measured(level, sets, measured, last=level is grids[-1])
         reference = {
             "n": len(drawn[0]),
@@ -200,15 +200,15 @@ class Comparing:
     def answers_for_data(self, name: str) -> bool:
         return len(self.models[name].classes) == len(self.data.classes)
 
-    def heard(self, label: str) -> Callable[[str, int], object]:
+    def count_forwards(self, label: str) -> Callable[[str, int], object]:
         """A callback `(model's name, number of images)` that counts forward passes as progress."""
         counters = {name: self.work.follow(label, pace) for name, pace in self.pace.items()}
         return lambda name, count: counters[name](count)
 
-    def drawn(self, level: Level, reference: Reference, positions: Tensor) -> dict[str, np.ndarray]:
+    def pictures_at(self, level: Level, reference: Reference, positions: Tensor) -> dict[str, np.ndarray]:
         """The arrays of the pictures at one level: images, labels, masks, and one map per pair."""
         batch = batch_at(self.data.test, positions)
-        seen = seen_at(self.models, level, batch.images, done=self.heard(f"maps at {level.name}"))
+        seen = seen_at(self.models, level, batch.images, done=self.count_forwards(f"maps at {level.name}"))
         task, among = self.task_of(batch.targets), reference.among(positions)
         arrays = {
             "index": batch.index.numpy(),
@@ -235,7 +235,7 @@ class Comparing:
     def measured(self, level: Level, sets: Sequence[Reference], positions: Tensor, *, last: bool) -> dict[str, Any]:
         """The stability of each pair's maps and, at the last level, their faithfulness, localisation and sanity checks."""
         batch = batch_at(self.data.test, positions)
-        seen = seen_at(self.models, level, batch.images, done=self.heard(f"maps at {level.name}"))
+        seen = seen_at(self.models, level, batch.images, done=self.count_forwards(f"maps at {level.name}"))
         task, features = self.task_of(batch.targets), self.how.features
         results: dict[str, Any] = {}
         energies: dict[str, Tensor] = {}
@@ -260,7 +260,7 @@ class Comparing:
     def growth(self, grown: Mapping[str, States]) -> dict[str, Any]:
         """RS of each saved state, and FSS to the teacher, at the last level with a grid, on up to `GROWN` images."""
         level = next((level for level in reversed(self.levels) if level.has_grid), self.levels[-1])
-        sample = chosen(self.data.test, min(GROWN, self.how.samples))
+        sample = choose_images(self.data.test, min(GROWN, self.how.samples))
         index = torch.from_numpy(sample.index)
         task = Distances(self.task_of(torch.from_numpy(sample.targets)), index)
         scored: dict[str, list[dict[str, Any]]] = {}

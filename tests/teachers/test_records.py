@@ -12,8 +12,8 @@ import pytest
 
 from distilens.foundation.errors import UserError
 from distilens.foundation.files import read_json, write_json
-from distilens.teachers import store
-from distilens.teachers.store import SPARE, Different, Shelf, check_same, sums
+from distilens.teachers import records as module
+from distilens.teachers.records import SPARE, Different, Shelf, check_same, sums
 
 IMAGES = 50
 FIELDS = [("label", "<i4"), ("values", "<f2", (3, 2))]
@@ -96,7 +96,7 @@ def test_filled_is_the_same_in_pieces(tmp_path, monkeypatch):
     chosen = np.random.default_rng(0).permutation(IMAGES)[:20]
     written(opened, chosen)
     for at_once in (1, 7, 50, 1000):
-        monkeypatch.setattr(store, "AT_ONCE", at_once * opened.dtype.itemsize)
+        monkeypatch.setattr(module, "AT_ONCE", at_once * opened.dtype.itemsize)
         filled = opened.filled(np.arange(IMAGES), None)
         assert np.flatnonzero(filled).tolist() == sorted(chosen.tolist())
     assert len(opened.filled(np.zeros(0, np.int64), None)) == 0
@@ -140,7 +140,7 @@ def test_records_of_nothing_but_zeros_are_told_from_holes(tmp_path):
 
 def test_no_sum_is_that_of_a_hole(monkeypatch):
     records = np.zeros(3, np.dtype([("sum", "<u4"), ("values", "<f4", (2,))]))
-    monkeypatch.setattr(store.zlib, "crc32", lambda *given: 0)
+    monkeypatch.setattr(module.zlib, "crc32", lambda *given: 0)
     assert sums(records, np.arange(3), 5).tolist() == [1, 1, 1]
 
 
@@ -279,7 +279,7 @@ def test_all_that_differs_is_said_with_both_sides():
 def test_a_shelf_says_what_it_was_made_from(tmp_path):
     opened = shelf(tmp_path)
     about = read_json(opened.about)
-    assert about["made from"] == {"format": store.FORMAT, "model": "a", "size": [1, 2]}
+    assert about["made from"] == {"format": module.FORMAT, "model": "a", "size": [1, 2]}
     assert about["bytes"] == opened.dtype.itemsize == 4 + 4 + 12
     read_again = np.dtype([(name, kind, tuple(shape)) for name, kind, shape in about["record"]])
     assert read_again == opened.dtype
@@ -320,7 +320,7 @@ def test_a_disk_that_fills_while_writing_leaves_what_was_there(tmp_path, monkeyp
         return count
 
     with monkeypatch.context() as patch:
-        patch.setattr(store.os, "pwrite", filling)
+        patch.setattr(module.os, "pwrite", filling)
         with pytest.raises(UserError, match=r"the disk is full: .*logits\.bin could not be written"):
             written(opened, np.arange(10, 20))
     found, valid, damaged = read(tmp_path, np.arange(20))
@@ -334,7 +334,7 @@ def test_a_disk_that_fills_while_writing_leaves_what_was_there(tmp_path, monkeyp
 
 def test_writes_that_are_done_in_pieces_are_whole(tmp_path, monkeypatch):
     pwrite = os.pwrite
-    monkeypatch.setattr(store.os, "pwrite", lambda file, data, offset: pwrite(file, data[:7], offset))
+    monkeypatch.setattr(module.os, "pwrite", lambda file, data, offset: pwrite(file, data[:7], offset))
     records = written(shelf(tmp_path), [4, 5, 6, 30])
     found, valid, _ = read(tmp_path, [4, 5, 6, 30])
     assert all(valid) and same(found, records)
