@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -16,9 +17,12 @@ from distilens.cli.options import (
     CompareSettings,
     DataName,
     Explainers,
+    ExportOut,
+    Formats,
     Full,
     How,
     Images,
+    InputSize,
     Json,
     Kind,
     Manner,
@@ -29,6 +33,7 @@ from distilens.cli.options import (
     Out,
     PageOut,
     PartName,
+    Push,
     RecipeName,
     RunFolder,
     RunsToCompare,
@@ -245,6 +250,50 @@ def compare_(
         raise UserError("a run is compared on its own data and in its own folder: --data and --out go with --models")
     else:
         actions.compare_run(folders[0], join_words(set_), json, how)
+
+
+@command("export")
+def export(
+    model: ModelOrRun,
+    /,
+    format: Formats = (),
+    quantize: Literal["none", "int8"] = "none",
+    out: ExportOut = None,
+    data: DataName = None,
+    pixels: Literal["float", "uint8"] = "float",
+    input_size: InputSize = None,
+    maps: bool = False,
+    tolerance: float = 0.5,
+    finetune: int = 0,
+    push: Push = None,
+    json: Json = False,
+    how: How = Manner(),  # noqa: B008
+) -> None:
+    """Write a student as files that others run, and verify that they answer as it does.
+
+    A run's student is verified on all validation and test images of the run. A file that fails is not kept.
+
+    Args:
+        quantize: int8 also writes INT8 files, calibrated on validation images.
+        pixels: The type of the input: float in [0, 1], or uint8.
+        maps: The files also return class activation maps; for networks that end in pooling and a linear layer.
+        tolerance: How many points of accuracy an INT8 file may lose.
+        finetune: Epochs of distillation with INT8 rounding, if an INT8 file loses more.
+    """
+    from distilens.cli.actions import check_model
+    from distilens.cli.deploying import export_to
+
+    check_model(model)
+    plan = {
+        "formats": tuple(join_words(format)) or ("onnx",),
+        "quantize": quantize,
+        "pixels": pixels,
+        "size": input_size,
+        "maps": maps,
+        "tolerance": tolerance,
+        "finetune": finetune,
+    }
+    export_to(model, plan, data, out, push, as_json=json, how=how)
 
 
 @command("report")

@@ -64,6 +64,31 @@ MapsOut = Annotated[
     Path | None,
     arg(metavar="PATH", help="The folder to write.", help_behavior_hint="(default: maps/MODEL)"),
 ]
+Formats = Annotated[
+    UseAppendAction[tuple[tuple[str, ...], ...]],
+    arg(
+        name="format",
+        metavar="FORMAT ...",
+        help="onnx, executorch, pt2, safetensors; see distilens list formats.",
+        help_behavior_hint="(default: onnx)",
+    ),
+]
+ExportOut = Annotated[
+    Path | None,
+    arg(metavar="DIR", help="The folder to write.", help_behavior_hint="(default: RUN/export, or export/MODEL)"),
+]
+InputSize = Annotated[
+    tuple[int, int] | None,
+    arg(
+        metavar="HEIGHT WIDTH",
+        help="The size of the pictures that the file takes; it resizes them itself.",
+        help_behavior_hint="(default: the network's own)",
+    ),
+]
+Push = Annotated[
+    str | None,
+    arg(metavar="OWNER/NAME", help="Upload the safetensors folder to this repository of the Hugging Face hub."),
+]
 Variants = Annotated[
     int | None,
     arg(

@@ -14,5 +14,6 @@ REGISTRIES = {
     "schedules": "training.optimizers:SCHEDULES",
     "augments": "data.augment:AUGMENTS",
     "answers": "teachers:ANSWERS",
+    "formats": "deploy.exporters:EXPORTERS",
 }
 """The registry of each kind, as `module:name` in this package."""

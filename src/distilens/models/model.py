@@ -237,6 +237,14 @@ class Model(nn.Module):
         self.taps[path] = self.taps[own]
         return own
 
+    def remove_taps(self) -> None:
+        """Read no module's output any more."""
+        for module in self.modules():
+            for key, hook in list(module._forward_hooks.items()):
+                if isinstance(getattr(hook, "__self__", None), taps.Tap):
+                    del module._forward_hooks[key]
+        self.taps.clear()
+
     @contextlib.contextmanager
     def reading(self, path: str = taps.LAST) -> Iterator[taps.Tap]:
         """A tap that exists only within the context; afterwards the model is as before."""

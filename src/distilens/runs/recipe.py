@@ -63,6 +63,22 @@ class ExplainSettings(Section):
     measured: Count = 200
 
 
+class ExportSettings(Section):
+    """The files of the student, made and verified at the end of a run (`distilens export`).
+
+    `formats` are the files' formats. `quantize="int8"` also makes INT8 files. They may lose `tolerance` points of accuracy; if
+    they lose more, `finetune` epochs of distillation with INT8 rounding follow. `pixels` is the type of the input. With `maps`
+    the files also return class activation maps.
+    """
+
+    formats: Annotated[Parts, Kind("formats")] = ("onnx",)
+    quantize: Literal["none", "int8"] = "none"
+    pixels: Literal["float", "uint8"] = "float"
+    maps: bool = False
+    tolerance: Annotated[float, Field(ge=0)] = 0.5
+    finetune: Annotated[int, Field(ge=0)] = 0
+
+
 class Recipe(Section):
     """The complete description of a run."""
 
@@ -76,6 +92,7 @@ class Recipe(Section):
     train: Training = Training()
     explain: ExplainSettings = ExplainSettings()
     compare: CompareSettings | None = None
+    export: ExportSettings | None = None
 
     @property
     def teacher_training(self) -> Training:

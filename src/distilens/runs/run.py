@@ -222,7 +222,9 @@ def trains_the_same(folder: Path, recipe: Recipe) -> bool:
 def what_is_trained(recipe: Recipe) -> dict[str, Any]:
     """The parts of a recipe that models depend on."""
     content = {
-        key: value for key, value in recipe.resolved().items() if key not in ("name", "note", "explain", "compare")
+        key: value
+        for key, value in recipe.resolved().items()
+        if key not in ("name", "note", "explain", "compare", "export")
     }
     content["train"] = recipe.train.decisive()
     if recipe.teacher:

@@ -1,4 +1,4 @@
-"""The stages of a run: train (teacher, base, student) → measure → explain → compare → report.
+"""The stages of a run: train (teacher, base, student) → measure → explain → compare → export → report.
 
 Each stage reads and writes only files of the run folder.
 """
@@ -6,6 +6,7 @@ Each stage reads and writes only files of the run folder.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor
 
 from distilens.data.pipeline import Batches, batch_at
+from distilens.deploy.exporting import FILE as EXPORTS
+from distilens.deploy.exporting import Exported, Plan, Refused, read_exported
 from distilens.explain import build_explainer, labels
 from distilens.foundation.devices import processes
 from distilens.foundation.files import read_json, write_arrays, write_json
@@ -29,9 +32,10 @@ from distilens.measure.transfer.settings import CompareSettings
 from distilens.models.model import Model
 from distilens.models.saved import fingerprint_of
 from distilens.report import write_report
+from distilens.runs.exporting import FOLDER, export_run, plan_of
 from distilens.runs.history import KeptModels
 from distilens.runs.provenance import about_run
-from distilens.runs.recipe import ExplainSettings
+from distilens.runs.recipe import ExplainSettings, ExportSettings
 from distilens.runs.run import ROLES, Run, lock_run, stage
 from distilens.runs.training import source_key, train_stage
 
@@ -45,6 +49,8 @@ def run_all(run: Run) -> None:
             explain_stage(run)
             if run.recipe.compare is not None:
                 compare_stage(run)
+            if run.recipe.export is not None:
+                export_stage(run)
             report_stage(run)
         processes().wait_for_everyone()
 
@@ -144,6 +150,25 @@ def compare_stage(run: Run, how: CompareSettings | None = None) -> None:
     with stage(run, "compare", key, run.folder / "transfer.json", *maps) as due:
         if due:
             compare(run.models(), run.data, part, grown=checkpoints, console=run.console).save(run.folder, page=False)
+
+
+def export_stage(run: Run, plan: Plan | None = None, folder: Path | None = None) -> Exported:
+    """Write the student's files and verify them; the recipe's settings are the default.
+
+    Raises:
+        Refused: a file does not answer as the student does. The others are there.
+    """
+    plan = plan or plan_of(run.recipe.export or ExportSettings())
+    place = folder or run.folder / FOLDER
+    key = key_of("export", run.weights_key("student"), run.data.fingerprint, asdict(plan))
+    before = read_exported(place)
+    files = before.paths() if before else []
+    with stage(run, "export", key, place / EXPORTS, *files) as due:
+        made = export_run(run, plan, place) if due else before
+    assert made is not None
+    if made.refused:
+        raise Refused(made)
+    return made
 
 
 def report_stage(run: Run) -> Path:

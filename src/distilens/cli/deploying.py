@@ -1,0 +1,119 @@
+"""The actions of `export`, `predict` and `bench`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distilens.cli.options import Manner
+from distilens.foundation.errors import UserError
+
+if TYPE_CHECKING:
+    from distilens.deploy.exporting import Exported, Plan
+
+
+def export_to(
+    model: str,
+    options: Mapping[str, Any],
+    data: str | None,
+    out: Path | None,
+    push: str | None,
+    *,
+    as_json: bool,
+    how: Manner,
+) -> None:
+    """Export a run's student, or any model, and print the table of the verification.
+
+    Raises:
+        UserError: it cannot be exported, or a file does not answer as the student does.
+    """
+    check_formats(options["formats"], push)
+    from distilens.deploy.exporting import Plan, Refused
+
+    plan = Plan(**options)
+    plan.exporters()
+    how.choose_device()
+    is_run = (Path(model) / "recipe.toml").is_file()
+    try:
+        made = (
+            export_of_run(Path(model), plan, data, out, how) if is_run else export_of_model(model, plan, data, out, how)
+        )
+    except Refused as refusal:
+        show_exported(refusal.found, as_json=as_json)
+        raise
+    show_exported(made, as_json=as_json)
+    if push:
+        from distilens.deploy.hub import push_to_hub
+
+        print(push_to_hub(made.folder / "hub", push))
+
+
+def check_formats(formats: tuple[str, ...], push: str | None) -> None:
+    """Raise a `UserError` for an unknown format, before torch is imported."""
+    from distilens.foundation.catalogue import catalogue
+
+    known = catalogue("formats")
+    names = [known.resolve(part).name for part in formats]
+    if push and "safetensors" not in names:
+        raise UserError("--push uploads the folder of the format safetensors: --format safetensors")
+
+
+def export_of_run(folder: Path, plan: Plan, data: str | None, out: Path | None, how: Manner) -> Exported:
+    """Export the student of a run."""
+    if data is not None:
+        raise UserError("a run is exported with its own data: leave --data out")
+    from distilens.cli.actions import run_at
+    from distilens.runs.run import lock_run
+    from distilens.runs.stages import export_stage, report_stage
+
+    run = run_at(folder, how)
+    with lock_run(run):
+        try:
+            return export_stage(run, plan, out)
+        finally:
+            if out is None and (folder / "report.html").is_file():
+                report_stage(run)
+
+
+def export_of_model(model: str, plan: Plan, data: str | None, out: Path | None, how: Manner) -> Exported:
+    """Export a saved model, or a model by notation."""
+    from distilens.data import load
+    from distilens.deploy.exporting import Refused, export_model
+    from distilens.foundation.notation import safe
+    from distilens.measure.maps.images import built_model, run_folder
+    from distilens.models.saved import load_model
+
+    if plan.finetune:
+        raise UserError("--finetune needs the run's teacher and recipe: export the run instead of the model")
+    loaded = load(data) if data is not None else None
+    if loaded is not None:
+        made, remarks = built_model(model, run_folder(model), loaded)
+    elif (Path(model) / "model.json").is_file():
+        made, remarks = load_model(model), ()
+    else:
+        raise UserError(f"{model} needs the data it was trained on: --data folder:path=pictures")
+    for line in remarks:
+        how.say(line)
+    found = export_model(made.cpu(), out or Path("export") / safe(Path(model).name), plan, loaded, say=how.say)
+    if found.refused:
+        raise Refused(found)
+    return found
+
+
+def show_exported(found: Exported, *, as_json: bool) -> None:
+    """Print the table of an export, or its JSON."""
+    from rich.console import Console
+
+    from distilens.cli.terminal import print_json
+    from distilens.report.deployment_section import conclusions, table
+    from distilens.report.terminal import as_table
+
+    if as_json:
+        print_json(found.plain())
+        return
+    console = Console()
+    console.print(as_table(*table(found.plain())))
+    for line in conclusions(found.plain()):
+        console.print(line, highlight=False, markup=False)
+    console.print(str(found.folder), highlight=False, markup=False)

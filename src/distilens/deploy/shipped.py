@@ -1,0 +1,135 @@
+"""The student as it is shipped: pixels in, logits and probabilities out. No teacher, no taps, no training form."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
+
+from distilens import __version__
+from distilens.explain.cam import CAM
+from distilens.foundation.errors import UserError
+from distilens.models.folding import prepare
+from distilens.models.model import Model
+from distilens.models.saved import fingerprint_of
+from distilens.models.taps import grid
+from distilens.tasks import Classification
+from distilens.tasks.saving import plain_task
+
+Pixels = Literal["float", "uint8"]
+"""The type of the input: float in [0, 1], or uint8 in [0, 255]."""
+
+
+class Shipped(nn.Module):
+    """A copy of a student for export: `images -> logits, probabilities[, maps]`, with the normalisation inside.
+
+    Args:
+        model: the finished student; it is not changed.
+        pixels: the type of the input `[b 3 h w]`: `float` in [0, 1], or `uint8` in [0, 255].
+        size: height and width of the input, if they differ from the network's own; the file then resizes the images itself.
+        maps: also return the class activation maps of all classes, `[b classes i j]` (`cam`, in the same forward pass). The
+            network must end in a mean over places and one linear layer.
+
+    Raises:
+        UserError: the student needs its teacher at inference, or the network has no closed-form maps.
+    """
+
+    def __init__(
+        self, model: Model, *, pixels: Pixels = "float", size: tuple[int, int] | None = None, maps: bool = False
+    ):
+        super().__init__()
+        check_alone(model)
+        self.kept = [model]  # in a list, so that it is not a part of this module
+        self.model = make_bare(model)
+        self.pixels: Pixels = pixels
+        self.size = size or model.size
+        self.fingerprint = fingerprint_of(model)
+        self.cam: CAM | None = None
+        if maps:
+            self.cam = CAM()
+            self.cam.attach(self.model)
+        self.eval()
+
+    @property
+    def source(self) -> Model:
+        """The student that it was made of, unchanged."""
+        return self.kept[0]
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of the outputs, in order."""
+        probabilities = ("probabilities",) if isinstance(self.model.task, Classification) else ()
+        return ("logits", *probabilities, *(("maps",) if self.cam else ()))
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> tuple[Tensor, ...]:
+        if self.pixels == "uint8":
+            images = images.float() / 255
+        output = self.model(images)
+        made = [output.logits]
+        if "probabilities" in self.outputs:
+            made.append(output.logits.softmax(1))
+        if self.cam is not None:
+            made.append(self.cam.of_all(grid(output.features[self.cam.tap], output.size), self.cam.attached))
+        return tuple(made)
+
+    def example(self, batch: int = 1) -> Tensor:
+        """Example images of the right type and size."""
+        channels = 3 if self.model.mean.shape[1] == 1 else self.model.mean.shape[1]
+        count = batch * channels * self.size[0] * self.size[1]
+        pixels = torch.linspace(0, 255, count).view(batch, channels, *self.size)
+        return pixels.round().byte() if self.pixels == "uint8" else pixels / 255
+
+    def about(self) -> dict[str, Any]:
+        """What a reader of the file must know, as plain data: it travels inside the file."""
+        model = self.model
+        task = (
+            {"task": model.task.name, "classes": list(model.classes)}
+            if isinstance(model.task, Classification)
+            else {"task": plain_task(model.task)}
+        )
+        return {
+            "kind": "distilens export 1",
+            "distilens": __version__,
+            "network": model.name,
+            "fingerprint": self.fingerprint,
+            **task,
+            "input": {
+                "name": "images",
+                "type": "uint8" if self.pixels == "uint8" else "float32",
+                "range": [0, 255] if self.pixels == "uint8" else [0, 1],
+                "layout": "batch, channel, height, width",
+                "channels": self.example().shape[1],
+                "size": list(self.size),
+                "mean": model.mean.flatten().tolist(),
+            },
+            "interpolation": model.interpolation,
+            "outputs": list(self.outputs),
+        }
+
+
+def check_alone(model: Model) -> None:
+    """Raise a `UserError` if a student needs its teacher at inference."""
+    parts = [name for name, inserted in model.inserted.items() if getattr(inserted.part, "requires", ())]
+    if parts or model.companion is not None:
+        which = f"its part {', '.join(parts)} reads what the teacher answers" if parts else "it runs with its teacher"
+        raise UserError(
+            f"{model.name} cannot be exported: {which} at inference. Train it with another deploy=, "
+            "such as deploy=null, so that the finished student answers alone"
+        )
+
+
+def make_bare(model: Model) -> Model:
+    """A copy on the CPU without taps, with parametrisations applied and batch norms folded."""
+    bare = copy.deepcopy(model).cpu().eval()
+    for module in list(bare.network.modules()):
+        if is_parametrized(module):
+            for name in list(module.parametrizations):  # type: ignore[arg-type]
+                remove_parametrizations(module, name, leave_parametrized=True)
+    bare.remove_taps()
+    bare = prepare(bare)
+    bare.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return bare

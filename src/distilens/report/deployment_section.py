@@ -1,0 +1,141 @@
+"""The section about the exported files: size, answers, accuracy and maps against the student, and latency where measured."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from distilens.foundation.estimate import NOTHING, Estimate, minus
+from distilens.report.cells import in_percent, signed
+
+Table = tuple[list[str], list[list[str]]]
+
+
+def table(exported: Mapping[str, Any]) -> Table:
+    """The verification of the files, one row per file."""
+    header = ["file", "size", "same top-1", "largest difference", "accuracy", "to the student", "maps (occlusion)"]
+    return header, [row(entry) for entry in exported["files"]]
+
+
+def row(entry: Mapping[str, Any]) -> list[str]:
+    """A file's cells; of the test split, else of the split that there is."""
+    answers = entry["answers"]
+    found = answers.get("test") or answers.get("validation") or answers.get("examples") or {}
+    same = Estimate.read(found.get("same top-1"), "share")
+    metric = found.get("metric") or "accuracy"
+    score, apart = Estimate.read(found.get("file"), metric), Estimate.read(found.get("apart"))
+    alike = Estimate.read(((entry.get("maps") or {}).get("explainers") or {}).get("occlusion", {}).get("cosine"))
+    shares = metric == "accuracy"
+    return [
+        entry["file"] + (" (not kept)" if entry.get("refused") else ""),
+        readable(entry["bytes"]),
+        f"{same.number(in_percent)} %" if same else NOTHING,
+        f"{found['largest']:.1e}" if "largest" in found else NOTHING,
+        (f"{score.number(in_percent)} %" if shares else score.number()) if score else NOTHING,
+        difference(apart, shares) if apart else NOTHING,
+        alike.number() if alike else NOTHING,
+    ]
+
+
+def difference(apart: Estimate, shares: bool) -> str:
+    """A paired difference with its interval: in points for shares."""
+    factor, digits = (100, 2) if shares else (1, 3)
+    assert apart.value is not None
+    ends = apart.ends
+    interval = "" if ends is None else minus(f" [{factor * ends[0]:.{digits}f} to {factor * ends[1]:.{digits}f}]")
+    return signed(factor * apart.value, digits) + interval + (" points" if shares else "")
+
+
+def readable(count: float) -> str:
+    """A number of bytes in kB or MB."""
+    return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+
+
+def conclusions(exported: Mapping[str, Any]) -> list[str]:
+    """What a user must know about the files, one sentence each."""
+    lines = []
+    for entry in exported["files"]:
+        if entry.get("refused"):
+            lines.append(f"{entry['file']} is not kept: {entry['refused']}.")
+            continue
+        if entry.get("finetuned"):
+            lines.append(
+                f"{entry['file']}: INT8 without training lost too much, so the student was fine-tuned with INT8 rounding for "
+                f"{entry['finetuned']} epochs."
+            )
+        if entry["precision"] == "int8":
+            lines += maps_of(entry)
+        if entry.get("batch") == 1:
+            lines.append(f"{entry['file']} takes one image per call.")
+    if exported.get("data") is None:
+        lines.append(
+            "The files were compared with the student on example images only: name the data to verify accuracy."
+        )
+    return lines
+
+
+def maps_of(entry: Mapping[str, Any]) -> list[str]:
+    """Whether the explanation survived: the likeness of each explainer's maps before and after INT8."""
+    explainers = (entry.get("maps") or {}).get("explainers") or {}
+    shown = [
+        f"{name.partition(':')[0]} {alike}"
+        for name, found in explainers.items()
+        if (alike := Estimate.read(found.get("cosine")))
+    ]
+    if not shown:
+        return []
+    return [f"{entry['file']}: cosine of its maps to the student's: " + "; ".join(shown) + "."]
+
+
+def section(folder: Path, exported: Mapping[str, Any] | None, bench: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The content of the page's section; empty if nothing was exported."""
+    if not exported:
+        return {}
+    header, rows = table(exported)
+    return {
+        "header": header,
+        "rows": rows,
+        "conclusions": conclusions(exported),
+        "maps": map_table(exported),
+        "latency": latency_table(bench) if bench else None,
+        "folder": exported.get("folder", "export"),
+    }
+
+
+def map_table(exported: Mapping[str, Any]) -> Table | None:
+    """The maps before and after, one row per file and explainer."""
+    rows: list[list[str]] = []
+    for entry in exported["files"]:
+        maps = entry.get("maps") or {}
+        for name, found in (maps.get("explainers") or {}).items():
+            values = [
+                Estimate.read(found.get(key))
+                for key in ("cosine", "rank correlation", "student's insertion", "insertion")
+            ]
+            rows.append(
+                [entry["file"], name.partition(":")[0], *(str(value) if value else NOTHING for value in values)]
+            )
+        for name, floor in (maps.get("floors") or {}).items():
+            value = Estimate.read(floor)
+            rows.append([entry["file"], f"{name} (floor)", NOTHING, NOTHING, NOTHING, str(value) if value else NOTHING])
+    header = ["file", "maps by", "cosine", "rank correlation", "insertion, student", "insertion, file"]
+    return (header, rows) if rows else None
+
+
+def latency_table(bench: Mapping[str, Any]) -> Table:
+    """What `distilens bench` measured, one row per file, runtime, threads and batch."""
+    header = ["file", "runtime", "threads", "batch", "median, ms", "95th percentile, ms", "images/s", "memory"]
+    return header, [bench_row(entry) for entry in bench["rows"]]
+
+
+def bench_row(entry: Mapping[str, Any]) -> list[str]:
+    cells: Sequence[Any] = [
+        entry["name"],
+        entry["runtime"],
+        entry["threads"],
+        entry["batch"],
+        f"{entry['median']:.2f}",
+        f"{entry['p95']:.2f}",
+        f"{entry['images_per_second']:,.0f}",
+        readable(entry["memory"]) if entry.get("memory") else NOTHING,
+    ]
+    return [str(cell) for cell in cells]
