@@ -29,7 +29,7 @@ import distilens
 from distilens.core import Model
 from distilens.data import Data
 from distilens.data.pipeline import Batches
-from distilens.measure.accuracy import predict
+from distilens.measure.accuracies import predict
 from distilens.measure.cost import macs
 from distilens.training.defaults import in_words, kind_of_model, settled
 

@@ -56,7 +56,7 @@ def test_all_that_is_wrong_is_said_at_once(command):
     ("arguments", "text"),
     [
         (["rum"], "no command rum; did you mean run?"),
-        (["export", "--help"], "no command export"),
+        (["publish", "--help"], "no command publish"),
         (["run", "demo", "other"], "run takes one recipe; given demo, other"),
         (["demo", "other"], "demo takes no recipe; given other"),
         (["run", "demo", "--device", "gpu"], "--device is cpu, cuda, cuda:1 or mps; given 'gpu'"),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from distilens.measure.accuracy import balanced, by_class, commonest
+from distilens.measure.accuracies import balanced, by_class, commonest
 from distilens.report.remarks import against_base, remarks
 from distilens.report.table import by_class as class_rows
 from distilens.report.table import imbalance, measures

@@ -6,7 +6,7 @@ import pytest
 import torch
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 
-from distilens.measure.accuracy import right, top_k
+from distilens.measure.accuracies import right, top_k
 from distilens.measure.mistakes import MATRIX_CLASSES, confused, confusion, most_confused, worst_errors
 
 NAMES = ("cat", "dog", "ship", "unseen")

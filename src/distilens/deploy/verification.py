@@ -15,7 +15,7 @@ from distilens.data.splits import Data, Split
 from distilens.explain import build_explainer
 from distilens.foundation.errors import UserError
 from distilens.foundation.estimate import share_of
-from distilens.measure.accuracy import agreement, predict
+from distilens.measure.accuracies import agreement, predict
 from distilens.measure.answers import main_score
 from distilens.measure.maps.faithfulness import insertion
 from distilens.measure.maps.likeness import cosine, mean_interval, spearman

@@ -1,3 +1,10 @@
+from .accuracies import Share as Share
+from .accuracies import accuracy as accuracy
+from .accuracies import agreement as agreement
+from .accuracies import predict as predict
+from .accuracies import share as share
+from .accuracies import share_apart as share_apart
+from .accuracies import top_k as top_k
 from .cost import latency as latency
 from .cost import macs as macs
 from .cost import parameters as parameters
@@ -34,13 +41,6 @@ from .reliability import Confidence as Confidence
 from .reliability import calibration as calibration
 from .reliability import fitted_temperature as fitted_temperature
 from .reliability import negative_log_likelihood as negative_log_likelihood
-from .shares import Share as Share
-from .shares import accuracy as accuracy
-from .shares import agreement as agreement
-from .shares import predict as predict
-from .shares import share as share
-from .shares import share_apart as share_apart
-from .shares import top_k as top_k
 from .transfer.dependence import Contrast as Contrast
 from .transfer.dependence import Dependence as Dependence
 from .transfer.dependence import contrast as contrast

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distilens.measure.accuracy import agreement, among_top, balanced, by_class, share_apart, top_k
+from distilens.measure.accuracies import agreement, among_top, balanced, by_class, share_apart, top_k
 from distilens.measure.mistakes import confused, worst_errors
 from distilens.measure.predictions import Predictions, SplitPredictions
 from distilens.measure.reliability import calibration, calibration_apart, with_temperature

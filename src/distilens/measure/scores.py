@@ -13,7 +13,7 @@ from distilens.data.splits import Data, Split
 from distilens.explain import Explainer, build_explainer, in_chunks, labels
 from distilens.explain.maps import empty
 from distilens.foundation import randomness
-from distilens.measure.accuracy import commonest, predict
+from distilens.measure.accuracies import commonest, predict
 from distilens.measure.answers import score_answers
 from distilens.measure.cost import latency, macs, parameters
 from distilens.measure.maps.likeness import cosine, mean_interval
