@@ -265,6 +265,7 @@ def export(
     maps: bool = False,
     tolerance: float = 0.5,
     finetune: int = 0,
+    images: Images = None,
     push: Push = None,
     json: Json = False,
     how: How = Manner(),  # noqa: B008
@@ -292,6 +293,7 @@ def export(
         "maps": maps,
         "tolerance": tolerance,
         "finetune": finetune,
+        "images": 32 if images is None else images,
     }
     export_to(model, plan, data, out, push, as_json=json, how=how)
 

@@ -145,7 +145,7 @@ def explain_failures(shipped: Shipped, form: str) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporters warn about their own parts
             yield
-    except UserError:
+    except (UserError, OSError):  # a full disk is said elsewhere
         raise
     except Exception as error:
         raise UserError(
@@ -168,21 +168,33 @@ def reason_of(error: BaseException) -> str:
 
 
 def place_of(shipped: Shipped, error: BaseException) -> str:
-    """The path of the module in whose forward an export failed, if the error tells it."""
-    text = "\n".join(str(each) for each in (error, error.__cause__, error.__context__) if each is not None)
-    paths = [path for path, _ in shipped.model.network.named_modules() if path]
-    named = re.findall(r"L__self___(\w+)", text) + re.findall(r"network\.([\w.]+)", text)
-    found = [path for path in paths for name in named if name.replace("model_network_", "") == path.replace(".", "_")]
-    found += [path for path in named if path in paths]
-    if not found:
-        running = [
-            frame.tb_frame.f_locals.get("self")
-            for each in (error, error.__cause__, error.__context__)
-            for frame in frames_of(each)
-        ]
-        modules = {id(module): path for path, module in shipped.model.network.named_modules() if path}
-        found = [modules[id(owner)] for owner in running if id(owner) in modules]
-    return f" (at the module {found[-1]})" if found else ""
+    """Where an export failed, as ` (at the module layer1.0)`; empty if it cannot be found."""
+    path = module_of_operation(shipped, str(error)) or module_that_ran(shipped, error)
+    return f" (at the module {path})" if path else ""
+
+
+def module_of_operation(shipped: Shipped, text: str) -> str | None:
+    """The path of the module with the operation that an exporter does not know."""
+    named = re.search(r"aten[.:]+(\w+)", text)
+    if named is None:
+        return None
+    with contextlib.suppress(Exception):
+        program = torch.export.export(shipped, (shipped.example(1),)).run_decompositions()
+        for node in program.graph.nodes:
+            if named[1] in str(node.target):
+                paths = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
+                return next((path.rpartition("network.")[2] for path in reversed(paths) if "network." in path), None)
+    return None
+
+
+def module_that_ran(shipped: Shipped, error: BaseException) -> str | None:
+    """The path of the innermost module in whose forward an error was raised."""
+    modules = {id(module): path for path, module in shipped.model.network.named_modules() if path}
+    found = None
+    for each in (error, error.__cause__, error.__context__):
+        for frame in frames_of(each):
+            found = modules.get(id(frame.tb_frame.f_locals.get("self")), found)
+    return found
 
 
 def frames_of(error: BaseException | None) -> Iterator[Any]:

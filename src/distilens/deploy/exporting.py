@@ -51,6 +51,7 @@ class Plan:
         maps: the files also return class activation maps.
         tolerance: how many points of accuracy an INT8 file may lose.
         finetune: epochs of quantisation-aware distillation, if an INT8 file loses more; 0 turns it off.
+        images: the number of test images whose maps are compared; 0 compares no maps.
     """
 
     formats: tuple[str, ...] = ("onnx",)
@@ -60,12 +61,13 @@ class Plan:
     maps: bool = False
     tolerance: float = 0.5
     finetune: int = 0
+    images: int = 32
 
     def __post_init__(self) -> None:
         if not self.formats:
             raise UserError(f"name a format to export to: {', '.join(EXPORTERS.entries)}")
-        if self.tolerance < 0 or self.finetune < 0:
-            raise UserError("tolerance and finetune are at least 0")
+        if min(self.tolerance, self.finetune, self.images) < 0:
+            raise UserError("tolerance, finetune and images are at least 0")
 
     def exporters(self) -> dict[str, Exporter]:
         """The exporters by name.
@@ -242,7 +244,7 @@ def export_model(
             f"{model.name} has {model.task.outputs} outputs, but the data {data.name} have {data.task.outputs}: name the "
             "data that it was trained on"
         )
-    student = Student(model, data, teacher or {})
+    student = Student(model, data, teacher or {}, plan.images)
     job = Job(folder, stem, plan, {**shipped.about(), **(about or {})}, student, finetune, say)
     entries: list[dict[str, Any]] = []
     with explain_disk_errors(folder):

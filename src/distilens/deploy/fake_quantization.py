@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized, register_parametrization, remove_parametrizations
+from torch.nn.utils.parametrize import is_parametrized, register_parametrization
 
-from distilens.deploy.shipped import make_bare
+from distilens.deploy.shipped import make_bare, set_plain
 from distilens.models.model import Model
 from distilens.models.taps import evaluating
 
@@ -95,8 +95,5 @@ def remove_rounding(model: Model) -> Model:
         if isinstance(getattr(module, "round_input", None), RoundInput):
             module._forward_pre_hooks.clear()
             del module._modules["round_input"]
-            weight = module.parametrizations["weight"].original.detach().clone()  # type: ignore[index, union-attr]
-            remove_parametrizations(module, "weight", leave_parametrized=False)
-            with torch.no_grad():
-                module.weight.copy_(weight)  # type: ignore[operator, union-attr]
+            set_plain(module, {"weight": module.parametrizations["weight"].original})  # type: ignore[index, union-attr]
     return model

@@ -13,6 +13,7 @@ from distilens.deploy.fake_quantization import fake_quantize, remove_rounding
 from distilens.foundation.notation import Spec
 from distilens.methods import build_methods
 from distilens.models.model import Model
+from distilens.teachers.needs import read_needs
 from distilens.training.distill import distill
 from distilens.training.settings import Training
 
@@ -38,7 +39,8 @@ def finetune(
     Args:
         model: the finished student; it is not changed.
         calibration: images in [0, 1], for the ranges of the activations.
-        methods: the methods of the run; those that change the student or need their own parameters are left out.
+        methods: the methods of the run; only those on answers and maps are used, for the others change the student or begin with
+            new parameters of their own.
         settings: the settings of the run; epochs, optimizer and balance are replaced.
         epochs: the number of epochs.
     """
@@ -71,12 +73,12 @@ def finetune(
 
 
 def methods_after(methods: Sequence[str], *, with_teacher: bool) -> list[str]:
-    """The methods that a finished student can be trained with: terms that do not change it and have no own parameters."""
+    """The methods that a finished student can be trained with: terms on its answers and maps, which do not change it."""
     made = build_methods(methods)
     usable = [
         str(Spec.parse(part))
         for part, method in zip(methods, made.values(), strict=True)
-        if type(method).prepare is Method.prepare
+        if {need.kind for need in read_needs(method.needs)} <= {"logits", "maps"}
         and type(method).finish is Method.finish
         and type(method).transform is Method.transform
     ]

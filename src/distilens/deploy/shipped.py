@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Num
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
+from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
 from distilens import __version__
 from distilens.explain.cam import CAM
@@ -65,7 +66,7 @@ class Shipped(nn.Module):
         probabilities = ("probabilities",) if isinstance(self.model.task, Classification) else ()
         return ("logits", *probabilities, *(("maps",) if self.cam else ()))
 
-    def forward(self, images: Float[Tensor, "b c h w"]) -> tuple[Tensor, ...]:
+    def forward(self, images: Num[Tensor, "b c h w"]) -> tuple[Tensor, ...]:
         if self.pixels == "uint8":
             images = images.float() / 255
         output = self.model(images)
@@ -127,9 +128,19 @@ def make_bare(model: Model) -> Model:
     bare = copy.deepcopy(model).cpu().eval()
     for module in list(bare.network.modules()):
         if is_parametrized(module):
-            for name in list(module.parametrizations):  # type: ignore[arg-type]
-                remove_parametrizations(module, name, leave_parametrized=True)
+            set_plain(module, {name: getattr(module, name) for name in module.parametrizations})  # type: ignore[union-attr]
     bare.remove_taps()
     bare = prepare(bare)
     bare.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return bare
+
+
+def set_plain(module: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Replace the parametrisations of a module by plain parameters, in place.
+
+    torch's own function changes the class of the module, which its copies share: they would lose their weights.
+    """
+    module.__class__ = type_before_parametrizations(module)
+    del module._modules["parametrizations"]
+    for name, value in values.items():
+        module.register_parameter(name, nn.Parameter(value.detach().clone()))

@@ -41,7 +41,7 @@ class Student:
         model: the student.
         data: the images; None compares on example images only.
         teacher: the teacher's logits by split, if known.
-        images: the number of test images for the maps.
+        images: the number of test images for the maps; 0 compares no maps.
         logits: the student's own logits, by split.
     """
 

@@ -68,7 +68,7 @@ class ExportSettings(Section):
 
     `formats` are the files' formats. `quantize="int8"` also makes INT8 files. They may lose `tolerance` points of accuracy; if
     they lose more, `finetune` epochs of distillation with INT8 rounding follow. `pixels` is the type of the input. With `maps`
-    the files also return class activation maps.
+    the files also return class activation maps. `images` is the number of test images whose maps are compared.
     """
 
     formats: Annotated[Parts, Kind("formats")] = ("onnx",)
@@ -77,6 +77,7 @@ class ExportSettings(Section):
     maps: bool = False
     tolerance: Annotated[float, Field(ge=0)] = 0.5
     finetune: Annotated[int, Field(ge=0)] = 0
+    images: Annotated[int, Field(ge=0)] = 32
 
 
 class Recipe(Section):

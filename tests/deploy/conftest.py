@@ -1,0 +1,26 @@
+"""A small student, its data, and its exported files, made once."""
+
+import pytest
+import torch
+
+from distilens import Model, distill
+from distilens.data import from_arrays
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Pictures of two classes that differ in their brightest half."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(60) % 2
+    images = torch.rand(60, 3, 16, 16, generator=generator) * 0.5
+    images[labels == 1, :, 8:] += 0.4
+    images[labels == 0, :, :8] += 0.4
+    pixels = (images * 255).round().byte()
+    return from_arrays(pixels[:40], labels[:40], classes=["above", "below"], test=(pixels[40:], labels[40:]))
+
+
+@pytest.fixture(scope="module")
+def student(data) -> Model:
+    """A student that knows the two classes well, but not all pictures."""
+    student, _ = distill("resnet8", None, data, epochs=8, batch_size=12, progress=False)
+    return student
