@@ -24,6 +24,7 @@ def test_the_wheel_holds_templates_recipes_and_the_command(tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     for wanted in (
         "distilens/report/template.html.j2",
+        "distilens/deploy/card.md.j2",
         "distilens/recipes/demo.toml",
         "distilens/recipes/cifar10-resnet20-resnet8.toml",
         "distilens/py.typed",

@@ -57,6 +57,10 @@ def check_formats(formats: tuple[str, ...], push: str | None) -> None:
     names = [known.resolve(part).name for part in formats]
     if push and "safetensors" not in names:
         raise UserError("--push uploads the folder of the format safetensors: --format safetensors")
+    if push:
+        from distilens.deploy.hub import check_push
+
+        check_push(push)
 
 
 def export_of_run(folder: Path, plan: Plan, data: str | None, out: Path | None, how: Manner) -> Exported:
@@ -106,7 +110,7 @@ def show_exported(found: Exported, *, as_json: bool) -> None:
     from rich.console import Console
 
     from distilens.cli.terminal import print_json
-    from distilens.report.deployment_section import conclusions, table
+    from distilens.report.deployment_section import conclusions, refusals, table
     from distilens.report.terminal import as_table
 
     if as_json:
@@ -114,6 +118,6 @@ def show_exported(found: Exported, *, as_json: bool) -> None:
         return
     console = Console()
     console.print(as_table(*table(found.plain())))
-    for line in conclusions(found.plain()):
+    for line in (*refusals(found.plain()), *conclusions(found.plain())):
         console.print(line, highlight=False, markup=False)
     console.print(str(found.folder), highlight=False, markup=False)

@@ -18,6 +18,7 @@ from distilens.data import as_data
 from distilens.data.pipeline import batch_at
 from distilens.data.splits import Data
 from distilens.deploy import predict as predictor
+from distilens.deploy.card import write_cards
 from distilens.deploy.exporters import EXPORTERS, Exporter, as_model
 from distilens.deploy.fake_quantization import fake_quantize
 from distilens.deploy.shipped import Pixels, Shipped
@@ -216,6 +217,7 @@ def export_model(
     finetune: Finetune | None = None,
     only_int8: bool = False,
     complete: bool = True,
+    scores: Mapping[str, Any] | None = None,
     say: Say = lambda text: None,
 ) -> Exported:
     """Write and verify the files of a plan. A file is renamed to its final name only if it passes.
@@ -229,7 +231,8 @@ def export_model(
         teacher: the teacher's logits by split, for the agreement.
         finetune: makes a student whose weights lose less by rounding, from a student and calibration images.
         only_int8: write no float file.
-        complete: also write `export.json` and `predict.py`.
+        complete: also write `export.json`, `predict.py` and the model card.
+        scores: the run's scores, for the card.
         say: receives what happens.
 
     Raises:
@@ -258,6 +261,7 @@ def export_model(
     if complete:
         write_json(folder / FILE, found.plain())
         write_text(folder / "predict.py", Path(predictor.__file__).read_text())
+        write_cards(folder, found.plain(), scores)
     return found
 
 

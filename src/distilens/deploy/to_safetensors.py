@@ -12,17 +12,27 @@ from torch import Tensor
 
 from distilens.deploy.exporters import Exporter, Runtime
 from distilens.deploy.shipped import Shipped
+from distilens.foundation.errors import UserError
 from distilens.foundation.files import read_json, write_json
-from distilens.foundation.notation import Spec
-from distilens.models.saved import load_model, save_model
+from distilens.models.model import Model
+from distilens.models.saved import architecture, is_own_module, load_model, save_model
+from distilens.tasks import Classification
+
+KNOWN_TO_TIMM = ("first_conv", "classifier", "pool_size", "fixed_input_size")
+"""The keys of timm's description of a network that do not depend on its weights."""
 
 
 class Safetensors(Exporter):
     """Weights and descriptions for `distilens.load_model`, for `timm` if the network is timm's, and for the hub."""
 
     def write(self, shipped: Shipped, path: Path, about: Mapping[str, Any], calibration: Tensor | None = None) -> None:
+        if is_own_module(shipped.source.name):
+            raise UserError(
+                f"{shipped.source.name} cannot be exported to safetensors: load_model cannot build a module of your own again. "
+                "Give the model name='python:module:callable', or use another format"
+            )
         save_model(shipped.source, path)
-        write_json(path / "config.json", config_of(shipped, about))
+        write_json(path / "config.json", config_of(shipped.source, about))
 
     def open(self, path: Path) -> Runtime:
         return Folder(path)
@@ -31,7 +41,7 @@ class Safetensors(Exporter):
 class Folder:
     """A folder of weights, run by distilens."""
 
-    batch = None
+    batch: int | None = None
 
     def __init__(self, path: Path):
         self.model = load_model(path)
@@ -40,33 +50,44 @@ class Folder:
     def __call__(self, images: np.ndarray) -> Sequence[np.ndarray]:
         with torch.no_grad():
             logits = self.model.logits(torch.from_numpy(images))
-        return [logits.numpy(), logits.softmax(1).numpy()]
+        made = {
+            "logits": logits,
+            "probabilities": logits.softmax(1) if "probabilities" in self.about["outputs"] else None,
+        }
+        return [made[name].numpy() for name in self.about["outputs"]]
 
 
-def config_of(shipped: Shipped, about: Mapping[str, Any]) -> dict[str, Any]:
+def config_of(model: Model, about: Mapping[str, Any]) -> dict[str, Any]:
     """The content of `config.json`: the keys that timm reads if the network is timm's, and our own under `distilens`."""
-    model = shipped.source
-    spec = Spec.parse(model.name)
-    is_timm = spec.name == "timm" and not model.parts
-    pixels = {
-        "input_size": [model.mean.shape[1], *model.size],
-        "fixed_input_size": False,
-        "interpolation": model.interpolation,
-        "crop_pct": 1.0,
-        "mean": model.mean.flatten().tolist(),
-        "std": model.std.flatten().tolist(),
+    spec = architecture(model.name, model.size)
+    is_timm = spec.name == "timm" and not model.parts and isinstance(model.task, Classification)
+    described = timm_config(model, str(spec.argument).partition(".")[0]) if is_timm else {"architecture": model.name}
+    outputs = [name for name in about["outputs"] if name != "maps"]
+    pixels = {**about["input"], "type": "float32", "range": [0, 1], "size": list(model.size)}
+    return {
+        **described,
+        "library_name": "timm" if is_timm else "distilens",
+        "distilens": {**about, "outputs": outputs, "input": pixels},
     }
+
+
+def timm_config(model: Model, name: str) -> dict[str, Any]:
+    """What `timm.create_model("local-dir:FOLDER", pretrained=True)` reads: the network, its pixels and its classes."""
     known = getattr(model.network, "pretrained_cfg", None) or {}
-    kept = {key: known[key] for key in ("first_conv", "classifier", "pool_size", "fixed_input_size") if key in known}
-    timm = {
-        "architecture": spec.argument,
+    is_fixed = bool(known.get("fixed_input_size"))
+    return {
+        "architecture": name,
         "num_classes": model.task.outputs,
         "num_features": getattr(model.network, "num_features", None),
         "label_names": list(model.classes),
-        "pretrained_cfg": {**pixels, **kept, "num_classes": model.task.outputs},
-    }
-    return {
-        **(timm if is_timm else {"architecture": model.name}),
-        "library_name": "timm" if is_timm else "distilens",
-        "distilens": {**about, "input": {**about["input"], "type": "float32", "range": [0, 1]}},
+        **({"model_args": {"img_size": list(model.size)}} if is_fixed else {}),
+        "pretrained_cfg": {
+            **{key: known[key] for key in KNOWN_TO_TIMM if key in known},
+            "input_size": [3, *model.size],
+            "interpolation": model.interpolation,
+            "crop_pct": 1.0,
+            "mean": model.mean.flatten().tolist(),
+            "std": model.std.flatten().tolist(),
+            "num_classes": model.task.outputs,
+        },
     }

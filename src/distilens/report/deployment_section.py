@@ -1,11 +1,17 @@
 """The section about the exported files: size, answers, accuracy and maps against the student, and latency where measured."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from distilens.foundation.estimate import NOTHING, Estimate, minus
 from distilens.report.cells import in_percent, signed
+from distilens.report.paths import shown_folder
+from distilens.report.rendering import missing, read_json
+
+FOLDER = "export"
+"""The folder of a run's exported files."""
 
 Table = tuple[list[str], list[list[str]]]
 
@@ -50,12 +56,16 @@ def readable(count: float) -> str:
     return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
 
 
+def refusals(exported: Mapping[str, Any]) -> list[str]:
+    """Why files were not kept, one sentence each."""
+    return [f"{entry['file']} is not kept: {entry['refused']}." for entry in exported["files"] if entry.get("refused")]
+
+
 def conclusions(exported: Mapping[str, Any]) -> list[str]:
-    """What a user must know about the files, one sentence each."""
+    """What a user must know about the files that were kept, one sentence each."""
     lines = []
     for entry in exported["files"]:
         if entry.get("refused"):
-            lines.append(f"{entry['file']} is not kept: {entry['refused']}.")
             continue
         if entry.get("finetuned"):
             lines.append(
@@ -86,19 +96,36 @@ def maps_of(entry: Mapping[str, Any]) -> list[str]:
     return [f"{entry['file']}: cosine of its maps to the student's: " + "; ".join(shown) + "."]
 
 
-def section(folder: Path, exported: Mapping[str, Any] | None, bench: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The content of the page's section; empty if nothing was exported."""
-    if not exported:
-        return {}
-    header, rows = table(exported)
-    return {
-        "header": header,
-        "rows": rows,
-        "conclusions": conclusions(exported),
-        "maps": map_table(exported),
-        "latency": latency_table(bench) if bench else None,
-        "folder": exported.get("folder", "export"),
-    }
+def section(folder: Path) -> dict[str, Any]:
+    """The content of the page's section for a run folder."""
+    command = f"distilens export {shlex.quote(shown_folder(folder))}"
+    exported, problem = read_json(folder / FOLDER / "export.json")
+    if exported is None:
+        return {"missing": missing(problem, command)}
+    try:
+        content = {
+            "table": table(exported),
+            "refused": refusals(exported),
+            "conclusions": conclusions(exported),
+            "maps": map_table(exported),
+            "data": exported["data"],
+        }
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {"missing": missing("export.json does not hold an export of this version", command)}
+    bench, problem = read_bench(folder / FOLDER)
+    measure = missing(problem, f"distilens bench {shlex.quote(shown_folder(folder))}")
+    return {**content, "latency": latency_table(bench) if bench else None, "bench": measure}
+
+
+def read_bench(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
+    """The content of `bench.json` in an export folder, or None; if it cannot be read, also the reason."""
+    bench, problem = read_json(folder / "bench.json")
+    try:
+        if bench is not None:
+            latency_table(bench)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None, "bench.json does not hold measurements of this version"
+    return bench, problem
 
 
 def map_table(exported: Mapping[str, Any]) -> Table | None:

@@ -14,7 +14,7 @@ import numpy as np
 from distilens.foundation.errors import UserError, shortened
 from distilens.foundation.files import write_text
 from distilens.foundation.metric import Metric
-from distilens.report import answers_section, charts, table, transfer_section
+from distilens.report import answers_section, charts, deployment_section, table, transfer_section
 from distilens.report.cells import text
 from distilens.report.concerns import concerns
 from distilens.report.panels import PICTURE_BYTES, panel
@@ -45,6 +45,7 @@ def write_report(folder: Path) -> Path:
         training=training(folder),
         explanations=explanations(folder),
         transfer=transfer_section.section(folder),
+        deployment=deployment_section.section(folder),
         compare=None if is_other_task(folder) else transfer_section.command_for(folder),
         reproduction=reproduction(folder),
     )

@@ -14,10 +14,10 @@ from distilens.deploy.finetuning import finetune
 from distilens.foundation.errors import UserError
 from distilens.foundation.fingerprints import key_of
 from distilens.foundation.notation import Spec
+from distilens.report.deployment_section import FOLDER
 from distilens.runs.recipe import ExportSettings
 from distilens.runs.run import Run, what_is_trained
 
-FOLDER = "export"
 PIXELS = ("ground", "range")
 """The options of a data source that say how pictures become pixels; `predict` needs them."""
 
@@ -58,6 +58,7 @@ def export_run(run: Run, plan: Plan, folder: Path | None = None) -> Exported:
         about={"recipe": key_of(what_is_trained(recipe)), "run": recipe.name, **pixels_of(recipe.data)},
         teacher=teacher_logits(run),
         finetune=tuned,
+        scores=run.scores,
         say=run.say,
     )
 
