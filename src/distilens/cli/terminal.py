@@ -102,6 +102,8 @@ def next_steps(run) -> list[str]:
     steps = [(f"open {run.folder / 'report.html'}", "in a browser: scores and maps")]
     if run.recipe.teacher and not (run.folder / "transfer.json").is_file():
         steps.append((f"distilens compare {run.folder}", "what the student learned from its teacher"))
+    if not (run.folder / "export" / "export.json").is_file():
+        steps.append((f"distilens export {run.folder}", "the student as a file that others run, verified"))
     steps.append(
         (
             f"distilens explain {run.folder} --explainer gradcam rise",

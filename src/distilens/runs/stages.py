@@ -50,7 +50,11 @@ def run_all(run: Run) -> None:
             if run.recipe.compare is not None:
                 compare_stage(run)
             if run.recipe.export is not None:
-                export_stage(run)
+                try:
+                    export_stage(run)
+                except Refused:
+                    report_stage(run)  # the page says why
+                    raise
             report_stage(run)
         processes().wait_for_everyone()
 
