@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import tomlkit
 from rich.console import Console
 
 from distilens.cli import commands
 from distilens.cli.terminal import next_steps
-from distilens.deploy import exporting
+from distilens.deploy import exporting, verification
 from distilens.deploy.exporting import Refused
 from distilens.foundation.errors import UserError
 from distilens.runs.exporting import pixels_of
@@ -22,11 +23,20 @@ from distilens.runs.stages import export_stage, run_all
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
+NETS = """
+from torch import nn
+
+def tiny(classes):
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=4), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes)
+    )
+"""
+
 CONTENT = {
     "name": "shipped",
     "data": "digits:limit=60,size=16",
-    "teacher": {"model": "resnet8"},
-    "student": {"model": "resnet8", "methods": ["ce", "kd:temperature=2"]},
+    "teacher": {"model": "python:shipped_nets:tiny"},
+    "student": {"model": "python:shipped_nets:tiny", "methods": ["ce", "kd:temperature=2"]},
     "train": {"epochs": 1, "batch_size": 32, "precision": "float32"},
     "explain": {"explainers": ["gradcam"], "images": 2, "measured": 4},
     "export": {"formats": ["onnx"]},
@@ -41,11 +51,26 @@ def done(folder, **export) -> str:
     return said.getvalue()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_maps():
+    """One explainer and one floor: the verification has tests of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verification, "EXPLAINERS_OF_FILES", ("occlusion",))
+        patch.setattr(verification, "FLOORS", ("random",))
+        yield
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A run with an export, made once."""
-    folder = tmp_path_factory.mktemp("shipped") / "runs" / "one"
-    assert "export: student.onnx" in done(folder)
+    place = tmp_path_factory.mktemp("shipped")
+    (place / "shipped_nets.py").write_text(NETS)
+    folder = place / "runs" / "one"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        patch.syspath_prepend(place)
+        said = done(folder)
+    assert "export: student.onnx" in said
     return folder
 
 
@@ -53,6 +78,8 @@ def whole(tmp_path_factory):
 def ran(whole, tmp_path, monkeypatch):
     """A copy of it; data that were decoded before are beside it."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "shipped_nets.py").write_text(NETS)
     shutil.copytree(whole.parent, tmp_path / "runs")
     return Path("runs") / "one"
 
@@ -156,3 +183,11 @@ def test_a_run_without_a_student_says_what_to_do(ran):
 def test_how_pictures_become_pixels_travels_with_the_file():
     assert pixels_of("folder:path=x,ground=white,size=32") == {"pixels": {"ground": "white"}}
     assert pixels_of("digits") == {}
+
+
+def test_the_docs_list_every_setting_with_its_default():
+    section = (
+        (Path(__file__).parents[2] / "docs" / "recipes.md").read_text().partition("[export]")[2].partition("```")[0]
+    )
+    listed = tomlkit.parse(section.partition("\n")[2]).unwrap()
+    assert listed == make_recipe({**CONTENT, "export": {}}).export.model_dump(mode="json")
