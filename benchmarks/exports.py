@@ -19,7 +19,8 @@ import torch
 import tyro
 
 from distilens.data import Data, as_data
-from distilens.deploy.exporting import Plan, export_model
+from distilens.deploy.exporting import export_model
+from distilens.deploy.plan import Plan
 from distilens.foundation.errors import UserError
 from distilens.models import MODELS, build_model
 

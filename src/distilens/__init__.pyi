@@ -8,7 +8,7 @@ from .data import as_data as as_data
 from .data import from_arrays as from_arrays
 from .data import load as load
 from .data.batch import Batch as Batch
-from .deploy.exporting import Exported as Exported
+from .deploy.exported import Exported as Exported
 from .deploy.exporting import export as export
 from .explain import EXPLAINERS as EXPLAINERS
 from .explain import Explainer as Explainer

@@ -10,8 +10,9 @@ from PIL import Image
 
 import distilens
 from distilens.deploy.card import card, metadata, write_cards
-from distilens.deploy.exporting import Plan, export_model
+from distilens.deploy.exporting import export_model
 from distilens.deploy.markdown import code, escape
+from distilens.deploy.plan import Plan
 
 HOSTILE = ["cat", "a: b #\n---\n- c", "<script>alert(1)</script>", "| *x* `y` [z](http://evil) |", "x ](y) \\"]
 

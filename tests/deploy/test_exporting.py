@@ -11,7 +11,9 @@ from torch import nn
 import distilens
 from distilens import Model, UserError
 from distilens.deploy import exporting
-from distilens.deploy.exporting import Plan, Refused, export_model, read_exported
+from distilens.deploy.exported import Refused, read_exported
+from distilens.deploy.exporting import export_model
+from distilens.deploy.plan import Plan
 
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from distilens import UserError
-from distilens.deploy.exporting import Plan, export_model
+from distilens.deploy.exporting import export_model
+from distilens.deploy.plan import Plan
 
 pytest.importorskip("executorch")
 pytest.importorskip("torchao")

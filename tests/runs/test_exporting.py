@@ -13,7 +13,7 @@ from rich.console import Console
 from distilens.cli import commands
 from distilens.cli.terminal import next_steps
 from distilens.deploy import exporting, verification
-from distilens.deploy.exporting import Refused
+from distilens.deploy.exported import Refused
 from distilens.foundation.errors import UserError
 from distilens.runs.exporting import pixels_of
 from distilens.runs.recipe_file import make_recipe

@@ -10,7 +10,8 @@ from distilens.cli.options import Manner
 from distilens.foundation.errors import UserError
 
 if TYPE_CHECKING:
-    from distilens.deploy.exporting import Exported, Plan
+    from distilens.deploy.exported import Exported
+    from distilens.deploy.plan import Plan
 
 
 def export_to(
@@ -29,7 +30,8 @@ def export_to(
         UserError: it cannot be exported, or a file does not answer as the student does.
     """
     check_formats(options["formats"], push)
-    from distilens.deploy.exporting import Plan, Refused
+    from distilens.deploy.exported import Refused
+    from distilens.deploy.plan import Plan
 
     plan = Plan(**options)
     plan.exporters()
@@ -83,7 +85,8 @@ def export_of_run(folder: Path, plan: Plan, data: str | None, out: Path | None, 
 def export_of_model(model: str, plan: Plan, data: str | None, out: Path | None, how: Manner) -> Exported:
     """Export a saved model, or a model by notation."""
     from distilens.data import load
-    from distilens.deploy.exporting import Refused, export_model
+    from distilens.deploy.exported import Refused
+    from distilens.deploy.exporting import export_model
     from distilens.foundation.notation import safe
     from distilens.measure.maps.images import built_model, run_folder
     from distilens.models.saved import load_model

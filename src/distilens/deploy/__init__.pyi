@@ -1,4 +1,4 @@
+from .exported import Exported as Exported
 from .exporters import EXPORTERS as EXPORTERS
-from .exporting import Exported as Exported
 from .exporting import export as export
 from .shipped import Shipped as Shipped

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Num
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
 from distilens import __version__
@@ -144,3 +145,26 @@ def set_plain(module: nn.Module, values: Mapping[str, Tensor]) -> None:
     del module._modules["parametrizations"]
     for name, value in values.items():
         module.register_parameter(name, nn.Parameter(value.detach().clone()))
+
+
+class Resize(nn.Module):
+    """Resize images as a model resizes them, to another size."""
+
+    def __init__(self, size: tuple[int, int], interpolation: str):
+        super().__init__()
+        self.size, self.interpolation = size, interpolation
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.shape[-2:] == self.size:
+            return images
+        made = functional.interpolate(
+            images, self.size, mode=self.interpolation, antialias=self.interpolation != "nearest"
+        )
+        return made.clamp(0, 1)
+
+
+def with_entrance(model: Model, size: tuple[int, int]) -> Model:
+    """A copy of a student that first brings images to the size of a file's input, as they come to the file."""
+    made = copy.deepcopy(model)
+    made.entrance = Resize(size, model.interpolation)
+    return made

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from distilens.core import Model
-from distilens.deploy.exporting import Exported, Plan, export_model
+from distilens.deploy.exported import Exported
+from distilens.deploy.exporting import export_model
 from distilens.deploy.finetuning import finetune
+from distilens.deploy.plan import Plan
 from distilens.foundation.errors import UserError
 from distilens.foundation.fingerprints import key_of
 from distilens.foundation.notation import Spec

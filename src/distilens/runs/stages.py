@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from distilens.data.pipeline import Batches, batch_at
-from distilens.deploy.exporting import FILE as EXPORTS
-from distilens.deploy.exporting import Exported, Plan, Refused, read_exported
+from distilens.deploy.exported import FILE as EXPORTS
+from distilens.deploy.exported import Exported, Refused, read_exported
+from distilens.deploy.plan import Plan
 from distilens.explain import build_explainer, labels
 from distilens.foundation.devices import processes
 from distilens.foundation.files import read_json, write_arrays, write_json
