@@ -78,14 +78,17 @@ class OnnxFile:
         options.add_session_config_entry("session.load_model_format", "ONNX")  # or ORT's own format is read unchecked
         try:
             self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            found = self.session.get_modelmeta().custom_metadata_map.get(KEY)
+            inputs = [(one.name, one.type, list(one.shape)) for one in self.session.get_inputs()]
+            outputs = [one.name for one in self.session.get_outputs()]
+        except UnicodeDecodeError:
+            raise BadFile(f"{self.path} is damaged: it has names that are not text") from None
         except Exception as error:  # ONNX Runtime's errors have no common class
             raise BadFile(explain_session(self.path, error)) from None
-        found = self.session.get_modelmeta().custom_metadata_map.get(KEY)
         self.about = check_about(found, self.path)
-        check_fit(self.session, self.about, self.path)
-        first = self.session.get_inputs()[0]
-        self.input = first.name
-        self.batch: int | None = 1 if isinstance(first.shape[0], int) else None
+        check_fit(inputs, outputs, self.about, self.path)
+        self.input, _, shape = inputs[0]
+        self.batch: int | None = 1 if isinstance(shape[0], int) else None
 
     def __call__(self, images: np.ndarray) -> Sequence[np.ndarray]:
         try:
@@ -324,24 +327,18 @@ def is_list(value: Any, kind: Any, lengths: Sequence[Any] | None = None) -> bool
     )
 
 
-def check_fit(session: Any, about: Mapping[str, Any], path: Path) -> None:
-    """Raise `BadFile` if the inputs and outputs of an ONNX file are others than its metadata say."""
-    inputs, names = session.get_inputs(), [output.name for output in session.get_outputs()]
+def check_fit(
+    inputs: Sequence[tuple[str, str, list[Any]]], outputs: Sequence[str], about: Mapping[str, Any], path: Path
+) -> None:
+    """Raise `BadFile` if inputs (names, types, shapes) and outputs of an ONNX file are others than its metadata say."""
     kind = "tensor(uint8)" if about["input"]["type"] == "uint8" else "tensor(float)"
     expected = [1, about["input"]["channels"], *about["input"]["size"]]
-    fits = (
-        len(inputs) == 1
-        and inputs[0].type == kind
-        and len(inputs[0].shape) == 4
-        and all(
-            given == side or not isinstance(given, int) for given, side in zip(inputs[0].shape, expected, strict=True)
-        )
-    )
-    if not fits:
-        given = ", ".join(f"{one.name} {one.type} {one.shape}" for one in inputs)
+    fits = len(inputs) == 1 and inputs[0][1] == kind and len(inputs[0][2]) == 4
+    if not fits or any(isinstance(given, int) and given != n for given, n in zip(inputs[0][2], expected, strict=True)):
+        given = ", ".join(f"{name} {kind} {shape}" for name, kind, shape in inputs)
         raise BadFile(f"{path} does not fit its own description: its inputs are {shorten(given)}")
-    if names != about["outputs"]:
-        raise BadFile(f"{path} does not fit its own description: its outputs are {shorten(', '.join(names))}")
+    if list(outputs) != about["outputs"]:
+        raise BadFile(f"{path} does not fit its own description: its outputs are {shorten(', '.join(outputs))}")
 
 
 def open_model(path: str | Path, threads: int | None = None) -> Any:
