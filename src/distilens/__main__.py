@@ -1,3 +1,3 @@
-from distilens.cli.commands import main
+from distilens.cli import main
 
 main()

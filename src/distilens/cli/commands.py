@@ -17,6 +17,7 @@ from distilens.cli.options import (
     CompareSettings,
     DataName,
     Explainers,
+    ExportedFile,
     ExportOut,
     Formats,
     Full,
@@ -24,8 +25,10 @@ from distilens.cli.options import (
     Images,
     InputSize,
     Json,
+    JsonLines,
     Kind,
     Manner,
+    MapsFolder,
     MapsOut,
     ModelOrRun,
     MostOfAStep,
@@ -33,6 +36,7 @@ from distilens.cli.options import (
     Out,
     PageOut,
     PartName,
+    Pictures,
     Push,
     RecipeName,
     RunFolder,
@@ -40,6 +44,7 @@ from distilens.cli.options import (
     Seed,
     Share,
     Target,
+    Top,
     Variants,
     Verify,
 )
@@ -296,6 +301,26 @@ def export(
         "images": 32 if images is None else images,
     }
     export_to(model, plan, data, out, push, as_json=json, how=how)
+
+
+@command("predict")
+def predict(
+    file: ExportedFile,
+    images: Pictures,
+    /,
+    top: Top = 1,
+    json: JsonLines = False,
+    explain: MapsFolder = None,
+) -> None:
+    """Answer pictures with an exported .onnx or .pte file: a line per picture, with class and probability.
+
+    Torch is not needed for .onnx. The predict.py beside the file is the same program, and works without distilens.
+
+    Exit status: 1 if a picture could not be read (the others are answered), 2 if the model cannot be used.
+    """
+    from distilens.deploy.predict import run  # distilens.cli.main starts it without tyro
+
+    sys.exit(run(file, images, top=top, as_json=json, explained=explain, name="distilens"))
 
 
 @command("report")

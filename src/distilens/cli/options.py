@@ -89,6 +89,16 @@ Push = Annotated[
     str | None,
     arg(metavar="OWNER/NAME", help="Upload the safetensors folder to this repository of the Hugging Face hub."),
 ]
+ExportedFile = Annotated[Positional[str], arg(metavar="FILE", help="The exported model, .onnx or .pte.")]
+Pictures = Annotated[
+    Positional[tuple[str, ...]], arg(metavar="IMAGES", help="Pictures, folders, and patterns such as 'photos/*.jpg'.")
+]
+Top = Annotated[int, arg(metavar="K", help="The number of classes per picture.")]
+MapsFolder = Annotated[
+    Path | None,
+    arg(metavar="DIR", help="Write a picture of each answer's map into this folder.", help_behavior_hint=""),
+]
+JsonLines = Annotated[FlagCreatePairsOff[bool], arg(help="Print one JSON object per picture.", help_behavior_hint="")]
 Variants = Annotated[
     int | None,
     arg(

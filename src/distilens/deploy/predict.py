@@ -26,18 +26,24 @@ import numpy as np
 KEY = "distilens"
 """The key of the metadata in an ONNX file, and the method that returns them in a `.pte` file."""
 KIND = "distilens export 1"
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+SUFFIXES |= {".pbm", ".pnm", ".tga", ".jp2", ".avif"}
+"""The files of a folder that are taken as pictures."""
 GROUNDS = {"white": (255, 255, 255, 255), "black": (0, 0, 0, 255), "grey": (128, 128, 128, 255)}
+LARGEST = 8192
+"""The longest side of an input that is believed."""
 PROBES = 256
 """The largest number of images per call while a map is made."""
+PROBED_PIXELS = 2**24
+"""The largest number of pixels per call while a map is made: 200 MB of float32."""
 
 
 class BadFile(Exception):  # noqa: N818  # the file is bad
-    """A model that cannot be used; the message says why."""
+    """A model that cannot be used, or a folder that cannot be written; the message says why."""
 
 
 class BadPicture(Exception):  # noqa: N818
-    """A picture that cannot be read; the message says why."""
+    """A picture that cannot be answered; the message says why."""
 
 
 # ------------------------------------------------------------------------------------------------------- the exported file
@@ -46,7 +52,7 @@ class BadPicture(Exception):  # noqa: N818
 class OnnxFile:
     """An ONNX file in ONNX Runtime, on the CPU.
 
-    Nothing of the file is executed but ONNX's own operators, and no weights are read from outside its folder.
+    Nothing of the file is executed but ONNX Runtime's own operators, and no weights are read from outside its folder.
 
     Args:
         path: the file.
@@ -61,25 +67,35 @@ class OnnxFile:
             raise BadFile("onnxruntime is not installed: pip install onnxruntime")
         import onnxruntime
 
-        path = Path(path)
+        self.path = Path(path)
+        content = read_file(self.path)
+        check_external(content, self.path)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         if threads:
             options.intra_op_num_threads = threads
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
-        content = read_file(path)
-        check_external(content, path)
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self.path.parent))
+        options.add_session_config_entry("session.load_model_format", "ONNX")  # or ORT's own format is read unchecked
         try:
             self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            found = self.session.get_modelmeta().custom_metadata_map.get(KEY)
+            inputs = [(one.name, one.type, list(one.shape)) for one in self.session.get_inputs()]
+            outputs = [one.name for one in self.session.get_outputs()]
+        except UnicodeDecodeError:
+            raise BadFile(f"{self.path} is damaged: it has names that are not text") from None
         except Exception as error:  # ONNX Runtime's errors have no common class
-            raise BadFile(explain_session(path, error)) from None
-        self.about = read_about(self.session, path)
-        first = self.session.get_inputs()[0]
-        self.input = first.name
-        self.batch: int | None = first.shape[0] if isinstance(first.shape[0], int) else None
+            raise BadFile(explain_session(self.path, error)) from None
+        self.about = check_about(found, self.path)
+        check_fit(inputs, outputs, self.about, self.path)
+        self.input, _, shape = inputs[0]
+        self.batch: int | None = 1 if isinstance(shape[0], int) else None
 
     def __call__(self, images: np.ndarray) -> Sequence[np.ndarray]:
-        return self.session.run(None, {self.input: images})
+        try:
+            outputs: Any = self.session.run(None, {self.input: images})
+        except Exception as error:
+            raise BadFile(f"{self.path} cannot be run: {first_line(error)}") from None
+        return outputs
 
 
 class PteFile:
@@ -94,26 +110,29 @@ class PteFile:
     def __init__(self, path: str | Path):
         if importlib.util.find_spec("executorch") is None:
             raise BadFile("executorch is not installed: pip install executorch")
-        read_file(Path(path))
+        self.path = Path(path)
+        read_file(self.path)
         with warnings.catch_warnings(), quiet_stderr():
             warnings.simplefilter("ignore")
             from executorch.runtime import Runtime
 
             try:
-                self.program = Runtime.get().load_program(Path(path))
+                self.program: Any = Runtime.get().load_program(self.path)
                 self.forward = self.program.load_method("forward")
-                about = json.loads(self.program.load_method(KEY).execute([])[0])
+                about = self.program.load_method(KEY).execute([])[0]
             except Exception as error:
-                text = str(error).strip().splitlines() or [type(error).__name__]
                 raise BadFile(
-                    f"{path} is not an ExecuTorch file of distilens export, or it is damaged: {text[0]}"
+                    f"{path} is not an ExecuTorch file of distilens export, or it is damaged: {first_line(error)}"
                 ) from None
-        self.about: dict[str, Any] = about
+        self.about: dict[str, Any] = check_about(about, self.path)
 
     def __call__(self, images: np.ndarray) -> Sequence[np.ndarray]:
         import torch
 
-        return [output.numpy().copy() for output in self.forward.execute([torch.from_numpy(images)])]
+        try:
+            return [output.numpy().copy() for output in self.forward.execute([torch.from_numpy(images)])]
+        except Exception as error:
+            raise BadFile(f"{self.path} cannot be run: {first_line(error)}") from None
 
 
 @contextlib.contextmanager
@@ -142,58 +161,184 @@ def read_file(path: Path) -> bytes:
 
 def check_external(content: bytes, path: Path) -> None:
     """Refuse a model whose weights lie outside its folder."""
-    for name in external_files(content):
-        inside = not os.path.isabs(name) and (path.parent / name).resolve().is_relative_to(path.parent.resolve())
-        if not inside:
-            raise BadFile(f"{path} wants to read {name}, which is outside its folder: such a file is refused")
+    try:
+        names = list(external_files(content))
+    except (ValueError, IndexError):
+        raise BadFile(f"{path} is not an ONNX file, or it is damaged") from None
+    for name in names:
+        if not lies_inside(path.parent, name):
+            raise BadFile(f"{path} wants to read {name!r}, which is outside its folder: such a file is refused")
+
+
+def lies_inside(folder: Path, name: str) -> bool:
+    """Whether a relative path leads to a place in a folder, links followed."""
+    if os.path.isabs(name) or "_ORT_MEM_ADDR_" in name:  # ONNX Runtime's word for an address in memory
+        return False
+    try:
+        return (folder / name).resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError):  # a loop of links, or a zero byte
+        return False
+
+
+MESSAGES: dict[str, dict[int, str]] = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "function": {7: "node", 11: "attribute"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {13: "external"},
+}
+"""Where tensors can stand in an ONNX file: the fields of onnx.proto that lead to them, by their numbers."""
 
 
 def external_files(content: bytes) -> Iterator[str]:
-    """The places of external weights in an ONNX file: the value of every entry `location` (key and value are fields 1 and 2)."""
-    mark, start = b"\x0a\x08location\x12", 0
-    while (found := content.find(mark, start)) >= 0:
-        length, at = read_varint(content, found + len(mark))
-        yield content[at : at + length].decode("utf-8", "replace")
-        start = at
+    """The places of external weights in an ONNX file, of all tensors wherever they stand.
+
+    Raises:
+        ValueError, IndexError: these bytes are not a protobuf message.
+    """
+    todo = [("model", memoryview(content))]
+    while todo:
+        kind, message = todo.pop()
+        if kind == "external":  # a pair: key and value are fields 1 and 2
+            pair = list(read_fields(message))
+            if any(number == 1 and value == b"location" for number, value in pair):
+                yield from (os.fsdecode(bytes(value)) for number, value in pair if number == 2)
+            continue
+        inside = MESSAGES[kind]
+        todo += [(inside[number], value) for number, value in read_fields(message) if number in inside]
 
 
-def read_varint(content: bytes, at: int) -> tuple[int, int]:
+def read_fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """The fields of a protobuf message that are messages or strings: number and content. Other fields are skipped."""
+    at = 0
+    while at < len(message):
+        tag, at = read_varint(message, at)
+        number, wire = tag >> 3, tag & 7
+        if not number or tag >= 2**32 or wire not in (0, 1, 2, 5):
+            raise ValueError("this is not protobuf")
+        if wire == 0:
+            _, at = read_varint(message, at)
+            continue
+        length, at = read_varint(message, at) if wire == 2 else ({1: 8, 5: 4}[wire], at)
+        if at + length > len(message):
+            raise ValueError("this protobuf message is cut off")
+        if wire == 2:
+            yield number, message[at : at + length]
+        at += length
+
+
+def read_varint(message: memoryview, at: int) -> tuple[int, int]:
     """A number of protobuf's variable length, and the place behind it."""
-    value = shift = 0
-    while at < len(content):
-        byte = content[at]
-        value, shift, at = value | (byte & 127) << shift, shift + 7, at + 1
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = message[at]
+        value, at = value | (byte & 127) << shift, at + 1
         if byte < 128:
-            break
-    return value, at
+            return value, at
+    raise ValueError("this number is too long")
 
 
 def explain_session(path: Path, error: Exception) -> str:
     """Why ONNX Runtime does not open a file."""
-    text = str(error).strip().splitlines()[0]
+    text = first_line(error)
     if "is not a registered function/op" in text or "No opset import for domain" in text or "not a registered" in text:
-        return f"{path} uses an operator that is not of ONNX itself, which is refused: {text}"
+        return f"{path} uses an operator that ONNX Runtime does not have, and such a file is refused: {text}"
     if "Protobuf parsing failed" in text or "INVALID_PROTOBUF" in text:
         return f"{path} is not an ONNX file, or it is damaged"
     return f"{path} cannot be opened by ONNX Runtime: {text}"
 
 
-def read_about(session: Any, path: Path) -> dict[str, Any]:
-    """The metadata that an export wrote into the file."""
-    found = session.get_modelmeta().custom_metadata_map.get(KEY)
+def first_line(error: Exception) -> str:
+    """The first line of an error's message."""
+    return shorten((str(error).strip().splitlines() or [type(error).__name__])[0], 300)
+
+
+def shorten(value: object, length: int = 80) -> str:
+    """A value in a message, cut if it is long."""
+    text = str(value)
+    return text if len(text) <= length else f"{text[:length]}..."
+
+
+def check_about(found: object, path: Path) -> dict[str, Any]:
+    """The metadata that an export wrote into the file. A stranger may have made it, so nothing in it is believed unchecked.
+
+    Raises:
+        BadFile: there are none, or they are not as an export writes them.
+    """
     try:
-        about = json.loads(found or "")
-    except ValueError:
+        about = json.loads(found if isinstance(found, str) else "")
+    except (ValueError, RecursionError):
         about = None
-    if not isinstance(about, dict) or about.get("kind") != KIND:
+    kind = about.get("kind") if isinstance(about, dict) else None
+    if isinstance(kind, str) and kind != KIND and kind.startswith("distilens export "):
+        raise BadFile(f"{path} was written by another version of distilens: use the predict.py that lies beside it")
+    if not isinstance(about, dict) or kind != KIND:
         raise BadFile(
             f"{path} was not written by distilens export, so its classes and its pixels are unknown. Export it again: "
             "distilens export RUN"
         )
-    first, names = session.get_inputs(), [output.name for output in session.get_outputs()]
-    if len(first) != 1 or len(first[0].shape) != 4 or names != about.get("outputs"):
-        raise BadFile(f"{path} does not fit its own description: inputs or outputs are others than it says")
+    wrong = find_wrong(about)
+    if wrong:
+        raise BadFile(f"{path} does not fit its own description: {wrong}")
     return about
+
+
+def find_wrong(about: Mapping[str, Any]) -> str:
+    """What is wrong in a file's description; empty if nothing is."""
+    if not isinstance(about.get("input"), dict):
+        return "it does not say what the input is"
+    taken: dict[str, Any] = about["input"]
+    size: Any = taken.get("size")
+    mean: Any = taken.get("mean")
+    channels: Any = taken.get("channels")
+    outputs: Any = about.get("outputs")
+    if not (is_list(size, int, (2,)) and all(1 <= side <= LARGEST for side in size)):
+        return f"the size of its input is {shorten(size)}"
+    if taken.get("type") not in ("uint8", "float32"):
+        return f"the type of its input is {shorten(taken.get('type'))}"
+    if not is_list([channels], int) or not 1 <= channels <= 256:
+        return f"the channels of its input are {shorten(channels)}"
+    if not is_list(mean, (int, float), (1, channels)):
+        return f"its mean colour is {shorten(mean)}"
+    if not is_list(outputs, str) or outputs[0] != "logits" or len(set(outputs)) < len(outputs):
+        return f"its outputs are {shorten(outputs)}"
+    if "probabilities" in outputs and not is_list(about.get("classes"), str):
+        return f"its classes are {shorten(about.get('classes'))}"
+    pixels: Any = about.get("pixels", {})
+    if not isinstance(pixels, dict) or pixels.get("ground") not in (None, *GROUNDS):
+        return f"its pixels are {shorten(pixels)}"
+    bounds: Any = pixels.get("range")
+    if bounds is not None and not (is_list(bounds, (int, float), (2,)) and bounds[0] < bounds[1]):
+        return f"the range of its pixels is {shorten(bounds)}"
+    return ""
+
+
+def is_list(value: Any, kind: Any, lengths: Sequence[Any] | None = None) -> bool:
+    """Whether a value is a list of one kind (numbers must be finite and moderate), of one of the lengths; never empty."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and (lengths is None or len(value) in lengths)
+        and all(isinstance(item, kind) and not isinstance(item, bool) for item in value)
+        and all(isinstance(item, str) or -1e9 <= item <= 1e9 for item in value)
+    )
+
+
+def check_fit(
+    inputs: Sequence[tuple[str, str, list[Any]]], outputs: Sequence[str], about: Mapping[str, Any], path: Path
+) -> None:
+    """Raise `BadFile` if inputs (names, types, shapes) and outputs of an ONNX file are others than its metadata say."""
+    kind = "tensor(uint8)" if about["input"]["type"] == "uint8" else "tensor(float)"
+    expected = [1, about["input"]["channels"], *about["input"]["size"]]
+    fits = len(inputs) == 1 and inputs[0][1] == kind and len(inputs[0][2]) == 4
+    if not fits or any(isinstance(given, int) and given != n for given, n in zip(inputs[0][2], expected, strict=True)):
+        given = ", ".join(f"{name} {kind} {shape}" for name, kind, shape in inputs)
+        raise BadFile(f"{path} does not fit its own description: its inputs are {shorten(given)}")
+    if list(outputs) != about["outputs"]:
+        raise BadFile(f"{path} does not fit its own description: its outputs are {shorten(', '.join(outputs))}")
 
 
 def open_model(path: str | Path, threads: int | None = None) -> Any:
@@ -203,15 +348,17 @@ def open_model(path: str | Path, threads: int | None = None) -> Any:
         BadFile: there is no such file, or it cannot be used.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         inside = sorted([*path.glob("*.onnx"), *path.glob("*.pte")])
         raise BadFile(
             f"{path} is a folder. Give the file: {inside[0]}"
             if inside
             else f"{path} is a folder, not an exported model"
         )
-    if not path.exists():
+    if not os.path.exists(path):
         raise BadFile(f"there is no file {path}")
+    if not os.path.isfile(path):
+        raise BadFile(f"{path} is not a regular file")
     if path.suffix == ".pte":
         return PteFile(path)
     if path.suffix != ".onnx":
@@ -222,16 +369,43 @@ def open_model(path: str | Path, threads: int | None = None) -> Any:
 # --------------------------------------------------------------------------------------------------------------- pictures
 
 
-def find_pictures(given: Iterable[str]) -> Iterator[Path]:
-    """The files of the given files, folders (with their folders) and patterns such as `*.jpg`."""
+def find_pictures(given: Iterable[str]) -> Iterator[tuple[Path, str]]:
+    """The files of the given files, folders (with their folders) and patterns such as `*.jpg`; and what is wrong with each.
+
+    Hidden files are left out, unless they are named.
+    """
     for name in given:
         path = Path(name)
-        if path.is_dir():
-            yield from (found for found in sorted(path.rglob("*")) if found.suffix.lower() in SUFFIXES)
-        elif not path.exists() and glob.has_magic(name):
-            yield from map(Path, sorted(glob.glob(name, recursive=True)))
+        if os.path.isdir(path):
+            yield from pictures_of(path)
+        elif not os.path.lexists(path) and glob.has_magic(name):
+            found = sorted(map(Path, glob.glob(name, recursive=True)), key=lambda match: (len(match.parts), match))
+            matches = {
+                (os.path.realpath(match.parent), match.name): match for match in reversed(found)
+            }  # links may go round
+            for match in sorted(matches.values()):
+                yield from pictures_of(match) if os.path.isdir(match) else [(match, "")]
+            if not matches:
+                yield path, "nothing matches this pattern"
         else:
-            yield path
+            yield path, ""
+
+
+def pictures_of(folder: Path) -> list[tuple[Path, str]]:
+    """The pictures of a folder and of its folders, links to folders followed once; and the folders that cannot be read."""
+    found: list[tuple[Path, str]] = []
+    seen = {os.path.realpath(folder)}
+
+    def complain_later(error: OSError) -> None:
+        found.append((Path(error.filename), (error.strerror or "it cannot be read").lower()))
+
+    for here, folders, files in os.walk(folder, followlinks=True, onerror=complain_later):
+        places = {name: os.path.realpath(Path(here, name)) for name in folders if not name.startswith(".")}
+        folders[:] = [name for name, place in places.items() if place not in seen]
+        seen.update(places.values())
+        pictures = (Path(here, name) for name in files if not name.startswith("."))
+        found += [(path, "") for path in pictures if path.suffix.lower() in SUFFIXES]
+    return sorted(found) or [(folder, "there is no picture in this folder")]
 
 
 def read_picture(path: Path, about: Mapping[str, Any]) -> np.ndarray:
@@ -243,16 +417,32 @@ def read_picture(path: Path, about: Mapping[str, Any]) -> np.ndarray:
     from PIL import Image, ImageOps
 
     height, width = about["input"]["size"]
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise BadPicture("it is not a regular file")
     try:
-        with Image.open(path) as image:
-            image.draft("RGB", (2 * max(height, width), 2 * max(height, width)))
-            ImageOps.exif_transpose(image, in_place=True)
-            return np.asarray(fit(as_rgb(image, about.get("pixels") or {}), height, width))
-    except FileNotFoundError:
-        raise BadPicture("there is no such file") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's remarks about metadata
+            with Image.open(path) as image:
+                if image.format == "EPS":
+                    raise BadPicture("EPS is a program and not a picture: convert it")
+                image.draft("RGB", (2 * max(height, width), 2 * max(height, width)))
+                ImageOps.exif_transpose(image, in_place=True)
+                return np.asarray(fit(as_rgb(image, about.get("pixels") or {}), height, width))
     except Exception as error:  # on broken files Pillow's readers raise errors of any kind
-        text = "it is not a picture" if type(error).__name__ == "UnidentifiedImageError" else str(error).rstrip(".")
-        raise BadPicture(text or type(error).__name__) from None
+        raise BadPicture(explain_picture(path, error)) from None
+
+
+def explain_picture(path: Path, error: Exception) -> str:
+    """Why a picture cannot be read."""
+    if isinstance(error, FileNotFoundError):
+        return "a link that leads nowhere" if path.is_symlink() else "there is no such file"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    if type(error).__name__ == "DecompressionBombError":
+        return "it has more pixels than Pillow's limit: a small file may fill the memory. Make it smaller first"
+    if type(error).__name__ == "UnidentifiedImageError":
+        return "it is empty" if not path.stat().st_size else "it is not a picture"
+    return first_line(error).rstrip(".")
 
 
 def as_rgb(image: Any, pixels: Mapping[str, Any]) -> Any:
@@ -294,36 +484,49 @@ def as_input(pictures: np.ndarray, about: Mapping[str, Any]) -> np.ndarray:
 # ----------------------------------------------------------------------------------------------------------------- answers
 
 
-def answer(model: Any, pictures: np.ndarray) -> dict[str, np.ndarray]:
-    """The outputs by name for pictures uint8 `[b h w 3]`."""
-    images = as_input(pictures, model.about)
+def answer(model: Any, images: np.ndarray) -> dict[str, np.ndarray]:
+    """The outputs by name for images `[b 3 h w]` as the file takes them.
+
+    Raises:
+        BadFile: the outputs do not fit the file's description.
+    """
     size = model.batch or len(images)
     parts = [model(images[start : start + size]) for start in range(0, len(images), size)]
-    return {
-        name: np.concatenate(values)
-        for name, values in zip(model.about["outputs"], zip(*parts, strict=True), strict=True)
-    }
+    names = model.about["outputs"]
+    if any(len(part) != len(names) for part in parts):
+        raise BadFile(f"{model.path} does not fit its own description: it has {len(parts[0])} outputs")
+    found = {name: np.concatenate(values) for name, values in zip(names, zip(*parts, strict=True), strict=True)}
+    expected = (len(images), len(model.about["classes"])) if "probabilities" in found else found["logits"].shape[:1]
+    for name, values in found.items():
+        if values.dtype != np.float32 or values.shape[: len(expected)] != expected or len(values) != len(images):
+            raise BadFile(
+                f"{model.path} does not fit its own description: its {shorten(name)} are {values.dtype} {values.shape}, "
+                f"for {len(images)} images and {len(model.about.get('classes') or ())} classes"
+            )
+    return found
 
 
-def occlusion(model: Any, picture: np.ndarray, target: int) -> np.ndarray:
-    """How much the class's logit falls when a window hides part of the picture, `[h w]`; the explainer `occlusion`.
+def occlusion(model: Any, image: np.ndarray, target: int) -> np.ndarray:
+    """How much the class's logit falls when a window hides part of the image `[3 h w]`: `[h w]`; the explainer `occlusion`.
 
     The window is a square of a quarter of the shorter side. It moves by half its side. Hidden pixels get the mean colour.
     """
-    height, width = picture.shape[:2]
+    height, width = image.shape[1:]
     side = max(1, min(height, width) // 4)
     stride = max(1, side // 2)
     rows, columns = (range(math.ceil(max(0, length - side) / stride) + 1) for length in (height, width))
     windows = [(row * stride, column * stride) for row in rows for column in columns]
-    mean = np.asarray(model.about["input"].get("mean") or 0.5, dtype=np.float32)
-    fill = (mean * 255).round().clip(0, 255).astype(np.uint8)
-    before = answer(model, picture[None])["logits"][0, target]
+    fill = np.asarray(model.about["input"]["mean"], dtype=np.float32)
+    if image.dtype == np.uint8:
+        fill = (fill * 255).round().clip(0, 255)
+    before = answer(model, image[None])["logits"][0, target]
     total, covered = np.zeros((height, width), np.float32), np.zeros((height, width), np.float32)
-    for start in range(0, len(windows), PROBES):
-        part = windows[start : start + PROBES]
-        hidden = np.repeat(picture[None], len(part), 0)
-        for image, (top, left) in zip(hidden, part, strict=True):
-            image[top : top + side, left : left + side] = fill
+    probes = max(1, min(PROBES, PROBED_PIXELS // (height * width)))
+    for start in range(0, len(windows), probes):
+        part = windows[start : start + probes]
+        hidden = np.repeat(image[None], len(part), 0)
+        for probe, (top, left) in zip(hidden, part, strict=True):
+            probe[:, top : top + side, left : left + side] = fill[:, None, None]
         for (top, left), logit in zip(part, answer(model, hidden)["logits"][:, target], strict=True):
             total[top : top + side, left : left + side] += before - logit
             covered[top : top + side, left : left + side] += 1
@@ -343,18 +546,22 @@ def overlay(picture: np.ndarray, values: np.ndarray) -> Any:
     return Image.fromarray((grey * (1 - strength) + colour * strength).clip(0, 255).astype(np.uint8))
 
 
-def explain(model: Any, picture: np.ndarray, outputs: Mapping[str, np.ndarray], target: int) -> np.ndarray:
-    """The class's map of one picture: the one in the file's outputs if there is one, else by occlusion."""
-    return outputs["maps"][0, target] if "maps" in outputs else occlusion(model, picture, target)
+def explain(model: Any, image: np.ndarray, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The map of an image's top class: the one in the file's outputs if there is one, else by occlusion."""
+    target = int(outputs["logits"][0].argmax())
+    return outputs["maps"][0, target] if "maps" in outputs else occlusion(model, image, target)
 
 
 def describe(about: Mapping[str, Any], outputs: Mapping[str, np.ndarray], top: int) -> list[tuple[str, float]]:
     """The most probable classes of one picture, each with its probability; the plain numbers for other tasks."""
     if "probabilities" not in outputs:
-        return [(f"output {place}", float(value)) for place, value in enumerate(outputs["logits"][0].ravel()[:top])]
+        return [(f"output {place}", float(value)) for place, value in enumerate(outputs["logits"][0].ravel())]
     probabilities = outputs["probabilities"][0]
     best = np.argsort(-probabilities, kind="stable")[:top]
     return [(about["classes"][place], float(probabilities[place])) for place in best]
+
+
+# ----------------------------------------------------------------------------------------------------------------- command
 
 
 def predict(
@@ -365,7 +572,7 @@ def predict(
     Args:
         file: the exported model.
         images: files, folders and patterns.
-        top: the number of classes per picture.
+        top: the number of classes per picture, at least 1.
         as_json: one JSON object per picture.
         explained: the folder for pictures of the maps.
 
@@ -373,91 +580,156 @@ def predict(
         the exit status: 0, or 1 if a picture could not be read.
 
     Raises:
-        BadFile: the model cannot be used.
+        BadFile: the model cannot be used, or a map cannot be written.
     """
+    if top < 1:
+        raise BadFile(f"--top is the number of classes per picture, 1 or more; given {top}")
+    if not images:
+        raise BadFile("name the pictures: files, folders, or patterns such as 'photos/*.jpg'")
     model = open_model(file)
+    if model.about["input"]["channels"] != 3:
+        raise BadFile(f"{file} takes images of {model.about['input']['channels']} channels, and pictures have 3")
     pictures = list(find_pictures(images))
-    if not pictures:
-        raise BadFile(f"there is no picture in {', '.join(images)}")
     if explained:
-        explained.mkdir(parents=True, exist_ok=True)
-    failed = False
-    for path in pictures:
+        if "probabilities" not in model.about["outputs"]:
+            raise BadFile(f"--explain shows maps of classes, and {file} is not a classification")
+        prepare_folder(explained, [path for path, _ in pictures])
+    failed, names = False, set[Path]()
+    for path, problem in pictures:
         try:
+            if problem:
+                raise BadPicture(problem)
             picture = read_picture(path, model.about)
+            image = as_input(picture[None], model.about)
+            outputs = answer(model, image)
+            if not all(np.isfinite(values).all() for values in outputs.values()):
+                raise BadPicture("the model's answer is not a number")
         except BadPicture as error:
             failed = True
-            print(f"{path}: {error}", file=sys.stderr)
+            complain(f"{path}: {error}")
             if as_json:
-                print(json.dumps({"file": str(path), "error": str(error)}, ensure_ascii=False), flush=True)
+                print(json.dumps({"file": str(path), "error": str(error)}), flush=True)
             continue
-        outputs = answer(model, picture[None])
-        best = describe(model.about, outputs, top)
         map_file = None
         if explained:
-            map_file = free_name(explained, path)
-            target = int(outputs["logits"][0].argmax())
-            save(overlay(picture, explain(model, picture, outputs, target)), map_file)
-        print_answer(path, best, as_json, map_file)
+            map_file = free_name(explained, path, names)
+            save(overlay(picture, explain(model, image[0], outputs)), map_file)
+        print_answer(path, describe(model.about, outputs, top), model.about, as_json, map_file)
     return int(failed)
 
 
-def print_answer(path: Path, best: Sequence[tuple[str, float]], as_json: bool, map_file: Path | None) -> None:
-    """One line for a picture."""
+def print_answer(
+    path: Path, best: Sequence[tuple[str, float]], about: Mapping[str, Any], as_json: bool, map_file: Path | None
+) -> None:
+    """One line for a picture. JSON is in ASCII, and other text has no control characters: no name can steer the terminal."""
     if as_json:
-        entry: dict[str, Any] = {
-            "file": str(path),
-            "top": [{"class": name, "probability": share} for name, share in best],
-        }
-        print(json.dumps({**entry, **({"map": str(map_file)} if map_file else {})}, ensure_ascii=False), flush=True)
+        classes = "probabilities" in about["outputs"]
+        entry: dict[str, Any] = {"file": str(path)}
+        if classes:
+            entry["top"] = [{"class": name, "probability": share} for name, share in best]
+        else:
+            entry["outputs"] = [value for _, value in best]
+        print(json.dumps({**entry, **({"map": str(map_file)} if map_file else {})}), flush=True)
     else:
-        print(f"{path}\t" + "\t".join(f"{name} {share:.3f}" for name, share in best), flush=True)
+        print(printable(str(path)), *(f"{printable(name)} {share:.3f}" for name, share in best), sep="\t", flush=True)
 
 
-def free_name(folder: Path, picture: Path) -> Path:
+def printable(text: str) -> str:
+    """A text with escapes in the place of control characters."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
+def complain(text: str) -> None:
+    """Print a message on stderr."""
+    print(printable(text), file=sys.stderr, flush=True)
+
+
+def prepare_folder(folder: Path, pictures: Sequence[Path]) -> None:
+    """Make the folder for maps. A folder that holds one of the pictures is refused: a map could replace a picture.
+
+    Raises:
+        BadFile: it cannot be made, or it holds a picture.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadFile(f"the folder {folder} cannot be made: {error.strerror}") from None
+    inside = next((path for path in pictures if os.path.realpath(path.parent) == os.path.realpath(folder)), None)
+    if inside is not None:
+        raise BadFile(f"--explain {folder}: this folder holds {inside}. Maps need a folder of their own")
+
+
+def free_name(folder: Path, picture: Path, names: set[Path]) -> Path:
     """The file for a picture's map; pictures of one name in different folders get numbers."""
-    name, number = folder / f"{picture.stem}.png", 2
-    while name in USED:
-        name, number = folder / f"{picture.stem}-{number}.png", number + 1
-    USED.add(name)
+    stem = picture.stem[:50]  # a system allows 255 bytes
+    name, number = folder / f"{stem}.png", 2
+    while name in names:
+        name, number = folder / f"{stem}-{number}.png", number + 1
+    names.add(name)
     return name
 
 
-USED: set[Path] = set()
-
-
 def save(image: Any, path: Path) -> None:
-    """Write a PNG under a temporary name, then rename it."""
+    """Write a PNG under a temporary name, then rename it.
+
+    Raises:
+        BadFile: it cannot be written. No part of it remains.
+    """
     content = io.BytesIO()
     image.save(content, "PNG")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_bytes(content.getvalue())
         os.replace(temporary, path)
+    except OSError as error:
+        raise BadFile(f"{path} cannot be written: {error.strerror}") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """The command line of this file."""
-    parser = argparse.ArgumentParser(description="Answer pictures with a model that distilens exported.")
-    parser.add_argument("file", help="the exported model, .onnx or .pte")
-    parser.add_argument("images", nargs="+", help="pictures, folders, patterns")
-    parser.add_argument("--top", type=int, default=1, help="the number of classes per picture")
+def run(file: str, images: Sequence[str], *, top: int, as_json: bool, explained: Path | None, name: str) -> int:
+    """`predict` as a command.
+
+    Returns:
+        the exit status: 0; 1 if a picture could not be read; 2 for a bad model; 130 after Ctrl-C; 141 for a closed pipe.
+    """
+    with contextlib.suppress(AttributeError):
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        return predict(file, images, top=top, as_json=as_json, explained=explained)
+    except BadFile as error:
+        complain(f"{name}: {error}")
+        return 2
+    except KeyboardInterrupt:
+        complain(f"{name}: stopped")
+        return 130
+    except OSError as error:  # of print: all other files are looked after
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains at its end
+        if isinstance(error, BrokenPipeError):
+            return 141
+        complain(f"{name}: the answers cannot be written: {error.strerror}")
+        return 2
+
+
+def main(words: Sequence[str] | None = None, name: str = "predict.py") -> int:
+    """The command line of this file; `name` is its name in messages."""
+    parser = argparse.ArgumentParser(
+        name,
+        description="Answer pictures with a model that distilens exported: a line per picture, with class and probability.",
+        epilog="Exit status: 1 if a picture could not be read (the others are answered), 2 if the model cannot be used.",
+    )
+    parser.add_argument("file", metavar="FILE", help="the exported model, .onnx or .pte")
+    parser.add_argument(
+        "images", metavar="IMAGES", nargs="+", help="pictures, folders, and patterns such as 'photos/*.jpg'"
+    )
+    parser.add_argument("--top", type=int, default=1, metavar="K", help="the number of classes per picture")
     parser.add_argument("--json", action="store_true", help="one JSON object per picture")
     parser.add_argument(
         "--explain", type=Path, metavar="DIR", help="write a picture of each answer's map into this folder"
     )
     given = parser.parse_args(words)
-    try:
-        return predict(given.file, given.images, top=given.top, as_json=given.json, explained=given.explain)
-    except BadFile as error:
-        print(f"predict: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        return 141
+    return run(given.file, given.images, top=given.top, as_json=given.json, explained=given.explain, name=name)
 
 
 if __name__ == "__main__":
