@@ -1,5 +1,6 @@
 """An export writes what it names, verifies it, and leaves nothing else."""
 
+import copy
 import json
 import os
 from pathlib import Path
@@ -59,7 +60,12 @@ def test_an_int8_file_that_loses_too_much_is_refused_and_not_left(student, data,
     monkeypatch.setattr(exporting.Job, "loss", lambda self, found, splits: 3.25)
     found = export_model(student, tmp_path, Plan(("onnx",), "int8", tolerance=1, images=0), data)
     assert "loses 3.25 points of accuracy, and 1 are allowed" in found.refused[0]["refused"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["export.json", "predict.py", "student.onnx"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "README.md",
+        "export.json",
+        "predict.py",
+        "student.onnx",
+    ]
 
 
 def test_a_file_that_answers_differently_is_refused_and_an_old_one_removed(student, data, tmp_path, monkeypatch):
@@ -155,3 +161,21 @@ def test_a_network_of_another_task_has_only_its_outputs(tmp_path):
     model = Model(network, Brightness(), size=(2, 2)).eval()
     found = distilens.export(model, tmp_path / "own.pt2")
     assert found.about["outputs"] == ["logits"] and found.files[0]["answers"]["examples"]["different"] == 0
+
+
+def test_a_second_export_keeps_the_files_of_the_first_unless_the_student_is_another(student, data, tmp_path):
+    first = export_model(student, tmp_path, Plan(("pt2",), images=0), data)
+    both = export_model(student, tmp_path, Plan(("safetensors",), images=0), data)
+    assert [entry["file"] for entry in both.files] == ["student.pt2", "hub"] and first.paths()[0].exists()
+    other = copy.deepcopy(student)
+    with torch.no_grad():
+        next(other.network.parameters()).mul_(1.5)
+    again = export_model(other, tmp_path, Plan(("safetensors",), images=0), data)
+    assert [entry["file"] for entry in again.files] == ["hub"] and not first.paths()[0].exists()
+
+
+def test_a_file_that_resizes_is_compared_on_the_pictures_that_it_gets(student, data, tmp_path):
+    found = export_model(student, tmp_path, Plan(("pt2",), size=(24, 20), images=2), data)
+    test = found.files[0]["answers"]["test"]
+    assert test["different"] == 0 and test["largest"] < 1e-4
+    assert found.files[0]["maps"]["explainers"]["occlusion"]["cosine"]["mean"] == pytest.approx(1, abs=1e-3)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -165,6 +166,18 @@ def find_range(extents: Sequence[Extent]) -> tuple[tuple[float, float], str]:
         f"{len(extents):,} pictures of more than 8 bits hold values from {low:g} to {high:g}: 0 to {top} became black to "
         f"white, in the whole set (for the same range with other data: range=[0,{top}])"
     )
+
+
+def range_of(remarks: Iterable[str]) -> Range:
+    """The range that `find_range` found, from the remarks about a data set; None if it found none.
+
+    >>> range_of([find_range([Extent(True, 3, 4000)])[1]])
+    (0.0, 4095.0)
+    """
+    for remark in remarks:
+        if match := re.search(r"for the same range with other data: range=\[([^,\]]+),([^\]]+)\]", remark):
+            return float(match[1]), float(match[2])
+    return None
 
 
 @contextmanager

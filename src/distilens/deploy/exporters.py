@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from distilens.deploy.predict import BadFile
 from distilens.deploy.shipped import Shipped
 from distilens.foundation.errors import UserError
 from distilens.foundation.notation import Registry
@@ -110,9 +111,11 @@ def run_batches(runtime: Runtime, images: Tensor) -> list[np.ndarray]:
     if runtime.about["input"]["type"] == "uint8":
         pixels = (pixels * 255).round().clamp(0, 255).byte()
     array = pixels.numpy()
-    if runtime.batch is None:
-        return list(runtime(array))
-    parts = [runtime(array[start : start + runtime.batch]) for start in range(0, len(array), runtime.batch)]
+    size = runtime.batch or max(1, len(array))
+    try:
+        parts = [runtime(array[start : start + size]) for start in range(0, len(array), size)]
+    except BadFile as error:
+        raise UserError(str(error)) from None
     return [np.concatenate(output) for output in zip(*parts, strict=True)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from distilens.core import Model
+from distilens.data.pixels import range_of
 from distilens.deploy.exported import Exported
 from distilens.deploy.exporting import export_model
 from distilens.deploy.finetuning import finetune
@@ -57,7 +59,11 @@ def export_run(run: Run, plan: Plan, folder: Path | None = None) -> Exported:
         folder or run.folder / FOLDER,
         plan,
         run.data,
-        about={"recipe": key_of(what_is_trained(recipe)), "run": recipe.name, **pixels_of(recipe.data)},
+        about={
+            "recipe": key_of(what_is_trained(recipe)),
+            "run": recipe.name,
+            **pixels_of(recipe.data, run.data.inventory.remarks),
+        },
         teacher=teacher_logits(run),
         finetune=tuned,
         scores=run.scores,
@@ -80,8 +86,8 @@ def teacher_logits(run: Run) -> dict[str, Tensor]:
     }
 
 
-def pixels_of(data: str) -> dict[str, Any]:
-    """How the data's pictures become pixels, if the notation says it."""
-    options = Spec.parse(data).options
-    given = {key: options[key] for key in PIXELS if key in options}
+def pixels_of(data: str, remarks: Sequence[str] = ()) -> dict[str, Any]:
+    """How the data's pictures become pixels: what the notation says, and the range that was found for deep pictures."""
+    options, found = Spec.parse(data).options, range_of(remarks)
+    given = {**({"range": list(found)} if found else {}), **{key: options[key] for key in PIXELS if key in options}}
     return {"pixels": given} if given else {}
