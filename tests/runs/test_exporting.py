@@ -12,7 +12,7 @@ from rich.console import Console
 
 from distilens.cli import commands
 from distilens.cli.terminal import next_steps
-from distilens.deploy import verification
+from distilens.deploy import job, verification
 from distilens.deploy.exported import Refused
 from distilens.foundation.errors import UserError
 from distilens.runs.exporting import pixels_of
