@@ -13,9 +13,13 @@ import tyro
 
 from distilens.cli.options import (
     Again,
+    BatchSizes,
+    BenchOut,
     Changes,
+    ClassCount,
     CompareSettings,
     DataName,
+    DataOfNotation,
     Explainers,
     ExportOut,
     Formats,
@@ -27,19 +31,23 @@ from distilens.cli.options import (
     Kind,
     Manner,
     MapsOut,
+    Measured,
     ModelOrRun,
     MostOfAStep,
     NamedModels,
     Out,
     PageOut,
     PartName,
+    PictureSize,
     Push,
     RecipeName,
     RunFolder,
     RunsToCompare,
+    Runtimes,
     Seed,
     Share,
     Target,
+    Threads,
     Variants,
     Verify,
 )
@@ -294,6 +302,42 @@ def export(
         "finetune": finetune,
     }
     export_to(model, plan, data, out, push, as_json=json, how=how)
+
+
+@command("bench")
+def bench(
+    targets: Measured,
+    /,
+    threads: Threads = (),
+    batch: BatchSizes = (),
+    rounds: int = 20,
+    runtimes: Runtimes = (),
+    data: DataOfNotation = None,
+    classes: ClassCount = None,
+    input_size: PictureSize = None,
+    out: BenchOut = None,
+    json: Json = False,
+    how: How = Manner(),  # noqa: B008
+) -> None:
+    """Measure what models cost in every runtime: parameters, MACs, size, memory, latency, throughput, energy.
+
+    All models take turns, round by round, so that their ratios are fair on a busy machine too.
+
+    Args:
+        rounds: How often every model takes its turn; an interval needs at least six.
+    """
+    from distilens.cli.deploying import bench_to
+
+    options = {
+        "threads": [count for group in threads for count in group] or None,
+        "batches": [count for group in batch for count in group] or (1, 64),
+        "rounds": rounds,
+        **({"runtimes": join_words(runtimes)} if runtimes else {}),
+        "data": data,
+        "classes": classes,
+        "size": input_size,
+    }
+    bench_to(targets, options, out, as_json=json, how=how)
 
 
 @command("report")

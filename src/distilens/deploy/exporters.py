@@ -8,7 +8,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ EXPORTERS = Registry(
 )
 
 
+@runtime_checkable
 class Runtime(Protocol):
     """An exported file, opened in its runtime.
 
