@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -18,33 +17,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 from distilens import __version__
-from distilens.deploy.processor import EnergyMeter, Processor, read_processor, usable_cores
+from distilens.deploy.bench_rows import NAMES, Timed, count_of, describe, row_of, versions_of
+from distilens.deploy.processor import Processor, read_processor, usable_cores
 from distilens.deploy.targets import Candidate, candidates_of, find_targets
 from distilens.deploy.timing import OPENERS
 from distilens.foundation.errors import UserError
-from distilens.foundation.estimate import Estimate, median_of
 from distilens.foundation.files import write_json
 from distilens.foundation.progress import Work
-from distilens.measure.cost import BUSY
 
 FILE = "bench.json"
 KIND = "distilens bench 1"
-NAMES = {
-    "eager": "PyTorch eager",
-    "compiled": "PyTorch compiled",
-    "pt2": "PyTorch pt2",
-    "onnx": "ONNX Runtime",
-    "executorch": "ExecuTorch",
-    "openvino": "OpenVINO",
-}
 SECONDS_TO_START = {"compiled": 40.0, "onnx": 2.0, "openvino": 4.0}
 """About how long a process takes until it is ready; 8 s for the others."""
-GOAL = 2.0
-"""An INT8 file should answer at least this many times as many images per second as PyTorch eager in float."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +157,7 @@ def bench(
     if not rows:
         raise UserError(f"nothing could be measured: {'; '.join(dict.fromkeys(skipped))}")
     processor = read_processor()
-    remarks = (*describe(rows, settings, processor), *dict.fromkeys(skipped))
+    remarks = (*describe(rows, settings.batches, settings.rounds, processor), *dict.fromkeys(skipped))
     return Bench(tuple(rows), processor, settings, remarks, versions_of(candidates))
 
 
@@ -252,21 +239,6 @@ class Process:
         self.errors.close()
 
 
-@dataclass
-class Timed:
-    """The calls of one model at one batch size: milliseconds by round, and joules per image by round."""
-
-    candidate: Candidate
-    batch: int
-    rounds: list[list[float]] = field(default_factory=list)
-    joules: list[float] = field(default_factory=list)
-
-    @property
-    def medians(self) -> list[float]:
-        """The median of each round."""
-        return [statistics.median(times) for times in self.rounds]
-
-
 def measure(
     candidates: Sequence[Candidate], threads: int, settings: Settings, work: Work, skipped: list[str]
 ) -> list[dict[str, Any]]:
@@ -319,103 +291,3 @@ def measure_memory(candidate: Candidate, threads: int, settings: Settings, work:
     process.stop()
     work.advance(start_of(candidate.runtime))
     return {int(batch): found for batch, found in process.ready.get("memory", {}).items()}
-
-
-# -------------------------------------------------------------------------------------------------------------------- rows
-
-
-def row_of(entry: Timed, others: Sequence[Timed], threads: int, memory: int | None) -> dict[str, Any]:
-    """The row of one model, runtime and batch, with its ratios to the others."""
-    candidate = entry.candidate
-    times = [time for part in entry.rounds for time in part]
-    same = [other for other in others if other.batch == entry.batch]
-    eager = next(
-        (one for one in same if one.candidate.name == candidate.name and one.candidate.runtime == "eager"), None
-    )
-    first = next(one for one in same if runtime_of(one.candidate) == runtime_of(candidate))
-    return {
-        "name": candidate.name,
-        "runtime": runtime_of(candidate),
-        "precision": candidate.precision,
-        "file": None if candidate.path.is_dir() else candidate.path.name,
-        **candidate.cost,
-        "bytes": candidate.size,
-        "threads": threads,
-        "batch": entry.batch,
-        "median": statistics.median(times),
-        "p95": float(np.quantile(times, 0.95)),
-        "images_per_second": 1000 * entry.batch / statistics.median(times),
-        "memory": memory,
-        "joules": statistics.median(entry.joules) if entry.joules else None,
-        "calls": len(times),
-        "faster": ratio(entry, eager).plain() if eager and eager is not entry else None,
-        "to_first": ratio(entry, first).plain() if first is not entry else None,
-    }
-
-
-def runtime_of(candidate: Candidate) -> str:
-    """The runtime's name in a table, with INT8 for such a file."""
-    return NAMES[candidate.runtime] + (" INT8" if candidate.precision == "int8" else "")
-
-
-def ratio(one: Timed, other: Timed) -> Estimate:
-    """How many times the throughput of `other` the throughput of `one` is: the median over rounds, with its interval."""
-    return median_of([b / a for a, b in zip(one.medians, other.medians, strict=True)])
-
-
-def describe(rows: Sequence[Mapping[str, Any]], settings: Settings, processor: Processor) -> list[str]:
-    """What a reader must know, one sentence each."""
-    lines = [
-        f"{processor.name}, {count_of(processor.cores, 'core')}. {processor.remark}",
-        "Memory is the peak of the resident set of a process of its own, above the runtime alone.",
-    ]
-    lines += goals_of(rows)
-    single = sorted({row["runtime"] for row in rows if row["runtime"].startswith("ExecuTorch")})
-    if single and max(settings.batches) > 1:
-        lines.append(f"{' and '.join(single)}: one image per call, so larger batches are not measured.")
-    if any(row["p95"] >= BUSY * row["median"] for row in rows):
-        lines.append(
-            "The machine was probably busy with other work: some latencies scatter much. Trust the ratios more."
-        )
-    if settings.rounds < 6:
-        lines.append("Ratios have no interval: that needs at least six rounds.")
-    if not EnergyMeter().readable:
-        lines.append("Energy is not measured: this machine has no energy counter (RAPL) that this user may read.")
-    return lines
-
-
-def goals_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """How much faster INT8 files are than PyTorch eager at batch 1 on one thread, one sentence each."""
-    lines = []
-    for row in rows:
-        faster = Estimate.read(row["faster"])
-        if faster and row["precision"] == "int8" and row["batch"] == row["threads"] == 1:
-            assert faster.value is not None
-            verdict = "reached" if faster.value >= GOAL else "not reached"
-            lines.append(
-                f"{row['name']} in {row['runtime']}: {faster.with_interval(two_digits)} times the images per second of PyTorch "
-                f"eager in float, one image and one thread; the goal of {GOAL:g} times is {verdict}."
-            )
-    return lines
-
-
-def two_digits(value: float) -> str:
-    """A number with two decimals."""
-    return f"{value:.2f}"
-
-
-def count_of(number: int, what: str) -> str:
-    """`1 thread`, `2 threads`."""
-    return f"{number} {what}{'s' * (number != 1)}"
-
-
-def versions_of(candidates: Sequence[Candidate]) -> dict[str, str]:
-    """The versions of the packages that were measured."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    packages = {"onnx": "onnxruntime", "executorch": "executorch", "openvino": "openvino"}
-    found = {}
-    for name in dict.fromkeys(packages.get(candidate.runtime, "torch") for candidate in candidates):
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
