@@ -377,6 +377,7 @@ def test_list_names_every_part_with_what_it_does(command, kind, names):
         "measure",
         "explain",
         "compare",
+        "bench",
         "report",
         "validate",
         "recommend",

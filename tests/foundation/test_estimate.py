@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from distilens.foundation.estimate import Estimate, mean_of, share_apart, share_of
+from distilens.foundation.estimate import Estimate, mean_of, median_of, share_apart, share_of
 
 WHOLE = Estimate(-0.0123, -0.1, 0.0754, 1200)
 
@@ -149,3 +149,11 @@ def test_to_write_an_estimate_needs_no_torch():
     code = "import sys; from distilens.foundation.estimate import Estimate; print(Estimate(1.0)); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1.000", "False"]
+
+
+def test_the_interval_of_a_median_is_two_of_the_numbers_and_needs_six():
+    values = [float(number) for number in range(20)]
+    assert median_of(values) == Estimate(9.5, 5.0, 14.0, 20)  # the 6th and the 15th: binomial(20, 1/2) at 0.95
+    assert median_of([1.0, 2.0, 300.0]) == Estimate(2.0, n=3)
+    assert median_of(values[:5]).ends is None
+    assert median_of(values[:6]).ends == (0.0, 5.0)

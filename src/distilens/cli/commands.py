@@ -13,9 +13,13 @@ import tyro
 
 from distilens.cli.options import (
     Again,
+    BatchSizes,
+    BenchOut,
     Changes,
+    ClassCount,
     CompareSettings,
     DataName,
+    DataOfNotation,
     Explainers,
     ExportedFile,
     ExportOut,
@@ -30,6 +34,7 @@ from distilens.cli.options import (
     Manner,
     MapsFolder,
     MapsOut,
+    Measured,
     ModelOrRun,
     MostOfAStep,
     NamedModels,
@@ -37,13 +42,16 @@ from distilens.cli.options import (
     PageOut,
     PartName,
     Pictures,
+    PictureSize,
     Push,
     RecipeName,
     RunFolder,
     RunsToCompare,
+    Runtimes,
     Seed,
     Share,
     Target,
+    Threads,
     Top,
     Variants,
     Verify,
@@ -321,6 +329,42 @@ def predict(
     from distilens.deploy.predict import run  # distilens.cli.main starts it without tyro
 
     sys.exit(run(file, images, top=top, as_json=json, explained=explain, name="distilens"))
+
+
+@command("bench")
+def bench(
+    targets: Measured,
+    /,
+    threads: Threads = (),
+    batch: BatchSizes = (),
+    rounds: int = 20,
+    runtimes: Runtimes = (),
+    data: DataOfNotation = None,
+    classes: ClassCount = None,
+    input_size: PictureSize = None,
+    out: BenchOut = None,
+    json: Json = False,
+    how: How = Manner(),  # noqa: B008
+) -> None:
+    """Measure what models cost in every runtime: parameters, MACs, size, memory, latency, throughput, energy.
+
+    All models take turns, round by round, so that their ratios are fair on a busy machine too.
+
+    Args:
+        rounds: How often every model takes its turn; an interval needs at least six.
+    """
+    from distilens.cli.deploying import bench_to
+
+    options = {
+        "threads": [count for group in threads for count in group] or None,
+        "batches": [count for group in batch for count in group] or (1, 64),
+        "rounds": rounds,
+        **({"runtimes": join_words(runtimes)} if runtimes else {}),
+        "data": data,
+        "classes": classes,
+        "size": input_size,
+    }
+    bench_to(targets, options, out, as_json=json, how=how)
 
 
 @command("report")

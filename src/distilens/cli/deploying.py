@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,3 +124,43 @@ def show_exported(found: Exported, *, as_json: bool) -> None:
     for line in (*refusals(found.plain()), *conclusions(found.plain())):
         console.print(line, highlight=False, markup=False)
     console.print(str(found.folder), highlight=False, markup=False)
+
+
+def bench_to(
+    targets: Sequence[str], options: Mapping[str, Any], out: Path | None, *, as_json: bool, how: Manner
+) -> None:
+    """Measure models in every runtime, write `bench.json`, and print the table.
+
+    Raises:
+        UserError: there is nothing to measure.
+    """
+    from rich.console import Console
+
+    from distilens.cli.terminal import print_json
+    from distilens.deploy.bench import bench
+    from distilens.deploy.targets import place_for
+    from distilens.report.deployment_section import latency_table
+    from distilens.report.terminal import as_table
+
+    if how.device not in (None, "cpu"):
+        raise UserError(f"bench measures on the CPU, which all runtimes share; given --device {how.device}")
+    place = out or place_for(targets)
+    if place is not None and place.is_dir():
+        raise UserError(f"--out takes a file; {place} is a folder: --out {place / 'bench.json'}")
+    made = bench(targets, **options, console=how.console)
+    if place is not None:
+        made.write(place)
+        for target in {Path(target) for target in targets}:
+            if place.parent.parent == target and (target / "report.html").is_file():
+                from distilens.report import write_report
+
+                write_report(target)
+    if as_json:
+        print_json(made.plain())
+        return
+    console = Console()
+    console.print(as_table(*latency_table(made.plain())))
+    for line in made.remarks:
+        console.print(line, highlight=False, markup=False)
+    saved = str(place) if place else "Not saved, since the targets lie in several places: --out FILE saves it."
+    console.print(saved, highlight=False, markup=False)

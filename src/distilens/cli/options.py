@@ -85,6 +85,56 @@ InputSize = Annotated[
         help_behavior_hint="(default: the network's own)",
     ),
 ]
+Measured = Annotated[
+    Positional[tuple[str, ...]],
+    arg(
+        metavar="RUN|FILE|MODEL ...",
+        help="Run folders, exported files, folders of saved models or of exports, model notations.",
+        help_behavior_hint="",
+    ),
+]
+Threads = Annotated[
+    UseAppendAction[tuple[tuple[int, ...], ...]],
+    arg(metavar="N ...", help="Numbers of threads.", help_behavior_hint="(default: 1 2, as far as there are cores)"),
+]
+BatchSizes = Annotated[
+    UseAppendAction[tuple[tuple[int, ...], ...]],
+    arg(name="batch", metavar="N ...", help="Numbers of images per call.", help_behavior_hint="(default: 1 64)"),
+]
+Runtimes = Annotated[
+    UseAppendAction[tuple[tuple[str, ...], ...]],
+    arg(
+        metavar="NAME ...",
+        help="Of eager, compiled, pt2, onnx, executorch, openvino.",
+        help_behavior_hint="(default: all)",
+    ),
+]
+BenchOut = Annotated[
+    Path | None,
+    arg(
+        metavar="FILE", help="The file to write.", help_behavior_hint="(default: bench.json beside the exported files)"
+    ),
+]
+ClassCount = Annotated[
+    int | None,
+    arg(metavar="N", help="The number of classes of a model notation without data.", help_behavior_hint=""),
+]
+PictureSize = Annotated[
+    tuple[int, int] | None,
+    arg(
+        metavar="HEIGHT WIDTH",
+        help="The size of the pictures for a model notation without data.",
+        help_behavior_hint="(default: the network's own)",
+    ),
+]
+DataOfNotation = Annotated[
+    str | None,
+    arg(
+        metavar="DATA",
+        help="The data set that gives a model notation its classes and its size.",
+        help_behavior_hint="",
+    ),
+]
 Push = Annotated[
     str | None,
     arg(metavar="OWNER/NAME", help="Upload the safetensors folder to this repository of the Hugging Face hub."),

@@ -27,7 +27,7 @@ CHANGED = ("run", "demo", "record", "codebook", "validate", "recommend", "compar
 """The commands that have `--set`."""
 OF_RECIPE = {name: name != "demo" for name in CHANGED if name != "compare"}
 """Commands about a recipe: whether they take its name."""
-SEVERAL = ("--set", "--models", "--explainer", "--format")
+SEVERAL = ("--set", "--models", "--explainer", "--format", "--threads", "--batch", "--runtimes")
 """Options that take all words up to the next option."""
 ONE = ("--out", "--device", "--seed", "--variants", "--part", "--verify", "--step", "--data", "--images", "--target")
 """Options that take one word."""

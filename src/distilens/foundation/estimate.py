@@ -170,6 +170,21 @@ def mean_of(values: Any) -> Estimate:
     return Estimate(mean, mean - half, mean + half, n, empty)
 
 
+def median_of(values: Sequence[float], level: float = 0.95) -> Estimate:
+    """The median of numbers, with its interval by order statistics, which holds for any distribution.
+
+    Args:
+        values: at least one number. Fewer than six have no interval at a level of 0.95.
+        level: the probability that the interval contains the median.
+    """
+    from scipy.stats import quantile_test
+
+    interval = quantile_test(values, p=0.5).confidence_interval(level)
+    ends = (float(interval.low), float(interval.high))
+    known = all(map(math.isfinite, ends))
+    return Estimate(float(np.median(values)), *(ends if known else (None, None)), len(values))
+
+
 def share_apart(one: Any, other: Any) -> Estimate | None:
     """The difference of two shares of hits on the same images, `one` minus `other`, in [-1, 1]; None without images.
 

@@ -1,7 +1,7 @@
 """The section about the exported files: size, answers, accuracy and maps against the student, and latency where measured."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,9 @@ def section(folder: Path) -> dict[str, Any]:
         return {"missing": missing("export.json does not hold an export of this version", command)}
     bench, problem = read_bench(folder / FOLDER)
     measure = missing(problem, f"distilens bench {shlex.quote(shown_folder(folder))}")
-    return {**content, "latency": latency_table(bench) if bench else None, "bench": measure}
+    remarks = list(bench.get("remarks", ())) if bench else []
+    latency = latency_table(bench) if bench else None
+    return {**content, "latency": latency, "latency_remarks": remarks, "bench": measure}
 
 
 def read_bench(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
@@ -149,20 +151,38 @@ def map_table(exported: Mapping[str, Any]) -> Table | None:
 
 
 def latency_table(bench: Mapping[str, Any]) -> Table:
-    """What `distilens bench` measured, one row per file, runtime, threads and batch."""
-    header = ["file", "runtime", "threads", "batch", "median, ms", "95th percentile, ms", "images/s", "memory"]
-    return header, [bench_row(entry) for entry in bench["rows"]]
+    """What `distilens bench` measured, one row per model, runtime, threads and batch, with the columns that have a value."""
+    columns = {name: [write(row) for row in bench["rows"]] for name, write in COST.items()}
+    shown = {name: cells for name, cells in columns.items() if name in ALWAYS or any(cell != NOTHING for cell in cells)}
+    return list(shown), [list(cells) for cells in zip(*shown.values(), strict=True)]
 
 
-def bench_row(entry: Mapping[str, Any]) -> list[str]:
-    cells: Sequence[Any] = [
-        entry["name"],
-        entry["runtime"],
-        entry["threads"],
-        entry["batch"],
-        f"{entry['median']:.2f}",
-        f"{entry['p95']:.2f}",
-        f"{entry['images_per_second']:,.0f}",
-        readable(entry["memory"]) if entry.get("memory") else NOTHING,
-    ]
-    return [str(cell) for cell in cells]
+def optional(key: str, write: Callable[[Any], str]) -> Callable[[Mapping[str, Any]], str]:
+    """How a value is written that a row may lack."""
+    return lambda row: NOTHING if row.get(key) is None else write(row[key])
+
+
+def times(entry: Mapping[str, Any]) -> str:
+    """A ratio with its interval: `2.31 [2.25 to 2.40]`."""
+    found = Estimate.read(entry)
+    return found.with_interval("{:.2f}".format) if found else NOTHING
+
+
+COST: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "model": lambda row: row["name"],
+    "runtime": lambda row: row["runtime"],
+    "parameters": optional("parameters", "{:,}".format),
+    "million MACs": optional("macs", lambda count: f"{count / 1e6:,.1f}"),
+    "size": optional("bytes", readable),
+    "threads": lambda row: str(row["threads"]),
+    "batch": lambda row: str(row["batch"]),
+    "median, ms": lambda row: f"{row['median']:.2f}",
+    "95th percentile, ms": lambda row: f"{row['p95']:.2f}",
+    "images/s": lambda row: f"{row['images_per_second']:,.0f}",
+    "× PyTorch eager": optional("faster", times),
+    "× first model": optional("to_first", times),
+    "memory": optional("memory", readable),
+    "mJ per image": optional("joules", lambda joules: f"{1000 * joules:.1f}"),
+}
+"""The columns of the latency table: how each is written."""
+ALWAYS = ("model", "runtime", "threads", "batch", "median, ms", "95th percentile, ms", "images/s")
