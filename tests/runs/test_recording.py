@@ -22,7 +22,8 @@ from distilens.runs.recipe_file import make_recipe
 from distilens.runs.recording import Recorder, record, verify
 from distilens.runs.run import Run, load_run, lock_run
 from distilens.runs.training import train_stage, train_teacher
-from distilens.teachers import LiveTeacher, store
+from distilens.teachers import LiveTeacher
+from distilens.teachers import records as store
 from distilens.teachers.records import sums
 from distilens.training.loop import train
 from distilens.training.settings import Training

@@ -18,7 +18,8 @@ from distilens.data.augment import AUGMENTS
 from distilens.data.pipeline import Batches
 from distilens.foundation.errors import UserError
 from distilens.methods import build_methods
-from distilens.teachers import LiveTeacher, StoredTeacher, store
+from distilens.teachers import LiveTeacher, StoredTeacher
+from distilens.teachers import records as store
 from distilens.teachers.needs import Need
 from distilens.training.log import Log
 from distilens.training.loop import train
