@@ -37,5 +37,6 @@ def test_a_row_is_compared_to_its_own_network_in_eager_and_to_the_first_in_its_r
     assert "6.00 [6.00 to 6.00]" in first
     assert first.endswith("is reached.")
     assert "b in ONNX Runtime INT8: 4.00" in second
-    slower = [{**row, "faster": {"mean": 1.9, "low": 1.8, "high": 2.0, "n": 6}} for row in rows[1:2]]
-    assert goals_of(slower)[0].endswith("is not reached.")
+    for low, high, verdict in ((1.8, 1.95, "not reached"), (1.8, 2.1, "undecided"), (None, None, "undecided")):
+        row = {**rows[1], "faster": {"mean": 1.9, "low": low, "high": high, "n": 6}}
+        assert goals_of([row])[0].endswith(f"is {verdict}.")

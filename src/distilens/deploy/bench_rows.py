@@ -109,8 +109,7 @@ def goals_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     for row in rows:
         faster = Estimate.read(row["faster"])
         if faster and row["precision"] == "int8" and row["batch"] == row["threads"] == 1:
-            assert faster.value is not None
-            verdict = "reached" if faster.value >= GOAL else "not reached"
+            verdict = "reached" if faster.above(GOAL) else "not reached" if faster.below(GOAL) else "undecided"
             lines.append(
                 f"{row['name']} in {row['runtime']}: {faster.with_interval(two_digits)} times the images per second of PyTorch "
                 f"eager in float, one image and one thread; the goal of {GOAL:g} times is {verdict}."

@@ -31,8 +31,10 @@ Open = Callable[[Path, int], Callable[[np.ndarray], object]]
 
 
 def set_torch_threads(threads: int) -> None:
-    """Import PyTorch and what opens models in it, and set its threads."""
+    """Import PyTorch and the libraries that build networks, which count as the runtime, and set the threads."""
+    import timm  # noqa: F401
     import torch
+    import torchvision.models  # noqa: F401
 
     import distilens.deploy.to_pt2
     import distilens.models.saved  # noqa: F401
