@@ -145,7 +145,7 @@ def test_latencies_are_shown_and_foreign_ones_are_not(tmp_path):
         distilens.foundation.files.write_json(tmp_path / "bench.json", bench)
         write_cards(tmp_path, content)
         text = (tmp_path / "README.md").read_text()
-        assert ("| student.onnx | ONNX Runtime | 1 | 1 | 1.23 | 2.00 | 810 | – |" in text) is shown
+        assert ("| student.onnx | ONNX Runtime | 1 | 1 | 1.23 | 2.00 | 810 |" in text) is shown
 
 
 def test_other_tasks_have_no_classes_and_no_accuracy():
