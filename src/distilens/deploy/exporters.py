@@ -40,8 +40,11 @@ class Runtime(Protocol):
         batch: the only number of images per call; None if any number is possible.
     """
 
-    about: Mapping[str, Any]
-    batch: int | None
+    @property
+    def about(self) -> Mapping[str, Any]: ...
+
+    @property
+    def batch(self) -> int | None: ...
 
     def __call__(self, images: np.ndarray) -> Sequence[np.ndarray]:
         """The outputs for images `[b 3 h w]` of the file's type and size, in the order of `about["outputs"]`."""

@@ -75,6 +75,7 @@ class Shipped(nn.Module):
         if "probabilities" in self.outputs:
             made.append(output.logits.softmax(1))
         if self.cam is not None:
+            assert self.cam.attached is not None
             made.append(self.cam.of_all(grid(output.features[self.cam.tap], output.size), self.cam.attached))
         return tuple(made)
 

@@ -84,7 +84,7 @@ class Calibration:
     def __init__(self, images: Tensor, batch: int):
         self.batches: Iterator[np.ndarray] = iter([part.numpy() for part in images.split(batch)])
 
-    def get_next(self) -> dict[str, np.ndarray] | None:
+    def get_next(self) -> Any:  # a dict, or None at the end; onnxruntime's own annotation lacks None
         images = next(self.batches, None)
         return None if images is None else {"images": images}
 

@@ -93,7 +93,7 @@ class Model(nn.Module):
     ):
         super().__init__()
         self.network: nn.Module = network
-        self.entrance = nn.Identity()  # the module of the tap `input`
+        self.entrance: nn.Module = nn.Identity()  # the module of the tap `input`
         self.parts = nn.ModuleDict()
         self.inserted: dict[str, Inserted] = {}
         self.task = as_task(classes)
