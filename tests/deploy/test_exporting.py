@@ -179,3 +179,25 @@ def test_a_file_that_resizes_is_compared_on_the_pictures_that_it_gets(student, d
     test = found.files[0]["answers"]["test"]
     assert test["different"] == 0 and test["largest"] < 1e-4
     assert found.files[0]["maps"]["explainers"]["occlusion"]["cosine"]["mean"] == pytest.approx(1, abs=1e-3)
+
+
+def test_the_users_model_keeps_its_mode_and_its_weights(student, tmp_path):
+    model = copy.deepcopy(student).train()
+    before = {key: value.clone() for key, value in model.bare_state().items()}
+    distilens.export(model, tmp_path / "student.pt2")
+    assert model.training and all(torch.equal(before[key], value) for key, value in model.bare_state().items())
+
+
+@pytest.mark.parametrize("name", ["../own.pt2", "notes.txt", "deep/own.pt2"])
+def test_a_list_of_someone_else_removes_nothing_of_yours(student, data, tmp_path, name):
+    folder = tmp_path / "export"
+    export_model(student, folder, Plan(("pt2",), images=0), data)
+    own = folder / name
+    own.parent.mkdir(exist_ok=True)
+    own.write_text("mine")
+    content = json.loads((folder / "export.json").read_text())
+    content["files"].append({**content["files"][0], "file": name})
+    content["student"]["fingerprint"] = "another"
+    (folder / "export.json").write_text(json.dumps(content))
+    export_model(student, folder, Plan(("pt2",), images=0), data)
+    assert own.read_text() == "mine"

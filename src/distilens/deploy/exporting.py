@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from distilens.deploy.exported import FILE, Exported, Refused, read_exported
 from distilens.deploy.exporters import EXPORTERS
 from distilens.deploy.job import Finetune, Job, Say, remove
 from distilens.deploy.plan import Plan, Quantize
-from distilens.deploy.shipped import Pixels, Shipped, with_entrance
+from distilens.deploy.shipped import Pixels, Shipped, check_alone, with_entrance
 from distilens.deploy.verification import Student
 from distilens.foundation.errors import UserError
 from distilens.foundation.files import explain_disk_errors, write_json, write_text
@@ -121,7 +122,9 @@ def export_model(
         UserError: the student cannot be exported.
     """
     exporters = plan.exporters()
-    shipped = Shipped(model.eval(), pixels=plan.pixels, size=plan.size, maps=plan.maps)
+    check_alone(model)
+    model = copy.deepcopy(model).cpu().eval()  # the user's model keeps its mode and its device
+    shipped = Shipped(model, pixels=plan.pixels, size=plan.size, maps=plan.maps)
     if plan.quantize == "int8" and data is None:
         raise UserError("INT8 needs images to find the ranges of the activations: name the data (data=, --data)")
     if data is not None and data.task.outputs != model.task.outputs:
@@ -156,9 +159,18 @@ def with_earlier(found: Exported) -> Exported:
         return found
     new = {entry["file"] for entry in found.files}
     kept = [entry for entry in before.files if entry["file"] not in new and not entry.get("refused")]
-    kept = [entry for entry in kept if (found.folder / entry["file"]).exists()]
+    # a list that someone else wrote must not name files outside the folder
+    kept = [entry for entry in kept if is_inside(found.folder, str(entry["file"]))]
     if before.about != found.about:
         for entry in kept:
             remove(found.folder / entry["file"])
         kept = []
     return replace(found, files=(*kept, *found.files))
+
+
+def is_inside(folder: Path, name: str) -> bool:
+    """Whether a name is that of an exported file that lies directly in the folder."""
+    endings = {EXPORTERS.build(kind).suffix for kind in EXPORTERS.entries}
+    return (
+        Path(name).name == name and (folder / name).exists() and (name == "hub" or Path(name).suffix in endings - {""})
+    )

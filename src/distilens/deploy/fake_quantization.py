@@ -62,6 +62,7 @@ def before(rounding: RoundInput) -> Callable[[nn.Module, tuple], tuple]:
     def hook(module: nn.Module, inputs: tuple) -> tuple:
         return (rounding(inputs[0]), *inputs[1:])
 
+    hook.rounds = True  # type: ignore[attr-defined]  # so that it is found again
     return hook
 
 
@@ -93,7 +94,9 @@ def remove_rounding(model: Model) -> Model:
     """The same student in float again, with its weights before rounding, in place."""
     for module in list(model.modules()):
         if isinstance(getattr(module, "round_input", None), RoundInput):
-            module._forward_pre_hooks.clear()
+            for key, hook in list(module._forward_pre_hooks.items()):
+                if getattr(hook, "rounds", False):
+                    del module._forward_pre_hooks[key]
             del module._modules["round_input"]
             set_plain(module, {"weight": module.parametrizations["weight"].original})  # type: ignore[index, union-attr]
     return model
