@@ -51,7 +51,10 @@ def export(
         size: height and width for a bare module.
         formats: the formats for a folder; by default `onnx`.
         quantize: `int8` also writes an INT8 file; for a file as `out`, that file is INT8.
-        pixels, input_size, maps, tolerance: see `Plan`.
+        pixels: what the file takes: `float` in [0, 1] or `uint8`.
+        input_size: height and width that the file takes; it resizes to the model's size.
+        maps: the file also returns the class maps.
+        tolerance: points of accuracy that INT8 may lose.
 
     Raises:
         UserError: the model cannot be exported, or the file does not answer as the model does. No file remains then.
@@ -60,8 +63,8 @@ def export(
         >>> import distilens, tempfile
         >>> model = distilens.build_model("resnet8", ["cat", "dog"], (32, 32)).eval()
         >>> found = distilens.export(model, tempfile.mkdtemp() + "/student.pt2")
-        >>> [path.name for path in found.paths()]
-        ['student.pt2']
+        >>> print(*(path.name for path in found.paths()))
+        student.pt2
     """
     given = as_data(data) if data is not None else None
     made = model_of(model, classes or given, size)
