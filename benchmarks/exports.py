@@ -3,7 +3,10 @@
 The weights are random unless a network is named by its saved folder, so that parity is measured, not accuracy. The images are
 those of `shapes` or random. Each network is a row; a format that cannot take it says why.
 
+Each file is also measured with one image and one thread, beside the network in PyTorch.
+
     python benchmarks/exports.py [--networks resnet20 timm:resnet18 ...] [--formats onnx executorch] [--out exports.json]
+    python benchmarks/exports.py --table exports.json    # the rows as a table
 """
 
 from __future__ import annotations
@@ -12,17 +15,22 @@ import json
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import tyro
 
 from distilens.data import Data, as_data
+from distilens.deploy.bench import bench
 from distilens.deploy.exporting import export_model
 from distilens.deploy.plan import Plan
+from distilens.deploy.targets import Target
 from distilens.foundation.errors import UserError
+from distilens.foundation.files import readable
+from distilens.foundation.notation import safe
 from distilens.models import MODELS, build_model
+from distilens.models.saved import save_model
 
 OTHERS = (
     "timm:resnet18",
@@ -81,11 +89,40 @@ def try_network(name: str, notation: str, formats: tuple[str, ...], out: Path) -
         for entry in files:
             test = (entry.get("answers") or {}).get("test") or {}
             rows.append({
-                "network": name, "format": form, "precision": entry["precision"], "bytes": entry.get("bytes"),
-                "largest": test.get("largest"), "same": (test.get("same top-1") or {}).get("share"),
-                "refused": entry.get("refused"), "batch": entry.get("batch"), "seconds": round(time.perf_counter() - start, 1),
+                "network": name, "format": form, "precision": entry["precision"], "file": entry.get("file"),
+                "bytes": entry.get("bytes"), "largest": test.get("largest"),
+                "same": (test.get("same top-1") or {}).get("share"), "refused": entry.get("refused"),
+                "batch": entry.get("batch"), "seconds": round(time.perf_counter() - start, 1),
             })  # fmt: skip
-    return rows
+    save_model(model, out / "model")
+    files = tuple(out / row["file"] for row in rows if not row["refused"])
+    target = Target(name, out / "model", files)
+    made = bench(target, threads=(1,), batches=(1,), rounds=6, pace=0.1, runtimes=("eager", "onnx", "executorch"))
+    medians = {row["file"]: row["median"] for row in made.rows}
+    return [{**row, "median": medians.get(row["file"]), "eager": medians.get(None)} for row in rows]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as Markdown: a line per network."""
+    kinds = [(form, precision) for form in ("onnx", "executorch") for precision in ("float32", "int8")]
+    names = {"onnx": "ONNX", "executorch": "pte"}
+    header = ["network", "PyTorch, ms"]
+    header += [f"{names[form]} {'INT8' if precision == 'int8' else 'float'}" for form, precision in kinds]
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    for network in dict.fromkeys(row["network"] for row in rows):
+        own = {(row["format"], row["precision"]): row for row in rows if row["network"] == network}
+        eager = next((row["eager"] for row in own.values() if row.get("eager")), None)
+        cells = [cell(own.get(kind) or own.get((kind[0], ""))) for kind in kinds]
+        lines.append("| " + " | ".join([f"`{network}`", f"{eager:.2f}" if eager else "", *cells]) + " |")
+    return "\n".join(lines)
+
+
+def cell(row: dict[str, Any] | None) -> str:
+    """One file: size, largest difference of a probability or the share of equal top classes, milliseconds."""
+    if row is None or row["refused"]:
+        return f"not kept: {row['refused']}" if row else ""
+    parity = f"{row['largest']:.0e}" if row["precision"] == "float32" else f"{100 * row['same']:.0f} %"
+    return ", ".join([readable(row["bytes"]), parity, *([f"{row['median']:.2f} ms"] if row.get("median") else [])])
 
 
 def warm_norms(model: torch.nn.Module, data: Data) -> None:
@@ -99,15 +136,21 @@ def warm_norms(model: torch.nn.Module, data: Data) -> None:
 
 
 def main(
-    networks: tuple[str, ...] = (), formats: tuple[str, ...] = ("onnx", "executorch"), out: Path | None = None
+    networks: tuple[str, ...] = (),
+    formats: tuple[str, ...] = ("onnx", "executorch"),
+    out: Path | None = None,
+    table_of: Annotated[Path | None, tyro.conf.arg(name="table")] = None,
 ) -> None:
-    """Export all networks, print a line per file, and write the rows to a file."""
+    """Export all networks, print a line per file, and write the rows to a file; or print the table of such a file."""
+    if table_of is not None:
+        print(table(json.loads(table_of.read_text())))
+        return
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         asked = networks or (*ZOO, *OTHERS, "hf:vit")
         for name in asked:
             notation = hugging_face_vit(Path(folder) / "vit") if name == "hf:vit" else name
-            for row in try_network(name, notation, formats, Path(folder) / "out"):
+            for row in try_network(name, notation, formats, Path(folder) / safe(name)):
                 rows.append(row)
                 print(json.dumps(row), flush=True)
             if out is not None:

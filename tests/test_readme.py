@@ -7,10 +7,13 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image, ImageDraw
 
 from distilens.cli import commands as command_line
 from distilens.runs.recipe_names import shipped_recipes
@@ -106,3 +109,57 @@ def test_examples_run(example, tmp_path):
     done = subprocess.run([sys.executable, example], cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
+
+
+SHORTER = {
+    "run": ["data.size=32", "train.epochs=1", "explain.images=2", "explain.measured=4"],
+    "export": ["--tolerance", "100"],
+    "bench": ["--threads", "1", "--batch", "1", "--rounds", "2", "--runtimes", "eager", "onnx", "executorch"],
+}
+"""What makes the commands of the sitting quick. A student of one epoch may lose more by INT8 than is allowed by default."""
+
+
+@pytest.mark.slow
+def test_the_sitting_from_photographs_to_a_small_model(tmp_path):
+    """The first commands of the deploy page, in order, on a few pictures."""
+    for package in ("timm", "onnx", "onnxscript", "onnxruntime", "executorch", "torchao"):
+        pytest.importorskip(package)
+    draw_pictures(tmp_path)
+    page = (ROOT / "docs" / "deploy.md").read_text()
+    sitting = re.search(r"```\n(pip install.*?)```", page, re.DOTALL)
+    assert sitting
+    pip, *lines = sitting[1].strip().splitlines()
+    for line in lines:
+        program, command, *words = shlex.split(line)
+        assert program == "distilens"
+        words = [program, command, *words, *SHORTER.get(command, [])]
+        done = subprocess.run([sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, f"{line}: {done.stderr}"
+        if command == "predict":
+            assert "round.jpg" in done.stdout and ("cat" in done.stdout or "dog" in done.stdout)
+    extras = re.search(r"\[(.*)\]", pip)
+    assert extras
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(extras[1].split(",")) <= set(known)
+    exported = tmp_path / "runs" / "photos" / "export"
+    for row in re.findall(
+        r"^\| (`.*?) \|", page.partition("`export` writes into")[2].partition("More formats")[0], re.M
+    ):
+        for name in re.findall(r"`(.*?)`", row):
+            assert (exported / name).is_file(), name
+    assert (exported / "student-int8.pte").stat().st_size < 2e6
+
+
+def draw_pictures(folder: Path) -> None:
+    """`pictures/cat`, `pictures/dog` and `holiday`: photographs of discs and bars."""
+    random = np.random.default_rng(0)
+    for name, count in (("pictures/cat", 30), ("pictures/dog", 30), ("holiday", 2)):
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            picture = Image.fromarray(random.integers(0, 120, (40, 48, 3), np.uint8))
+            box = (10, 5, 35, 30) if name != "pictures/dog" else (5, 15, 40, 22)
+            draw = ImageDraw.Draw(picture)
+            (draw.ellipse if name != "pictures/dog" else draw.rectangle)(
+                box, fill=(230, 200, int(random.integers(255)))
+            )
+            picture.save(folder / name / (f"{number}.jpg" if name != "holiday" else ("round.jpg", "other.jpg")[number]))

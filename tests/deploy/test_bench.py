@@ -167,6 +167,9 @@ def test_the_command_measures_every_runtime_and_keeps_the_result_beside_the_file
     commands.main()
     content = json.loads(capsys.readouterr().out)
     assert content == json.loads((tmp_path / "run" / "export" / "bench.json").read_text())
+    assert (
+        "| ONNX Runtime INT8 |" in (tmp_path / "run" / "export" / "README.md").read_text()
+    )  # the card has the latencies
     found = {(row["runtime"], row["batch"]) for row in content["rows"]}
     names = ("PyTorch eager", "ONNX Runtime", "ONNX Runtime INT8")
     assert {(name, batch) for name in names for batch in (1, 2)} <= found

@@ -87,6 +87,11 @@ def test_it_says_what_distillation_added_what_it_cost_and_its_limits():
     assert "recipe.toml" in text
 
 
+def test_it_says_what_the_network_costs():
+    text = card(exported(file("student.onnx", "onnx"), parameters=77_850, macs=12_501_504))
+    assert "- cost: 77,850 parameters; 12.5 million multiply-accumulates per image" in text
+
+
 def test_scores_of_another_student_are_left_out():
     text = card(exported(file("student.onnx", "onnx")), scores(fingerprint="other"))
     assert "base" not in text
@@ -135,10 +140,12 @@ def test_a_refused_file_is_named_with_its_reason_and_not_run():
 
 
 def test_latencies_are_shown_and_foreign_ones_are_not(tmp_path):
-    row = {"name": "student.onnx", "runtime": "ONNX Runtime", "threads": 1, "batch": 1}
+    row = {"name": "student.onnx", "runtime": "ONNX Runtime", "fingerprint": "f00", "threads": 1, "batch": 1}
+    complete = {**row, "median": 1.234, "p95": 2.0, "images_per_second": 810.0}
     content = exported(file("student.onnx", "onnx"))
     for bench, shown in (
-        ({"rows": [{**row, "median": 1.234, "p95": 2.0, "images_per_second": 810.0}]}, True),
+        ({"rows": [complete]}, True),
+        ({"rows": [{**complete, "fingerprint": "other"}]}, False),
         ({"rows": [row]}, False),
         ({"rows": 3}, False),
     ):

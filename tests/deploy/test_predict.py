@@ -467,7 +467,16 @@ def test_ctrl_c_leaves_whole_maps(exported, tmp_path):
         coloured(tmp_path / "pictures" / f"{number}.png")
     many = ["pictures"] * 200  # so that it is never done before the signal comes
     command = [sys.executable, predictor.__file__, str(exported[1]), *many, "--explain", "maps"]
-    started = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    started = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        ),  # a shell's background job ignores it
+    )
     started.stdout.readline()
     started.stdout.readline()
     started.send_signal(signal.SIGINT)
@@ -502,6 +511,74 @@ def test_answers_onto_a_full_disk(tiny, tmp_path):
         )
     assert done.returncode == 2
     assert done.stderr == "predict.py: the answers cannot be written: No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "text"),
+    [
+        (KeyboardInterrupt(), 130, "predict.py: stopped\n"),
+        (BrokenPipeError(), 141, ""),
+        (
+            OSError(28, "No space left on device"),
+            2,
+            "predict.py: the answers cannot be written: No space left on device\n",
+        ),
+    ],
+)
+def test_how_a_command_ends(go, monkeypatch, error, status, text):
+    def stopped(*arguments, **options):
+        raise error
+
+    turned = []
+    monkeypatch.setattr(predictor, "predict", stopped)
+    monkeypatch.setattr(os, "dup2", lambda source, target: turned.append(target))
+    assert go("any.onnx", "a.png") == (status, [], text)
+    assert turned == ([] if status == 130 else [1])  # or Python complains at its end
+
+
+def test_a_file_that_is_not_there_and_no_pictures(go, tiny):
+    assert go("nowhere.onnx", "a.png") == (
+        2,
+        [],
+        "predict.py: nowhere.onnx cannot be read: No such file or directory\n",
+    )
+    with pytest.raises(predictor.BadFile, match="name the pictures"):
+        predictor.predict(str(tiny), [])
+
+
+# ------------------------------------------------------------------------------------------- what a file returns
+
+
+class Fixed:
+    """A model file that returns the mean of the upper half, in bytes, and more outputs if asked to."""
+
+    path, batch = "fixed.onnx", None
+
+    def __init__(self, outputs=("logits",), extra=0):
+        self.about = {"outputs": list(outputs), "input": {"mean": [0.5, 0.5, 0.5]}}
+        self.extra, self.seen = extra, []
+
+    def __call__(self, images):
+        self.seen.append(images)
+        logits = images[:, :, : images.shape[2] // 2].mean((1, 2, 3), dtype=np.float32)[:, None]
+        return [logits] * (1 + self.extra)
+
+
+def test_outputs_that_do_not_fit_the_description_are_refused():
+    images = np.zeros((2, 3, 8, 8), np.uint8)
+    with pytest.raises(predictor.BadFile, match="has 3 outputs"):
+        answer(Fixed(extra=2), images)
+
+
+def test_a_window_over_bytes_hides_with_the_mean_colour():
+    model = Fixed()
+    image = np.full((3, 8, 8), 255, np.uint8)
+    found = occlusion(model, image, 0)
+    assert found[:4].min() > 0
+    assert np.allclose(found[6:], 0)
+    probes = np.concatenate(model.seen[1:])
+    assert probes.dtype == np.uint8
+    assert set(np.unique(probes)) == {128, 255}
 
 
 # ----------------------------------------------------------------------------------------------- elsewhere

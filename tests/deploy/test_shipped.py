@@ -8,6 +8,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from distilens import Model, UserError, build_model
 from distilens.deploy.shipped import Shipped
 from distilens.explain import build_explainer
+from distilens.measure import macs, parameters
 
 
 def test_it_answers_as_the_student_does(student):
@@ -80,4 +81,5 @@ def test_what_travels_in_the_file(student):
     assert about["classes"] == ["above", "below"] and about["task"] == "classification"
     assert about["input"]["type"] == "uint8" and about["input"]["range"] == [0, 255]
     assert about["input"]["size"] == [16, 16] and about["outputs"] == ["logits", "probabilities"]
+    assert about["parameters"] == parameters(student) and about["macs"] == macs(student) > 0
     assert about["input"]["mean"] == pytest.approx(student.mean.flatten().tolist())

@@ -1,14 +1,16 @@
 """The process that times models: it does what a job says and answers in JSON."""
 
 import json
+import os
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 
 from distilens.deploy.processor import EnergyMeter
-from distilens.deploy.timing import Entry, make_images, open_entries
+from distilens.deploy.timing import Entry, answers_to, bind_to_cores, make_images, open_entries
 from distilens.models import build_model
 from distilens.models.saved import save_model
 
@@ -52,16 +54,83 @@ def ask(job: dict, *lines: str) -> list:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_a_process_answers_every_line_with_a_round(tmp_path):
+def job_for(path, **changes) -> dict:
+    """A job for one model."""
+    model = {"key": "m", "path": str(path), "shape": [3, 16, 16], "type": "float32", "batches": [1, 2]}
+    return {"runtime": "eager", "threads": 1, "pace": 1e-6, "memory": False, "models": [model], **changes}
+
+
+def answers(job: dict, *lines: str) -> list:
+    """The answers of this process."""
+    return json.loads(json.dumps(list(answers_to([json.dumps(job), *lines]))))
+
+
+@pytest.fixture
+def saved(tmp_path):
     save_model(build_model("resnet8", ["a", "b"], (16, 16)), tmp_path / "model")
-    model = {"key": "m", "path": str(tmp_path / "model"), "shape": [3, 16, 16], "type": "float32", "batches": [1, 2]}
-    job = {"runtime": "eager", "threads": 1, "pace": 1e-6, "memory": False, "models": [model]}
-    ready, *rounds = ask(job, "", "")
+    return tmp_path / "model"
+
+
+def test_every_line_is_answered_with_a_round(saved):
+    ready, *rounds = answers(job_for(saved), "", "")
     assert ready == {"failed": {}}
     assert len(rounds) == 2
     for turns in rounds:
         assert sorted(turn["batch"] for turn in turns) == [1, 2]
         assert all(time > 0 for turn in turns for time in turn["times"])
+
+
+def test_memory_is_measured_by_batch(saved, tmp_path):
+    (answer,) = answers(job_for(saved, memory=True))
+    assert set(answer) == {"memory"}
+    assert set(answer["memory"]) == {"1", "2"}
+    (answer,) = answers(job_for(tmp_path / "none", memory=True))
+    assert answer["memory"] == {}
+    assert "none" in answer["failed"]
+
+
+def test_a_runtime_that_is_not_there_is_named(saved, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    (answer,) = answers(job_for(saved, runtime="openvino"), "")
+    assert "openvino" in answer["unusable"]
+
+
+def test_an_onnx_file_and_a_pt2_file_are_timed(onnx_file):
+    from distilens.deploy import export
+
+    model = build_model("resnet8", ["a", "b"], (16, 16)).eval()
+    export(model, onnx_file.parent / "net.pt2")
+    for runtime, path, side in (("onnx", onnx_file, 32), ("pt2", onnx_file.parent / "net.pt2", 16)):
+        job = job_for(path, runtime=runtime)
+        job["models"][0]["shape"] = [3, side, side]
+        ready, turns = answers(job, "")
+        assert ready == {"failed": {}}
+        assert [len(turn["times"]) for turn in turns] == [1, 1]
+
+
+def test_openvino_is_asked_for_short_answer_times(monkeypatch):
+    """OpenVINO is not a dependency: a stand-in records what it is asked."""
+    asked = []
+
+    class Core:
+        def compile_model(self, path, device, settings):
+            asked.append((path, device, settings))
+            return lambda inputs: [inputs[0].sum()]
+
+    monkeypatch.setitem(sys.modules, "openvino", types.SimpleNamespace(Core=Core))
+    job = job_for("net.onnx", runtime="openvino", threads=2)
+    ready, turns = answers(job, "")
+    assert ready == {"failed": {}}
+    assert len(turns) == 2
+    assert asked == [("net.onnx", "CPU", {"INFERENCE_NUM_THREADS": 2, "PERFORMANCE_HINT": "LATENCY"})]
+
+
+def test_a_process_is_bound_to_as_many_cores_as_it_has_threads(monkeypatch):
+    bound = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {5, 3, 9}, raising=False)
+    monkeypatch.setattr(os, "sched_setaffinity", lambda pid, cores: bound.append(cores), raising=False)
+    bind_to_cores(2)
+    assert bound == [[3, 5]]
 
 
 def test_memory_grows_with_the_batch_and_onnx_runtime_needs_no_torch(tmp_path, onnx_file):

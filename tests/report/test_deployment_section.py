@@ -38,11 +38,17 @@ def entry(file: str, precision: str, refused: str | None = None) -> dict:
 def exported() -> dict:
     refused = f"INT8 loses 3.00 points of accuracy {HOSTILE}"
     files = [entry("student.onnx", "float32"), entry("student-int8.onnx", "int8", refused)]
-    return {"kind": "distilens exports 1", "student": {}, "data": "pets", "tolerance": 0.5, "files": files}
+    return {
+        "kind": "distilens exports 1",
+        "student": {"fingerprint": "f00"},
+        "data": "pets",
+        "tolerance": 0.5,
+        "files": files,
+    }
 
 
 def bench() -> dict:
-    row = {"name": "student.onnx", "runtime": "ONNX Runtime", "threads": 1, "batch": 64}
+    row = {"name": "student.onnx", "runtime": "ONNX Runtime", "fingerprint": "f00", "threads": 1, "batch": 64}
     return {"rows": [{**row, "median": 1.25, "p95": 2.5, "images_per_second": 51_200.0, "memory": 2e6}]}
 
 
@@ -109,6 +115,13 @@ def test_a_foreign_bench_leaves_the_files(run, measured):
     assert "bench.json does not hold measurements of this version" in text
     assert "<code>distilens bench run</code>" in text
     assert "97.0 %" in text
+
+
+def test_measurements_of_another_student_are_not_shown(run):
+    write(run, {**exported(), "student": {"fingerprint": "new"}}, bench())
+    text = page(run)
+    assert "bench.json was measured with another student" in text
+    assert "51,200" not in text
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -150,11 +150,7 @@ def bench_to(
     made = bench(targets, **options, console=how.console)
     if place is not None:
         made.write(place)
-        for target in {Path(target) for target in targets}:
-            if place.parent.parent == target and (target / "report.html").is_file():
-                from distilens.report import write_report
-
-                write_report(target)
+        show_cost(place.parent)
     if as_json:
         print_json(made.plain())
         return
@@ -164,3 +160,20 @@ def bench_to(
         console.print(line, highlight=False, markup=False)
     saved = str(place) if place else "Not saved, since the targets lie in several places: --out FILE saves it."
     console.print(saved, highlight=False, markup=False)
+
+
+def show_cost(folder: Path) -> None:
+    """Write the card of an export anew, and the page of its run, so that they show what `bench` measured."""
+    from distilens.deploy.card import write_cards
+    from distilens.deploy.exported import read_exported
+    from distilens.foundation.files import read_json
+    from distilens.report import write_report
+
+    exported = read_exported(folder)
+    if exported is None:
+        return
+    run = folder.parent
+    is_run = (run / "recipe.toml").is_file()
+    write_cards(folder, exported.plain(), read_json(run / "scores.json") if is_run else None)
+    if is_run and (run / "report.html").is_file():
+        write_report(run)

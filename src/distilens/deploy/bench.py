@@ -121,11 +121,12 @@ def bench(
 ) -> Bench:
     """Measure what models cost: parameters, MACs, size, memory, latency, throughput, and energy where it can be read.
 
-    A row has `name`, `runtime`, `precision`, `file`, `parameters`, `macs` (per image), `bytes`, `threads`, `batch`, `median` and
-    `p95` (milliseconds per call, warmed up), `images_per_second`, `memory` (bytes: the peak of the resident set of a process of
-    its own, above the runtime alone), `joules` (per image, of the whole processor), `calls` (the number of timed calls),
-    `faster` (the throughput as a multiple of that of the same network in PyTorch eager, with its interval), and `to_first` (the
-    same to the first network in the same runtime). Intervals are those of the median of the rounds' ratios.
+    A row has `name`, `runtime`, `precision`, `file`, `fingerprint` (of the student's weights), `parameters`, `macs` (per image),
+    `bytes`, `threads`, `batch`, `median` and `p95` (milliseconds per call, warmed up), `images_per_second`, `memory` (bytes: the
+    peak of the resident set of a process of its own, above the runtime alone), `joules` (per image, of the whole processor),
+    `calls` (the number of timed calls), `faster` (the throughput as a multiple of that of the same network in PyTorch eager, with
+    its interval), and `to_first` (the same to the first network in the same runtime). Intervals are those of the median of the
+    rounds' ratios.
 
     Args:
         targets: one or several of: a run folder (its student and its exported files), a folder of a saved model or of an

@@ -57,6 +57,7 @@ def row_of(entry: Timed, others: Sequence[Timed], threads: int, memory: int | No
         "runtime": runtime_of(candidate),
         "precision": candidate.precision,
         "file": None if candidate.path.is_dir() else candidate.path.name,
+        "fingerprint": candidate.fingerprint,
         **candidate.cost,
         "bytes": candidate.size,
         "threads": threads,

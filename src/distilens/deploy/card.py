@@ -35,7 +35,8 @@ def write_cards(folder: Path, exported: Plain, scores: Plain | None = None) -> N
         scores: the content of the run's `scores.json`; scores of another student are left out.
     """
     timm = (read_json(folder / HUB / "config.json") or {}).get("library_name") == "timm"
-    write_text(folder / CARD, card(exported, scores, deployment_section.read_bench(folder)[0], timm=timm))
+    bench, _ = deployment_section.read_bench(folder, exported["student"]["fingerprint"])
+    write_text(folder / CARD, card(exported, scores, bench, timm=timm))
     if any(entry["file"] == HUB for entry in kept(exported)):
         only = {**exported, "files": [entry for entry in exported["files"] if entry["file"] == HUB]}
         write_text(folder / HUB / CARD, card(only, scores, timm=timm, place="."))

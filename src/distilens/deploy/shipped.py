@@ -15,6 +15,7 @@ from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizat
 from distilens import __version__
 from distilens.explain.cam import CAM
 from distilens.foundation.errors import UserError
+from distilens.measure.cost import macs, parameters
 from distilens.models.folding import prepare
 from distilens.models.model import Model
 from distilens.models.saved import fingerprint_of
@@ -99,6 +100,8 @@ class Shipped(nn.Module):
             "distilens": __version__,
             "network": model.name,
             "fingerprint": self.fingerprint,
+            "parameters": parameters(self.source),
+            "macs": macs(self.source),
             **task,
             "input": {
                 "name": "images",

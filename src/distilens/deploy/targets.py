@@ -16,7 +16,7 @@ from distilens.foundation.errors import UserError
 from distilens.measure.cost import macs, parameters
 from distilens.models import MODELS, build_model
 from distilens.models.model import Model
-from distilens.models.saved import load_model, save_model
+from distilens.models.saved import fingerprint_of_file, load_model, save_model
 
 SUFFIXES = {".onnx": ("onnx", "openvino"), ".pte": ("executorch",), ".pt2": ("pt2",)}
 """The runtimes of each kind of file."""
@@ -55,6 +55,8 @@ class Candidate:
         batch: the only number of images per call; None if any number is possible.
         precision: `float32` or `int8`.
         size: the bytes of the file.
+        cost: `parameters` and `macs` of the network.
+        fingerprint: that of the student's weights.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Candidate:
     precision: str = "float32"
     size: int = 0
     cost: Mapping[str, int | None] = field(default_factory=dict)
+    fingerprint: str | None = None
 
     @property
     def key(self) -> str:
@@ -202,9 +205,10 @@ def candidates_of(target: Target, runtimes: Sequence[str]) -> tuple[list[Candida
     if target.model is not None:
         model = load_model(target.model)
         shape = (3 if model.mean.shape[1] == 1 else int(model.mean.shape[1]), *model.size)
-        weights = (target.model / "model.safetensors").stat().st_size
+        weights = target.model / "model.safetensors"
+        size, fingerprint = weights.stat().st_size, fingerprint_of_file(weights)
         made += [
-            Candidate(target.name, runtime, target.model, shape, size=weights, cost=cost)
+            Candidate(target.name, runtime, target.model, shape, size=size, cost=cost, fingerprint=fingerprint)
             for runtime in ("eager", "compiled")
             if runtime in runtimes
         ]
@@ -217,6 +221,7 @@ def candidates_of(target: Target, runtimes: Sequence[str]) -> tuple[list[Candida
         if able and set(able) - set(missing):
             opened = open_file(path)
             about = opened.about
+            own = {key: about.get(key) for key in ("parameters", "macs")}
             made += [
                 Candidate(
                     target.name,
@@ -227,7 +232,8 @@ def candidates_of(target: Target, runtimes: Sequence[str]) -> tuple[list[Candida
                     opened.batch,
                     about.get("precision", "float32"),
                     path.stat().st_size,
-                    cost,
+                    cost if target.model is not None else own,
+                    about.get("fingerprint"),
                 )
                 for runtime in able
                 if runtime not in missing

@@ -14,7 +14,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -228,26 +228,33 @@ def measure_memory(job: Mapping[str, Any]) -> dict[str, Any]:
     return {"memory": found}
 
 
-def main() -> None:
-    """Answer jobs from stdin on stdout. What libraries print goes to stderr."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-    job = json.loads(sys.stdin.readline())
+def answers_to(lines: Iterable[str]) -> Iterator[Any]:
+    """The answers to a job, the first line, and to each further line."""
+    rest = iter(lines)
+    job = json.loads(next(rest))
     try:
         OPENERS[job["runtime"]][0](job["threads"])
     except Exception as error:
-        print(json.dumps({"unusable": explain(error)}), file=answers)
+        yield {"unusable": explain(error)}
         return
     if job["memory"]:
-        print(json.dumps(measure_memory(job)), file=answers)
+        yield measure_memory(job)
         return
     entries, failed = open_entries(job)
-    print(json.dumps({"failed": failed}), file=answers)
+    yield {"failed": failed}
     meter = EnergyMeter()
-    for number, _ in enumerate(sys.stdin):
+    for number, _ in enumerate(rest):
         random.Random(number).shuffle(entries)
-        print(json.dumps([entry.take_turn(meter) for entry in entries]), file=answers)
+        yield [entry.take_turn(meter) for entry in entries]
+
+
+def main() -> None:
+    """Answer lines from stdin on stdout. What libraries print goes to stderr."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    for answer in answers_to(sys.stdin):
+        print(json.dumps(answer), file=answers)
 
 
 if __name__ == "__main__":

@@ -112,19 +112,26 @@ def section(folder: Path) -> dict[str, Any]:
         }
     except (KeyError, TypeError, ValueError, AttributeError):
         return {"missing": missing("export.json does not hold an export of this version", command)}
-    bench, problem = read_bench(folder / FOLDER)
+    bench, problem = read_bench(folder / FOLDER, exported["student"].get("fingerprint"))
     measure = missing(problem, f"distilens bench {shlex.quote(shown_folder(folder))}")
     remarks = list(bench.get("remarks", ())) if bench else []
     latency = latency_table(bench) if bench else None
     return {**content, "latency": latency, "latency_remarks": remarks, "bench": measure}
 
 
-def read_bench(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
-    """The content of `bench.json` in an export folder, or None; if it cannot be read, also the reason."""
+def read_bench(folder: Path, fingerprint: str | None) -> tuple[dict[str, Any] | None, str | None]:
+    """The content of `bench.json` in an export folder, or None; if it cannot be read or is out of date, also the reason.
+
+    Args:
+        folder: the export folder.
+        fingerprint: that of the exported student. Measurements of another student are not shown.
+    """
     bench, problem = read_json(folder / "bench.json")
     try:
         if bench is not None:
             latency_table(bench)
+            if fingerprint not in (row.get("fingerprint") for row in bench["rows"]):
+                return None, "bench.json was measured with another student"
     except (KeyError, TypeError, ValueError, AttributeError):
         return None, "bench.json does not hold measurements of this version"
     return bench, problem
