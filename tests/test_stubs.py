@@ -33,6 +33,7 @@ def test_all_measures_can_be_imported_and_stand_in_the_reference():
         assert f"::: {made.__module__}.{name}\n" in page
 
 
+@pytest.mark.slow
 def test_pyright_sees_types_and_wrong_arguments(tmp_path):
     (tmp_path / "call.py").write_text(CALL)
     pyright = shutil.which("pyright", path=str(Path(sys.executable).parent)) or shutil.which("pyright")

@@ -377,6 +377,8 @@ def test_list_names_every_part_with_what_it_does(command, kind, names):
         "measure",
         "explain",
         "compare",
+        "export",
+        "predict",
         "bench",
         "report",
         "validate",
@@ -390,6 +392,18 @@ def test_every_command_has_a_help(command, name):
     assert error == ""
     assert f"usage: distilens {name}" in output
     assert "None" not in output
+
+
+def test_the_help_names_every_command_with_what_it_does(command):
+    code, output, error = command("--help")
+    assert (code, error) == (0, "")
+    for name, function in commands.COMMANDS.items():
+        assert f"  {name} " in output
+        assert function.__doc__.partition("\n")[0] in " ".join(output.split())
+    assert command("-h")[1] == output
+    code, _, error = command("--helpp")
+    assert code == 2
+    assert "See: distilens --help" in error
 
 
 def test_the_help_answers_at_once():

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from distilens.deploy import bench as benching
-from distilens.deploy import hub
+from distilens.deploy import hub, verification
 from distilens.deploy.bench import Bench, Settings
 from distilens.deploy.exporting import export_model
 from distilens.deploy.plan import Plan
@@ -68,7 +68,8 @@ def test_a_saved_model_is_exported_and_its_table_printed(command, model, tmp_pat
     assert [entry["file"] for entry in json.loads(output)["files"]] == ["student.pt2"]
 
 
-def test_a_network_by_its_notation_is_exported_with_the_classes_of_the_data(command, tmp_path):
+def test_a_network_by_its_notation_is_exported_with_the_classes_of_the_data(command, monkeypatch):
+    monkeypatch.setattr(verification, "EXPLAINERS_OF_FILES", ("occlusion",))
     words = ("--data", "shapes:train=64,test=40,size=16", "--format", "pt2", "--out", "made", "--json", "--quiet")
     code, output, error = command("export", "resnet8", *words)
     assert code == 0, error

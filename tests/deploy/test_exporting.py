@@ -11,10 +11,11 @@ from torch import nn
 
 import distilens
 from distilens import Model, UserError
-from distilens.deploy import exporting
+from distilens.deploy import exporting, verification
 from distilens.deploy.exported import Refused, read_exported
 from distilens.deploy.exporting import export_model
 from distilens.deploy.plan import Plan
+from distilens.deploy.to_pt2 import Pt2, Pt2Runtime
 
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
@@ -56,21 +57,26 @@ def test_the_predictor_lies_beside_the_files(exported):
     assert (exported.folder / "predict.py").read_text() == Path(exporting.predictor.__file__).read_text()
 
 
-def test_an_int8_file_that_loses_too_much_is_refused_and_not_left(student, data, tmp_path, monkeypatch):
+@pytest.fixture
+def quick_int8(monkeypatch):
+    """pt2 files stand in for INT8: what happens to a file does not depend on its format."""
+    monkeypatch.setattr(Pt2, "quantizes", True)
+
+
+def test_an_int8_file_that_loses_too_much_is_refused_and_not_left(student, data, tmp_path, monkeypatch, quick_int8):
     monkeypatch.setattr(exporting.Job, "loss", lambda self, found, splits: 3.25)
-    found = export_model(student, tmp_path, Plan(("onnx",), "int8", tolerance=1, images=0), data)
+    found = export_model(student, tmp_path, Plan(("pt2",), "int8", tolerance=1, images=0), data)
     assert "loses 3.25 points of accuracy, and 1 are allowed" in found.refused[0]["refused"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "README.md",
         "export.json",
         "predict.py",
-        "student.onnx",
+        "student.pt2",
     ]
 
 
 def test_a_file_that_answers_differently_is_refused_and_an_old_one_removed(student, data, tmp_path, monkeypatch):
-    from distilens.deploy.to_pt2 import Pt2Runtime
-
+    monkeypatch.setattr(verification, "EXPLAINERS_OF_FILES", ("occlusion",))
     (tmp_path / "student.pt2").write_text("of an earlier export")
     call = Pt2Runtime.__call__
     monkeypatch.setattr(Pt2Runtime, "__call__", lambda self, images: [-output for output in call(self, images)])
@@ -79,7 +85,7 @@ def test_a_file_that_answers_differently_is_refused_and_an_old_one_removed(stude
     assert not list(tmp_path.iterdir())
 
 
-def test_fine_tuning_is_tried_if_int8_loses_too_much(student, data, tmp_path, monkeypatch):
+def test_fine_tuning_is_tried_if_int8_loses_too_much(student, data, tmp_path, monkeypatch, quick_int8):
     lost = iter([5.0, 5.0, 0.0])
     monkeypatch.setattr(exporting.Job, "loss", lambda self, found, splits: next(lost))
     calls = []
@@ -89,7 +95,7 @@ def test_fine_tuning_is_tried_if_int8_loses_too_much(student, data, tmp_path, mo
         return model
 
     found = export_model(
-        student, tmp_path, Plan(("onnx",), "int8", finetune=2, images=0), data, finetune=finetune, only_int8=True
+        student, tmp_path, Plan(("pt2",), "int8", finetune=2, images=0), data, finetune=finetune, only_int8=True
     )
     assert calls == [len(data.validation)] and found.files[0]["finetuned"] == 2 and not found.refused
     assert found.files[0]["before finetuning"]["test"]["n"] == 20

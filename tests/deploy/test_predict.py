@@ -540,7 +540,7 @@ def test_a_file_that_is_not_there_and_no_pictures(go, tiny):
     assert go("nowhere.onnx", "a.png") == (
         2,
         [],
-        "predict.py: nowhere.onnx cannot be read: No such file or directory\n",
+        "predict.py: there is no file nowhere.onnx\n",
     )
     with pytest.raises(predictor.BadFile, match="name the pictures"):
         predictor.predict(str(tiny), [])

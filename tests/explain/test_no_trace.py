@@ -273,7 +273,10 @@ def living() -> int:
     return sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
 
 
-@pytest.mark.parametrize("part", ["gradcam", "gradient", "ig:steps=3", "captum:Saliency"])
+@pytest.mark.parametrize(
+    "part",
+    ["gradcam", *(pytest.param(p, marks=pytest.mark.slow) for p in ("gradient", "ig:steps=3", "captum:Saliency"))],
+)
 def test_memory_does_not_grow_with_calls(part):
     net, explain = touchy(), build(part)
     explain(net, images(1), 0)

@@ -23,6 +23,7 @@ def test_a_model_is_exported_with_its_features(tmp_path, tapped):
     assert all(torch.allclose(given.features[path], wanted.features[path], atol=1e-6) for path in given.features)
 
 
+@pytest.mark.slow  # the exporter has tests of its own
 @pytest.mark.filterwarnings("ignore")
 def test_onnx_runtime_answers_as_the_model_does(tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -311,7 +311,7 @@ def test_preparing_what_is_prepared_changes_nothing():
         twice.tap("conv1")
 
 
-@pytest.mark.parametrize("name", ["resnet8", "vgg8", "timm:resnet10t"])
+@pytest.mark.parametrize("name", ["resnet8", "vgg8", pytest.param("timm:resnet10t", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("part", "within"),
     [
@@ -333,7 +333,7 @@ def test_maps_of_a_prepared_model_are_the_models(name, part, within):
     assert close(ours, EXPLAINERS.build(part)(net, pixels, TARGET).maps, within)
 
 
-@pytest.mark.parametrize("name", ["resnet8", "vgg8", "timm:resnet10t"])
+@pytest.mark.parametrize("name", ["resnet8", "vgg8", pytest.param("timm:resnet10t", marks=pytest.mark.slow)])
 def test_bfloat16_is_near_and_its_maps_are_float32(name):
     net = model(name)
     made = prepare(net, precision="bfloat16")

@@ -153,11 +153,12 @@ def test_keys_by_head_are_no_finer_grid_of_a_vit():
             marks=pytest.mark.slow,
         ),
         ("timm:xcit_nano_12_p8_224,size=64", 64, None, ["blocks.3.attn.attn_drop"]),
-        (
+        pytest.param(
             "timm:crossvit_tiny_240",
             240,
             ["blocks.2.fusion.0.norm1", "patch_embed.0"],
             ["blocks.2.fusion.0.attn.attn_drop"],
+            marks=pytest.mark.slow,
         ),
         ("timm:swin_tiny_patch4_window7_224,size=64", 64, ["norm", "layers.2", "layers.1"], ["layers.1.blocks.0.attn"]),
     ],

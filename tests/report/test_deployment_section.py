@@ -124,7 +124,7 @@ def test_measurements_of_another_student_are_not_shown(run):
     assert "51,200" not in text
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_a_browser_shows_the_section_without_scripts(run, scheme, browser):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
     page(run)

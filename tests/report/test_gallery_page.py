@@ -221,7 +221,7 @@ def test_cells() -> None:
     assert page_cell(entry | {"low": None, "high": None}, False) == ("0.500", "")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_a_browser_shows_the_page(markup: str, tmp_path: Path, scheme: str, browser) -> None:
     path = tmp_path / "index.html"
     path.write_text(markup, encoding="utf-8")

@@ -550,7 +550,7 @@ def test_long_lines_are_thinned_to_means_and_gaps_stay_gaps() -> None:
 # ------------------------------------------------------------------------------------------------------ a browser
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_a_browser_shows_the_page(whole: Path, scheme: str, browser) -> None:
     complaints: list[str] = []
     view = browser.new_page(color_scheme=scheme)

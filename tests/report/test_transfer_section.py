@@ -236,7 +236,7 @@ def test_no_torch_is_needed(tmp_path: Path):
     subprocess.run([sys.executable, "-c", command, str(folder)], check=True)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_a_browser_shows_it(tmp_path: Path, scheme: str, browser):
     folder = fabricate(tmp_path / "run")
     (folder / "index.html").write_text(transfer_section.page(folder))

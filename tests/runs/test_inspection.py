@@ -111,7 +111,10 @@ def test_terms_that_cannot_be_balanced_so_are_said_before(tmp_path, monkeypatch)
     "parts",
     [
         ["cam_fusion:deploy=self", "at:taps=[last]", "kd_layer"],
-        ["map_match", "ig_overlay:p=1,mode=channel,anneal=true,explainer=[ig:steps=2]", "kd_layer:stage=2"],
+        pytest.param(
+            ["map_match", "ig_overlay:p=1,mode=channel,anneal=true,explainer=[ig:steps=2]", "kd_layer:stage=2"],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_methods_with_parts_and_taps_are_timed_as_they_are_trained(parts, tmp_path, monkeypatch):

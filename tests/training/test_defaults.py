@@ -101,7 +101,7 @@ NAMED = [
 ]
 
 
-@pytest.mark.parametrize("make", [Mixer, *NAMED])
+@pytest.mark.parametrize("make", [pytest.param(Mixer, marks=pytest.mark.slow), *NAMED])
 def test_what_nobody_has_tuned_learns(make, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)

@@ -74,7 +74,7 @@ def waits(shapes, parts, folder, *, teacher="live", augment="crop", resident=Tru
 
 @pytest.mark.parametrize(
     "parts",
-    [GUIDED, pytest.param(FEATURES, marks=pytest.mark.slow), SHOWN, ["simkd"]],
+    [pytest.param(GUIDED, marks=pytest.mark.slow), pytest.param(FEATURES, marks=pytest.mark.slow), SHOWN, ["simkd"]],
     ids=["guided", "features", "shown", "simkd"],
 )
 def test_a_step_under_a_live_teacher_does_not_wait(shapes, parts, tmp_path):
@@ -86,7 +86,8 @@ def test_a_step_that_reads_recorded_answers_does_not_wait(shapes, tmp_path):
     assert waits(shapes, [*GUIDED, *SHOWN[1:]], tmp_path, teacher="stored") == {}
 
 
-@pytest.mark.parametrize("teacher", [pytest.param("permuted", marks=pytest.mark.slow), "blobs"])
+@pytest.mark.slow
+@pytest.mark.parametrize("teacher", ["permuted", "blobs"])
 def test_a_step_under_a_control_does_not_wait(shapes, teacher, tmp_path):
     assert waits(shapes, ["ce", "kd", "map_match:of=canonical", SHOWN[1]], tmp_path, teacher=teacher) == {}
 

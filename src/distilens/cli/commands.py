@@ -56,11 +56,10 @@ from distilens.cli.options import (
     Variants,
     Verify,
 )
-from distilens.cli.words import START, order_words, parse_plainly
+from distilens.cli.words import START, order_words, overview, parse_plainly
 from distilens.foundation.errors import UserError
 
 app = tyro.extras.SubcommandApp()
-ABOUT = "Train small image models under the guidance of large ones. distilens --version prints the version."
 COMMANDS: dict[str, Callable[..., Callable[[], None]]] = {}
 """The commands by name. Only the given command is parsed, which takes half the time of parsing all."""
 
@@ -476,8 +475,11 @@ def begin(words: list[str]) -> None:
 
         print(f"distilens {__version__}")
         return
+    if words[0] in ("--help", "-h"):
+        print(overview(COMMANDS))
+        return
     if words[0].startswith("-"):
-        parse_plainly(lambda: app.cli(prog="distilens", description=ABOUT, args=words), "")
+        parse_plainly(lambda: app.cli(prog="distilens", args=words), "")
         return
     command, *rest = order_words(words, list(COMMANDS))
     parse_plainly(lambda: tyro.cli(COMMANDS[command], prog=f"distilens {command}", args=rest), command)()

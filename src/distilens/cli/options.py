@@ -137,7 +137,11 @@ DataOfNotation = Annotated[
 ]
 Push = Annotated[
     str | None,
-    arg(metavar="OWNER/NAME", help="Upload the safetensors folder to this repository of the Hugging Face hub."),
+    arg(
+        metavar="OWNER/NAME",
+        help="Upload the safetensors folder to this repository of the Hugging Face hub.",
+        help_behavior_hint="(default: nothing is uploaded)",
+    ),
 ]
 ExportedFile = Annotated[Positional[str], arg(metavar="FILE", help="The exported model, .onnx or .pte.")]
 Pictures = Annotated[

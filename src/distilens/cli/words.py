@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from collections.abc import Callable, Sequence
+import shutil
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -21,6 +23,8 @@ distilens trains small image models under the guidance of large ones.
 
 All commands: distilens --help. One of them: distilens run --help.
 """
+ABOUT = "Train small image models under the guidance of large ones."
+HINT = "distilens COMMAND --help explains a command. distilens --version prints the version."
 CHANGE = re.compile(r"[A-Za-z_][\w.-]*=")
 """How `key=value` begins."""
 CHANGED = ("run", "demo", "record", "codebook", "validate", "recommend", "compare")
@@ -31,6 +35,21 @@ SEVERAL = ("--set", "--models", "--explainer", "--format", "--threads", "--batch
 """Options that take all words up to the next option."""
 ONE = ("--out", "--device", "--seed", "--variants", "--part", "--verify", "--step", "--data", "--images", "--target")
 """Options that take one word."""
+
+
+def overview(commands: Mapping[str, Callable[..., Any]]) -> str:
+    """All commands with the first line of their descriptions. tyro's help also parses their options, which takes long."""
+    width = shutil.get_terminal_size().columns
+    lines = [
+        textwrap.fill(
+            (function.__doc__ or "").partition("\n")[0],
+            width,
+            initial_indent=f"  {name:<12}",
+            subsequent_indent=" " * 14,
+        )
+        for name, function in commands.items()
+    ]
+    return "\n".join(["usage: distilens COMMAND ...", "", ABOUT, "", *lines, "", HINT])
 
 
 def order_words(words: Sequence[str], commands: Sequence[str]) -> list[str]:

@@ -184,6 +184,28 @@ def start_of(runtime: str) -> float:
 # --------------------------------------------------------------------------------------------------------------- processes
 
 
+def job_of(
+    runtime: str, threads: int, models: Sequence[Candidate], settings: Settings, *, memory: bool
+) -> dict[str, Any]:
+    """The job that a process of `timing` reads."""
+    return {
+        "runtime": runtime,
+        "threads": threads,
+        "pace": settings.pace,
+        "memory": memory,
+        "models": [
+            {
+                "key": model.key,
+                "path": str(model.path),
+                "shape": model.shape,
+                "type": model.type,
+                "batches": batches_of(model, settings),
+            }
+            for model in models
+        ],
+    }
+
+
 class Process:
     """A process of `timing`: one runtime with a number of threads."""
 
@@ -199,23 +221,7 @@ class Process:
             text=True,
             env=environment,
         )
-        job = {
-            "runtime": runtime,
-            "threads": threads,
-            "pace": settings.pace,
-            "memory": memory,
-            "models": [
-                {
-                    "key": model.key,
-                    "path": str(model.path),
-                    "shape": model.shape,
-                    "type": model.type,
-                    "batches": batches_of(model, settings),
-                }
-                for model in models
-            ],
-        }
-        self.ready = self.ask(json.dumps(job))
+        self.ready = self.ask(json.dumps(job_of(runtime, threads, models, settings, memory=memory)))
 
     def ask(self, line: str = "") -> Any:
         """Send a line and wait for the answer; an ended process answers with the reason."""
