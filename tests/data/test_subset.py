@@ -89,6 +89,19 @@ def test_shots_leaves_validation_alone_and_keeps_what_has_no_label(source):
     assert set(data.train.index) < set(whole.train.index)
 
 
+@pytest.mark.parametrize("options", [{"limit": 60}, {"shots": 5}, {"limit": 100, "shots": 5}])
+def test_another_draw_takes_other_training_images_and_leaves_the_rest(source, options):
+    usual, same, other = (subset(source, "mine", draw=draw, **options) for draw in (None, 0, 3))
+    assert np.array_equal(usual.train.index, same.train.index)
+    assert counts(other.train) == counts(usual.train)
+    assert set(other.train.index) != set(usual.train.index)
+    for part in ("validation", "test"):
+        assert np.array_equal(getattr(usual, part).index, getattr(other, part).index)
+    assert not set(other.train.index) & set(other.validation.index)
+    assert len({data.fingerprint for data in (usual, same, other)}) == 3
+    assert subset(source, "mine", draw=3).fingerprint == subset(source, "mine").fingerprint
+
+
 def test_too_many_shots(source):
     with pytest.raises(UserError) as error:
         subset(source, "a", shots=20)

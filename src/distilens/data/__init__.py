@@ -1,7 +1,7 @@
 """Data sets by name: `shapes:shortcut=0.9,shots=20`, `parquet:path=data/cifar10`, `torchvision:CIFAR10`.
 
-A name stands for a `Source`. The options that all names share (`limit`, `shots`, `classes`, `min_images`, `val_fraction`, `seed`)
-select the rows for a run: a `Data`.
+A name stands for a `Source`. The options that all names share (`limit`, `shots`, `classes`, `min_images`, `val_fraction`, `seed`,
+`draw`) select the rows for a run: a `Data`.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ def options(
     min_images: Annotated[int, Field(ge=1)] | None = None,
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1,
     seed: Annotated[int, Field(ge=0)] = 0,
+    draw: Annotated[int, Field(ge=0)] | None = None,
 ) -> None:
     """The options that every data set takes: see `subset`."""
 
@@ -110,7 +111,7 @@ def load(part: Any, cache: Path | None = None, *, to_explain: bool = False) -> D
     spec = SOURCES.resolve(part)
     source = SOURCES.build(spec, CACHE if cache is None else Path(cache))
     selection = {
-        name: spec.options[name] for name in ("limit", "shots", "classes", "min_images", "val_fraction", "seed")
+        name: spec.options[name] for name in ("limit", "shots", "classes", "min_images", "val_fraction", "seed", "draw")
     }
     name = str(Spec.parse(part))
     if isinstance(source, Data):  # a function of the user's own made it

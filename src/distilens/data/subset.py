@@ -29,6 +29,7 @@ def subset(
     min_images: int | None = None,
     val_fraction: float = 0.1,
     seed: int = 0,
+    draw: int | None = None,
 ) -> Data:
     """Choose the rows of a run: classes, then a validation split held out of train, then `limit`, then `shots`.
 
@@ -42,6 +43,8 @@ def subset(
         classes: the classes to keep, by name or position; they become 0, 1, ... in this order.
         min_images: leave out classes with fewer training images (counted before validation and test are held out).
         val_fraction: the share of every class for validation, at least one image; not used if the source has a validation set.
+        seed: of all choices.
+        draw: another seed for the training images that `limit` and `shots` choose. Validation and test stay the same.
 
     Raises:
         UserError: a class is unknown, there are fewer than two, or one has too few images.
@@ -73,19 +76,22 @@ def subset(
             index[part], train = train[held], train[~held]
             sets[part], strata[part] = sets["train"], strata["train"]
     index["train"] = train
+    drawn = seed if draw is None else draw
     if limit is not None:
         index = {
-            part: limit_rows(rows, strata[part], limit, generator(f"limit {part}", seed))
+            part: limit_rows(rows, strata[part], limit, generator(f"limit {part}", drawn if part == "train" else seed))
             for part, rows in index.items()
         }
         check_limited(limit, names, strata["train"][index["train"]])
     if shots is not None:
-        index["train"] = draw_shots(index["train"], strata["train"], shots, names, generator("shots", seed))
+        index["train"] = draw_shots(index["train"], strata["train"], shots, names, generator("shots", drawn))
     origins = {part: digest(source.fingerprint, part if has_own_set(source, part) else "train") for part in sets}
     splits = {
         part: Split(rows, np.sort(index[part]).astype(np.int64), origins[part], task) for part, rows in sets.items()
     }
     chosen = {"limit": limit, "shots": shots, "classes": names, "val_fraction": val_fraction, "seed": seed}
+    if draw is not None and (limit is not None or shots is not None):
+        chosen["draw"] = draw
     height, width = source.train.images.shape[1:3]
     return Data(
         name, splits["train"], splits["validation"], splits["test"], task, (height, width),
