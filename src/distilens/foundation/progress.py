@@ -131,7 +131,8 @@ class Work:
         if not self.unit:
             return f"{self.done / self.total:4.0%}" if self.total else ""
         rate = (self.done - self.before) / max(time.perf_counter() - self.start, 1e-9)
-        return f"{self.done:,.0f}/{self.total:,.0f}  {rate:,.0f} {self.unit}/s"
+        pace = f"{rate:,.0f} {self.unit}/s" if rate >= 1 or not rate else f"{clock(1 / rate)} each"
+        return f"{self.done:,.0f}/{self.total:,.0f}  {pace}"
 
     def line(self, text: str) -> None:
         """Print a line with the remaining time, in a log without a bar."""

@@ -50,8 +50,8 @@ class Plan(Section):
     control: Annotated[Part, Kind("controls")]
 
 
-def train_stage(run: Run) -> None:
-    """Train or load the teacher, then train the base student and the student."""
+def train_stage(run: Run, *, base: bool = True) -> None:
+    """Train or load the teacher, then train the base student (unless `base` is False) and the student."""
     recipe = run.recipe
     check_installed(recipe.train.tracker)
     if recipe.compare is not None:
@@ -64,8 +64,9 @@ def train_stage(run: Run) -> None:
     if recipe.teacher is not None:
         try_methods(run, recipe.teacher, student)
         train_teacher(run)
-    base = {"model": recipe.student.model, "methods": recipe.base.methods}
-    train_role(run, "base", base, recipe.train, no_teacher)
+    if base:
+        plan = {"model": recipe.student.model, "methods": recipe.base.methods}
+        train_role(run, "base", plan, recipe.train, no_teacher)
     guided = {"model": recipe.student.model, "methods": recipe.student.methods, "teacher": run.weights_key("teacher")}
     if recipe.teacher and Spec.parse(recipe.teacher.answers).name != "live":  # the place of storage does not matter
         guided["answers"] = str(ANSWERS.resolve(recipe.teacher.answers).replaced(path=None))

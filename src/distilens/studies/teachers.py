@@ -1,0 +1,99 @@
+"""The teachers of a study: each is trained once, and all runs read its stored answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from distilens.core import Model
+from distilens.data.pipeline import Batches
+from distilens.data.splits import Split
+from distilens.foundation.files import write_arrays
+from distilens.foundation.fingerprints import key_of
+from distilens.foundation.notation import Spec
+from distilens.measure import predict
+from distilens.measure.scores import EVALUATION_BATCH
+from distilens.models.saved import fingerprint_of
+from distilens.runs.recipe import Recipe
+from distilens.runs.recipe_file import make_recipe
+from distilens.runs.run import Run, wait_and_lock
+from distilens.runs.training import finetuning_of, train_teacher
+from distilens.studies.study import Study
+
+TRAINING = ("data", "methods", "finetune", "train")
+"""The keys of `[teacher]` that its training needs, and a trained teacher does not."""
+
+
+def train_teachers(study: Study, console: Console | None = None) -> None:
+    """Train or load every teacher of the study's rows, unless that was done before."""
+    made = set()
+    for row in study.rows:
+        recipe = make_recipe(row.recipe)
+        if recipe.teacher is None or is_trained(recipe) or (name := teacher_name(study, recipe)) in made:
+            continue
+        made.add(name)
+        run = Run(study.folder / "runs" / name, recipe, console)
+        with wait_and_lock(run):
+            train_teacher(run)
+
+
+def is_trained(recipe: Recipe) -> bool:
+    """Whether all teachers of a recipe are models of finished runs, used as they are."""
+    part = recipe.teacher
+    return part is not None and all(
+        Spec.parse(model).name == "run" and finetuning_of(part, model) == "none" for model in part.models.values()
+    )
+
+
+def teacher_name(study: Study, recipe: Recipe) -> str:
+    """The folder of a recipe's teacher in `runs`: `teacher`, and `teacher-2`, ... for rows with another one."""
+    keys = []
+    for row in study.rows:
+        other = make_recipe(row.recipe)
+        if other.teacher is not None and not is_trained(other) and (key := teacher_key(other)) not in keys:
+            keys.append(key)
+    place = keys.index(teacher_key(recipe))
+    return "teacher" if place == 0 else f"teacher-{place + 1}"
+
+
+def teacher_key(recipe: Recipe) -> str:
+    """A key of all that a recipe's teachers are trained from."""
+    assert recipe.teacher is not None
+    content = recipe.resolved()["teacher"]
+    kept = {key: value for key, value in content.items() if key in ("model", "others", *TRAINING)}
+    return key_of(kept, recipe.teacher_training.decisive(), recipe.teacher_data, recipe.seed)
+
+
+def with_trained_teacher(study: Study, content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a recipe whose teacher is the study's trained one, with stored answers unless the recipe says otherwise."""
+    recipe = make_recipe(content)
+    if recipe.teacher is None:
+        return dict(content)
+    part = {"answers": "stored", **content["teacher"]}
+    if not is_trained(recipe):
+        folder = study.folder / "runs" / teacher_name(study, recipe)
+        models = [f"run:{folder},part={role}" for role in recipe.teacher.models]
+        part = {key: value for key, value in part.items() if key not in TRAINING} | {"model": models[0]}
+        part |= {"others": models[1:]} if len(models) > 1 else {}
+    return {**content, "teacher": part}
+
+
+def validation_logits(teacher: Model, split: Split, folder: Path) -> Tensor:
+    """A teacher's logits on the validation split, computed once and kept in a folder.
+
+    Args:
+        folder: where the file lies, beside the teacher's weights; all runs with this teacher find it.
+    """
+    path = folder / f"validation-{key_of(fingerprint_of(teacher), split.origin, split.index.tolist())[:16]}.npz"
+    if path.is_file():
+        with np.load(path, allow_pickle=False) as stored:
+            return torch.from_numpy(stored["logits"])
+    logits = predict(teacher, Batches(split, EVALUATION_BATCH, device=teacher.device))
+    write_arrays(path, {"logits": logits.numpy(), "index": split.index})
+    return logits

@@ -1,0 +1,110 @@
+"""One training of a study: a row with a seed. It is trained as a run is, and scored on the validation split only."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from distilens.data.pipeline import Batches
+from distilens.foundation.errors import UserError
+from distilens.foundation.files import write_json
+from distilens.measure import macs, parameters, predict
+from distilens.measure.accuracies import agreement
+from distilens.measure.answers import main_score
+from distilens.measure.scores import EVALUATION_BATCH, labels_of
+from distilens.models import build_model
+from distilens.models.saved import fingerprint_of, save_model
+from distilens.runs.recipe_file import make_recipe
+from distilens.runs.run import Run, lock_run
+from distilens.runs.training import train_stage
+from distilens.studies.study import RESULT, Row, Study, seeded
+from distilens.studies.teachers import validation_logits, with_trained_teacher
+from distilens.tasks import Classification
+from distilens.training.log import NotFinite
+
+
+def run_of(study: Study, row: Row, seed: int, console: Console | None = None) -> Run:
+    """The run of a row and a seed."""
+    content = with_trained_teacher(study, row.recipe)
+    return Run(study.place(row, seed), make_recipe(seeded(content, seed)), console)
+
+
+def train_row(study: Study, row: Row, seed: int, console: Console | None = None) -> dict[str, Any]:
+    """Train a row with a seed, score it on validation, and write `result.json`; a finished one is read.
+
+    A student whose loss is no longer finite counts as it began. A recipe that cannot be trained gives `failed` with the reason.
+
+    Raises:
+        Busy: another process trains it.
+    """
+    run = run_of(study, row, seed, console)
+    with lock_run(run):
+        found = study.result(row, seed)
+        if found is not None and "failed" not in found:
+            return found
+        start = time.perf_counter()
+        about: dict[str, Any] = {"row": row.name, "seed": seed}
+        try:
+            train_stage(run, base=False)
+        except NotFinite as error:
+            about["diverged"] = str(error)
+            torch.manual_seed(seed)
+            save_model(build_model(run.recipe.student.model, run.data.task, run.data.size), run.folder / "student")
+        except UserError as error:
+            about["failed"] = str(error)
+        if "failed" not in about:
+            about |= {"seconds": round(time.perf_counter() - start, 2), **score(run)}
+        write_json(run.folder / RESULT, about)
+        tidy(run)
+    return about
+
+
+def score(run: Run) -> dict[str, Any]:
+    """A trained student's metric on the validation split, its agreement with the teacher, its learning curve and its cost."""
+    student, validation, task = run.models()["student"], run.data.validation, run.data.task
+    logits = predict(student, Batches(validation, EVALUATION_BATCH, device=student.device))
+    metric = task.metric
+    found: dict[str, Any] = {
+        "metric": metric.plain(),
+        "validation": main_score(task, logits, labels_of(validation)),
+        "curve": [
+            row["validation"][metric.name]
+            for row in run.metrics.rows()
+            if row["stage"] == "student" and metric.name in row.get("validation", {})
+        ],
+        "fingerprint": fingerprint_of(student),
+        "parameters": parameters(student),
+        "macs": macs(student),
+    }
+    if run.recipe.teacher is not None and isinstance(task, Classification):
+        theirs = validation_logits(run.model("teacher").to(student.device), validation, run.answers_folder().parent)
+        found["agreement"] = agreement(logits, theirs)
+    return found
+
+
+def tidy(run: Run) -> None:
+    """Keep the weights of the kept epoch only, and the teacher's once for the whole study."""
+    shutil.rmtree(run.folder / "student" / "checkpoints", ignore_errors=True)
+    if run.recipe.teacher is None:
+        return
+    for role in run.recipe.teacher.models:
+        share_file(run.answers_folder(role).parent / "model.safetensors", run.folder / role / "model.safetensors")
+
+
+def share_file(source: Path, copy: Path) -> None:
+    """Replace a copy of a file by a link to it, where the file system can; both must have the same bytes."""
+    if not (source.is_file() and copy.is_file()) or source.samefile(copy) or source.read_bytes() != copy.read_bytes():
+        return
+    link = copy.with_name(f".{copy.name}.link")
+    try:
+        link.unlink(missing_ok=True)
+        os.link(source, link)
+        os.replace(link, copy)
+    except OSError:  # another disk, or a file system without links: the copy stays
+        link.unlink(missing_ok=True)
