@@ -22,12 +22,16 @@ LOG_FROM_RATIO = 30
 
 @dataclass(frozen=True)
 class Series:
-    """A named line. `colour` selects a series colour of the style sheet, a dash and a marker."""
+    """A named line. `colour` selects a series colour of the style sheet, a dash and a marker.
+
+    `band` is the interval of each point, `(low, high)`, drawn as a shade behind the line; None draws none.
+    """
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     colour: int = 0
+    band: Sequence[tuple[float, float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,8 @@ def line_chart(
     if not lines:
         return Markup()
     xs = [x for line in lines for x in line.x]
-    ys = [y for line in lines for y in line.y if math.isfinite(y)]
+    ends = [end for line in lines for pair in line.band or () for end in pair]
+    ys = [y for y in [*(y for line in lines for y in line.y), *ends] if math.isfinite(y)]
     logarithmic = not linear and min(ys) > 0 and max(ys) / min(ys) > LOG_FROM_RATIO
     x_ticks = ticks(min(xs), max(xs), least_step=1)
     y_ticks = decades(min(ys), max(ys)) if logarithmic else ticks(min(ys), max(ys))
@@ -79,6 +84,7 @@ def line_chart(
         *axes(across, up, x_ticks, y_ticks, as_percent),
         label(x_label, (LEFT + WIDTH - RIGHT) / 2, TOP + PLOT_HEIGHT + 38, "middle"),
         turned_label(y_label),
+        *(draw_band(line, across, up) for line in lines if line.band),
         *(part for line in lines for part in draw_line(line, across, up)),
         *legend,
     ]
@@ -169,6 +175,14 @@ def axes(across: Scale, up: Scale, x_ticks: list[float], y_ticks: list[float], a
         parts.append(label(f"{value:,g}" if abs(value) < 1e6 else f"{value:.3g}", x, bottom + 20, "middle"))
     parts.append(straight("axis", LEFT, bottom, WIDTH - RIGHT, bottom))
     return parts
+
+
+def draw_band(line: Series, across: Scale, up: Scale) -> Markup:
+    """The intervals of a line's points as one shade."""
+    pairs = [(x, low, high) for x, (low, high) in zip(line.x, line.band or (), strict=True) if math.isfinite(low + high)]
+    there = [f"{across.place(x):.1f},{up.place(high):.1f}" for x, _, high in pairs]
+    back = [f"{across.place(x):.1f},{up.place(low):.1f}" for x, low, _ in reversed(pairs)]
+    return Markup('<polygon class="band series-{}" points="{}"/>').format(line.colour % COLOURS, " ".join([*there, *back]))
 
 
 def draw_line(line: Series, across: Scale, up: Scale) -> list[Markup]:

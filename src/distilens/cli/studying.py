@@ -1,0 +1,143 @@
+"""The actions of `ablate`, `seeds`, `compress` and `study`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distilens.cli.actions import outline_of, recipe_of
+from distilens.cli.options import Manner
+from distilens.foundation.errors import UserError
+
+if TYPE_CHECKING:
+    from distilens.studies.study import Question, Row, Study
+
+    Rows = tuple[tuple[Row, ...], tuple[Question, ...]]
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """What all studies take.
+
+    Attributes:
+        seeds: how many seeds.
+        first: the first seed; fresh ones confirm what others chose.
+        jobs: how many runs are trained at once.
+        test: whether the test split is read at the end.
+        out: the study's folder.
+    """
+
+    seeds: int
+    first: int
+    jobs: int
+    test: bool
+    out: Path | None
+
+
+def content_of(name: str, changes: Sequence[str], how: Manner) -> dict[str, Any]:
+    """A checked recipe as plain data, with every option written out. The teacher's answers are stored unless a change says else."""
+    outline = outline_of(name, changes)
+    says = any(change.startswith("teacher.answers") for change in changes)
+    if outline.teacher and outline.teacher.answers.startswith("live") and not says:
+        changes = [*changes, "teacher.answers=stored"]
+    return recipe_of(name, changes, how).resolved()
+
+
+def run_study(kind: str, name: str, plan: Callable[[], Rows], options: StudyOptions, *, as_json: bool, how: Manner) -> None:
+    """Plan, train, judge and show a study. The same command continues a stopped one."""
+    if options.seeds < 1 or options.jobs < 1:
+        raise UserError(f"--seeds and --jobs are at least 1; given {min(options.seeds, options.jobs)}")
+    from distilens.studies.reading import read_test
+    from distilens.studies.study import Study, continue_study
+    from distilens.studies.work import failures, train_study
+
+    rows, questions = plan()
+    command = shlex.join(["distilens", *sys.argv[1:]])
+    folder = options.out or Path("runs") / f"{name}-{kind}"
+    seeds = tuple(range(options.first, options.first + options.seeds))
+    study = continue_study(Study(folder, kind, rows, seeds, questions, command))
+    how.say(f"distilens: {len(study.rows)} rows × {len(study.seeds)} seeds → {folder}")
+    train_study(study, jobs=options.jobs, console=how.console)
+    if options.test:
+        left_out = failures(study)
+        study = read_test(study, [row.name for row in study.rows if row.name not in left_out], command, how.console)
+    show_study(study, as_json=as_json)
+
+
+def ablate(
+    recipe: str, changes: Sequence[str], options: StudyOptions, *, subsets: bool, controls: bool, as_json: bool, how: Manner
+) -> None:
+    """Train a recipe's list of methods, shorter lists and controls, and say what each method adds."""
+    content = content_of(recipe, changes, how)
+
+    def plan() -> Rows:
+        from distilens.studies.ablation import plan_ablation
+
+        return plan_ablation(content, subsets=subsets, controls=controls)
+
+    run_study("ablation", content["name"], plan, options, as_json=as_json, how=how)
+
+
+def compare_seeds(
+    recipes: Sequence[str], changes: Sequence[str], options: StudyOptions, *, as_json: bool, how: Manner
+) -> None:
+    """Train several recipes with the same seeds, and compare them."""
+    contents: Mapping[str, dict[str, Any]] = {Path(name).stem: content_of(name, changes, how) for name in recipes}
+    if len(contents) < len(recipes):
+        raise UserError(f"recipes are told apart by their file names, but two have the same: {', '.join(recipes)}")
+
+    def plan() -> Rows:
+        from distilens.studies.seeds import plan_seeds
+
+        return plan_seeds(contents)
+
+    run_study("seeds", next(iter(contents)), plan, options, as_json=as_json, how=how)
+
+
+def compress(
+    recipe: str,
+    changes: Sequence[str],
+    options: StudyOptions,
+    *,
+    factors: Sequence[float],
+    family: str | None,
+    as_json: bool,
+    how: Manner,
+) -> None:
+    """Train students of several sizes, with and without the teacher."""
+    content = content_of(recipe, changes, how)
+
+    def plan() -> Rows:
+        from distilens.data import load
+        from distilens.studies.compression import plan_compression
+
+        return plan_compression(content, factors, load(content["data"]), family)
+
+    run_study("compression", content["name"], plan, options, as_json=as_json, how=how)
+
+
+def show_study(study: Study, *, as_json: bool = False, as_csv: bool = False, as_latex: bool = False) -> None:
+    """Judge a study, write its page, and print its table."""
+    from rich.console import Console
+
+    from distilens.cli.terminal import print_json
+    from distilens.report.study_page import as_csv_text, as_latex_text, sentences, table, write_study_page
+    from distilens.report.terminal import as_table
+    from distilens.studies.verdict import judge_study
+
+    content = judge_study(study)
+    page = write_study_page(study.folder, content)
+    if as_json:
+        print_json(content)
+    elif as_csv or as_latex:
+        print((as_csv_text if as_csv else as_latex_text)(content), end="")
+    else:
+        console = Console()
+        console.print(as_table(*table(content)))
+        for line in sentences(content):
+            console.print(line, highlight=False, markup=False)
+        console.print(str(page), highlight=False, markup=False)

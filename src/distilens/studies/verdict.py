@@ -1,0 +1,142 @@
+"""What a study found: a row's mean with its interval over seeds, and for each question the difference with its tests."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from distilens.foundation.estimate import Estimate
+from distilens.foundation.files import read_json
+from distilens.foundation.metric import ACCURACY, Metric
+from distilens.studies.enough_seeds import more_seeds
+from distilens.studies.reading import is_read
+from distilens.studies.statistics import Difference, compare_seeds, holm, mean_over_seeds
+from distilens.studies.study import Row, Study
+from distilens.studies.work import failures, missing
+
+POINT = 0.01
+"""One point of a share. Questions say how many seeds would settle a difference of this size."""
+KIND = "distilens verdict 1"
+Values = Mapping[int, float | None]
+
+
+def judge_study(study: Study) -> dict[str, Any]:
+    """The content of a study's page and table, as plain data; also of an unfinished study.
+
+    The test split is shown if all finished students of all rows were measured on it, else validation. Rows are paired by seed:
+    the same seed means the same images, first weights and order.
+    """
+    metric = metric_of(study)
+    split = "test" if is_complete(study) else "validation"
+    values = {row.name: values_of(study, row, metric, split) for row in study.rows}
+    failed = failures(study)
+    questions = judge_questions(study, values, metric)
+    return {
+        "kind": KIND,
+        "study": study.kind,
+        "name": study.folder.name,
+        "command": study.command,
+        "metric": metric.plain(),
+        "split": split,
+        "seeds": list(study.seeds),
+        "done": len(study.jobs) - len(missing(study)),
+        "total": len(study.jobs),
+        "readings": [dict(reading) for reading in study.readings],
+        "rows": [describe_row(study, row, values[row.name], failed.get(row.name)) for row in study.rows],
+        "questions": questions,
+    }
+
+
+def metric_of(study: Study) -> Metric:
+    """The metric of the study's task."""
+    found = (result for row in study.rows for result in study.results(row).values())
+    return Metric(**result["metric"]) if (result := next(found, None)) else ACCURACY
+
+
+def is_complete(study: Study) -> bool:
+    """Whether every finished student was measured on the test split."""
+    finished = [(row.name, seed) for row in study.rows for seed in study.results(row)]
+    return bool(finished) and all(is_read(study, *each) for each in finished)
+
+
+def values_of(study: Study, row: Row, metric: Metric, split: str) -> dict[int, float | None]:
+    """A row's metric by seed, on validation or test."""
+    if split == "validation":
+        scored = {seed: result["validation"] for seed, result in study.results(row).items()}
+    else:
+        scored = {seed: student_of(study, row, seed).get("test") for seed in study.results(row)}
+    return {seed: entry and entry[metric.name] for seed, entry in scored.items()}
+
+
+def student_of(study: Study, row: Row, seed: int) -> dict[str, Any]:
+    """The scores of a student that was measured on the test split; empty if it was not."""
+    return (read_json(study.place(row, seed) / "scores.json") or {}).get("models", {}).get("student", {})
+
+
+def describe_row(study: Study, row: Row, values: Values, failed: str | None) -> dict[str, Any]:
+    """Plain data about one row."""
+    results = study.results(row)
+    first = next(iter(results.values()), {})
+    curves = [result["curve"] for result in results.values() if result["curve"]]
+    return {
+        "name": row.name,
+        "about": row.about,
+        "methods": list(row.recipe["student"].get("methods", ())),
+        "control": (row.recipe.get("teacher") or {}).get("control"),
+        "facts": dict(row.facts),
+        "value": mean_over_seeds(values).plain(),
+        "values": {str(seed): value for seed, value in values.items()},
+        "agreement": mean_of_entries(result.get("agreement") for result in results.values()),
+        "maps": map_likeness(study, row),
+        "seconds": statistics.median(result["seconds"] for result in results.values()) if results else None,
+        "parameters": first.get("parameters"),
+        "macs": first.get("macs"),
+        "curve": mean_curve(curves),
+        "diverged": [seed for seed, result in results.items() if "diverged" in result],
+        "failed": failed,
+        "runs": {str(seed): str(study.place(row, seed).relative_to(study.folder)) for seed in results},
+    }
+
+
+def mean_of_entries(entries: Any) -> dict[str, Any] | None:
+    """The mean over seeds of shares that files hold; None without any."""
+    found = [estimate.value for entry in entries if (estimate := Estimate.read(entry))]
+    return mean_over_seeds(found).plain() if found else None
+
+
+def map_likeness(study: Study, row: Row) -> dict[str, Any]:
+    """The cosine of the student's maps to the teacher's over seeds, by explainer, if the test split was read."""
+    found: dict[str, list[float]] = {}
+    for seed in study.results(row):
+        for explainer, entry in student_of(study, row, seed).get("maps", {}).items():
+            if entry.get("similarity") is not None:
+                found.setdefault(explainer, []).append(entry["similarity"])
+    return {explainer: mean_over_seeds(values).plain() for explainer, values in found.items()}
+
+
+def mean_curve(curves: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
+    """The mean learning curve with its interval over seeds, one entry per epoch that all seeds have."""
+    return [mean_over_seeds(values).plain() for values in zip(*curves, strict=False)]
+
+
+def judge_questions(study: Study, values: Mapping[str, Values], metric: Metric) -> list[dict[str, Any]]:
+    """The answers to the questions. p-values are corrected by Holm for the number of questions.
+
+    A gain is positive if the row is better: for a metric that is better when lower, the sign is turned.
+    """
+    found: list[tuple[Any, Difference]] = []
+    for question in study.questions:
+        better, worse = values[question.row], values[question.against]
+        sides = (better, worse) if metric.higher_is_better else (worse, better)
+        found.append((question, compare_seeds(*sides, paired=True)))
+    corrected = holm({str(number): difference.p for number, (_, difference) in enumerate(found)})
+    return [
+        {
+            **question.plain(),
+            **difference.plain(),
+            "p by Holm": corrected[str(number)],
+            "more seeds": more_seeds(difference, POINT) if metric.is_share and difference.deviation else None,
+        }
+        for number, (question, difference) in enumerate(found)
+    ]
