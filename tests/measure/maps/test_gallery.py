@@ -21,6 +21,7 @@ from distilens import measure
 from distilens.core import Model
 from distilens.explain import EXPLAINERS, Explainer, Explanation
 from distilens.explain.expected_gradients import ExpectedGradients
+from distilens.explain.from_captum import CaptumExplainer
 from distilens.explain.integrated_gradients import IntegratedGradients
 from distilens.explain.maps import normalise_maps, overlay
 from distilens.foundation import randomness
@@ -529,6 +530,8 @@ def test_explainers_of_ones_own(model, data):
         (["captum:Saliency", "captum:DeepLift"], ["captum-Saliency", "captum-DeepLift"]),
         ([IntegratedGradients(steps=3), "ig"], ["ig-steps-3", "ig"]),
         ([IntegratedGradients()], ["ig"]),
+        ([CaptumExplainer("Saliency"), "captum:Saliency"], ["captum-Saliency"]),
+        ([CaptumExplainer("Saliency", abs=False), "captum:Saliency"], ["captum-Saliency-abs-false", "captum-Saliency"]),
         (["random", "centre:spread=0.2"], ["random", "centre-spread-0.2"]),
         (["gradcam:tap=a-b", "gradcam:tap=[a:b]"], ["gradcam-tap-a-b", "gradcam-tap-a-b-2"]),
     ],
