@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from distilens import cli
 from distilens.cli import commands
 from distilens.data import SOURCES
 from distilens.explain import EXPLAINERS
@@ -311,6 +313,73 @@ def test_stopping_an_explanation_leaves_no_file(command, tmp_path, monkeypatch):
     assert (code, output) == (130, "")
     assert error.endswith("distilens: stopped\n")
     assert not (tmp_path / "maps").exists()
+
+
+def test_the_demo_is_the_shipped_recipe(command, monkeypatch):
+    ran = []
+    monkeypatch.setattr("distilens.cli.actions.run_recipe", lambda *given, **options: ran.append((given, options)))
+    assert command("demo", "--set", "train.epochs=3", "--seed", "4", "--out", "there", "--json")[0] == 0
+    ((given, options),) = ran
+    assert given == ("demo", ["train.epochs=3", "seed=4"], Path("there"), False)
+    assert options["as_json"]
+
+
+def test_answers_that_differ_from_the_records_are_an_error(command, monkeypatch):
+    monkeypatch.setattr("distilens.runs.recording.verify", lambda run, count: count < 5)
+    Path("taught.toml").write_text(Path("recipe.toml").read_text() + '[teacher]\nmodel = "resnet8"\n')
+    code, _, error = command("record", "taught.toml", "--verify", "5")
+    assert code == 2
+    assert "recorded answers differ from the teacher's answers now: record them again with --again" in error
+    assert command("record", "taught.toml", "--verify", "4")[0] == 0
+
+
+def test_the_words_of_bench_are_its_settings(command, monkeypatch):
+    asked = []
+    monkeypatch.setattr("distilens.cli.deploying.bench_to", lambda *given, **options: asked.append((given, options)))
+    assert command("bench", "resnet8", "--data", "digits")[0] == 0
+    words = ["--threads", "1", "2", "--batch", "4", "--rounds", "6", "--runtimes", "eager", "--out", "x.json", "--json"]
+    assert command("bench", "resnet8", "resnet14", *words)[0] == 0
+    ((targets, usual, out), how), ((others, own, place), json_) = asked
+    assert (targets, out, how["as_json"]) == (("resnet8",), None, False)
+    assert (usual["threads"], usual["batches"], usual["rounds"], usual["data"]) == (None, (1, 64), 20, "digits")
+    assert "runtimes" not in usual, "by default all"
+    assert (others, place, json_["as_json"]) == (("resnet8", "resnet14"), Path("x.json"), True)
+    assert (own["threads"], own["batches"], own["rounds"], own["runtimes"]) == ([1, 2], [4], 6, ["eager"])
+
+
+def test_predict_starts_without_the_other_commands(monkeypatch):
+    ran = []
+    monkeypatch.setattr("distilens.deploy.predict.main", lambda words, name: ran.append((words, name)) or 7)
+    monkeypatch.setattr(commands, "main", lambda: ran.append("commands"))
+    monkeypatch.setattr(sys, "argv", ["distilens", "predict", "student.onnx", "a.png"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 7
+    assert ran == [(["student.onnx", "a.png"], "distilens predict")]
+    monkeypatch.setattr(sys, "argv", ["distilens", "list", "methods"])
+    cli.main()
+    assert ran[1:] == ["commands"]
+
+
+@pytest.mark.parametrize("module", ["distilens", "distilens.cli.commands"])
+def test_it_starts_as_a_module(monkeypatch, capsys, module):
+    monkeypatch.setattr(sys, "argv", ["distilens", "--version"])
+    monkeypatch.delitem(sys.modules, module if module != "distilens" else "distilens.__main__", raising=False)
+    runpy.run_module(module, run_name="__main__")
+    assert capsys.readouterr().out.startswith("distilens ")
+
+
+@pytest.mark.parametrize("words", [("--help",), ("-h",)])
+def test_the_help_of_all_names_every_command(command, words):
+    code, output, _ = command(*words)
+    assert code == 0
+    assert all(name in output for name in commands.COMMANDS)
+
+
+def test_an_unknown_option_of_all_is_refused(command):
+    code, output, error = command("--verbose")
+    assert (code, output) == (2, "")
+    assert "--verbose" in error
 
 
 def test_a_folder_that_is_in_use_is_said(command, tmp_path):

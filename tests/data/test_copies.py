@@ -8,7 +8,7 @@ from PIL import Image
 from scipy.fft import dctn
 
 from distilens.data import from_arrays, load
-from distilens.data.copies import APART, Copies, cosines, find_copies, group_pairs, hash_images, pairs_of
+from distilens.data.copies import APART, Copies, cosines, find_copies, group_pairs, hash_images, pairs_of, show_the_same
 
 
 def pictures(count: int, side: int = 32, seed: int = 0) -> np.ndarray:
@@ -156,3 +156,10 @@ def test_pairs_become_groups():
     assert group_pairs([]) == []
     assert group_pairs([(1, 2), (5, 9), (2, 3), (8, 7), (7, 1)]) == [[1, 2, 3, 7, 8], [5, 9]]
     assert group_pairs([(number, number + 1) for number in range(5000)]) == [list(range(5001))]
+
+
+def test_pictures_of_other_shapes_do_not_show_the_same():
+    (picture,) = pictures(1)
+    assert show_the_same(picture, saved(picture, 90))
+    assert not show_the_same(picture, picture[:-1])
+    assert not show_the_same(picture, picture[::-1])

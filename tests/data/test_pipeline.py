@@ -13,7 +13,7 @@ import torch
 
 from distilens.data import from_arrays, source_of, subset
 from distilens.data.augment import AUGMENTS, crop
-from distilens.data.pipeline import Batches, Streamed, balanced_order, batch_at
+from distilens.data.pipeline import Batches, Streamed, balanced_order, batch_at, free_memory
 from distilens.data.splits import Split
 from distilens.foundation import randomness
 
@@ -396,3 +396,9 @@ def test_images_in_memory_travel_themselves():
     again = pickle.loads(pickle.dumps(Streamed(images)))
     assert torch.equal(again[np.array([1])], torch.zeros(1, 2, 2, 3, dtype=torch.uint8))
     assert len(again) == 4
+
+
+def test_the_free_memory_is_that_of_the_device(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: {1: (5, 80)}[device.index])
+    assert free_memory(torch.device("cuda", 1)) == 5
+    assert free_memory(torch.device("cpu")) > 1e6

@@ -1,6 +1,7 @@
 """What a user can get wrong, and what they are told."""
 
 import builtins
+import re
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -385,3 +386,29 @@ def test_eigencam_of_one_broken_feature_leaves_the_others():
 def test_options_are_checked_where_they_are_read(part, said):
     with pytest.raises(UserError, match=said):
         EXPLAINERS.build(part)
+
+
+@pytest.mark.parametrize("part", ["cam", "captum:LRP"])
+def test_a_function_to_explain_needs_gradients(part):
+    name = re.escape(f"{part} explains a class, but the target is a function: take an explainer that uses gradients")
+    with pytest.raises(UserError, match=name):
+        explain(part, small(), images(), lambda logits: logits[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("function", "given"),
+    [(lambda logits: logits, r"\[3, 4\]"), (lambda logits: logits.sum(), r"\[\]"), (lambda logits: 1.0, "float")],
+)
+def test_a_function_to_explain_returns_a_number_per_image(function, given):
+    message = rf"a function to explain must return one number per image, \[3\]; it returned {given}$"
+    for part in ("gradcam", "gradient"):
+        with pytest.raises(UserError, match=message):
+            explain(part, small(), images(), function)
+
+
+def test_only_an_explainer_of_features_needs_a_tap():
+    net = small()
+    EXPLAINERS.build("occlusion").attach(net)
+    assert net(images()).features == {}
+    EXPLAINERS.build("gradcam:tap=features").attach(net)
+    assert list(net(images()).features) == ["features"]

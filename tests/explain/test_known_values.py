@@ -6,7 +6,8 @@ from captum.testing.helpers.basic_models import BasicModel2, BasicModel3, BasicM
 from torch import Tensor, nn
 
 from distilens.core import Model, Output
-from distilens.explain import EXPLAINERS
+from distilens.data import load
+from distilens.explain import EXPLAINERS, build_explainer
 from distilens.explain.cam import CAM
 from distilens.explain.eigencam import EigenCAM
 from distilens.explain.expected_gradients import ExpectedGradients
@@ -232,6 +233,34 @@ def test_expected_gradients_of_a_linear_model_compare_with_the_mean_image():
     found = explain(net, images(6), TARGET)
     assert same(found.maps, (gradient[TARGET] * path).sum(1))
     assert found.residual.abs().max() < 1e-5
+
+
+def test_expected_gradients_of_a_function_of_the_logits_are_complete():
+    net, _ = linear()
+    explain = ExpectedGradients(samples=14)
+    explain.reference = torch.rand(7, 3, 6, 6)
+
+    def margin(logits):
+        return logits[:, 0] - logits[:, 1]
+
+    found = explain(net, images(6), margin)
+    gained = margin(net.logits(images(6))) - margin(net.logits(explain.reference)).mean()
+    assert torch.allclose(found.maps.sum((1, 2)), gained, atol=1e-5)
+    assert found.residual.abs().max() < 1e-5
+
+
+def test_expected_gradients_read_their_references_from_the_named_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    notation = "shapes:train=40,test=40,size=16"
+    named = EXPLAINERS.build(f"expected_gradients:samples=4,data=[{notation}]")
+    data = load(notation)
+    given = build_explainer("expected_gradients:samples=4", data)
+    assert len(given.reference) == len(data.train)
+    (net, _), pixels = linear(16), images(16)
+    assert torch.equal(named(net, pixels, TARGET).maps, given(net, pixels, TARGET).maps)
+    own = ExpectedGradients()
+    own.reference = pixels
+    assert build_explainer(own, data).reference is pixels, "the user's own stay"
 
 
 def test_expected_gradients_take_every_reference_as_often_and_at_all_points_of_the_path():

@@ -3,8 +3,11 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+
+from distilens.foundation import memory
 
 PROGRAM = """
 import contextlib, resource, sys
@@ -51,3 +54,25 @@ def test_pages_are_asked_for_once_and_given_back():
 def test_what_the_environment_says_stays():
     faults, _ = run("kept", MALLOC_TRIM_THRESHOLD_="131072")
     assert faults > 10_000
+
+
+@pytest.mark.parametrize("name", [*memory.SET, ""])
+def test_an_allocator_that_the_environment_sets_is_left_alone(monkeypatch, name):
+    calls = []
+    libc = SimpleNamespace(mallopt=lambda *given: calls.append(given), malloc_trim=lambda pad: calls.append(pad))
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda path: libc)
+    for each in memory.SET:
+        monkeypatch.delenv(each, raising=False)
+    if name:
+        monkeypatch.setenv(name, "1")
+    entered = False
+    with memory.reuse_freed_memory():
+        entered = True
+    assert entered
+    assert bool(calls) is not bool(name)
+
+
+def test_without_glibc_nothing_is_set(monkeypatch):
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda path: SimpleNamespace())
+    with memory.reuse_freed_memory():
+        pass

@@ -13,7 +13,8 @@ def test_a_module_in_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert import_object("of_my_own:answer", "python") == 42
     assert module_file("of_my_own:answer") == str(Path(tmp_path, "of_my_own.py"))
-    assert module_file("no_such_module:answer") is None
+    for unknown in ("no_such_module:answer", "no_such_package.module:answer", ":answer", "sys:path"):
+        assert module_file(unknown) is None
 
 
 @pytest.mark.parametrize(

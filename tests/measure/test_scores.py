@@ -145,6 +145,11 @@ def test_a_model_is_its_own_best_likeness_and_maps_are_of_the_same_images(data):
             assert more["mean"] == pytest.approx(found["student"]["similarity"] - found["base"]["similarity"], abs=1e-6)
 
 
+def test_without_images_there_is_nothing_to_compare(data):
+    none = torch.zeros(0, dtype=torch.long)
+    assert compare_maps({"student": small().eval()}, data.test, none, build_explainer("gradcam"), none) == {}
+
+
 def test_energy_on_the_evidence_is_compared_image_by_image():
     random = np.random.default_rng(0)
     images, masks = random.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8), np.zeros((40, 8, 8))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from brightness import pictures
 from distilens.core import Answer, Batch, Output
 from distilens.data import load
 from distilens.data.pipeline import Batches
@@ -51,3 +52,13 @@ def test_without_a_training_set_it_says_so(uneven):
     batch = Batch(torch.rand(2, 3, 16, 16), torch.zeros(2, dtype=torch.long), torch.arange(2))
     with pytest.raises(UserError, match="ce:balanced=true counts the classes of the training set"):
         CE(balanced=True).prepare(build_model("resnet8", uneven.classes, uneven.size), batch, Answer())
+
+
+@pytest.mark.parametrize("options", [{"smoothing": 0.1}, {"balanced": True}])
+def test_options_of_classes_are_refused_for_another_task(options):
+    data = pictures()
+    student = build_model("resnet8", data.task, data.size)
+    batch = next(iter(Batches(data.train, 4)))
+    with pytest.raises(UserError, match="smoothing= and balanced= are for classification, but the task is brightness"):
+        CE(**options).prepare(student, batch, Answer())
+    assert CE().prepare(student, batch, Answer()) is student

@@ -1,6 +1,7 @@
 """The field's methods: their published formulas written out in NumPy, what they size by themselves, and what they refuse."""
 
 import copy
+import dataclasses
 import math
 from itertools import pairwise
 
@@ -341,6 +342,30 @@ def test_simkd_makes_the_teachers_features_and_answers_with_its_classifier(data,
     assert trained >= {id(parameter) for parameter in student.parts["projector"].parameters()}
     save_model(objective.finish().eval(), tmp_path)
     assert torch.equal(load_model(tmp_path).eval().logits(batch.images), student.logits(batch.images))
+
+
+def test_simkd_gives_a_classifier_without_a_bias_one_of_zeros(data, batch):
+    class Unbiased(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.features, self.fc = (
+                nn.Conv2d(3, 6, 3, stride=4, padding=1),
+                nn.Linear(6, len(data.classes), bias=False),
+            )
+
+        def forward(self, images):
+            return self.fc(self.features(images).mean((2, 3)))
+
+    given = Unbiased()
+    taught = LiveTeacher(Model(given, data.classes, size=data.size))
+    objective, output, _ = prepared("simkd", model("resnet8", data), batch, taught)
+    head = objective.student.network.fc
+    assert torch.equal(head.weight, given.fc.weight)
+    assert torch.equal(head.bias, torch.zeros(len(data.classes)))
+    assert not any(parameter.requires_grad for parameter in head.parameters())
+    assert given.fc.bias is None, "the teacher stays as it is"
+    ours = numbers(output.features["projector"]).mean((2, 3))
+    assert np.allclose(numbers(output.logits), ours @ numbers(given.fc.weight).T, atol=1e-4)
 
 
 def test_simkd_refuses_a_classifier_that_does_not_fit(data, batch, teacher):
@@ -689,6 +714,19 @@ def test_a_bank_larger_than_memory_is_refused_before_training(part, data, batch,
         prepared(part, model("resnet8", data), batch, teacher)
     with pytest.raises(UserError, match="does not say which set"):
         prepared(part, model("resnet8", data), batch.replaced(variant=None), teacher)
+
+
+def test_osakd_needs_labels(data, teacher):
+    rows = dataclasses.replace(data.train.rows, targets=np.full_like(data.train.rows.targets, -1))
+    unlabelled = next(Batches(dataclasses.replace(data.train, rows=rows), 6).epoch(0))
+    with pytest.raises(UserError, match="this training set has fewer than two labelled images"):
+        prepared("osakd", model("resnet8", data), unlabelled, teacher)
+
+
+@pytest.mark.parametrize(("part", "width"), [("crd:width=4", 2 * 4), ("osakd", 64)])
+def test_a_bank_says_the_memory_that_it_takes(part, width, data, batch, teacher):
+    objective, _, _ = prepared(part, model("resnet8", data), batch, teacher)
+    assert method_of(objective).remembered() == len(data.train) * width * 4  # bytes of float32
 
 
 def test_a_width_that_no_machine_has_is_said_of_the_bank(data, batch, teacher):

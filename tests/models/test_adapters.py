@@ -1,11 +1,18 @@
 """Others' models, weight files and runs: what is built, what is refused, and in which words."""
 
+import copy
 import json
+import re
+import sys
+from functools import partial
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torchvision import models as library
+from torchvision.models import Weights, WeightsEnum
+from torchvision.transforms._presets import ImageClassification
 
 from distilens.foundation.errors import UserError
 from distilens.models import adapters, build_model, check_classes
@@ -282,3 +289,86 @@ def test_a_hub_without_an_address_is_not_tried(monkeypatch):
     monkeypatch.setattr(adapters, "getproxies", lambda: {"https": "a proxy"})  # which may find it
     with adapters.explain_download_errors("mine"):
         assert not constants.HF_HUB_OFFLINE
+
+
+class Four(WeightsEnum):
+    """Weights of torchvision for four classes."""
+
+    DEFAULT = Weights(
+        "nowhere",
+        partial(ImageClassification, crop_size=24, resize_size=32, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)),
+        {"categories": list("dcba")},
+    )
+
+
+@pytest.fixture
+def pretrained(monkeypatch):
+    """The network that torchvision gives for these weights; nothing is downloaded."""
+    network = library.get_model("resnet18", weights=None, num_classes=4)
+
+    def get_model(name: str, *, weights: Four) -> nn.Module:
+        assert (name, weights) == ("resnet18", Four.DEFAULT)
+        return copy.deepcopy(network)
+
+    monkeypatch.setattr(library, "get_model_weights", lambda name: Four)
+    monkeypatch.setattr(library, "get_model", get_model)
+    return network
+
+
+def test_weights_of_torchvision_for_other_classes_get_a_new_head(pretrained):
+    model = build_model("torchvision:resnet18,weights=DEFAULT", ("x", "y", "z"), (32, 32)).eval()
+    assert (model.loaded, model.missing) == (True, ("fc",))
+    assert model.logits(model.example()).shape == (1, 3)
+    assert torch.equal(model.network.conv1.weight, pretrained.conv1.weight)
+    assert (model.size, model.interpolation) == ((24, 24), "bilinear")
+    assert flat(model.mean) + flat(model.std) == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    assert "its authors evaluated it on the middle 0.75 of each side" in " ".join(model.notes)
+
+
+def test_weights_of_torchvision_for_classes_of_these_names_keep_their_head(pretrained):
+    model = build_model("torchvision:resnet18,weights=DEFAULT", ("a", "c"), (32, 32))
+    assert (model.loaded, model.missing, model.classes) == (True, (), ("a", "c"))
+    assert torch.equal(model.network.fc.weight, pretrained.fc.weight[[3, 1]])
+    assert torch.equal(model.network.fc.bias, pretrained.fc.bias[[3, 1]])
+
+
+def test_a_failed_download_of_torchvision_is_said(pretrained, monkeypatch):
+    def fail(name, *, weights):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(library, "get_model", fail)
+    message = "torchvision:resnet18,weights=DEFAULT could not be loaded: no route to host (without a network, give"
+    with pytest.raises(UserError, match=re.escape(message)):
+        build_model("torchvision:resnet18,weights=DEFAULT", CLASSES, (32, 32))
+
+
+def test_a_vit_of_torchvision_takes_square_images_only():
+    message = "torchvision:vit_b_32 takes square images: size=64 for example; given [64, 32]"
+    with pytest.raises(UserError, match=re.escape(message)):
+        adapters.torchvision("vit_b_32", 3, size=(64, 32))
+
+
+def test_without_transformers_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UserError, match=re.escape("pip install 'distilens[hf]'")):
+        build_model("hf:google/vit-base-patch16-224", CLASSES, (32, 32))
+
+
+@pytest.mark.parametrize("resolved", [True, False])
+def test_the_hub_is_looked_up_by_its_name(monkeypatch, resolved):
+    asked = []
+
+    def getaddrinfo(host, port):
+        asked.append((host, port))
+        if not resolved:
+            raise OSError("unknown host")
+
+    monkeypatch.setattr(adapters, "getproxies", dict)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", "https://hub.example:8080/path")
+    monkeypatch.setattr(adapters.socket, "getaddrinfo", getaddrinfo)
+    assert adapters.finds_hub() is resolved
+    assert asked == [("hub.example", 443)]
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert adapters.finds_hub()
+    assert len(asked) == 1, "the library itself decides, without a look-up"

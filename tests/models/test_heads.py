@@ -110,3 +110,18 @@ def test_classes_are_found_by_name(data, own, expected):
 def test_numbers_are_no_names():
     assert not are_named(("0", "1", "2"))
     assert are_named(("1", "2"))
+
+
+class Summed(nn.Sequential):
+    """Its two logits are sums over the outputs of its last layer."""
+
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 6))
+
+    def forward(self, images):
+        return super().forward(images).view(-1, 2, 3).sum(2)
+
+
+def test_a_network_without_a_head_is_refused():
+    with pytest.raises(UserError, match="Summed gives 2 logits, but none of its linear and convolutional layers does"):
+        heads(Model(Summed(), ("a", "b"), size=(8, 8)))

@@ -298,3 +298,26 @@ def test_a_description_at_fault_is_said(tmp_path, change, message):
     file.write_text(json.dumps(about))
     with pytest.raises(UserError, match=re.escape(message)):
         load_model(tmp_path / "saved")
+
+
+def test_a_model_is_taken_as_it_is():
+    model = build_model("resnet8", CLASSES, (32, 32))
+    assert build_model(model, ("other", "classes"), (16, 16)) is model
+
+
+def test_a_model_of_a_run_answers_in_the_order_of_the_data(tmp_path):
+    torch.manual_seed(0)
+    model = build_model("resnet8", CLASSES, (32, 32)).eval()
+    save_model(model, tmp_path / "student")
+    other = build_model(f"run:{tmp_path}", ("owl", "cat", "dog"), (32, 32)).eval()
+    assert other.classes == ("owl", "cat", "dog")
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.allclose(other.logits(images), model.logits(images)[:, [2, 0, 1]], atol=1e-6)
+    assert build_model(f"run:{tmp_path}", ("x", "y", "z"), (32, 32)).classes == CLASSES
+
+
+def test_a_network_of_nearest_neighbours_sees_the_pixels_themselves():
+    images = torch.rand(1, 3, 4, 4)
+    model = Model(nn.Identity(), CLASSES, size=(8, 8), mean=(0, 0, 0), std=(1, 1, 1), interpolation="nearest")
+    expected = images.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    assert torch.equal(model.prepare(images), expected)

@@ -1,5 +1,6 @@
 """Models from Python objects: any module is a model, with the pixels that it carries."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -232,3 +233,24 @@ def test_classes_in_another_order_are_refused():
     )  # it was trained for others: a new task
     with pytest.raises(UserError, match="another order: cat, dog, ant; given ant, cat, dog"):
         as_model(network, ["ant", "cat", "dog"], (12, 16))
+
+
+def test_a_network_says_the_side_of_its_images():
+    network = small()
+    network.image_size = 16
+    assert as_model(network, size=(32, 32)).size == (16, 16)
+    network.image_size = (12, 20)
+    assert as_model(network, size=(32, 32)).size == (12, 20)
+
+
+def test_a_damaged_processor_beside_a_network_leaves_its_pixels_unknown(tmp_path):
+    pytest.importorskip("transformers")
+    network = small()
+    network.config = SimpleNamespace(_name_or_path=str(tmp_path))
+    (tmp_path / "preprocessor_config.json").write_text("{")
+    made = as_model(network, size=(16, 16))
+    assert any("how its pixels are normalised" in note for note in made.notes)
+    settings = {"image_processor_type": "ViTImageProcessor", "image_mean": [0.1] * 3, "image_std": [0.2] * 3}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    whole = as_model(network, size=(16, 16))
+    assert pixels(whole)[0] == pytest.approx([0.1] * 3)

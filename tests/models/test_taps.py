@@ -371,3 +371,12 @@ def test_a_part_can_stand_behind_the_images_and_be_taken_out_again():
     assert torch.equal(net.logits(images()), plain)
     assert list(net.taps) == ["layer3"]
     assert not net.parts
+
+
+def test_the_last_feature_map_has_a_gradient_at_more_than_one_place():
+    feature = torch.rand(1, 2, 4, 4)
+    assert not taps.has_gradient(feature.mean((2, 3)), feature, (4, 4)), "it is not part of a graph"
+    feature.requires_grad_()
+    assert taps.has_gradient(feature.mean((2, 3)), feature, (4, 4))
+    assert not taps.has_gradient(feature[:, :, 0, 0], feature, (4, 4)), "only one place counts"
+    assert not taps.has_gradient(torch.ones(1, 2, requires_grad=True), feature, (4, 4))

@@ -92,3 +92,10 @@ def test_code_is_not_run(tmp_path, state, capsys):
     with pytest.raises(UserError, match="reading it would run code from the file"):
         build_model(f"file:{tmp_path / 'weights.pth'},model=resnet8", CLASSES, (32, 32))
     assert "must not be run" not in capsys.readouterr().out
+
+
+def test_weights_of_another_network_are_named_as_in_the_file(tmp_path):
+    path = tmp_path / "w.pt"
+    torch.save({"module.encoder.weight": torch.ones(2), "module.encoder.bias": torch.ones(2)}, path)
+    with pytest.raises(UserError, match=r"unknown: module\.encoder\.weight, module\.encoder\.bias"):
+        build_model(f"file:{path},model=resnet8", CLASSES, (32, 32))

@@ -113,3 +113,25 @@ def test_a_plain_module_is_unwrapped_too(cache):
     data = load("shapes:train=40,test=40,size=16")
     inner = nn.Sequential(nn.Flatten(), nn.Linear(768, 8))
     assert as_model(nn.DataParallel(inner), data).network is inner
+
+
+class Halve(nn.Module):
+    def forward(self, feature, inputs):
+        return feature / 2
+
+
+def test_a_part_of_your_own_is_named_when_it_cannot_be_built(tmp_path):
+    model = build_model("resnet8", CLASSES, (32, 32))
+    model.insert("last", Halve(), name="halve")
+    save_model(model, tmp_path)
+    with pytest.raises(UserError, match="has a part 'halve' that is not a part of distilens: build the model yourself"):
+        load_model(tmp_path)
+
+
+def test_a_name_that_is_not_a_notation_is_a_module_of_your_own(tmp_path):
+    model = build_model("resnet8", CLASSES, (32, 32))
+    model.name = "mine:[the first"
+    with pytest.warns(UserWarning, match=r"load_model cannot build mine:\[the first again"):
+        save_model(model, tmp_path)
+    with pytest.raises(UserError, match="was saved from a module of your own, mine:"):
+        load_model(tmp_path)

@@ -12,13 +12,16 @@ from sklearn.metrics import confusion_matrix
 
 from distilens import explain
 from distilens.foundation.estimate import Estimate
+from distilens.foundation.metric import Metric
 from distilens.report import write_report
-from distilens.report.cells import is_busy, latency
+from distilens.report.answers_section import calibration_rows
+from distilens.report.cells import humanised, is_busy, latency
 from distilens.report.confusion import luminance, matrix_rows, shades
 from distilens.report.names import EXPLAINERS
+from distilens.report.panels import map_row
 from distilens.report.paths import without_places
 from distilens.report.reliability import reliability_chart
-from distilens.report.remarks import cost, describe_missing_rows, remarks
+from distilens.report.remarks import compare_scores, cost, describe_missing_rows, remarks
 from distilens.report.table import Row, headline, measures
 
 spec = importlib.util.spec_from_file_location("run_page", Path(__file__).with_name("test_page.py"))
@@ -195,6 +198,58 @@ def test_maps_that_are_all_empty_are_said_not_dropped() -> None:
     alike = cells(content, "same places as the teacher (Grad-CAM)")
     assert alike["student"] == ("no map", "of the teacher: all 200 are empty")
     assert alike["teacher"] == ("–", "")
+
+
+def test_maps_that_are_never_there_for_both_models_are_said() -> None:
+    content = scores()
+    half = {"similarity": None, "low": None, "high": None, "n": 200, "energy_in_mask": 0.5, "masks": True}
+    for role, count in (("teacher", 150), ("student", 50)):
+        content["models"][role]["maps"]["gradcam"] = {**half, "empty": count}
+    alike = cells(content, "same places as the teacher (Grad-CAM)")
+    assert alike["student"] == ("no map", "there is no image for which both models have a map")
+
+
+def test_a_temperature_without_labels_is_said_and_one_at_the_limit_too() -> None:
+    known = {"value": 1.25, "n": 1200, "ece": {"value": 0.02}}
+    models = {
+        "teacher": {"temperature": {"value": None}},
+        "base": {"temperature": known},
+        "student": {"temperature": {**known, "at limit": True}},
+    }
+    assert dict(calibration_rows(models))["best temperature"] == [
+        ("–", "no labelled image to fit it"),
+        ("1.25", "fitted on 1,200 validation images"),
+        ("1.25", "at the limit of the search: no best value found"),
+    ]
+
+
+@pytest.mark.parametrize(("count", "words"), [(999.94e9, "999.9 G"), (999.96e9, "1.0 T"), (2.5e12, "2.5 T")])
+def test_large_numbers_are_short(count: float, words: str) -> None:
+    assert humanised(count) == words
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (-0.5, 0.7, "does not show which of student and base has the better error: they differ by +0.100 years"),
+        (0.1, 0.7, "The student has a worse error than the base"),
+        (-0.7, -0.1, "The student has a better error than the base"),
+    ],
+)
+def test_errors_are_compared_in_their_unit(low: float, high: float, words: str) -> None:
+    difference = Estimate((low + high) / 2, low, high, 90)
+    assert words in compare_scores(difference, "test", Metric("error", "years", higher_is_better=False))
+
+
+def test_grey_images_are_drawn_like_coloured_ones() -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 1), dtype=np.uint8)
+    arrays = {"index": np.array([7]), "labels": np.array([0])}
+    drawn = [
+        map_row({**arrays, "images": images}, 0, [], ["cat"], signed=False, differs=False)
+        for images in (grey, grey.repeat(3, axis=3))
+    ]
+    assert drawn[0] == drawn[1]
+    assert drawn[0]["label"] == "cat"
 
 
 def test_rows_that_are_not_there_are_named_with_the_reason() -> None:

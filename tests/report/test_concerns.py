@@ -63,3 +63,16 @@ def test_a_student_below_the_base_is_said_where_the_images_settle_it():
     assert "10.0 points below the base" in said and "weight" in said
     assert concerns(scores(-0.15, 0.01), []) == []
     assert concerns(scores(0.01, 0.05), []) == []
+
+
+def test_a_student_with_a_larger_error_than_the_base_is_said_in_its_unit():
+    def scores(low: float, high: float):
+        apart = {"test": {"mean": (low + high) / 2, "low": low, "high": high, "n": 400}}
+        data = {"metric": {"name": "mean absolute error", "unit": "years", "higher_is_better": False}}
+        return {"data": data, "models": {"base": {}, "student": {"more than base": apart}}}
+
+    (said,) = concerns(scores(0.5, 1.5), [])
+    assert said.startswith(
+        "The methods harmed the student: it is worse than the base, by a mean absolute error of 1 years"
+    )
+    assert concerns(scores(-0.5, 1.5), []) == concerns(scores(-1.5, -0.5), []) == []

@@ -171,7 +171,7 @@ def fabricate(folder: Path, *, count: int = 8) -> Path:
         "machine": "2-core Xeon",
         "seconds": {"teacher": 95, "student": 4000.0},
         "versions": {"torch": "2.9", SCRIPT: "1"},
-        "seeds": [0],
+        "seeds": {"data and weights": 0, "variants": 0},
         "git": None,
         "fingerprints": [{"teacher": "3f2a"}],
     }
@@ -437,6 +437,13 @@ def test_a_truncated_log_line_is_counted_not_fatal(tmp_path: Path) -> None:
     read = parsed(folder)
     assert "1 line of the log could not be read" in read.text
     assert "Loss of the student by step" in read.text
+
+
+def test_lines_of_the_log_that_are_not_rows_are_counted(tmp_path: Path) -> None:
+    log = tmp_path / "metrics.jsonl"
+    row = {"stage": "base", "step": 1, "terms": {"ce": 1.0}}
+    log.write_text("\n".join([json.dumps(row), "", "  ", "[1, 2]", '{"step": 2}', '{"stage": 3}', '{"stage"']))
+    assert page.read_records(log) == ([row], 4), "blank lines are not damage"
 
 
 def test_the_sign_that_is_stored_counts_more_than_the_name(tmp_path: Path) -> None:

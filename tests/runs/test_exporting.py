@@ -8,14 +8,17 @@ from pathlib import Path
 
 import pytest
 import tomlkit
+import torch
 from rich.console import Console
 
 from distilens.cli import commands
 from distilens.cli.terminal import next_steps
 from distilens.deploy import job, verification
 from distilens.deploy.exported import Refused
+from distilens.deploy.plan import Plan
 from distilens.foundation.errors import UserError
-from distilens.runs.exporting import pixels_of
+from distilens.runs import exporting
+from distilens.runs.exporting import export_run, pixels_of, teacher_logits
 from distilens.runs.recipe_file import make_recipe
 from distilens.runs.run import Run, load_run
 from distilens.runs.stages import export_stage, run_all
@@ -172,6 +175,38 @@ def test_the_command_is_a_next_step_until_there_is_an_export(ran):
     assert "distilens export" not in "\n".join(next_steps(run))
     shutil.rmtree(ran / "export")
     assert f"distilens export {ran}" in "\n".join(next_steps(run))
+
+
+def test_without_measured_answers_the_teacher_is_not_compared(ran):
+    run = load_run(ran)
+    assert set(teacher_logits(run)) == {"test", "validation"}
+    (ran / "predictions.npz").unlink()
+    assert teacher_logits(run) == {}
+
+
+def test_a_student_is_finetuned_as_the_recipe_trained_it(ran, monkeypatch):
+    def finetuned(model, calibration, data, **options):
+        asked.append((calibration, options))
+        return model
+
+    def exported(student, folder, plan, data, *, finetune, **about):
+        finetune(student, images)
+        raise UserError("enough")
+
+    images, asked = torch.rand(2, 3, 16, 16), []
+    monkeypatch.setattr(exporting, "finetune", finetuned)
+    monkeypatch.setattr(exporting, "export_model", exported)
+    run = load_run(ran)
+    with pytest.raises(UserError, match="enough"):
+        export_run(run, Plan(finetune=3))
+    ((calibration, options),) = asked
+    assert calibration is images
+    assert (options["methods"], options["settings"], options["epochs"]) == (
+        run.recipe.student.methods,
+        run.recipe.train,
+        3,
+    )
+    assert options["teacher"].identity == run.teacher().identity
 
 
 def test_a_run_without_a_student_says_what_to_do(ran):

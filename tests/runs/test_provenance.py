@@ -1,7 +1,10 @@
 """Where a result comes from is written once a stage, and no later command rewrites it."""
 
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
+
+import pytest
 
 from distilens.runs import provenance
 from distilens.runs.recipe_file import make_recipe
@@ -44,3 +47,29 @@ def test_a_run_that_has_done_nothing_yet_says_where_it_is():
     said = provenance.about_run(run_of({}))
     assert said["versions"]["torch"]
     assert provenance.origins_in({}) == {}
+
+
+def test_a_package_that_is_not_installed_has_no_version(monkeypatch):
+    monkeypatch.setattr(provenance, "PACKAGES", ("torch", "no-such-package-anywhere"))
+    assert list(provenance.origin.__wrapped__()["versions"]) == ["torch"]
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError("git"), subprocess.TimeoutExpired("git", 5)])
+def test_without_an_answer_of_git_there_is_no_commit(monkeypatch, error):
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(subprocess, "run", fail)
+    assert provenance.git_commit() is None
+
+
+def test_the_commit_says_whether_files_were_changed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert provenance.git_commit() is None
+    own = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+    subprocess.run([*own, "init", "-q"], check=True)
+    subprocess.run([*own, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    assert provenance.git_commit() == commit
+    (tmp_path / "new.txt").touch()
+    assert provenance.git_commit() == f"{commit} with changes"

@@ -318,6 +318,15 @@ def test_verify_of_what_is_not_recorded_is_not_a_success(place):
         verify(another("nothing"), 3)
 
 
+def test_a_number_below_1_is_refused_and_nothing_is_recorded(place):
+    run = another("ahead")
+    with pytest.raises(UserError, match="the number of variants must be at least 1; given 0"):
+        record(run, variants=0)
+    with pytest.raises(UserError, match="a number of answers of at least 1"):
+        verify(run, 0)
+    assert not folder_of(run).exists()
+
+
 # mistakes
 
 

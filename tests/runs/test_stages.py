@@ -143,6 +143,19 @@ def test_a_run_of_an_earlier_version_has_no_predictions_until_it_is_measured(ran
     assert load_run(ran).predictions().test.total == len(load_run(ran).data.test)
 
 
+def test_maps_are_made_for_the_answers_of_the_models_that_are_there(ran):
+    run = load_run(ran)
+    models, measured = run.models(), run.predictions().test.logits
+    kept = stages.test_logits(run, models)
+    assert all(np.array_equal(kept[role], measured[role]) for role in models)
+    other = {**models, "student": models["base"]}  # not the student that was measured
+    computed = stages.test_logits(run, other)
+    for role, source in (("teacher", "teacher"), ("base", "base"), ("student", "base")):
+        np.testing.assert_allclose(computed[role], measured[source], atol=1e-5)
+    (ran / "predictions.npz").unlink()
+    np.testing.assert_allclose(stages.test_logits(run, models)["student"], measured["student"], atol=1e-5)
+
+
 def test_the_recipe_in_the_folder_is_the_same_run(ran):
     assert done(ran) == []
     assert done(ran, act=lambda run: run_each(run)) == []

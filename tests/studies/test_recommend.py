@@ -6,14 +6,16 @@ import sys
 
 import numpy as np
 import pytest
+from torch import nn
 
 import distilens
+from brightness import pictures
 from distilens.cli.commands import main
 from distilens.foundation.errors import UserError
 from distilens.runs.recipe_file import make_recipe, read_recipe
 from distilens.studies import evidence as module
 from distilens.studies.evidence import EVIDENCE, warnings
-from distilens.studies.recommend import images_a_class, recommend
+from distilens.studies.recommend import candidate, give_reasons, images_a_class, kind_of, recommend
 from distilens.training.settings import Training
 
 
@@ -172,10 +174,69 @@ def test_a_training_set_without_labels_is_refused():
         images_a_class(data)
 
 
+def test_data_of_a_task_without_classes_are_refused():
+    with pytest.raises(UserError, match=r"about classification, but the task of .* is brightness"):
+        images_a_class(pictures())
+
+
 def test_no_evidence_is_said(evidence, cache):
     evidence()
     with pytest.raises(UserError, match="no evidence at"):
         recommend(recipe(), cache=cache)
+    assert warnings() == {}
+
+
+class Attentive(nn.Sequential):
+    """A small network with a layer of attention, as in a ViT."""
+
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 4, 8, stride=8), nn.Flatten(), nn.Linear(16, 4))
+        self.attention = nn.MultiheadAttention(4, 1)
+
+    def forward(self, images):
+        places = self[0](images).flatten(2).transpose(1, 2)
+        return self[2](self.attention(places, places, places)[0].flatten(1))
+
+
+def test_networks_with_attention_are_a_kind_of_their_own():
+    plain = distilens.build_model("resnet8", list("abcd"), (16, 16))
+    attentive = distilens.as_model(Attentive(), classes=list("abcd"), size=(16, 16))
+    assert kind_of(attentive, plain) == "vit"
+    assert kind_of(plain, attentive) == kind_of(attentive, attentive) == "vit student"
+    assert kind_of(None, attentive) == "alone"
+
+
+def test_a_list_that_the_models_refuse_is_left_out_with_the_reason(evidence, cache):
+    evidence(study(rows=[*ROWS, row("deep", [*GUIDED, "fitnet:tap=layer9"], 90, 30)]))
+    advice = recommend(recipe(), cache=cache)
+    assert advice.chosen.name == "kd + class maps"
+    assert "layer9" in {each.name: each.refused for each in advice.candidates}["deep"]
+
+
+def test_if_no_list_fits_the_reason_of_each_is_said(evidence, cache):
+    evidence(study(rows=ROWS[1:3]))
+    with pytest.raises(UserError) as raised:
+        recommend(recipe(teacher=None), cache=cache)
+    needs = "it needs a teacher, but the recipe has no teacher"
+    assert str(raised.value).splitlines() == ["no measured list fits:", f"kd: {needs}", f"kd + fitnet: {needs}"]
+
+
+def reasons_for(shots: float = 50, localise: bool = False, **changes) -> str:
+    chosen = candidate(row("kd", GUIDED, 60, None), {})
+    return " ".join(give_reasons(chosen, study(**changes), shots, "same", localise))
+
+
+def test_a_study_of_another_number_of_images_is_said():
+    far = "You have far"
+    assert f"{far} more images per class than that study" in reasons_for(201)
+    assert f"{far} fewer images per class than that study" in reasons_for(12)
+    assert far not in reasons_for(200) + reasons_for(12.5)
+
+
+def test_the_lack_of_a_study_of_backgrounds_is_said():
+    line = "There is no study of backgrounds that give classes away."
+    assert line in reasons_for(localise=True)
+    assert line not in reasons_for() + reasons_for(localise=True, shortcut=True)
 
 
 def test_the_command_prints_the_list_and_why(evidence, tmp_path, monkeypatch, capsys):
@@ -193,6 +254,9 @@ def test_the_command_prints_the_list_and_why(evidence, tmp_path, monkeypatch, ca
     said = printed("recommend", "mine.toml")
     assert 'methods = ["ce:weight=0.1", "kd", "map_match:explainer=cam,classes=all"]' in said
     assert "images per class" in said
+    told = json.loads(printed("recommend", "mine.toml", "--json"))
+    assert told["chosen"]["methods"] == ["ce:weight=0.1", "kd", "map_match:explainer=cam,classes=all"]
+    assert len(told["candidates"]) == len(ROWS)
     changed = re.search(r"--set '(.*)'", said)[1]
     taken = read_recipe("mine.toml", [changed]).student.methods
     assert taken == ("ce:weight=0.1", "kd", "map_match:explainer=cam,classes=all")

@@ -20,6 +20,14 @@ def test_it_is_its_classes():
     assert [TASK.describe(number) for number in (2, -1)] == ["c", ""]
 
 
+def test_an_answer_is_the_most_probable_class():
+    answers = TASK.predict(LOGITS)
+    assert torch.equal(answers, LOGITS.argmax(1))
+    surest = TASK.confidence(LOGITS, answers)
+    for number in range(4):
+        assert (TASK.confidence(LOGITS, torch.full((60,), number)) <= surest).all()
+
+
 def test_the_loss_is_the_cross_entropy():
     losses = TASK.loss(LOGITS, LABELS)
     assert torch.allclose(losses[KNOWN], cross_entropy(LOGITS[KNOWN], LABELS[KNOWN], reduction="none"))

@@ -62,3 +62,14 @@ def test_a_task_without_a_loss_is_named():
     with pytest.raises(NotImplementedError, match="Bare has no loss"):
         Bare().loss(OUTPUTS, TARGETS)
     assert Bare() != Bare(outputs=3)
+
+
+def test_by_default_the_metric_is_the_loss_and_the_confidence_the_output():
+    @dataclass(frozen=True)
+    class Squared(Bare):
+        def loss(self, outputs, targets):
+            return (outputs[:, 0] - targets).square()
+
+    outputs, targets = torch.tensor([[1.0, 5.0], [2.0, 7.0]]), torch.tensor([0.0, 4.0])
+    assert Squared().values(outputs, targets).tolist() == [1, 4]
+    assert Squared().confidence(outputs, torch.tensor([1, 0])).tolist() == [5, 2]

@@ -13,6 +13,7 @@ from distilens.teachers import (
     MisregisteredTeacher,
     PermutedTeacher,
     RandomMapTeacher,
+    RandomTeacher,
     StoredTeacher,
 )
 
@@ -133,7 +134,24 @@ def test_what_cannot_be_permuted_is_said(shapes, live_of, batches_of):
         teacher.identity  # noqa: B018
 
 
+@pytest.mark.parametrize("kind", [PermutedTeacher, MisregisteredTeacher, RandomMapTeacher])
+def test_a_control_of_a_teacher_that_draws_draws(said, kind):
+    assert kind(RandomTeacher([said(number=1), said(number=2)])).drawing
+    assert not kind(said(number=1)).drawing
+
+
 # misregistered
+
+
+def test_maps_of_the_shown_images_are_mirrored_and_nothing_else_is_asked(said):
+    inner = said(number=1)
+    batch = Batch(torch.rand(3, 3, 8, 8), torch.zeros(3, dtype=torch.long), torch.arange(3))
+    found = MisregisteredTeacher(inner)(batch, ["logits", "maps:gradcam"])
+    assert inner.asked == [("logits", "maps:gradcam")]
+    plain = inner(batch, ["logits", "maps:gradcam"])
+    assert torch.equal(found.maps["maps:gradcam"], plain.maps["maps:gradcam"].flip(-1))
+    assert not torch.equal(found.maps["maps:gradcam"], plain.maps["maps:gradcam"])
+    assert torch.equal(found.logits, plain.logits)
 
 
 def test_maps_stay_where_they_were(shapes, live_of, batches_of):

@@ -87,3 +87,17 @@ def test_counts_of_teachers_inside_are_told_apart(shapes, batches_of, said):
     teacher = MeanTeacher([said(number=3), inner])
     teacher(next(batches_of(shapes).epoch(0)), ["logits"])
     assert set(teacher.notes()) == {"2/follow/1", "2/follow/2", "2/follow/none", "2/follow/switched"}
+
+
+def test_who_is_asked_nothing_asks_nobody(said):
+    teachers = [said(number=1), said(number=2)]
+    batch = Batch(torch.rand(2, 3, 8, 8), torch.zeros(2, dtype=torch.long), torch.arange(2))
+    answer = MeanTeacher(teachers)(batch, [])
+    assert (answer.logits, answer.maps, answer.features, answer.scores) == (None, {}, {}, {})
+    assert [teacher.asked for teacher in teachers] == [[], []]
+
+
+def test_a_random_teacher_asks_for_nothing_beside_and_has_followed_nobody_at_first(said):
+    teacher = RandomTeacher([said(number=1), said(number=2)])
+    assert teacher.asks([Need.parse("maps:gradcam")]) == []
+    assert teacher.notes() == {}

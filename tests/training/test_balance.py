@@ -88,6 +88,15 @@ def test_a_first_term_that_is_a_constant_now_is_waited_for():
     assert norms(balance(terms, student, 1), student) == pytest.approx([5, 1.5, 1.5], rel=1e-4)
 
 
+def test_terms_without_a_gradient_leave_a_balance_as_it_is():
+    student = Student()
+    balance = BALANCES.build("gradnorm", NAMES)
+    still = {name: term.detach() for name, term in student.terms().items()}
+    assert balance(still, student, 0) == still
+    assert balance.notes() == dict.fromkeys(NAMES, 1.0)
+    assert not balance.felt, "their norms are measured when they have one"
+
+
 def test_gradnorm_lets_slow_terms_count_more():
     student = Student()
     balance = BALANCES.build("gradnorm:alpha=1,every=1", NAMES)

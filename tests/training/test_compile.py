@@ -9,6 +9,13 @@ import sys
 
 import pytest
 
+from distilens.core import Objective, with_terms
+from distilens.foundation.errors import UserError
+from distilens.methods import build_methods
+from distilens.models import build_model
+from distilens.training.balance import BALANCES
+from distilens.training.loop import compile_student
+
 PROGRAM = """
 import torch
 from torch import nn
@@ -94,3 +101,26 @@ def test_a_compiled_student_is_trained_in_balance_and_with_weights_in_another_fo
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "as if it were not compiled" in done.stdout
+
+
+@pytest.mark.parametrize(("balance", "kept"), [("fixed", True), ("ratio:0.3", False)])
+@pytest.mark.parametrize(("graphs", "mode"), [(True, "reduce-overhead"), (False, None)])
+def test_a_balance_keeps_the_buffers_of_the_graph(monkeypatch, balance, kept, graphs, mode):
+    """It runs backward more than once."""
+    from torch._functorch import config
+
+    methods = build_methods(["ce", "kd"])
+    model = build_model("resnet8", ("a", "b"), (16, 16))
+    compiled = []
+    monkeypatch.setattr(model.network, "compile", lambda **options: compiled.append(options))
+    with config.patch(donated_buffer=True):
+        compile_student(Objective(model, methods, BALANCES.build(balance, with_terms(methods))), graphs=graphs)
+        assert config.donated_buffer is kept
+    assert compiled == [{"mode": mode}]
+
+
+def test_a_method_with_second_derivatives_cannot_be_compiled():
+    model = build_model("resnet8", ("a", "b"), (16, 16))
+    methods = build_methods(["ce", "map_match:explainer=gradcam"])
+    with pytest.raises(UserError, match="compile=true cannot be used with map_match"):
+        compile_student(Objective(model, methods))

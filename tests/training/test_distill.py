@@ -229,3 +229,19 @@ def test_a_teacher_that_knows_nothing_is_said(data):
     nn.init.zeros_(constant[1].weight)
     with pytest.warns(UserWarning, match="it may know nothing of these data"):
         distilens.distill(tiny(), constant, data, epochs=1, batch_size=16)
+
+
+class Rising(Method):
+    """A loss that grows by one per step."""
+
+    steps = 0
+
+    def loss(self, batch, output, answer):
+        self.steps += 1
+        return 0 * output.logits.sum(1) + self.steps
+
+
+def test_a_loss_that_rises_is_said(data):
+    message = r"The loss of the student did not fall: it ends above its start \(rising 1 → [\d.]+\)"
+    with pytest.warns(UserWarning, match=message):
+        distilens.distill(tiny(), None, data, [Rising()], progress=False, log_every=1, **SETTINGS)

@@ -8,10 +8,12 @@ from torch import nn
 
 from distilens.core import Model
 from distilens.data import load
+from distilens.data.pipeline import Batches
 from distilens.foundation.errors import UserError
 from distilens.models import build_model
+from distilens.teachers import nobody
 from distilens.training import dry_run
-from distilens.training.dry_run import check_logits, check_trainable
+from distilens.training.dry_run import check_logits, check_trainable, rehearsed
 
 
 @pytest.fixture(scope="module")
@@ -147,3 +149,12 @@ def test_a_frozen_model_is_refused_and_a_head_can_be_trained(data):
     model.requires_grad_(True).freeze(but=["fc"])
     check_trainable(model, 1, "teacher")
     assert not model.network.conv1.training
+
+
+def test_a_frozen_student_is_rehearsed_as_one_that_is_trained(data):
+    model = build_model("resnet8", data.classes, data.size).requires_grad_(False)
+    batch = next(Batches(data.train, 4).epoch(0))
+    objective = rehearsed(model, ["ce"], batch, nobody)
+    assert all(parameter.requires_grad for parameter in objective.student.parameters())
+    objective(batch, nobody(batch, objective.needs))["ce"].mean().backward()
+    assert not any(parameter.requires_grad for parameter in model.parameters()), "the given student stays frozen"

@@ -2,7 +2,9 @@
 
 import importlib.util
 import sqlite3
+import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -139,6 +141,58 @@ def test_a_service_that_fails_stops_no_training(services, tmp_path):
         made.log("student", {"step": 1, "epoch": 0, "terms": {"kd": 1.0}})
     made.log("student", {"step": 2, "epoch": 0, "terms": {"kd": 1.0}})
     assert made.open == {}
+
+
+def test_a_service_that_cannot_be_started_is_said(tmp_path, monkeypatch):
+    def refuse(*given):
+        raise RuntimeError("the server does not answer")
+
+    monkeypatch.setitem(trackers.STARTED, "tensorboard", refuse)
+    made = Trackers(["tensorboard"], tmp_path)
+    with pytest.raises(UserError, match="tracker=tensorboard cannot be started: the server does not answer"):
+        made.begin("student", resumed=False)
+    assert made.open == {}
+    assert not (tmp_path / "trackers.json").exists()
+
+
+@pytest.fixture
+def mlflow(monkeypatch) -> list[tuple]:
+    """What MLflow is asked; its stand-in keeps nothing."""
+    asked = []
+
+    class Tracker(Recorder):
+        def __init__(self, experiment, artifacts, *, run_id, run_name):
+            super().__init__()
+            asked.append((experiment, artifacts, run_id, run_name))
+            self.info = SimpleNamespace(run_id=run_id or "of-mlflow")
+
+        def start(self):
+            asked.append("started")
+
+    monkeypatch.setitem(trackers.NEEDED, "mlflow", ())
+    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(set_tracking_uri=asked.append))
+    monkeypatch.setattr(trackers, "MLflowTracker", Tracker)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    return asked
+
+
+def test_mlflow_writes_into_the_folder_and_a_resumed_run_goes_on(mlflow, tmp_path):
+    log, made = log_in(tmp_path, "mlflow")
+    steps(log, 1)
+    made.close()
+    place, files = f"sqlite:///{tmp_path}/mlflow.db", f"file://{tmp_path}/mlflow"
+    assert mlflow == [place, ("distilens", files, None, "mine"), "started"]
+    assert read_json(tmp_path / "trackers.json")["runs"] == {"mlflow": "of-mlflow"}
+    del mlflow[:]
+    log_in(tmp_path, "mlflow")[1].begin("student", resumed=True)
+    assert mlflow == [place, ("distilens", files, "of-mlflow", "mine"), "started"]
+
+
+def test_mlflow_writes_where_the_environment_says(mlflow, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example")
+    log_in(tmp_path, "mlflow")[1].begin("student", resumed=False)
+    assert mlflow == [("distilens", None, None, "mine"), "started"]
 
 
 def test_settings_and_rows_as_plain_names():

@@ -97,9 +97,6 @@ class FeatureMap(ActivationMap):
         with torch.autocast(feature.device.type, enabled=False):
             return self.read_off(full(grid(feature, size)))
 
-    def combine(self, feature: Float[Tensor, "b c h w"], gradient: Float[Tensor, "b c h w"]) -> Float[Tensor, "b h w"]:
-        return self.read_off(feature)
-
 
 def full(values: Tensor) -> Tensor:
     """The values in float32; float64 stays float64."""

@@ -378,8 +378,6 @@ def explain_download_errors(part: str) -> Iterator[None]:
     try:
         with hub_offline() if not finds_hub() else contextlib.nullcontext():
             yield
-    except UserError:
-        raise
     except (OSError, RuntimeError) as error:
         reason = str(error).strip().split("\n")[0][:300]
         raise UserError(

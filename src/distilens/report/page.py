@@ -24,6 +24,7 @@ from distilens.report.rendering import missing, read_json, render
 
 DETAILS = ("threads", "processes")
 """Details of the machine that are shown only under *About this run*."""
+ONE_SEED = "One seed; the interval is over test images, not over seeds."
 
 
 def write_report(folder: Path) -> Path:
@@ -74,7 +75,7 @@ def summary(folder: Path) -> dict[str, Any]:
         "classes": table.by_class(scores),
         "other_task": is_other_task(folder),
         "concerns": concerns(scores, read_log(folder)),
-        "remarks": [*remarks(scores), seed_remark(about or {})],
+        "remarks": [*remarks(scores), ONE_SEED],
         "facts": [*data_facts(scores.get("data") or {}), *([("cost", spent)] if spent else []), *facts],
         "has_base": "base" in models,
     }
@@ -129,16 +130,7 @@ def machine_facts(about: dict) -> list[tuple[str, str]]:
         times = {stage: value for stage, value in seconds.items() if isinstance(value, int | float)}
         if times:
             facts.append(("time", ", ".join(f"{stage} {duration(value)}" for stage, value in times.items())))
-    elif isinstance(seconds, int | float):
-        facts.append(("time", duration(seconds)))
     return facts
-
-
-def seed_remark(about: dict) -> str:
-    seeds = about.get("seeds")
-    if isinstance(seeds, list) and len(set(map(str, seeds))) > 1:
-        return f"{len(set(map(str, seeds)))} seeds; the intervals are over test images, not over seeds."
-    return "One seed; the interval is over test images, not over seeds."
 
 
 # --------------------------------------------------------------------------------------------------- training

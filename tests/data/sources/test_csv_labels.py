@@ -220,3 +220,9 @@ def test_a_column_that_says_which_are_validated_on(root):
     data = loaded(root / "train.csv")
     assert len(data.test) == 6  # the only held-out set takes the place of the test set
     assert truth(data) == RIGHT
+
+
+@pytest.mark.parametrize("name", ["./", "."])
+def test_a_name_that_is_no_file_is_refused(root, name):
+    table(root, "file,label", [*rows(), (name, "cat")])
+    refused(root / "train.csv", re.escape(name))

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from distilens.data import load
+from distilens.data.sources.folders import folders_of_pictures
 from distilens.data.sources.layout import find_splits, split_of
 from distilens.foundation.errors import UserError
 from distilens.measure.maps.gallery import gallery
@@ -367,3 +368,11 @@ def test_one_picture(tmp_path):
             load(given, tmp_path / "cache", to_explain=True)
     with pytest.raises(UserError, match="nothing can be learnt"):
         load(f"image:{tmp_path / 'red.png'}", tmp_path / "cache")
+
+
+def test_a_folder_without_permission_holds_no_pictures_that_count(root, monkeypatch):
+    write(root, "cats", "dogs")
+    assert folders_of_pictures(root) == ["cats", "dogs"]
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "cats")
+    assert folders_of_pictures(root) == ["dogs"]
+    assert folders_of_pictures(root / "cats") == []

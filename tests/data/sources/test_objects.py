@@ -218,3 +218,21 @@ def test_joined_sets_must_name_the_same_classes(pixels, labels, tmp_path):
     assert as_data(ConcatDataset([one, one]), tmp_path).classes == NAMES
     with pytest.raises(UserError, match=r"name their classes differently.*ant, bee, cow; cow, bee, ant"):
         as_data(ConcatDataset([one, other]), tmp_path)
+
+
+def test_pictures_may_be_paths(tmp_path, pixels, labels):
+    paths = []
+    for number, picture in enumerate(pixels):
+        paths.append(tmp_path / f"{number}.png")
+        Image.fromarray(picture).save(paths[-1])
+    expected = as_data((pixels, labels), tmp_path / "cache")
+    for given in (paths, list(map(str, paths))):
+        data = as_data(Pictures(given, labels), tmp_path / "cache")
+        assert np.array_equal(data.train.rows.images, expected.train.rows.images)
+        assert np.array_equal(data.train.rows.labels, expected.train.rows.labels)
+
+
+def test_a_label_is_needed_for_each_picture(pixels, labels):
+    several = [Image.fromarray(picture) for picture in pixels]
+    with pytest.raises(UserError, match=r"there are 30 train images and 29 labels: expected one per image"):
+        as_data((several, labels[:-1].tolist()))

@@ -7,6 +7,7 @@ from torch.utils.data import TensorDataset
 
 import distilens
 from brightness import Brightness
+from distilens.data.sources.own_task import code_of
 from distilens.foundation.errors import UserError
 
 IMAGES = torch.rand(30, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -67,3 +68,19 @@ def test_a_function_makes_the_data():
         distilens.load("python:brightness:pictures,limit=5")
     with pytest.raises(UserError, match=r"brightness has no 'picture'\. Did you mean 'pictures'"):
         distilens.load("python:brightness:picture")
+
+
+def test_pictures_of_several_sizes_are_refused():
+    class Uneven(Items):
+        def __getitem__(self, at):
+            return super().__getitem__(at)[0][: 8 - at % 2], 1.0
+
+    with pytest.raises(UserError, match="the train pictures have several sizes: for a task of your own, give one size"):
+        distilens.as_data(Uneven(), task=Brightness())
+
+
+def test_the_source_of_a_task_counts_where_it_can_be_read():
+    assert "def loss" in code_of(Brightness())
+    space = {"Brightness": Brightness}
+    exec("class Typed(Brightness):\n    pass", space)
+    assert code_of(space["Typed"]()) == ""

@@ -26,7 +26,7 @@ from distilens.measure import (
     road,
 )
 from distilens.measure.maps.faithfulness import Perturbed
-from distilens.measure.maps.imputation import filled
+from distilens.measure.maps.imputation import filled, imputed
 
 CLASSES = tuple("abcd")
 
@@ -256,3 +256,13 @@ def test_what_does_not_fit_is_said():
         Perturbed(model, pixels, torch.rand(3, 4, 4), torch.tensor([0, 1]), fill="zero", steps=2, chunk=2)
     with pytest.raises(UserError, match="at least 1; given steps=0"):
         curves(model, pixels, torch.rand(2, 4, 4), torch.tensor([0, 1]), steps=0)
+
+
+def test_an_image_without_removed_pixels_stays_as_it_is():
+    image = images(1)[0]
+    assert torch.equal(imputed(image, torch.ones(16, 16, dtype=torch.bool)), image)
+    hole = torch.ones(16, 16, dtype=torch.bool)
+    hole[5, 5] = False
+    filled_in = imputed(image, hole)
+    assert torch.allclose(filled_in[:, hole], image[:, hole].to(filled_in))
+    assert not torch.allclose(filled_in[:, 5, 5], image[:, 5, 5].to(filled_in))

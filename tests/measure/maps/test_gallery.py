@@ -15,11 +15,13 @@ from PIL import Image
 from rich.console import Console
 from torch import nn
 
+import brightness
 import distilens
 from distilens import measure
 from distilens.core import Model
 from distilens.explain import EXPLAINERS, Explainer, Explanation
 from distilens.explain.expected_gradients import ExpectedGradients
+from distilens.explain.from_captum import CaptumExplainer
 from distilens.explain.integrated_gradients import IntegratedGradients
 from distilens.explain.maps import normalise_maps, overlay
 from distilens.foundation import randomness
@@ -27,7 +29,7 @@ from distilens.foundation.errors import UserError
 from distilens.foundation.notation import safe
 from distilens.measure.maps import gallery as galleries
 from distilens.measure.maps.columns import FLOORS, named
-from distilens.measure.maps.images import in_turn
+from distilens.measure.maps.images import draw_images, in_turn
 from distilens.report import pictures
 
 FLOOR_LABELS = ["random", "random-grid-7", "centre"]
@@ -528,7 +530,10 @@ def test_explainers_of_ones_own(model, data):
         (["captum:Saliency", "captum:DeepLift"], ["captum-Saliency", "captum-DeepLift"]),
         ([IntegratedGradients(steps=3), "ig"], ["ig-steps-3", "ig"]),
         ([IntegratedGradients()], ["ig"]),
+        ([CaptumExplainer("Saliency"), "captum:Saliency"], ["captum-Saliency"]),
+        ([CaptumExplainer("Saliency", abs=False), "captum:Saliency"], ["captum-Saliency-abs-false", "captum-Saliency"]),
         (["random", "centre:spread=0.2"], ["random", "centre-spread-0.2"]),
+        (["gradcam:tap=a-b", "gradcam:tap=[a:b]"], ["gradcam-tap-a-b", "gradcam-tap-a-b-2"]),
     ],
 )
 def test_labels_are_readable_unlike_and_fit_for_files(given, labels):
@@ -596,6 +601,10 @@ def test_what_is_wrong_is_said(model, data, arguments, options, message, tmp_pat
     ("damage", "message"),
     [
         (lambda run: (run / "recipe.toml").write_text("name = "), "is not TOML"),
+        (
+            lambda run: (run / "recipe.toml").write_text("seed = 3"),
+            "has no key data, so the data of the run are unknown",
+        ),
         (lambda run: (run / "recipe.toml").unlink(), "has no recipe.toml, so its data set is unknown: name one"),
         (lambda run: (run / "student" / "model.json").write_text("{"), "is not whole JSON"),
         (
@@ -686,3 +695,34 @@ def test_pictures_in_other_forms(model, tmp_path):
     for given, count in ((pictures, 3), (np.stack(pictures), 3), (tmp_path / "one.png", 1), (pictures[0], 1)):
         found = distilens.gallery(model, given, ["gradcam"], sanity=False)
         assert torch.allclose(found.images, expected[:count])
+
+
+def test_a_row_of_a_task_without_classes_says_its_numbers(tmp_path):
+    data = brightness.pictures()
+    data.test.rows.labels[data.test.index[0]] = math.nan
+    model = Model(tiny(1), data.task, size=data.size, name="tiny")
+    made = distilens.gallery(model, data, ["gradient"], images=len(data.test), sanity=False)
+    rows = {row.index: row for row in map(made.row, range(len(made)))}
+    answers = dict(zip(made.index.tolist(), made.logits[:, 0].tolist(), strict=True))
+    for index, label in zip(data.test.index, data.test.labels, strict=True):
+        row = rows[int(index)]
+        assert row.label == (None if math.isnan(label) else data.task.metric.written(float(label)))
+        assert row.prediction == row.target == data.task.metric.written(answers[int(index)])
+        assert (row.right, row.confidence) == (None, "")
+    assert made.save(tmp_path / "maps").is_file()
+
+
+def test_a_split_without_images_is_said(tmp_path):
+    one_each = (np.zeros((3, 16, 16, 3), dtype=np.uint8), np.arange(3))
+    data = distilens.as_data(one_each, tmp_path, to_explain=True)
+    assert len(draw_images(data, "test", 8).images) == 3
+    with pytest.raises(UserError, match=f"the validation split of {data.name} has no images"):
+        draw_images(data, "validation", 2)
+
+
+def test_a_folder_without_permission_is_refused_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(galleries.os, "access", lambda path, mode: path != tmp_path)
+    with pytest.raises(UserError, match=f"there is no permission to write in {tmp_path}$"):
+        galleries.check_writable(tmp_path / "deep" / "maps")
+    (tmp_path / "deep").mkdir()
+    galleries.check_writable(tmp_path / "deep" / "maps")

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from rich.console import Console
 
 import distilens
+from brightness import pictures
 from distilens.data import from_arrays, load
 from distilens.data.pipeline import Batches
 from distilens.foundation.errors import UserError
@@ -190,6 +192,8 @@ def test_what_cannot_be_compared_is_said(world):
         compare(networks)
     with pytest.raises(UserError, match="unknown embedding 'clip'"):
         compare(networks, data, {"embeddings": "clip"})
+    with pytest.raises(UserError, match=r"compare is about classes, but the task of .* is brightness"):
+        compare(networks, pictures())
     images, labels = np.zeros((40, 8, 8, 3), np.uint8), np.zeros(40, int)
     with pytest.raises(UserError, match="there is only one class, 'only'"):
         from_arrays(images, labels, classes=("only",), test=(images, labels))
@@ -198,6 +202,14 @@ def test_what_cannot_be_compared_is_said(world):
         next(broken.parameters()).fill_(torch.nan)
     with pytest.raises(UserError, match=r"the features of samples .* are NaN or infinite"):
         compare({"a": networks["student"], "b": broken}, data, FAST)
+
+
+def test_too_few_images_are_said(world):
+    data, networks = world
+    one_each = [int(np.flatnonzero(data.test.labels == label)[0]) for label in range(3)]
+    few = replace(data, test=replace(data.test, index=data.test.index[one_each]))
+    with pytest.raises(UserError, match="has 3 images for a comparison, which needs at least 4"):
+        compare(networks, few, FAST)
 
 
 def test_settings_and_models_by_notation():

@@ -1,6 +1,7 @@
 """What a task is: rows for the classes, from a file, from CLIP, or from any model."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -124,3 +125,17 @@ def test_prototypes_are_mean_features_of_training_images(data, tmp_path):
     assert torch.allclose(found, expected, atol=1e-5)
     with pytest.raises(UserError, match="no training image of class 1 to compute"):
         class_means(torch.ones(2, 3), torch.tensor([0, 2]), 3)
+
+
+def test_without_transformers_the_extra_is_named(data, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UserError, match=r"need transformers: pip install 'distilens\[hf\]'"):
+        class_embeddings("hf:openai/clip-vit-base-patch32", data)
+
+
+def test_a_model_that_does_not_embed_text_is_refused(data, monkeypatch):
+    transformers = pytest.importorskip("transformers")
+    for kind in (transformers.AutoModel, transformers.AutoProcessor):
+        monkeypatch.setattr(kind, "from_pretrained", lambda name: torch.nn.Identity())
+    with pytest.raises(UserError, match="hf:some/vit does not embed text: name a model such as openai/clip"):
+        class_embeddings("hf:some/vit", data)

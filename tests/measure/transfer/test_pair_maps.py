@@ -1,5 +1,7 @@
 """Maps of pairs: against a set that is drawn once, of images inside and outside it; how stable they are, and how true."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from distilens.core import Batch
 from distilens.data import load
 from distilens.data.pipeline import batch_at
 from distilens.explain import build_explainer
+from distilens.foundation.errors import UserError
 from distilens.measure.maps.faithfulness import insertion
 from distilens.measure.maps.likeness import pearson
 from distilens.measure.maps.localisation import energy_in_mask
@@ -141,3 +144,10 @@ def test_maps_are_put_to_the_test_of_their_model(world):
     assert (means["empty"], means["n"], means["insertion"]["n"]) == (1, 6, 5)
     assert means["mask_share"]["mean"] == pytest.approx(float(batch.mask.mean()))
     assert heard == [6]
+
+
+def test_a_reference_set_needs_labels(world):
+    data, _ = world
+    rows = replace(data.test.rows, targets=np.full_like(data.test.rows.targets, -1))
+    with pytest.raises(UserError, match="the images have 0 classes: comparing features with a task needs two"):
+        reference_positions(replace(data.test, rows=rows), 16)
