@@ -83,7 +83,7 @@ def try_network(name: str, notation: str, formats: tuple[str, ...], out: Path) -
         start = time.perf_counter()
         try:
             found = export_model(model, out, Plan((form,), "int8", tolerance=100, images=0), data)
-            files = list(found.files)
+            files = [entry for entry in found.files if entry["format"] == form]  # not those of the format before
         except UserError as error:
             files = [{"format": form, "precision": "", "refused": str(error)}]
         for entry in files:
