@@ -18,16 +18,21 @@ from distilens.cli.options import (
     Changes,
     ClassCount,
     CompareSettings,
+    Controls,
     DataName,
     DataOfNotation,
     Explainers,
     ExportedFile,
     ExportOut,
+    Factors,
+    Family,
+    FirstSeed,
     Formats,
     Full,
     How,
     Images,
     InputSize,
+    Jobs,
     Json,
     JsonLines,
     Kind,
@@ -38,6 +43,7 @@ from distilens.cli.options import (
     ModelOrRun,
     MostOfAStep,
     NamedModels,
+    NoTest,
     Out,
     PageOut,
     PartName,
@@ -45,11 +51,16 @@ from distilens.cli.options import (
     PictureSize,
     Push,
     RecipeName,
+    RecipeNames,
     RunFolder,
     RunsToCompare,
     Runtimes,
     Seed,
+    SeedCount,
     Share,
+    StudyFolder,
+    StudyOut,
+    Subsets,
     Target,
     Threads,
     Top,
@@ -364,6 +375,94 @@ def bench(
         "size": input_size,
     }
     bench_to(targets, options, out, as_json=json, how=how)
+
+
+@command("ablate")
+def ablate(
+    recipe: RecipeName,
+    /,
+    set_: Changes = (),
+    seeds: SeedCount = 5,
+    all_: Subsets = False,
+    controls: Controls = False,
+    first: FirstSeed = 0,
+    jobs: Jobs = 1,
+    no_test: NoTest = False,
+    out: StudyOut = None,
+    json: Json = False,
+    how: How = Manner(),  # noqa: B008  # frozen
+) -> None:
+    """Train a recipe without each of its methods in turn, over several seeds, and say what each method adds.
+
+    The base and plain kd are trained too. All rows share the teacher's stored answers. The same command continues a stopped
+    study.
+    """
+    from distilens.cli import studying
+
+    options = studying.StudyOptions(seeds, first, jobs, not no_test, out)
+    studying.ablate(recipe, changes_of(set_), options, subsets=all_, controls=controls, as_json=json, how=how)
+
+
+@command("compress")
+def compress(
+    recipe: RecipeName,
+    /,
+    set_: Changes = (),
+    factors: Factors = (2.0, 4.0, 8.0),
+    family: Family = None,
+    seeds: SeedCount = 5,
+    first: FirstSeed = 0,
+    jobs: Jobs = 1,
+    no_test: NoTest = False,
+    out: StudyOut = None,
+    json: Json = False,
+    how: How = Manner(),  # noqa: B008  # frozen
+) -> None:
+    """Train students of several sizes under a recipe's teacher and with labels only: accuracy against compression."""
+    from distilens.cli import studying
+
+    options = studying.StudyOptions(seeds, first, jobs, not no_test, out)
+    studying.compress(recipe, changes_of(set_), options, factors=factors, family=family, as_json=json, how=how)
+
+
+@command("seeds")
+def seeds_(
+    recipes: RecipeNames,
+    /,
+    set_: Changes = (),
+    seeds: SeedCount = 5,
+    first: FirstSeed = 0,
+    jobs: Jobs = 1,
+    no_test: NoTest = False,
+    out: StudyOut = None,
+    json: Json = False,
+    how: How = Manner(),  # noqa: B008  # frozen
+) -> None:
+    """Train recipes with several seeds, and compare them with the first."""
+    from distilens.cli import studying
+
+    options = studying.StudyOptions(seeds, first, jobs, not no_test, out)
+    studying.compare_seeds(recipes, changes_of(set_), options, as_json=json, how=how)
+
+
+@command("study")
+def study(
+    folder: StudyFolder,
+    /,
+    json: Json = False,
+    csv: bool = False,
+    latex: bool = False,
+) -> None:
+    """Show a study, also while it runs: its table and its page.
+
+    Args:
+        csv: Print one line per row and seed.
+        latex: Print the table for a paper.
+    """
+    from distilens.cli.studying import show_study
+    from distilens.studies.study import read_study
+
+    show_study(read_study(folder), as_json=json, as_csv=csv, as_latex=latex)
 
 
 @command("report")

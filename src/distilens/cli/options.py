@@ -299,3 +299,44 @@ class Manner:
 
 
 How = Annotated[Manner, arg(name="")]
+SeedCount = Annotated[
+    int, arg(metavar="N", help="The number of seeds for every row.", help_behavior_hint="(default: 5)")
+]
+FirstSeed = Annotated[int, arg(metavar="N", help="The first seed.", help_behavior_hint="(default: 0)")]
+Jobs = Annotated[
+    int,
+    arg(metavar="N", help="How many runs are trained at once, as far as cores and memory go.", help_behavior_hint=""),
+]
+NoTest = Annotated[
+    FlagCreatePairsOff[bool],
+    arg(help="Do not read the test split: the table shows validation.", help_behavior_hint=""),
+]
+StudyOut = Annotated[
+    Path | None,
+    arg(metavar="DIR", help="The study's folder.", help_behavior_hint="(default: runs/NAME-ablation, ...)"),
+]
+StudyFolder = Annotated[Positional[Path], arg(metavar="STUDY", help="A study's folder.")]
+RecipeNames = Annotated[
+    Positional[tuple[str, ...]], arg(metavar="RECIPES", help="TOML files, or names of shipped recipes.")
+]
+Factors = Annotated[
+    tuple[float, ...],
+    arg(
+        metavar="F ...", help="How many times fewer parameters than the teacher.", help_behavior_hint="(default: 2 4 8)"
+    ),
+]
+Family = Annotated[
+    str | None,
+    arg(
+        metavar="MODEL",
+        help="The networks to choose students from, for example mobilenetv2 (by width) or shrink.",
+        help_behavior_hint="(default: the teacher without its last blocks)",
+    ),
+]
+Subsets = Annotated[
+    FlagCreatePairsOff[bool], arg(name="all", help="Train every subset of the methods.", help_behavior_hint="")
+]
+Controls = Annotated[
+    FlagCreatePairsOff[bool],
+    arg(help="Also train with permuted and with random maps of the teacher.", help_behavior_hint=""),
+]

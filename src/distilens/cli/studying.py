@@ -39,7 +39,7 @@ class StudyOptions:
 
 
 def content_of(name: str, changes: Sequence[str], how: Manner) -> dict[str, Any]:
-    """A checked recipe as plain data, with every option written out. The teacher's answers are stored unless a change says else."""
+    """A checked recipe as plain data with all options. The teacher's answers are stored unless a change says otherwise."""
     outline = outline_of(name, changes)
     says = any(change.startswith("teacher.answers") for change in changes)
     if outline.teacher and outline.teacher.answers.startswith("live") and not says:
@@ -47,7 +47,9 @@ def content_of(name: str, changes: Sequence[str], how: Manner) -> dict[str, Any]
     return recipe_of(name, changes, how).resolved()
 
 
-def run_study(kind: str, name: str, plan: Callable[[], Rows], options: StudyOptions, *, as_json: bool, how: Manner) -> None:
+def run_study(
+    kind: str, name: str, plan: Callable[[], Rows], options: StudyOptions, *, as_json: bool, how: Manner
+) -> None:
     """Plan, train, judge and show a study. The same command continues a stopped one."""
     if options.seeds < 1 or options.jobs < 1:
         raise UserError(f"--seeds and --jobs are at least 1; given {min(options.seeds, options.jobs)}")
@@ -69,7 +71,14 @@ def run_study(kind: str, name: str, plan: Callable[[], Rows], options: StudyOpti
 
 
 def ablate(
-    recipe: str, changes: Sequence[str], options: StudyOptions, *, subsets: bool, controls: bool, as_json: bool, how: Manner
+    recipe: str,
+    changes: Sequence[str],
+    options: StudyOptions,
+    *,
+    subsets: bool,
+    controls: bool,
+    as_json: bool,
+    how: Manner,
 ) -> None:
     """Train a recipe's list of methods, shorter lists and controls, and say what each method adds."""
     content = content_of(recipe, changes, how)

@@ -27,14 +27,15 @@ ABOUT = "Train small image models under the guidance of large ones."
 HINT = "distilens COMMAND --help explains a command. distilens --version prints the version."
 CHANGE = re.compile(r"[A-Za-z_][\w.-]*=")
 """How `key=value` begins."""
-CHANGED = ("run", "demo", "record", "codebook", "validate", "recommend", "compare")
+CHANGED = ("run", "demo", "record", "codebook", "validate", "recommend", "compare", "ablate", "compress", "seeds")
 """The commands that have `--set`."""
-OF_RECIPE = {name: name != "demo" for name in CHANGED if name != "compare"}
+OF_RECIPE = {name: name != "demo" for name in CHANGED if name not in ("compare", "seeds")}
 """Commands about a recipe: whether they take its name."""
-SEVERAL = ("--set", "--models", "--explainer", "--format", "--threads", "--batch", "--runtimes")
+SEVERAL = ("--set", "--models", "--explainer", "--format", "--threads", "--batch", "--runtimes", "--factors")
 """Options that take all words up to the next option."""
 ONE = ("--out", "--device", "--seed", "--variants", "--part", "--verify", "--step", "--data", "--images", "--target")
-"""Options that take one word."""
+ONE_OF_STUDIES = ("--seeds", "--first", "--jobs", "--family")
+"""Options that take one word: of runs and models, and of studies."""
 
 
 def overview(commands: Mapping[str, Callable[..., Any]]) -> str:
@@ -84,7 +85,7 @@ def sort_words(words: list[str]) -> tuple[list[str], list[str], list[str], list[
         elif word.startswith("-"):
             option = word
             options += [word] * (word != "--set")
-            options += [words.pop(0)] if word in ONE and words else []
+            options += [words.pop(0)] if word in (*ONE, *ONE_OF_STUDIES) and words else []
         elif option in SEVERAL[1:]:
             options.append(word)
         elif CHANGE.match(word):

@@ -179,10 +179,14 @@ def axes(across: Scale, up: Scale, x_ticks: list[float], y_ticks: list[float], a
 
 def draw_band(line: Series, across: Scale, up: Scale) -> Markup:
     """The intervals of a line's points as one shade."""
-    pairs = [(x, low, high) for x, (low, high) in zip(line.x, line.band or (), strict=True) if math.isfinite(low + high)]
+    pairs = [
+        (x, low, high) for x, (low, high) in zip(line.x, line.band or (), strict=True) if math.isfinite(low + high)
+    ]
     there = [f"{across.place(x):.1f},{up.place(high):.1f}" for x, _, high in pairs]
     back = [f"{across.place(x):.1f},{up.place(low):.1f}" for x, low, _ in reversed(pairs)]
-    return Markup('<polygon class="band series-{}" points="{}"/>').format(line.colour % COLOURS, " ".join([*there, *back]))
+    return Markup('<polygon class="band series-{}" points="{}"/>').format(
+        line.colour % COLOURS, " ".join([*there, *back])
+    )
 
 
 def draw_line(line: Series, across: Scale, up: Scale) -> list[Markup]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,9 @@ def sentences(content: Content) -> list[str]:
             lines.append(f"{row['name']} was left out: {row['failed']}.")
         if row["diverged"]:
             seeds = ", ".join(map(str, row["diverged"]))
-            lines.append(f"{row['name']}: the loss was no longer finite with seed {seeds}; it counts as the untrained student.")
+            lines.append(
+                f"{row['name']}: the loss was no longer finite with seed {seeds}; it counts as the untrained student."
+            )
     return lines
 
 
@@ -78,7 +80,9 @@ def sentence(entry: Content, content: Content) -> str:
     if p < 0.05:
         return f"{what}: {number}: {'a gain' if found.positive else 'a loss'} (p = {written_p(p)} by Holm)."
     more = entry["more seeds"]
-    settle = "" if not more else f"; {more:,} more {'seed' if more == 1 else 'seeds'} would settle a difference of 1 point"
+    settle = (
+        "" if not more else f"; {more:,} more {'seed' if more == 1 else 'seeds'} would settle a difference of 1 point"
+    )
     return f"{what}: {number}: no effect is shown (p = {written_p(p)} by Holm{settle})."
 
 
@@ -118,7 +122,8 @@ def table(content: Content) -> Table:
         "seeds": lambda row: str(row["value"]["n"]),
         "agreement with the teacher": lambda row: share_text(row["agreement"]),
         "maps like the teacher's": lambda row: "; ".join(
-            f"{name} {Estimate.read(entry).with_half()}" for name, entry in row["maps"].items()  # type: ignore[union-attr]
+            f"{name} {Estimate.read(entry).with_half()}"
+            for name, entry in row["maps"].items()  # type: ignore[union-attr]
         ),
         "parameters": lambda row: f"{row['parameters']:,}" if row["parameters"] else "",
         "× smaller": lambda row: f"{row['facts']['ratio']:.2f}" if "ratio" in row["facts"] else "",
@@ -176,7 +181,9 @@ def as_csv_text(content: Content) -> str:
     writer.writerow(["row", "methods", "control", "seed", "split", content["metric"]["name"]])
     for row in content["rows"]:
         for seed, value in row["values"].items():
-            writer.writerow([row["name"], "; ".join(row["methods"]), row["control"] or "", seed, content["split"], value])
+            writer.writerow(
+                [row["name"], "; ".join(row["methods"]), row["control"] or "", seed, content["split"], value]
+            )
     return out.getvalue()
 
 
@@ -211,7 +218,9 @@ def forest(content: Content) -> Markup:
             ends = found.ends or (None, None)
             scaled = Estimate(scale * found.value, *(None if end is None else scale * end for end in ends))
             lines.append(Line(entry["about"], scaled, 0 if scaled.above(0) else 1 if scaled.below(0) else 5))
-    return interval_chart("forest", "The gains", [("", lines)], x_label=f"gain in {unit}, with 95 % intervals".replace("in ,", ","))
+    return interval_chart(
+        "forest", "The gains", [("", lines)], x_label=f"gain in {unit}, with 95 % intervals".replace("in ,", ",")
+    )
 
 
 def curves(content: Content) -> Markup:
@@ -238,7 +247,9 @@ def compression(content: Content) -> Markup:
     """The metric against how many times smaller the student is, under the teacher and with labels only."""
     lines = []
     for colour, (taught, name) in enumerate(((True, "under the teacher"), (False, "labels only"))):
-        rows = [row for row in content["rows"] if row["facts"].get("taught") is taught and row["value"]["mean"] is not None]
+        rows = [
+            row for row in content["rows"] if row["facts"].get("taught") is taught and row["value"]["mean"] is not None
+        ]
         ends = [(row["value"]["low"], row["value"]["high"]) for row in rows]
         band = ends if rows and None not in [end for pair in ends for end in pair] else None
         lines.append(

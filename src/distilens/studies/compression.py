@@ -39,7 +39,9 @@ def plan_compression(
     if recipe.teacher is None:
         raise UserError("compression is relative to a teacher, but this recipe has no [teacher]")
     if not factors or min(factors) <= 1:
-        raise UserError(f"factors are numbers above 1; given {', '.join(f'{factor:g}' for factor in factors) or 'none'}")
+        raise UserError(
+            f"factors are numbers above 1; given {', '.join(f'{factor:g}' for factor in factors) or 'none'}"
+        )
     teacher = build_model(recipe.teacher.model, data.task, data.size)
     students = sizes(family or f"shrink:model={plain_name(recipe.teacher.model)}", data)
     rows: list[Row] = []
@@ -53,7 +55,14 @@ def plan_compression(
         if any(row.facts["model"] == notation for row in rows):
             raise UserError(f"two factors have the same nearest network, {notation}: name factors that differ more")
         rows.append(Row(name, taught, f"{notation}, {ratio:.2f} × fewer parameters", {**facts, "taught": True}))
-        rows.append(Row(alone, without_teacher(taught, recipe.base.methods), f"{notation} without the teacher", {**facts, "taught": False}))
+        rows.append(
+            Row(
+                alone,
+                without_teacher(taught, recipe.base.methods),
+                f"{notation} without the teacher",
+                {**facts, "taught": False},
+            )
+        )
         questions.append(Question(name, alone, f"what the teacher adds at {ratio:.2f} × fewer parameters"))
     return tuple(rows), tuple(questions)
 
@@ -66,7 +75,9 @@ def plain_name(model: str) -> str:
     """
     spec = Spec.parse(model)
     if spec.name in ("run", "file", "python"):
-        raise UserError(f"the teacher is {model}: name the networks to choose students from (--family mobilenetv2, for example)")
+        raise UserError(
+            f"the teacher is {model}: name the networks to choose students from (--family mobilenetv2, for example)"
+        )
     kept = {key: value for key, value in spec.options.items() if key not in ("pretrained", "weights")}
     return str(Spec(spec.name, spec.argument, kept))
 
