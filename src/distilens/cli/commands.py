@@ -44,6 +44,7 @@ from distilens.cli.options import (
     MostOfAStep,
     NamedModels,
     NoTest,
+    Objectives,
     Out,
     PageOut,
     PartName,
@@ -55,17 +56,23 @@ from distilens.cli.options import (
     RunFolder,
     RunsToCompare,
     Runtimes,
+    SamplerName,
     Seed,
     SeedCount,
     Share,
+    Space,
+    Storage,
     StudyFolder,
     StudyOut,
     Subsets,
     Target,
     Threads,
+    Timeout,
     Top,
+    Trials,
     Variants,
     Verify,
+    seconds_of,
 )
 from distilens.cli.words import START, order_words, overview, parse_plainly
 from distilens.foundation.errors import UserError
@@ -423,6 +430,42 @@ def compress(
 
     options = studying.StudyOptions(seeds, first, jobs, not no_test, out)
     studying.compress(recipe, changes_of(set_), options, factors=factors, family=family, as_json=json, how=how)
+
+
+@command("sweep")
+def sweep(
+    recipe: RecipeName,
+    /,
+    set_: Changes = (),
+    space: Space = (),
+    trials: Trials = 50,
+    timeout: Timeout = None,
+    sampler: SamplerName = "tpe",
+    objectives: Objectives = ("score",),
+    storage: Storage = None,
+    seeds: SeedCount = 5,
+    first: FirstSeed = 0,
+    jobs: Jobs = 1,
+    no_test: NoTest = False,
+    out: StudyOut = None,
+    json: Json = False,
+    how: How = Manner(),  # noqa: B008  # frozen
+) -> None:
+    """Search settings of a recipe by validation; then train the chosen one with fresh seeds, and read only these on test.
+
+    Any number of processes with the same command (and folder, or --storage) share one search.
+    """
+    from distilens.cli import studying
+
+    options = studying.StudyOptions(seeds, first, jobs, not no_test, out)
+    searched = {
+        "space": tuple(join_words(space)),
+        "trials": trials,
+        "timeout": seconds_of(timeout),
+        "sampler": sampler,
+        "objectives": objectives,
+    }
+    studying.sweep(recipe, changes_of(set_), options, searched, storage, as_json=json, how=how)
 
 
 @command("seeds")

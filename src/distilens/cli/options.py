@@ -340,3 +340,55 @@ Controls = Annotated[
     FlagCreatePairsOff[bool],
     arg(help="Also train with permuted and with random maps of the teacher.", help_behavior_hint=""),
 ]
+Space = Annotated[
+    UseAppendAction[tuple[tuple[str, ...], ...]],
+    arg(
+        metavar="SETTING ...",
+        help="What is searched: kd.temperature=1..8, kd.weight=0.1..10:log, train.epochs=10..30:int, ig_overlay.p=0.1|0.2.",
+        help_behavior_hint="(required)",
+    ),
+]
+Trials = Annotated[
+    int,
+    arg(metavar="N", help="How many settings are tried, by all workers together.", help_behavior_hint="(default: 50)"),
+]
+Timeout = Annotated[
+    str | None,
+    arg(metavar="TIME", help="Begin no trial after this time: 90s, 30m, 2h.", help_behavior_hint="(default: no limit)"),
+]
+SamplerName = Annotated[
+    Literal["tpe", "cmaes", "random"], arg(help="How settings are proposed.", help_behavior_hint="(default: tpe)")
+]
+Objectives = Annotated[
+    tuple[str, ...],
+    arg(
+        metavar="NAME ...",
+        help="What is searched for: score, latency, size, maps. Several give a Pareto front.",
+        help_behavior_hint="(default: score)",
+    ),
+]
+Storage = Annotated[
+    str | None,
+    arg(
+        metavar="URL",
+        help="A database that workers on several machines share, such as postgresql+psycopg://USER@HOST/NAME.",
+        help_behavior_hint="(default: SQLite in the study's folder)",
+    ),
+]
+
+
+def seconds_of(text: str | None) -> float | None:
+    """`90s`, `30m`, `2h` or a number of seconds, in seconds.
+
+    >>> seconds_of("1.5h")
+    5400.0
+
+    Raises:
+        UserError: it is not a time.
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
+    if not found:
+        raise UserError(f"a time is like 90s, 30m or 2h; given {text!r}")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]

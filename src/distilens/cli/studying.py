@@ -39,12 +39,12 @@ class StudyOptions:
 
 
 def content_of(name: str, changes: Sequence[str], how: Manner) -> dict[str, Any]:
-    """A checked recipe as plain data with all options. The teacher's answers are stored unless a change says otherwise."""
+    """A checked recipe as plain data. The teacher's answers are stored unless a change says otherwise."""
     outline = outline_of(name, changes)
     says = any(change.startswith("teacher.answers") for change in changes)
     if outline.teacher and outline.teacher.answers.startswith("live") and not says:
         changes = [*changes, "teacher.answers=stored"]
-    return recipe_of(name, changes, how).resolved()
+    return recipe_of(name, changes, how).model_dump(mode="json", exclude_none=True)
 
 
 def run_study(
@@ -150,3 +150,49 @@ def show_study(study: Study, *, as_json: bool = False, as_csv: bool = False, as_
         for line in sentences(content):
             console.print(line, highlight=False, markup=False)
         console.print(str(page), highlight=False, markup=False)
+
+
+def sweep(
+    recipe: str,
+    changes: Sequence[str],
+    options: StudyOptions,
+    search_options: Mapping[str, Any],
+    storage: str | None,
+    *,
+    as_json: bool,
+    how: Manner,
+) -> None:
+    """Search settings by validation, train the chosen one with fresh seeds, and read only these students on test."""
+    from distilens.studies.search import Search, chosen_row, describe_search, import_optuna, run_search, with_chosen
+
+    import_optuna()
+    content = content_of(recipe, changes, how)
+    search = Search(content, **search_options)
+    read_space_of(search)
+    from distilens.foundation.files import write_json
+    from distilens.studies.reading import read_test
+    from distilens.studies.study import Row, Study, continue_study
+    from distilens.studies.work import train_study
+
+    command = shlex.join(["distilens", *hidden(sys.argv[1:], storage)])
+    folder = options.out or Path("runs") / f"{content['name']}-search"
+    seeds = tuple(range(options.first, options.first + options.seeds))
+    study = Study(folder, "search", (Row("as given", content, "the recipe before the search"),), seeds, (), command)
+    how.say(f"distilens: {search.trials} trials → {folder}")
+    found = run_search(study, search, storage=storage, console=how.console)
+    write_json(folder / "trials.json", describe_search(search, found))
+    study = continue_study(with_chosen(study, chosen_row(search, found)))
+    train_study(study, jobs=options.jobs, console=how.console)
+    if options.test:
+        study = read_test(study, [row.name for row in study.rows], command, how.console)
+    show_study(study, as_json=as_json)
+
+
+def read_space_of(search: Any) -> None:
+    """Check the space before anything is trained."""
+    _ = search.dimensions
+
+
+def hidden(words: Sequence[str], storage: str | None) -> list[str]:
+    """The words of a command without the address of a database, which may hold a password."""
+    return [word.replace(storage, "DATABASE") if storage else word for word in words]

@@ -27,14 +27,37 @@ ABOUT = "Train small image models under the guidance of large ones."
 HINT = "distilens COMMAND --help explains a command. distilens --version prints the version."
 CHANGE = re.compile(r"[A-Za-z_][\w.-]*=")
 """How `key=value` begins."""
-CHANGED = ("run", "demo", "record", "codebook", "validate", "recommend", "compare", "ablate", "compress", "seeds")
+CHANGED = (
+    "run",
+    "demo",
+    "record",
+    "codebook",
+    "validate",
+    "recommend",
+    "compare",
+    "ablate",
+    "compress",
+    "sweep",
+    "seeds",
+)
 """The commands that have `--set`."""
 OF_RECIPE = {name: name != "demo" for name in CHANGED if name not in ("compare", "seeds")}
 """Commands about a recipe: whether they take its name."""
-SEVERAL = ("--set", "--models", "--explainer", "--format", "--threads", "--batch", "--runtimes", "--factors")
+SEVERAL = (
+    "--set",
+    "--models",
+    "--explainer",
+    "--format",
+    "--threads",
+    "--batch",
+    "--runtimes",
+    "--factors",
+    "--space",
+    "--objectives",
+)
 """Options that take all words up to the next option."""
 ONE = ("--out", "--device", "--seed", "--variants", "--part", "--verify", "--step", "--data", "--images", "--target")
-ONE_OF_STUDIES = ("--seeds", "--first", "--jobs", "--family")
+ONE_OF_STUDIES = ("--seeds", "--first", "--jobs", "--family", "--trials", "--timeout", "--sampler", "--storage")
 """Options that take one word: of runs and models, and of studies."""
 
 

@@ -217,7 +217,13 @@ def forest(content: Content) -> Markup:
         if found and found.value is not None:
             ends = found.ends or (None, None)
             scaled = Estimate(scale * found.value, *(None if end is None else scale * end for end in ends))
-            lines.append(Line(entry["about"], scaled, 0 if scaled.above(0) else 1 if scaled.below(0) else 5))
+            lines.append(
+                Line(
+                    f"{entry['row']} − {entry['against']}",
+                    scaled,
+                    0 if scaled.above(0) else 1 if scaled.below(0) else 5,
+                )
+            )
     return interval_chart(
         "forest", "The gains", [("", lines)], x_label=f"gain in {unit}, with 95 % intervals".replace("in ,", ",")
     )

@@ -27,6 +27,7 @@ from distilens.studies.study import RESULT, Row, Study, seeded
 from distilens.studies.teachers import validation_logits, with_trained_teacher
 from distilens.tasks import Classification
 from distilens.training.log import NotFinite
+from distilens.training.trackers import Trackers
 
 
 def run_of(study: Study, row: Row, seed: int, console: Console | None = None) -> Run:
@@ -35,15 +36,22 @@ def run_of(study: Study, row: Row, seed: int, console: Console | None = None) ->
     return Run(study.place(row, seed), make_recipe(seeded(content, seed)), console)
 
 
-def train_row(study: Study, row: Row, seed: int, console: Console | None = None) -> dict[str, Any]:
+def train_row(
+    study: Study, row: Row, seed: int, console: Console | None = None, *, watch: Trackers | None = None
+) -> dict[str, Any]:
     """Train a row with a seed, score it on validation, and write `result.json`; a finished one is read.
 
     A student whose loss is no longer finite counts as it began. A recipe that cannot be trained gives `failed` with the reason.
+
+    Args:
+        watch: sees the rows of the log, and may stop the training by an exception.
 
     Raises:
         Busy: another process trains it.
     """
     run = run_of(study, row, seed, console)
+    if watch is not None:
+        run.trackers = watch
     with lock_run(run):
         found = study.result(row, seed)
         if found is not None and "failed" not in found:
