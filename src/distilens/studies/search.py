@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -136,7 +137,7 @@ def open_search(folder: Path, search: Search, storage: str | None) -> Any:
 
 
 def import_optuna() -> Any:
-    """Optuna, silent.
+    """Optuna, without its log and its warnings that heartbeats are experimental.
 
     Raises:
         UserError: it is not installed.
@@ -146,6 +147,7 @@ def import_optuna() -> Any:
     except ImportError:
         raise UserError("a search needs Optuna: pip install 'distilens[search]'") from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     return optuna
 
 
