@@ -13,6 +13,7 @@ from markupsafe import Markup
 from distilens.foundation.estimate import NOTHING, Estimate, minus
 from distilens.foundation.files import write_text
 from distilens.foundation.metric import Metric
+from distilens.report import search_section
 from distilens.report.cells import signed
 from distilens.report.charts import COLOURS, Series, line_chart
 from distilens.report.intervals import Line, interval_chart
@@ -43,6 +44,7 @@ def page(content: Content) -> str:
         runs={row["name"]: row["runs"] for row in content["rows"]},
         forest=forest(content),
         curves=curves(content),
+        search=search_section.section(content),
         compression=compression(content) if content["study"] == "compression" else None,
     )
 
@@ -58,6 +60,8 @@ def sentences(content: Content) -> list[str]:
     if len(content["seeds"]) < 2:
         lines.append("One seed has no interval: nothing is tested. At least two seeds are needed (--seeds).")
     lines += [sentence(entry, content) for entry in content["questions"]]
+    if said := search_section.luck(content):
+        lines.append(said)
     for row in content["rows"]:
         if row["failed"]:
             lines.append(f"{row['name']} was left out: {row['failed']}.")
@@ -238,7 +242,7 @@ def curves(content: Content) -> Markup:
             list(range(1, len(row["curve"]) + 1)),
             [entry["mean"] for entry in row["curve"]],
             number,
-            [(entry["low"], entry["high"]) for entry in row["curve"]] if row["curve"][0]["low"] is not None else None,
+            band(row["curve"], content),
         )
         for number, row in enumerate(shown)
     ]
@@ -249,6 +253,14 @@ def curves(content: Content) -> Markup:
     )  # fmt: skip
 
 
+def band(entries: Sequence[Content], content: Content) -> list[tuple[float, float]] | None:
+    """The intervals of means as a band, that of a share inside [0, 1]; None if one has no interval."""
+    if any(entry["low"] is None for entry in entries):
+        return None
+    ends = [(entry["low"], entry["high"]) for entry in entries]
+    return [(max(0.0, low), min(1.0, high)) for low, high in ends] if content["metric"]["unit"] == "%" else ends
+
+
 def compression(content: Content) -> Markup:
     """The metric against how many times smaller the student is, under the teacher and with labels only."""
     lines = []
@@ -256,11 +268,9 @@ def compression(content: Content) -> Markup:
         rows = [
             row for row in content["rows"] if row["facts"].get("taught") is taught and row["value"]["mean"] is not None
         ]
-        ends = [(row["value"]["low"], row["value"]["high"]) for row in rows]
-        band = ends if rows and None not in [end for pair in ends for end in pair] else None
-        lines.append(
-            Series(name, [row["facts"]["ratio"] for row in rows], [row["value"]["mean"] for row in rows], colour, band)
-        )
+        values = [row["value"] for row in rows]
+        xs, ys = [row["facts"]["ratio"] for row in rows], [value["mean"] for value in values]
+        lines.append(Series(name, xs, ys, colour, band(values, content)))
     metric = Metric.read(content["metric"])
     return line_chart(
         "compression", "Compression", [line for line in lines if line.x], x_label="times fewer parameters than the teacher",

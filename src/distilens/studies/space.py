@@ -147,4 +147,6 @@ def written(value: Any) -> str:
     """A value as TOML, or as a notation."""
     if isinstance(value, list):
         return "[" + ", ".join(f"'{item}'" if isinstance(item, str) else written(item) for item in value) + "]"
+    if isinstance(value, float):
+        return f"{value:.4g}"
     return str(value).lower() if isinstance(value, bool) else str(value)

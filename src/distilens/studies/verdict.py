@@ -45,6 +45,7 @@ def judge_study(study: Study) -> dict[str, Any]:
         "readings": [dict(reading) for reading in study.readings],
         "rows": [describe_row(study, row, values[row.name], failed.get(row.name)) for row in study.rows],
         "questions": questions,
+        "search": read_json(study.folder / "trials.json"),
     }
 
 
@@ -87,6 +88,7 @@ def describe_row(study: Study, row: Row, values: Values, failed: str | None) -> 
         "facts": dict(row.facts),
         "value": mean_over_seeds(values).plain(),
         "values": {str(seed): value for seed, value in values.items()},
+        "validation": mean_over_seeds(values_of(study, row, metric_of(study), "validation")).plain(),
         "agreement": mean_of_entries(result.get("agreement") for result in results.values()),
         "maps": map_likeness(study, row),
         "seconds": statistics.median(result["seconds"] for result in results.values()) if results else None,
