@@ -17,6 +17,7 @@ from distilens.data import SOURCES
 from distilens.explain import EXPLAINERS
 from distilens.foundation.errors import UserError
 from distilens.foundation.files import lock_folder
+from distilens.measure.corruptions import CORRUPTIONS
 from distilens.measure.transfer.embeddings import EMBEDDINGS
 from distilens.methods import METHODS
 from distilens.models import MODELS
@@ -423,6 +424,7 @@ def test_the_codes_that_it_ends_with(command, monkeypatch, raised, code, text):
         ("controls", CONTROLS),
         ("embeddings", EMBEDDINGS),
         ("balances", BALANCES),
+        ("corruptions", CORRUPTIONS),
         ("recipes", [path.stem for path in shipped_recipes()]),
     ],
 )

@@ -157,6 +157,7 @@ def test_too_few_or_equal_differences_are_undecided():
     for differences in ([], [1.0], [None, 5.0], [0.5, 0.5, 0.5], [0.0] * 5):
         assert decide(differences, 1.0, maximum=10) == "undecided"
     assert repeated_interval([0.5, 0.5], maximum=10).ends is None
+    assert repeated_interval([0.5, 0.6], maximum=1_000).ends is None
 
 
 def test_wrong_looks_are_errors():

@@ -14,6 +14,7 @@ REGISTRIES = {
     "schedules": "training.optimizers:SCHEDULES",
     "augments": "data.augment:AUGMENTS",
     "answers": "teachers:ANSWERS",
+    "corruptions": "measure.corruptions:CORRUPTIONS",
     "formats": "deploy.exporters:EXPORTERS",
 }
 """The registry of each kind, as `module:name` in this package."""

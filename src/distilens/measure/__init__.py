@@ -1,6 +1,7 @@
 """Measures of trained models and of their maps. Every mean comes with n and its interval.
 
-* For models: accuracy, agreement, calibration, confusion, cost; `predictions` holds all logits.
+* For models: accuracy, agreement, calibration, confusion, cost; `predictions` holds all logits, and `corruptions` makes the test
+  images harder.
 * For maps: `faithfulness` (does the model confirm the map?), `localisation` (is it on the evidence?), `sparsity`, `sanity` (does
   it depend on the model?), `likeness` (are two maps alike?).
 * For pairs of models: `transfer` (FSS, RS) and `unicam` (maps of what one model knows and the other does not), based on

@@ -5,6 +5,9 @@ from .accuracies import predict as predict
 from .accuracies import share as share
 from .accuracies import share_apart as share_apart
 from .accuracies import top_k as top_k
+from .corruptions import accuracy_under_shift as accuracy_under_shift
+from .corruptions import corrupt as corrupt
+from .corruptions import corrupted as corrupted
 from .cost import latency as latency
 from .cost import macs as macs
 from .cost import parameters as parameters

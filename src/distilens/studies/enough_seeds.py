@@ -128,7 +128,8 @@ def repeated_interval(
     """The mean of the paired differences with its interval at this look: all looks' intervals together hold with 1 - level.
 
     `mean ± t(n - 1; 1 - a / 2) s / √n`, where a is the level of this look (`levels_of_looks`). It has no interval below two
-    differences, and if all are equal. Arguments and errors as in `decide`.
+    differences, if all are equal, and if nothing may be spent yet (far below 1 % of the planned seeds). Arguments and errors as
+    in `decide`.
     """
     from scipy.special import stdtrit  # the quantile of t, much faster than that of scipy.stats
 
@@ -144,7 +145,8 @@ def repeated_interval(
         return Estimate(mean, n=n, empty=empty)
     own = levels_of_looks((*(look for look in earlier if look < n), n), maximum, level)[-1]
     half = -float(stdtrit(n - 1, own / 2)) * float(numbers.std(ddof=1)) / math.sqrt(n)
-    return Estimate(mean, mean - half, mean + half, n, empty)
+    ends = (mean - half, mean + half) if math.isfinite(half) else (None, None)
+    return Estimate(mean, *ends, n, empty)
 
 
 def spent(share: float, level: float = ERROR) -> float:
