@@ -15,6 +15,7 @@ from distilens.explain.maps import empty
 from distilens.foundation import randomness
 from distilens.measure.accuracies import commonest, predict
 from distilens.measure.answers import score_answers
+from distilens.measure.corruptions import accuracy_under_shift
 from distilens.measure.cost import latency, macs, parameters
 from distilens.measure.maps.likeness import cosine, mean_interval
 from distilens.measure.maps.localisation import energy_in_mask
@@ -47,6 +48,7 @@ def score_models(
     *,
     measured: int,
     predictions: Predictions | None = None,
+    corruptions: Sequence[str] = (),
     say: Say = lambda text: None,
 ) -> dict[str, Any]:
     """Score models by role (`teacher`, `base`, `student`): their predictions, maps and cost.
@@ -55,6 +57,7 @@ def score_models(
 
     Args:
         predictions: the models' predictions, if they exist already.
+        corruptions: also score the models on test images that are corrupted in these ways.
     """
     answers = predict_all(models, data, say=say) if predictions is None else predictions
     say("scores of the predictions")
@@ -70,6 +73,10 @@ def score_models(
             "macs": macs(model),
             "latency_ms": latency(model),
         }
+        if corruptions:
+            say(f"corrupted images of {role}")
+            under = accuracy_under_shift(model, data.test, corruptions)
+            scores[role]["shift"] = {kind: found.plain(data.task.metric.name) for kind, found in under.items()}
     positions = draw_positions(data.test, measured)
     logits = answers.test.logits
     reference = torch.from_numpy(logits.get("teacher", next(iter(logits.values()))))

@@ -40,7 +40,8 @@ def page(content: Content) -> str:
         content=content,
         sentences=sentences(content),
         table=table(content),
-        questions=question_table(content),
+        questions=question_table(content, content["questions"]),
+        shift=question_table(content, content["shift"]) if content["shift"] else None,
         runs={row["name"]: row["runs"] for row in content["rows"]},
         forest=forest(content),
         curves=curves(content),
@@ -129,6 +130,10 @@ def table(content: Content) -> Table:
             f"{name} {Estimate.read(entry).with_half()}"
             for name, entry in row["maps"].items()  # type: ignore[union-attr]
         ),
+        **{
+            kind: lambda row, kind=kind: written_value(row["shift"].get(kind), content)
+            for kind in corruptions_of(content)
+        },
         "parameters": lambda row: f"{row['parameters']:,}" if row["parameters"] else "",
         "× smaller": lambda row: f"{row['facts']['ratio']:.2f}" if "ratio" in row["facts"] else "",
         "s per training": lambda row: f"{row['seconds']:.0f}" if row["seconds"] is not None else "",
@@ -136,6 +141,11 @@ def table(content: Content) -> Table:
     rows = [[str(write(row)) for write in columns.values()] for row in ordered(content)]
     shown = [number for number in range(len(columns)) if number < 3 or any(row[number] for row in rows)]
     return [list(columns)[number] for number in shown], [[row[number] for number in shown] for row in rows]
+
+
+def corruptions_of(content: Content) -> list[str]:
+    """The corruptions that some row was measured with."""
+    return list(dict.fromkeys(kind for row in content["rows"] for kind in row["shift"]))
 
 
 def ordered(content: Content) -> list[Content]:
@@ -159,15 +169,16 @@ def share_text(entry: Content | None) -> str:
     return f"{100 * found.value:.1f}" + ("" if found.half is None else f" ± {100 * found.half:.1f}") + " %"
 
 
-def question_table(content: Content) -> Table:
+def question_table(content: Content, questions: Sequence[Content]) -> Table:
     """One row per question: the difference, its p-values, the effect size, and the seeds that are missing."""
     header = ["question", "gain", "p", "p by Holm", "p by ranks", "effect size", "pairs", "more seeds for 1 point"]
     rows = []
-    for entry in content["questions"]:
+    for entry in questions:
+        where = f" ({entry['corruption']})" if "corruption" in entry else ""
         found, effect = Estimate.read(entry), Estimate.read(entry["effect"])
         rows.append(
             [
-                f"{entry['about']}: {entry['row']} − {entry['against']}",
+                f"{entry['about']}: {entry['row']} − {entry['against']}{where}",
                 written_gain(found, content) if found else NOTHING,
                 *(NOTHING if entry[key] is None else written_p(entry[key]) for key in ("p", "p by Holm", "check")),
                 effect.with_interval("{:.2f}".format) if effect else NOTHING,

@@ -113,6 +113,7 @@ def measures(scores: dict) -> list[Row]:
     others += [
         calibrated("negative log-likelihood, test", "nll"),
         calibrated("calibration error, test", "ece"),
+        *shift_rows(models, metric),
         shares("same answer as the teacher, test", "agreement"),
         *map_rows(models),
         *(
@@ -129,6 +130,20 @@ def score_cell(entry: dict | None, metric: Metric) -> Cell:
     if metric.is_share:
         return share(entry)
     return cell(Estimate.read(entry, metric.name), unit=f" {metric.unit}".rstrip())
+
+
+def shift_rows(models: Mapping[str, dict[str, Any]], metric: Metric) -> list[Row]:
+    """A row per corruption: the metric on corrupted test images."""
+    kinds = dict.fromkeys(kind for model in models.values() for kind in model.get("shift") or {})
+    found = {kind: {role: (model.get("shift") or {}).get(kind) for role, model in models.items()} for kind in kinds}
+    return [
+        Row(
+            f"{metric.name}, test, {kind}",
+            {role: score_cell(entry, metric) for role, entry in entries.items()},
+            metric.better,
+        )
+        for kind, entries in found.items()
+    ]
 
 
 def map_rows(models: Mapping[str, dict[str, Any]]) -> list[Row]:

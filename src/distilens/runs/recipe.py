@@ -63,6 +63,12 @@ class ExplainSettings(Section):
     measured: Count = 200
 
 
+class MeasureSettings(Section):
+    """What is measured beside the usual scores: the metric on corrupted test images (`distilens list corruptions`)."""
+
+    corruptions: Annotated[Parts, Kind("corruptions")] = ()
+
+
 class ExportSettings(Section):
     """The files of the student, made and verified at the end of a run (`distilens export`).
 
@@ -92,6 +98,7 @@ class Recipe(Section):
     base: BaseSettings = BaseSettings()
     train: Training = Training()
     explain: ExplainSettings = ExplainSettings()
+    measure: MeasureSettings | None = None
     compare: CompareSettings | None = None
     export: ExportSettings | None = None
 

@@ -224,7 +224,7 @@ def what_is_trained(recipe: Recipe) -> dict[str, Any]:
     content = {
         key: value
         for key, value in recipe.resolved().items()
-        if key not in ("name", "note", "explain", "compare", "export")
+        if key not in ("name", "note", "explain", "measure", "compare", "export")
     }
     content["train"] = recipe.train.decisive()
     if recipe.teacher:

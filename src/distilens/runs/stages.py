@@ -36,7 +36,7 @@ from distilens.report import write_report
 from distilens.runs.exporting import FOLDER, export_run, plan_of
 from distilens.runs.history import KeptModels
 from distilens.runs.provenance import about_run
-from distilens.runs.recipe import ExplainSettings, ExportSettings
+from distilens.runs.recipe import ExplainSettings, ExportSettings, MeasureSettings
 from distilens.runs.run import ROLES, Run, lock_run, stage
 from distilens.runs.training import source_key, train_stage
 
@@ -65,13 +65,14 @@ def measure_stage(run: Run) -> None:
 
     It writes the answers (`predictions.npz`), the scores, and the student's most confident errors (`errors.npz`).
     """
-    explain = run.recipe.explain
+    explain, more = run.recipe.explain, run.recipe.measure or MeasureSettings()
     weights = [run.weights_key(role) for role in ROLES]
     key = key_of(
         "measure",
         weights,
         run.data.fingerprint,
         resolve_section(ExplainSettings, explain.model_dump(exclude={"images"})),
+        *([resolve_section(MeasureSettings, more.model_dump())] if more.corruptions else []),
     )
     scores_file, answers_file, errors_file = (run.folder / name for name in ("scores.json", PREDICTIONS, "errors.npz"))
     with stage(run, "measure", key, scores_file, answers_file, errors_file) as due:
@@ -85,7 +86,13 @@ def measure_stage(run: Run) -> None:
         answers = predict_all(models, run.data, say=say)
         answers.save(answers_file)
         scores = score_models(
-            models, run.data, explain.explainers, measured=explain.measured, predictions=answers, say=say
+            models,
+            run.data,
+            explain.explainers,
+            measured=explain.measured,
+            predictions=answers,
+            corruptions=more.corruptions,
+            say=say,
         )
         scores["errors"] = errors_of(answers)
         rows = np.array([error["row"] for error in scores["errors"]], dtype=np.int64)

@@ -45,6 +45,7 @@ def judge_study(study: Study) -> dict[str, Any]:
         "readings": [dict(reading) for reading in study.readings],
         "rows": [describe_row(study, row, values[row.name], failed.get(row.name)) for row in study.rows],
         "questions": questions,
+        "shift": judge_shift(study, metric),
         "search": read_json(study.folder / "trials.json"),
     }
 
@@ -91,6 +92,7 @@ def describe_row(study: Study, row: Row, values: Values, failed: str | None) -> 
         "validation": mean_over_seeds(values_of(study, row, metric_of(study), "validation")).plain(),
         "agreement": mean_of_entries(result.get("agreement") for result in results.values()),
         "maps": map_likeness(study, row),
+        "shift": under_shift(study, row, metric_of(study)),
         "seconds": statistics.median(result["seconds"] for result in results.values()) if results else None,
         "parameters": first.get("parameters"),
         "macs": first.get("macs"),
@@ -115,6 +117,30 @@ def map_likeness(study: Study, row: Row) -> dict[str, Any]:
             if entry.get("similarity") is not None:
                 found.setdefault(explainer, []).append(entry["similarity"])
     return {explainer: mean_over_seeds(values).plain() for explainer, values in found.items()}
+
+
+def under_shift(study: Study, row: Row, metric: Metric) -> dict[str, Any]:
+    """The metric on corrupted test images over seeds, by corruption."""
+    return {kind: mean_over_seeds(values).plain() for kind, values in shift_values(study, row, metric).items()}
+
+
+def judge_shift(study: Study, metric: Metric) -> list[dict[str, Any]]:
+    """The answers to the questions on corrupted test images, one per question and corruption; empty if there are none."""
+    by_row = {row.name: shift_values(study, row, metric) for row in study.rows}
+    kinds = list(dict.fromkeys(kind for values in by_row.values() for kind in values))
+    values = {kind: {name: found.get(kind, {}) for name, found in by_row.items()} for kind in kinds}
+    found = [{"corruption": kind, **entry} for kind in kinds for entry in judge_questions(study, values[kind], metric)]
+    corrected = holm({str(number): entry["p"] for number, entry in enumerate(found)})
+    return [{**entry, "p by Holm": corrected[str(number)]} for number, entry in enumerate(found)]
+
+
+def shift_values(study: Study, row: Row, metric: Metric) -> dict[str, dict[int, float | None]]:
+    """A row's metric on corrupted test images, by corruption and seed."""
+    found: dict[str, dict[int, float | None]] = {}
+    for seed in study.results(row):
+        for kind, entry in student_of(study, row, seed).get("shift", {}).items():
+            found.setdefault(kind, {})[seed] = entry[metric.name]
+    return found
 
 
 def mean_curve(curves: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
