@@ -17,6 +17,9 @@ from distilens.models.objects import takes_modules
 from distilens.models.taps import evaluating
 from distilens.tasks.classification import right
 
+EVALUATION_BATCH = 500
+"""The number of images per forward pass where models are measured."""
+
 
 class Share(TypedDict):
     """A share of images in [0, 1], with n and its 95 % interval."""

@@ -27,8 +27,7 @@ from distilens.foundation import randomness
 from distilens.foundation.errors import UserError
 from distilens.foundation.estimate import Estimate
 from distilens.foundation.notation import Registry, Spec
-from distilens.measure.accuracies import predict
-from distilens.measure.scores import EVALUATION_BATCH
+from distilens.measure.accuracies import EVALUATION_BATCH, predict
 from distilens.models.model import Model
 from distilens.models.objects import takes_modules
 

@@ -13,7 +13,7 @@ from distilens.data.splits import Data, Split
 from distilens.explain import Explainer, build_explainer, in_chunks, labels
 from distilens.explain.maps import empty
 from distilens.foundation import randomness
-from distilens.measure.accuracies import commonest, predict
+from distilens.measure.accuracies import EVALUATION_BATCH, commonest, predict
 from distilens.measure.answers import score_answers
 from distilens.measure.corruptions import accuracy_under_shift
 from distilens.measure.cost import latency, macs, parameters
@@ -24,7 +24,6 @@ from distilens.models.model import Model
 from distilens.models.saved import fingerprint_of
 from distilens.tasks import Classification, Task
 
-EVALUATION_BATCH = 500
 Say = Callable[[str], object]
 
 
