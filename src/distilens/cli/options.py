@@ -300,7 +300,8 @@ class Manner:
 
 How = Annotated[Manner, arg(name="")]
 SeedCount = Annotated[
-    int, arg(metavar="N", help="The number of seeds for every row.", help_behavior_hint="(default: 5)")
+    int | None,
+    arg(metavar="N", help="The number of seeds for every row.", help_behavior_hint="(default: 5, or the study's own)"),
 ]
 FirstSeed = Annotated[int, arg(metavar="N", help="The first seed.", help_behavior_hint="(default: 0)")]
 Jobs = Annotated[

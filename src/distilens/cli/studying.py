@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,23 +19,40 @@ if TYPE_CHECKING:
     Rows = tuple[tuple[Row, ...], tuple[Question, ...]]
 
 
+SEEDS = 5
+"""How many seeds a study has by default."""
+
+
 @dataclass(frozen=True)
 class StudyOptions:
     """What all studies take.
 
     Attributes:
-        seeds: how many seeds.
+        seeds: how many seeds; None for the study's own number, or `SEEDS`.
         first: the first seed; fresh ones confirm what others chose.
         jobs: how many runs are trained at once.
         test: whether the test split is read at the end.
         out: the study's folder.
     """
 
-    seeds: int
+    seeds: int | None
     first: int
     jobs: int
     test: bool
     out: Path | None
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The seeds."""
+        return tuple(range(self.first, self.first + (self.seeds or SEEDS)))
+
+    def check(self) -> None:
+        """Raise a `UserError` if a number is too small."""
+        count = SEEDS if self.seeds is None else self.seeds
+        if min(count, self.jobs) < 1 or self.first < 0:
+            raise UserError(
+                f"--seeds and --jobs are at least 1, --first is at least 0; given {count}, {self.jobs} and {self.first}"
+            )
 
 
 def content_of(name: str, changes: Sequence[str], how: Manner) -> dict[str, Any]:
@@ -51,8 +68,7 @@ def run_study(
     kind: str, name: str, plan: Callable[[], Rows], options: StudyOptions, *, as_json: bool, how: Manner
 ) -> None:
     """Plan, train, judge and show a study. The same command continues a stopped one."""
-    if options.seeds < 1 or options.jobs < 1:
-        raise UserError(f"--seeds and --jobs are at least 1; given {min(options.seeds, options.jobs)}")
+    options.check()
     from distilens.studies.reading import read_test
     from distilens.studies.study import Study, continue_study
     from distilens.studies.work import failures, train_study
@@ -60,7 +76,7 @@ def run_study(
     rows, questions = plan()
     command = shlex.join(["distilens", *sys.argv[1:]])
     folder = options.out or Path("runs") / f"{name}-{kind}"
-    seeds = tuple(range(options.first, options.first + options.seeds))
+    seeds = options.numbers
     study = continue_study(Study(folder, kind, rows, seeds, questions, command))
     how.say(f"distilens: {len(study.rows)} rows × {len(study.seeds)} seeds → {folder}")
     train_study(study, jobs=options.jobs, console=how.console)
@@ -94,7 +110,25 @@ def ablate(
 def compare_seeds(
     recipes: Sequence[str], changes: Sequence[str], options: StudyOptions, *, as_json: bool, how: Manner
 ) -> None:
-    """Train several recipes with the same seeds, and compare them."""
+    """Train several recipes, or the rows of a study's recipe, with the same seeds, and compare them."""
+    from distilens.runs.recipe_file import read_toml
+    from distilens.runs.recipe_names import find_recipe
+
+    table = read_toml(find_recipe(recipes[0])) if len(recipes) == 1 else {}
+    if "study" in table:
+        how.choose_device()
+        from distilens.studies.listed import plan_listed
+
+        rows, questions, count = plan_listed(table, changes, where=recipes[0])
+        name = str(table.get("name", Path(recipes[0]).stem))
+        return run_study(
+            "seeds",
+            name,
+            lambda: (rows, questions),
+            replace(options, seeds=options.seeds or count),
+            as_json=as_json,
+            how=how,
+        )
     contents: Mapping[str, dict[str, Any]] = {Path(name).stem: content_of(name, changes, how) for name in recipes}
     if len(contents) < len(recipes):
         raise UserError(f"recipes are told apart by their file names, but two have the same: {', '.join(recipes)}")
@@ -167,6 +201,7 @@ def sweep(
 
     import_optuna()
     content = content_of(recipe, changes, how)
+    options.check()
     search = Search(content, **search_options)
     read_space_of(search)
     from distilens.foundation.files import write_json
@@ -176,7 +211,7 @@ def sweep(
 
     command = shlex.join(["distilens", *hidden(sys.argv[1:], storage)])
     folder = options.out or Path("runs") / f"{content['name']}-search"
-    seeds = tuple(range(options.first, options.first + options.seeds))
+    seeds = options.numbers
     study = Study(folder, "search", (Row("as given", content, "the recipe before the search"),), seeds, (), command)
     how.say(f"distilens: {search.trials} trials → {folder}")
     found = run_search(study, search, storage=storage, console=how.console)

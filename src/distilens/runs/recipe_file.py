@@ -90,6 +90,9 @@ def make_outline(
     problems: list[str] = []
     recipe = None
     changed = plain(content)
+    if "study" in changed:
+        problems.append("[study] makes it the recipe of a study: distilens seeds trains its rows")
+        del changed["study"]
     for change in changes:
         key, equals, value = change.partition("=")
         try:

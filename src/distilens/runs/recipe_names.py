@@ -16,7 +16,7 @@ def find_recipe(name: str | Path) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    known = {recipe.stem: recipe for recipe in shipped_recipes()}
+    known = {recipe.stem: recipe for recipe in (*shipped_recipes(), *shipped_studies())}
     if str(name) in known:
         return known[str(name)]
     if path.suffix == ".toml" and path.stem in known and len(path.parts) == 1:
@@ -27,6 +27,15 @@ def find_recipe(name: str | Path) -> Path:
 
 def shipped_recipes() -> list[Path]:
     """The recipes that come with distilens: in the wheel, or beside the source tree."""
+    return files_in("*.toml")
+
+
+def shipped_studies() -> list[Path]:
+    """The recipes of studies that come with distilens, which `distilens seeds` runs."""
+    return files_in("studies/*.toml")
+
+
+def files_in(pattern: str) -> list[Path]:
     here = Path(__file__).parents[1]
     places = [here / "recipes", here.parents[1] / "recipes"]
-    return sorted(path for place in places if place.is_dir() for path in place.glob("*.toml"))
+    return sorted(path for place in places if place.is_dir() for path in place.glob(pattern))
