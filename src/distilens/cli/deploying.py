@@ -110,16 +110,14 @@ def export_of_model(model: str, plan: Plan, data: str | None, out: Path | None, 
 
 def show_exported(found: Exported, *, as_json: bool) -> None:
     """Print the table of an export, or its JSON."""
-    from rich.console import Console
-
-    from distilens.cli.terminal import print_json
+    from distilens.cli.terminal import print_json, wide_console
     from distilens.report.deployment_section import conclusions, refusals, table
     from distilens.report.terminal import as_table
 
     if as_json:
         print_json(found.plain())
         return
-    console = Console()
+    console = wide_console()
     console.print(as_table(*table(found.plain())))
     for line in (*refusals(found.plain()), *conclusions(found.plain())):
         console.print(line, highlight=False, markup=False)
@@ -134,9 +132,7 @@ def bench_to(
     Raises:
         UserError: there is nothing to measure.
     """
-    from rich.console import Console
-
-    from distilens.cli.terminal import print_json
+    from distilens.cli.terminal import print_json, wide_console
     from distilens.deploy.bench import bench
     from distilens.deploy.targets import place_for
     from distilens.report.deployment_section import latency_table
@@ -154,7 +150,7 @@ def bench_to(
     if as_json:
         print_json(made.plain())
         return
-    console = Console()
+    console = wide_console()
     console.print(as_table(*latency_table(made.plain())))
     for line in made.remarks:
         console.print(line, highlight=False, markup=False)

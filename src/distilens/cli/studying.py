@@ -165,9 +165,7 @@ def compress(
 
 def show_study(study: Study, *, as_json: bool = False, as_csv: bool = False, as_latex: bool = False) -> None:
     """Judge a study, write its page, and print its table."""
-    from rich.console import Console
-
-    from distilens.cli.terminal import print_json
+    from distilens.cli.terminal import print_json, wide_console
     from distilens.report.study_page import as_csv_text, as_latex_text, sentences, table, write_study_page
     from distilens.report.terminal import as_table
     from distilens.studies.verdict import judge_study
@@ -179,7 +177,7 @@ def show_study(study: Study, *, as_json: bool = False, as_csv: bool = False, as_
     elif as_csv or as_latex:
         print((as_csv_text if as_csv else as_latex_text)(content), end="")
     else:
-        console = Console()
+        console = wide_console()
         console.print(as_table(*table(content)))
         for line in sentences(content):
             console.print(line, highlight=False, markup=False)

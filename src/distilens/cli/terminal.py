@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from rich.console import Console
 
 from distilens.foundation.notation import bracket
 from distilens.report.terminal import as_table
+
+WIDE = 240
+"""The number of columns of a table that is not printed in a terminal."""
 
 
 def show_scores(run) -> None:
@@ -54,6 +58,12 @@ def show_comparison(folder: Path) -> None:
     console.print(as_table(*transfer_section.table(scores)))
     for line in (*scores["remarks"], *transfer_section.findings(scores)):
         console.print(line, highlight=False, markup=False)
+
+
+def wide_console() -> Console:
+    """The console for tables with many columns. Output to a file or a pipe is wide, so that no cell is broken."""
+    console = Console()
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=WIDE)
 
 
 def print_json(content: Any) -> None:
