@@ -37,6 +37,12 @@ class StudyOptions:
     test: bool
     out: Path | None
 
+    def __post_init__(self) -> None:
+        if self.seeds < 1 or self.jobs < 1:
+            raise UserError(f"--seeds and --jobs are at least 1; given {self.seeds} and {self.jobs}")
+        if self.first < 0:
+            raise UserError(f"--first is at least 0; given {self.first}")
+
 
 def content_of(name: str, changes: Sequence[str], how: Manner) -> dict[str, Any]:
     """A checked recipe as plain data. The teacher's answers are stored unless a change says otherwise."""
@@ -51,11 +57,9 @@ def run_study(
     kind: str, name: str, plan: Callable[[], Rows], options: StudyOptions, *, as_json: bool, how: Manner
 ) -> None:
     """Plan, train, judge and show a study. The same command continues a stopped one."""
-    if options.seeds < 1 or options.jobs < 1:
-        raise UserError(f"--seeds and --jobs are at least 1; given {min(options.seeds, options.jobs)}")
     from distilens.studies.reading import read_test
     from distilens.studies.study import Study, continue_study
-    from distilens.studies.work import failures, train_study
+    from distilens.studies.work import train_study
 
     rows, questions = plan()
     command = shlex.join(["distilens", *sys.argv[1:]])
@@ -65,8 +69,7 @@ def run_study(
     how.say(f"distilens: {len(study.rows)} rows × {len(study.seeds)} seeds → {folder}")
     train_study(study, jobs=options.jobs, console=how.console)
     if options.test:
-        left_out = failures(study)
-        study = read_test(study, [row.name for row in study.rows if row.name not in left_out], command, how.console)
+        study = read_test(study, [row.name for row in study.rows], command, how.console)
     show_study(study, as_json=as_json)
 
 
@@ -95,6 +98,8 @@ def compare_seeds(
     recipes: Sequence[str], changes: Sequence[str], options: StudyOptions, *, as_json: bool, how: Manner
 ) -> None:
     """Train several recipes with the same seeds, and compare them."""
+    if not recipes:
+        raise UserError("name at least one recipe: distilens seeds RECIPE ...")
     contents: Mapping[str, dict[str, Any]] = {Path(name).stem: content_of(name, changes, how) for name in recipes}
     if len(contents) < len(recipes):
         raise UserError(f"recipes are told apart by their file names, but two have the same: {', '.join(recipes)}")
@@ -163,12 +168,23 @@ def sweep(
     how: Manner,
 ) -> None:
     """Search settings by validation, train the chosen one with fresh seeds, and read only these students on test."""
-    from distilens.studies.search import Search, chosen_row, describe_search, import_optuna, run_search, with_chosen
+    content = content_of(recipe, changes, how)
+    from distilens.studies.search import (
+        TUNING,
+        Search,
+        chosen_row,
+        describe_search,
+        import_optuna,
+        run_search,
+        with_chosen,
+    )
 
     import_optuna()
-    content = content_of(recipe, changes, how)
     search = Search(content, **search_options)
     read_space_of(search)
+    seeds = tuple(range(options.first, options.first + options.seeds))
+    if TUNING in seeds:
+        raise UserError(f"seed {TUNING} is the seed of all trials: fresh seeds are others (--first)")
     from distilens.foundation.files import write_json
     from distilens.studies.reading import read_test
     from distilens.studies.study import Row, Study, continue_study
@@ -176,8 +192,9 @@ def sweep(
 
     command = shlex.join(["distilens", *hidden(sys.argv[1:], storage)])
     folder = options.out or Path("runs") / f"{content['name']}-search"
-    seeds = tuple(range(options.first, options.first + options.seeds))
-    study = Study(folder, "search", (Row("as given", content, "the recipe before the search"),), seeds, (), command)
+    study = Study(
+        folder, "search", (Row("as given", search.content, "the recipe before the search"),), seeds, (), command
+    )
     how.say(f"distilens: {search.trials} trials → {folder}")
     found = run_search(study, search, storage=storage, console=how.console)
     write_json(folder / "trials.json", describe_search(search, found))

@@ -111,7 +111,7 @@ def parallel_chart(identifier: str, title: str, trials: Sequence[Mapping[str, An
 
 
 def place_values(values: Sequence[Any]) -> list[float]:
-    """Where values are on an axis, from 0 to 1: numbers by size, or by ratio if they differ more than 30 times; others in order."""
+    """Where values are on an axis, from 0 to 1: numbers by size (by ratio if they differ more than 30 times), others in order."""
     if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
         known = sorted({str(value) for value in values})
         return [known.index(str(value)) / max(1, len(known) - 1) for value in values]
