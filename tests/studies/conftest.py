@@ -26,12 +26,12 @@ def teacher(classes):
 def tiny(classes):
     return nn.Sequential(*layers(classes))
 
-class Broken(nn.Sequential):
+class Diverging(nn.Sequential):
     def forward(self, images):
-        return super().forward(images) * float("nan")
+        return super().forward(images) * (float("nan") if self.training and len(images) > 8 else 1.0)
 
-def broken(classes):
-    return Broken(*layers(classes))
+def diverging(classes):
+    return Diverging(*layers(classes))
 """
 
 CONTENT = {
@@ -59,7 +59,7 @@ def place(tmp_path_factory):
     sys.modules.pop("study_nets", None)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def content():
     """The recipe of the tests as plain data."""
     return {key: dict(value) if isinstance(value, dict) else value for key, value in CONTENT.items()}

@@ -97,7 +97,8 @@ def describe_row(study: Study, row: Row, values: Values, failed: str | None) -> 
         "curve": mean_curve(curves),
         "diverged": [seed for seed, result in results.items() if "diverged" in result],
         "failed": failed,
-        "runs": {str(seed): str(study.place(row, seed).relative_to(study.folder)) for seed in results},
+        "runs": {str(seed): study.place(row, seed).relative_to(study.folder).as_posix() for seed in results},
+        "read": [seed for seed in results if is_read(study, row.name, seed)],
     }
 
 
