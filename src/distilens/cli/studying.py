@@ -41,18 +41,17 @@ class StudyOptions:
     test: bool
     out: Path | None
 
+    def __post_init__(self) -> None:
+        count = SEEDS if self.seeds is None else self.seeds
+        if min(count, self.jobs) < 1:
+            raise UserError(f"--seeds and --jobs are at least 1; given {count} and {self.jobs}")
+        if self.first < 0:
+            raise UserError(f"--first is at least 0; given {self.first}")
+
     @property
     def numbers(self) -> tuple[int, ...]:
         """The seeds."""
         return tuple(range(self.first, self.first + (self.seeds or SEEDS)))
-
-    def check(self) -> None:
-        """Raise a `UserError` if a number is too small."""
-        count = SEEDS if self.seeds is None else self.seeds
-        if min(count, self.jobs) < 1 or self.first < 0:
-            raise UserError(
-                f"--seeds and --jobs are at least 1, --first is at least 0; given {count}, {self.jobs} and {self.first}"
-            )
 
 
 def content_of(name: str, changes: Sequence[str], how: Manner) -> dict[str, Any]:
@@ -68,10 +67,9 @@ def run_study(
     kind: str, name: str, plan: Callable[[], Rows], options: StudyOptions, *, as_json: bool, how: Manner
 ) -> None:
     """Plan, train, judge and show a study. The same command continues a stopped one."""
-    options.check()
     from distilens.studies.reading import read_test
     from distilens.studies.study import Study, continue_study
-    from distilens.studies.work import failures, train_study
+    from distilens.studies.work import train_study
 
     rows, questions = plan()
     command = shlex.join(["distilens", *sys.argv[1:]])
@@ -81,8 +79,7 @@ def run_study(
     how.say(f"distilens: {len(study.rows)} rows × {len(study.seeds)} seeds → {folder}")
     train_study(study, jobs=options.jobs, console=how.console)
     if options.test:
-        left_out = failures(study)
-        study = read_test(study, [row.name for row in study.rows if row.name not in left_out], command, how.console)
+        study = read_test(study, [row.name for row in study.rows], command, how.console)
     show_study(study, as_json=as_json)
 
 
@@ -111,6 +108,8 @@ def compare_seeds(
     recipes: Sequence[str], changes: Sequence[str], options: StudyOptions, *, as_json: bool, how: Manner
 ) -> None:
     """Train several recipes, or the rows of a study's recipe, with the same seeds, and compare them."""
+    if not recipes:
+        raise UserError("name at least one recipe: distilens seeds RECIPE ...")
     from distilens.runs.recipe_file import read_toml
     from distilens.runs.recipe_names import find_recipe
 
@@ -195,13 +194,23 @@ def sweep(
     how: Manner,
 ) -> None:
     """Search settings by validation, train the chosen one with fresh seeds, and read only these students on test."""
-    from distilens.studies.search import Search, chosen_row, describe_search, import_optuna, run_search, with_chosen
+    content = content_of(recipe, changes, how)
+    from distilens.studies.search import (
+        TUNING,
+        Search,
+        chosen_row,
+        describe_search,
+        import_optuna,
+        run_search,
+        with_chosen,
+    )
 
     import_optuna()
-    content = content_of(recipe, changes, how)
-    options.check()
     search = Search(content, **search_options)
     read_space_of(search)
+    seeds = options.numbers
+    if TUNING in seeds:
+        raise UserError(f"seed {TUNING} is the seed of all trials: fresh seeds are others (--first)")
     from distilens.foundation.files import write_json
     from distilens.studies.reading import read_test
     from distilens.studies.study import Row, Study, continue_study
@@ -209,8 +218,9 @@ def sweep(
 
     command = shlex.join(["distilens", *hidden(sys.argv[1:], storage)])
     folder = options.out or Path("runs") / f"{content['name']}-search"
-    seeds = options.numbers
-    study = Study(folder, "search", (Row("as given", content, "the recipe before the search"),), seeds, (), command)
+    study = Study(
+        folder, "search", (Row("as given", search.content, "the recipe before the search"),), seeds, (), command
+    )
     how.say(f"distilens: {search.trials} trials → {folder}")
     found = run_search(study, search, storage=storage, console=how.console)
     write_json(folder / "trials.json", describe_search(search, found))

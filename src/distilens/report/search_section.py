@@ -78,7 +78,7 @@ def importance_rows(search: Content) -> list[list[str]]:
 
 def luck(content: Content) -> str | None:
     """How much of the gain of the search was luck: validation in the search against validation on fresh seeds."""
-    chosen = next((row for row in content["rows"] if "validation in the search" in row["facts"]), None)
+    chosen = next((row for row in reversed(content["rows"]) if "validation in the search" in row["facts"]), None)
     if chosen is None:
         return None
     metric = Metric.read(content["metric"])

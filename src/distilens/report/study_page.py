@@ -231,7 +231,8 @@ def forest(content: Content) -> Markup:
         found = Estimate.read(entry)
         if found and found.value is not None:
             ends = found.ends or (None, None)
-            scaled = Estimate(scale * found.value, *(None if end is None else scale * end for end in ends))
+            low, high = (None if end is None else scale * end for end in ends)
+            scaled = Estimate(scale * found.value, low, high)
             lines.append(
                 Line(
                     f"{entry['row']} − {entry['against']}",

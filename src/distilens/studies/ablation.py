@@ -31,7 +31,7 @@ def plan_ablation(
         controls: also train the whole list with maps that say nothing.
 
     Raises:
-        UserError: the recipe has no teacher, only one method, or too many for all subsets.
+        UserError: the recipe has no teacher, too many methods for all subsets, or nothing that the controls could replace.
     """
     recipe = make_recipe(content)
     if recipe.teacher is None:
@@ -43,12 +43,12 @@ def plan_ablation(
             f"{len(names)} methods have {2 ** len(names) - 1:,} subsets; at most {MOST_SUBSETS} are trained"
         )
     rows = [Row(BASE, without_teacher(content, recipe.base.methods), "labels only, without the teacher")]
-    questions = [Question(ALL, BASE, "what the whole list adds to labels only")]
-    known = {tuple(specs): ALL}
+    asked = {BASE: "what the whole list adds to labels only"}
+    known = {tuple(recipe.base.methods): BASE, tuple(specs): ALL}
     if not is_plain_kd(names):
         known[tuple(plain_kd(specs))] = KD
         rows.append(Row(KD, with_methods(content, plain_kd(specs)), "plain knowledge distillation"))
-        questions.append(Question(ALL, KD, "what the whole list adds to plain kd"))
+        asked[KD] = "what the whole list adds to plain kd"
     rows.append(Row(ALL, with_methods(content, specs), "the whole list of methods"))
     for left_out, shorter in shorter_lists(names, subsets=subsets):
         kept = tuple(spec for name, spec in zip(names, specs, strict=True) if name in shorter)
@@ -59,7 +59,7 @@ def plan_ablation(
             except UserError:  # such as a method that reads what another one inserts
                 continue
         if len(left_out) == 1:
-            questions.append(Question(ALL, name, f"what {left_out[0]} adds"))
+            asked[name] = f"what {left_out[0]} adds"
     if controls:
         guided = [name for name, method in methods.items() if needs_maps(method)]
         if not guided:
@@ -68,8 +68,8 @@ def plan_ablation(
             raise UserError("--controls need a recipe without a control, but this one has teacher.control")
         for name, control in CONTROLS.items():
             rows.append(Row(name, with_control(content, control), f"the whole list, but {name}"))
-            questions.append(Question(ALL, name, f"what the maps say ({', '.join(guided)}), against {name}"))
-    return tuple(rows), tuple(questions)
+            asked[name] = f"what the maps say ({', '.join(guided)}), against {name}"
+    return tuple(rows), tuple(Question(ALL, against, about) for against, about in asked.items())
 
 
 def shorter_lists(names: Sequence[str], *, subsets: bool) -> Iterator[tuple[list[str], list[str]]]:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from distilens.foundation.errors import UserError, shortened
 from distilens.foundation.progress import Work
-from distilens.runs.run import lock_run
+from distilens.runs.run import wait_and_lock
 from distilens.runs.stages import measure_stage, report_stage
 from distilens.studies.study import Study
 from distilens.studies.trial import run_of
@@ -36,32 +36,33 @@ def read_test(study: Study, rows: Sequence[str], command: str, console: Console 
             f"the test split is read at the end, when all rows are trained; {len(due)} runs are missing: "
             f"{shortened([f'{row}, seed {seed}' for row, seed in due])}"
         )
-    known = {(row, seed) for reading in study.readings for row in reading["rows"] for seed in reading["seeds"]}
-    new = [
-        (row, seed)
-        for row in rows
-        for seed in study.seeds
-        if (row, seed) not in known and seed in study.results(study.row(row))
-    ]
-    if new:
-        reading: dict[str, Any] = {
-            "when": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": command,
-            "rows": list(dict.fromkeys(row for row, _ in new)),
-            "seeds": list(dict.fromkeys(seed for _, seed in new)),
-        }
-        study = replace(study, readings=(*study.readings, reading))
+    if new := new_readings(study, rows, command):
+        study = replace(study, readings=(*study.readings, *new))
         study.save()  # before the split is read: a stop in between does not hide it
     unread = [(row, seed) for row in rows for seed in study.results(study.row(row)) if not is_read(study, row, seed)]
     with Work(console, "test split", len(unread), unit="students") as work:
         for name, seed in unread:
             work.say(f"test split: {name}, seed {seed}")
             run = run_of(study, study.row(name), seed)
-            with lock_run(run):
+            with wait_and_lock(run):  # another process with the same command may read it too
                 measure_stage(run)
                 report_stage(run)
             work.advance()
     return study
+
+
+def new_readings(study: Study, rows: Sequence[str], command: str) -> list[dict[str, Any]]:
+    """What `study.json` says about the students that were not read before: one entry for all rows with the same new seeds."""
+    known = {(row, seed) for reading in study.readings for row in reading["rows"] for seed in reading["seeds"]}
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    by_seeds: dict[tuple[int, ...], list[str]] = {}
+    for row in rows:
+        seeds = tuple(seed for seed in study.results(study.row(row)) if (row, seed) not in known)
+        if seeds:
+            by_seeds.setdefault(seeds, []).append(row)
+    return [
+        {"when": when, "command": command, "rows": named, "seeds": list(seeds)} for seeds, named in by_seeds.items()
+    ]
 
 
 def is_read(study: Study, row: str, seed: int) -> bool:

@@ -21,6 +21,7 @@ from distilens.data.pipeline import batch_at
 from distilens.explain import build_explainer
 from distilens.foundation.errors import UserError, nearest
 from distilens.foundation.files import read_json, write_json
+from distilens.foundation.fingerprints import key_of
 from distilens.foundation.metric import Metric
 from distilens.foundation.progress import Work
 from distilens.measure import latency
@@ -28,10 +29,10 @@ from distilens.measure.maps.likeness import cosine
 from distilens.measure.scores import draw_positions
 from distilens.runs.recipe_file import make_recipe
 from distilens.runs.run import Run
-from distilens.studies.space import Dimension, change_of, read_space
-from distilens.studies.study import Row, Study
-from distilens.studies.teachers import train_teachers
-from distilens.studies.trial import run_of, train_row
+from distilens.studies.space import Dimension, changes_of, read_space
+from distilens.studies.study import Question, Row, Study, plain
+from distilens.studies.teachers import train_teachers, with_own_training
+from distilens.studies.trial import remove_checkpoints, run_of, train_row
 from distilens.training.trackers import Trackers
 
 FILE = "search.json"
@@ -83,6 +84,7 @@ class Search:
                 )
         if not self.objectives or len(set(self.objectives)) < len(self.objectives):
             raise UserError("name each objective once")
+        object.__setattr__(self, "content", with_own_training(self.content))  # a search must not change the teacher
 
     @property
     def dimensions(self) -> tuple[Dimension, ...]:
@@ -93,7 +95,7 @@ class Search:
         """The part that all workers of a search must share."""
         return {
             "kind": KIND,
-            "recipe": dict(self.content),
+            "recipe": plain(self.content),
             "space": list(self.space),
             "objectives": list(self.objectives),
         }
@@ -125,7 +127,7 @@ def open_search(folder: Path, search: Search, storage: str | None) -> Any:
         metric = make_recipe(search.content)
         directions = [OBJECTIVES[name] or direction_of(metric) for name in search.objectives]
         return optuna.create_study(
-            study_name=f"distilens {folder.name}",
+            study_name=f"distilens {folder.name} {key_of(search.plain())[:12]}",  # a database may hold several searches
             storage=database,
             directions=directions,
             sampler=make_sampler(optuna, search.sampler),
@@ -176,7 +178,7 @@ def retried(call: Callable[[], Any], problem: str) -> Any:
     for attempt in range(RETRIES):
         try:
             return call()
-        except (ArgumentError, NoSuchModuleError) as error:
+        except (ArgumentError, NoSuchModuleError, ImportError) as error:
             raise UserError(f"{problem}: {first_line(error)}") from None
         except Exception as error:
             cause = error if isinstance(error, SQLAlchemyError) else error.__cause__
@@ -288,15 +290,27 @@ def try_setting(study: Study, search: Search, space: Sequence[Dimension], trial:
     Raises:
         UserError: the setting cannot be trained. The search goes on.
     """
-    changes = [change_of(dimension, dimension.suggest(trial)) for dimension in space]
+    try:
+        return train_setting(study, search, space, trial)
+    except UserError as error:
+        trial.set_user_attr("failed", str(error))
+        raise
+
+
+def train_setting(study: Study, search: Search, space: Sequence[Dimension], trial: Any) -> Any:
+    """`try_setting`, without the note why it cannot be trained."""
+    changes = changes_of(space, [dimension.suggest(trial) for dimension in space], search.content)
     trial.set_user_attr("changes", changes)
     recipe = make_recipe(search.content, changes)
     row = Row(f"trial-{trial.number}", recipe.model_dump(mode="json", exclude_none=True))
     metric = make_metric(study, row)
     watch = Watch(trial, metric.name) if len(search.objectives) == 1 else None
-    result = train_row(study, row, TUNING, watch=watch)
+    try:
+        result = train_row(study, row, TUNING, watch=watch)
+    except import_optuna().TrialPruned:
+        remove_checkpoints(run_of(study, row, TUNING))
+        raise
     if "failed" in result:
-        trial.set_user_attr("failed", result["failed"])
         raise UserError(result["failed"])
     trial.set_user_attr("validation", result["validation"])
     trial.set_user_attr("worker", f"{os.uname().nodename if hasattr(os, 'uname') else ''}:{os.getpid()}")
@@ -345,15 +359,13 @@ def chosen_row(search: Search, found: Any) -> Row:
         complete, key=lambda trial: (1 if str(found.directions[0]).endswith("MAXIMIZE") else -1) * trial.values[0]
     )
     recipe = make_recipe(search.content, best.user_attrs["changes"])
-    about = f"trial {best.number} of the search: {', '.join(best.user_attrs['changes'])}"
+    about = f"the best of the search: {', '.join(best.user_attrs['changes'])}"
     facts = {"trial": best.number, "validation in the search": best.user_attrs["validation"]}
-    return Row("chosen", recipe.model_dump(mode="json", exclude_none=True), about, facts)
+    return Row(f"chosen, trial {best.number}", recipe.model_dump(mode="json", exclude_none=True), about, facts)
 
 
 def with_chosen(study: Study, row: Row) -> Study:
     """The study that trains the chosen setting and the recipe as given on fresh seeds."""
-    from distilens.studies.study import Question
-
     given = study.rows[0]
     return replace(
         study, rows=(given, row), questions=(Question(row.name, given.name, "what the search gained on fresh seeds"),)

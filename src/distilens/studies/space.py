@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from distilens.foundation.errors import UserError, nearest
-from distilens.foundation.settings import toml_value
+from distilens.foundation.notation import Spec
+from distilens.foundation.settings import as_list, toml_value
 from distilens.runs.recipe import Recipe
-from distilens.runs.recipe_file import make_recipe
+from distilens.runs.recipe_file import make_outline, make_recipe
+from distilens.runs.recipe_problems import suggest_full_key
 
+METHODS = "student.methods"
 FORMS = "NAME=LOW..HIGH, NAME=LOW..HIGH:log, NAME=LOW..HIGH:int, or NAME=ONE|ANOTHER"
 
 
@@ -40,17 +43,28 @@ class Dimension:
         return self.key.removeprefix("student.methods.").removeprefix("student.")
 
     @property
+    def method(self) -> str:
+        """The name of the method whose option this is; empty for other settings."""
+        return self.key.removeprefix(f"{METHODS}.").split(".")[0] if self.key.startswith(f"{METHODS}.") else ""
+
+    @property
     def examples(self) -> list[Any]:
-        """Values at the ends of the range, or all choices."""
+        """All choices; or the ends of a range, and a number between them that is not whole."""
         if self.choices:
-            return [toml_value(choice) for choice in self.choices]
+            return [self.read(choice) for choice in self.choices]
         assert self.low is not None and self.high is not None
-        return [int(end) if self.whole else end for end in (self.low, self.high)]
+        if self.whole:
+            return [int(self.low), int(self.high)]
+        return [self.low, self.low + 0.382 * (self.high - self.low), self.high]
+
+    def read(self, choice: str) -> Any:
+        """The value of a choice: a list of methods, or a TOML value."""
+        return as_list(choice) if self.key == METHODS else toml_value(choice)
 
     def suggest(self, trial: Any) -> Any:
         """The value that an Optuna trial tries."""
         if self.choices:
-            return toml_value(trial.suggest_categorical(self.name, list(self.choices)))
+            return self.read(trial.suggest_categorical(self.name, list(self.choices)))
         assert self.low is not None and self.high is not None
         if self.whole:
             return trial.suggest_int(self.name, int(self.low), int(self.high), log=self.log)
@@ -75,13 +89,45 @@ def read_space(texts: Sequence[str], content: Mapping[str, Any]) -> tuple[Dimens
     if twice := {key for key in keys if keys.count(key) > 1}:
         raise UserError(f"--space names {min(twice)} twice")
     for dimension in space:
-        if dimension.key.split(".")[0] in ("teacher", "data", "seed", "name"):
+        if dimension.key.split(".")[0] not in ("student", "train"):
             raise UserError(
                 f"a search changes the student and its training; {dimension.key} is the same for all trials"
             )
+        first = list_with(dimension, space, content)
         for value in dimension.examples:
-            check_setting(content, dimension, value)
+            check_setting(content, dimension, value, first)
     return space
+
+
+def list_with(dimension: Dimension, space: Sequence[Dimension], content: Mapping[str, Any]) -> list[str]:
+    """The change that gives the recipe a searched list of methods with the dimension's method; nothing if it has the method."""
+    for other in space:
+        if dimension.method and other.key == METHODS and not has_method(content, dimension):
+            changes = [change_of(other, value) for value in other.examples]
+            return next(([change] for change in changes if has_method(content, dimension, change)), [])
+    return []
+
+
+def has_method(content: Mapping[str, Any], dimension: Dimension, *changes: str) -> bool:
+    """Whether the list of methods of a changed recipe has a dimension's method."""
+    recipe, _ = make_outline(content, changes)
+    specs = [Spec.parse(part) for part in recipe.student.methods] if recipe else []
+    return any(dimension.method in (spec.name, spec.options.get("as")) for spec in specs)
+
+
+def changes_of(space: Sequence[Dimension], values: Sequence[Any], content: Mapping[str, Any]) -> list[str]:
+    """The values of all dimensions as changes of the recipe.
+
+    The list of methods is first. Settings of methods that this list lacks are left out.
+    """
+    pairs = list(zip(space, values, strict=True))
+    lists = [change_of(dimension, value) for dimension, value in pairs if dimension.key == METHODS]
+    others = [
+        change_of(dimension, value)
+        for dimension, value in pairs
+        if dimension.key != METHODS and (not (lists and dimension.method) or has_method(content, dimension, *lists))
+    ]
+    return [*lists, *others]
 
 
 def read_dimension(text: str) -> Dimension:
@@ -117,20 +163,30 @@ def read_dimension(text: str) -> Dimension:
 
 
 def full_key(name: str) -> str:
-    """The key in the recipe: a name that is not a section of a recipe is a method."""
+    """The key in the recipe: a name that is not a section of a recipe is a method.
+
+    Raises:
+        UserError: it is not METHOD.OPTION, `methods` or a key of the recipe.
+    """
     if name == "methods":
-        return "student.methods"
-    return name if name.split(".")[0] in Recipe.model_fields else f"student.methods.{name}"
+        return METHODS
+    if "." not in name and name not in Recipe.model_fields:
+        meant = suggest_full_key(name, list(Recipe.model_fields))
+        raise UserError(f"--space {name}: a setting is METHOD.OPTION, methods, or a key such as train.epochs.{meant}")
+    return name if name.split(".")[0] in Recipe.model_fields else f"{METHODS}.{name}"
 
 
-def check_setting(content: Mapping[str, Any], dimension: Dimension, value: Any) -> None:
+def check_setting(content: Mapping[str, Any], dimension: Dimension, value: Any, first: Sequence[str] = ()) -> None:
     """Check that a recipe takes a value of a dimension.
+
+    Args:
+        first: changes before it, such as a list with the method.
 
     Raises:
         UserError: it does not.
     """
     try:
-        make_recipe(content, [change_of(dimension, value)])
+        make_recipe(content, [*first, change_of(dimension, value)])
     except UserError as error:
         names = [str(part).partition(":")[0] for part in content["student"].get("methods", ())]
         method = dimension.name.split(".")[0]

@@ -93,6 +93,10 @@ class Study:
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise UserError(f"seeds are different whole numbers of at least 0; given {', '.join(map(str, self.seeds))}")
 
+        unknown = {name for question in self.questions for name in (question.row, question.against)}
+        if unknown := unknown - {row.name for row in self.rows}:
+            raise UserError(f"{self.folder / FILE}: no row is called {min(unknown)}, but a question names it")
+
     def row(self, name: str) -> Row:
         """The row with a name."""
         return next(row for row in self.rows if row.name == name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ def train_teachers(study: Study, console: Console | None = None) -> None:
         run = Run(study.folder / "runs" / name, recipe, console)
         with wait_and_lock(run):
             train_teacher(run)
+            for role in recipe.teacher.models:
+                shutil.rmtree(run.folder / role / "checkpoints", ignore_errors=True)
 
 
 def is_trained(recipe: Recipe) -> bool:
@@ -66,8 +69,17 @@ def teacher_key(recipe: Recipe) -> str:
     """A key of all that a recipe's teachers are trained from."""
     assert recipe.teacher is not None
     content = recipe.resolved()["teacher"]
-    kept = {key: value for key, value in content.items() if key in ("model", "others", *TRAINING)}
+    kept = {key: value for key, value in content.items() if key in ("model", "others", "methods", "finetune")}
     return key_of(kept, recipe.teacher_training.decisive(), recipe.teacher_data, recipe.seed)
+
+
+def with_own_training(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a recipe whose teacher keeps its training if `[train]` changes: its settings are written out."""
+    recipe = make_recipe(content)
+    if recipe.teacher is None or is_trained(recipe):
+        return dict(content)
+    settings = recipe.teacher_training.model_dump(mode="json", exclude_none=True)
+    return {**content, "teacher": {**content["teacher"], "train": settings}}
 
 
 def with_trained_teacher(study: Study, content: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from distilens.data.pipeline import Batches
 from distilens.foundation.errors import UserError
-from distilens.foundation.files import write_json
+from distilens.foundation.files import Busy, write_json
 from distilens.measure import macs, parameters, predict
 from distilens.measure.accuracies import agreement
 from distilens.measure.answers import main_score
@@ -65,6 +65,8 @@ def train_row(
             torch.manual_seed(seed)
             save_model(build_model(run.recipe.student.model, run.data.task, run.data.size), run.folder / "student")
         except UserError as error:
+            if isinstance(error, Busy) or isinstance(error.__cause__, OSError):  # not the recipe's fault: a full disk
+                raise
             about["failed"] = str(error)
         if "failed" not in about:
             about |= {"seconds": round(time.perf_counter() - start, 2), **score(run)}
@@ -98,11 +100,16 @@ def score(run: Run) -> dict[str, Any]:
 
 def tidy(run: Run) -> None:
     """Keep the weights of the kept epoch only, and the teacher's once for the whole study."""
-    shutil.rmtree(run.folder / "student" / "checkpoints", ignore_errors=True)
+    remove_checkpoints(run)
     if run.recipe.teacher is None:
         return
     for role in run.recipe.teacher.models:
         share_file(run.answers_folder(role).parent / "model.safetensors", run.folder / role / "model.safetensors")
+
+
+def remove_checkpoints(run: Run) -> None:
+    """Remove the student's checkpoints: nothing resumes from them any more."""
+    shutil.rmtree(run.folder / "student" / "checkpoints", ignore_errors=True)
 
 
 def share_file(source: Path, copy: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from distilens.foundation.estimate import Estimate
@@ -18,7 +18,7 @@ from distilens.studies.work import failures, missing
 POINT = 0.01
 """One point of a share. Questions say how many seeds would settle a difference of this size."""
 KIND = "distilens verdict 1"
-Values = Mapping[int, float | None]
+Values = Mapping[Hashable, float | None]
 
 
 def judge_study(study: Study) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def is_complete(study: Study) -> bool:
     return bool(finished) and all(is_read(study, *each) for each in finished)
 
 
-def values_of(study: Study, row: Row, metric: Metric, split: str) -> dict[int, float | None]:
+def values_of(study: Study, row: Row, metric: Metric, split: str) -> dict[Hashable, float | None]:
     """A row's metric by seed, on validation or test."""
     if split == "validation":
         scored = {seed: result["validation"] for seed, result in study.results(row).items()}
@@ -99,7 +99,8 @@ def describe_row(study: Study, row: Row, values: Values, failed: str | None) -> 
         "curve": mean_curve(curves),
         "diverged": [seed for seed, result in results.items() if "diverged" in result],
         "failed": failed,
-        "runs": {str(seed): str(study.place(row, seed).relative_to(study.folder)) for seed in results},
+        "runs": {str(seed): study.place(row, seed).relative_to(study.folder).as_posix() for seed in results},
+        "read": [seed for seed in results if is_read(study, row.name, seed)],
     }
 
 

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +97,8 @@ def work_together(study: Study, jobs: int, work: Work) -> None:
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     command = [sys.executable, "-m", "distilens.studies.work", str(study.folder)]
-    with tempfile.TemporaryDirectory() as scratch:
-        logs = [open(Path(scratch) / str(number), "w+") for number in range(jobs)]  # noqa: SIM115  # closed below
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as files:
+        logs = [files.enter_context(open(Path(scratch) / str(number), "w+")) for number in range(jobs)]
         workers = [subprocess.Popen(command, env=environment, stdout=log, stderr=log) for log in logs]
         try:
             while any(worker.poll() is None for worker in workers):
@@ -114,8 +115,6 @@ def work_together(study: Study, jobs: int, work: Work) -> None:
             broken[0].seek(0)
             lines = broken[0].read().strip().splitlines() or ["it was killed"]
             raise UserError(f"a process of the study ended early: {lines[-1]}. The same command continues the study")
-        for log in logs:
-            log.close()
 
 
 def fitting_jobs(study: Study, jobs: int, console: Console | None) -> int:
@@ -132,9 +131,14 @@ def fitting_jobs(study: Study, jobs: int, console: Console | None) -> int:
 
 
 def memory_of_a_step(study: Study) -> int:
-    """The bytes of the largest step, as `distilens validate` estimates them for the row with the most methods."""
-    largest = max(study.rows, key=lambda row: len(row.recipe["student"].get("methods", ())))
-    return inspect_recipe(make_recipe(largest.recipe), timed=True).memory
+    """The bytes of the largest step, as `distilens validate` estimates them for the row with the most methods.
+
+    A row that cannot be trained is left out, as it will be in the study.
+    """
+    for row in sorted(study.rows, key=lambda row: -len(row.recipe["student"].get("methods", ()))):
+        with suppress(UserError):
+            return inspect_recipe(make_recipe(row.recipe), timed=True).memory
+    return 0
 
 
 def report_failures(study: Study, console: Console | None) -> None:
