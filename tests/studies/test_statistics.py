@@ -53,7 +53,7 @@ def draw(*shape: int, seed: int = 0) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------ one row
 
 
-@pytest.mark.parametrize("n", [3, 5, 10])
+@pytest.mark.parametrize("n", [3, 5, pytest.param(10, marks=pytest.mark.slow)])
 def test_the_interval_of_a_mean_holds_in_95_percent_of_the_studies(n, monkeypatch):
     monkeypatch.setattr(statistics, "RESAMPLES", 999)
     assert abs(covered(90, [mean_over_seeds(90 + values) for values in draw(STUDIES, n, seed=n)]) - 0.95) < TOLERATED
@@ -154,7 +154,7 @@ def test_mappings_are_paired_by_their_common_seeds():
         compare_seeds(OURS, THEIRS[:5], paired=True)
 
 
-@pytest.mark.parametrize("n", [3, 5, 10])
+@pytest.mark.parametrize("n", [3, 5, pytest.param(10, marks=pytest.mark.slow)])
 def test_the_intervals_of_pairs_hold_in_95_percent_of_the_studies(n, unchecked):
     studies = 0.5 + draw(STUDIES, n, seed=n)
     found = [compare_seeds(values, np.zeros(n), paired=True) for values in studies]
@@ -162,6 +162,7 @@ def test_the_intervals_of_pairs_hold_in_95_percent_of_the_studies(n, unchecked):
     assert abs(covered(0.5, [one.effect for one in found]) - 0.95) < TOLERATED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "m", "deviation"), [(5, 5, 1), (5, 10, 2)])
 def test_the_intervals_of_groups_hold_in_95_percent_of_the_studies(n, m, deviation, unchecked):
     ours, theirs = deviation * draw(STUDIES, n, seed=1), draw(STUDIES, m, seed=2)

@@ -90,6 +90,12 @@ def test_an_added_row_with_the_folder_of_another_is_refused(tmp_path):
         continue_study(make(tmp_path, ("a", "b-c")))
 
 
+def foreign(**changes) -> str:
+    """The text of a study.json, with changes."""
+    content = {"kind": "distilens study 1", "study": "seeds", "command": "", "rows": [{"name": "a", "recipe": {}}]}
+    return json.dumps({**content, "seeds": [0], "questions": [], "readings": [], **changes})
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -101,9 +107,9 @@ def test_an_added_row_with_the_folder_of_another_is_refused(tmp_path):
         "{}",
         '{"kind": "another"}',
         '{"kind": "distilens study 1", "rows": 3}',
-        '{"kind": "distilens study 1", "study": "seeds", "command": "", "rows": [{"name": "a"}], "seeds": [0], "questions": [], "readings": []}',
-        '{"kind": "distilens study 1", "study": "seeds", "command": "", "rows": [{"name": "a", "recipe": {}}], "seeds": ["x"], "questions": [], "readings": []}',
-        '{"kind": "distilens study 1", "study": "seeds", "command": "", "rows": [{"name": "a", "recipe": {}}], "seeds": [0], "questions": [{"row": "z", "against": "a", "about": ""}], "readings": []}',
+        foreign(rows=[{"name": "a"}]),
+        foreign(seeds=["x"]),
+        foreign(questions=[{"row": "z", "against": "a", "about": ""}]),
     ],
 )
 def test_a_foreign_or_damaged_file_is_named(tmp_path, text):
@@ -113,7 +119,7 @@ def test_a_foreign_or_damaged_file_is_named(tmp_path, text):
 
 
 def test_a_folder_without_a_study_is_named(tmp_path):
-    with pytest.raises(UserError, match="is not a study: it has no study.json"):
+    with pytest.raises(UserError, match=r"is not a study: it has no study\.json"):
         read_study(tmp_path / "nowhere")
 
 
