@@ -89,5 +89,6 @@ def teacher_logits(run: Run) -> dict[str, Tensor]:
 def pixels_of(data: str, remarks: Sequence[str] = ()) -> dict[str, Any]:
     """How the data's pictures become pixels: what the notation says, and the range that was found for deep pictures."""
     options, found = Spec.parse(data).options, range_of(remarks)
-    given = {**({"range": list(found)} if found else {}), **{key: options[key] for key in PIXELS if key in options}}
+    chosen = {key: options[key] for key in PIXELS if options.get(key) not in (None, "none")}
+    given = {**({"range": list(found)} if found else {}), **chosen}
     return {"pixels": given} if given else {}
