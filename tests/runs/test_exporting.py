@@ -218,8 +218,10 @@ def test_a_run_without_a_student_says_what_to_do(ran):
 def test_how_pictures_become_pixels_travels_with_the_file():
     assert pixels_of("folder:path=x,ground=white,size=32") == {"pixels": {"ground": "white"}}
     assert pixels_of("digits") == {}
-    assert pixels_of("folder:path=x,ground=black,range=none,size=32") == {"pixels": {"ground": "black"}}  # as a run writes it
-    assert pixels_of("folder:path=x,ground=none,range=[0,4095]") == {"pixels": {"range": [0, 4095]}}
+    assert pixels_of("folder:path=x,ground=black,range=none,size=32") == {
+        "pixels": {"ground": "black"}
+    }  # as a run writes it
+    assert pixels_of("folder:path=x,range=[0,4095]") == {"pixels": {"ground": "white", "range": [0, 4095]}}
 
 
 def test_the_docs_list_every_setting_with_its_default():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from distilens.core import Model
+from distilens.data import SOURCES
 from distilens.data.pixels import range_of
 from distilens.deploy.exported import Exported
 from distilens.deploy.exporting import export_model
@@ -17,7 +18,6 @@ from distilens.deploy.finetuning import finetune
 from distilens.deploy.plan import Plan
 from distilens.foundation.errors import UserError
 from distilens.foundation.fingerprints import key_of
-from distilens.foundation.notation import Spec
 from distilens.report.deployment_section import FOLDER
 from distilens.runs.recipe import ExportSettings
 from distilens.runs.run import Run, what_is_trained
@@ -88,7 +88,8 @@ def teacher_logits(run: Run) -> dict[str, Tensor]:
 
 def pixels_of(data: str, remarks: Sequence[str] = ()) -> dict[str, Any]:
     """How the data's pictures become pixels: what the notation says, and the range that was found for deep pictures."""
-    options, found = Spec.parse(data).options, range_of(remarks)
-    chosen = {key: options[key] for key in PIXELS if options.get(key) not in (None, "none")}
-    given = {**({"range": list(found)} if found else {}), **chosen}
+    options, found = SOURCES.resolve(data).options, range_of(remarks)
+    chosen = {key: options[key] for key in PIXELS if options.get(key) is not None}
+    given = {**({"range": found} if found else {}), **chosen}
+    given = {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}  # as JSON
     return {"pixels": given} if given else {}
