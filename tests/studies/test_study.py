@@ -90,6 +90,17 @@ def test_an_added_row_with_the_folder_of_another_is_refused(tmp_path):
         continue_study(make(tmp_path, ("a", "b-c")))
 
 
+WHOLE = {
+    "kind": "distilens study 1",
+    "study": "seeds",
+    "command": "",
+    "rows": [{"name": "a", "recipe": {}}],
+    "seeds": [0],
+    "questions": [],
+    "readings": [],
+}
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -99,21 +110,23 @@ def test_an_added_row_with_the_folder_of_another_is_refused(tmp_path):
         "null",
         '"text"',
         "{}",
-        '{"kind": "another"}',
-        '{"kind": "distilens study 1", "rows": 3}',
-        '{"kind": "distilens study 1", "study": "seeds", "command": "", "rows": [{"name": "a"}], "seeds": [0], "questions": [], "readings": []}',
-        '{"kind": "distilens study 1", "study": "seeds", "command": "", "rows": [{"name": "a", "recipe": {}}], "seeds": ["x"], "questions": [], "readings": []}',
-        '{"kind": "distilens study 1", "study": "seeds", "command": "", "rows": [{"name": "a", "recipe": {}}], "seeds": [0], "questions": [{"row": "z", "against": "a", "about": ""}], "readings": []}',
+        json.dumps({**WHOLE, "kind": "another"}),
+        json.dumps({**WHOLE, "rows": 3}),
+        json.dumps({**WHOLE, "rows": [{"name": "a"}]}),
+        json.dumps({**WHOLE, "seeds": ["x"]}),
+        json.dumps({**WHOLE, "questions": [{"row": "z", "against": "a", "about": ""}]}),
     ],
 )
 def test_a_foreign_or_damaged_file_is_named(tmp_path, text):
+    (tmp_path / FILE).write_text(json.dumps(WHOLE))
+    assert read_study(tmp_path).kind == "seeds"
     (tmp_path / FILE).write_text(text)
     with pytest.raises(UserError, match=FILE):
         read_study(tmp_path)
 
 
 def test_a_folder_without_a_study_is_named(tmp_path):
-    with pytest.raises(UserError, match="is not a study: it has no study.json"):
+    with pytest.raises(UserError, match=r"is not a study: it has no study\.json"):
         read_study(tmp_path / "nowhere")
 
 

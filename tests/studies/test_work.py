@@ -203,7 +203,7 @@ def test_a_full_disk_is_not_the_recipes_fault(place, content, monkeypatch):
         raise UserError("the disk is full") from OSError(28, "no space")
 
     monkeypatch.setattr(trial, "train_stage", full)
-    with pytest.raises(UserError, match="^the disk is full"):
+    with pytest.raises(UserError, match=r"^the disk is full"):
         train_study(study)
     assert missing(study) == [("a", 0)]
 

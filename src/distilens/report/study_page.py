@@ -126,8 +126,7 @@ def table(content: Content) -> Table:
         "seeds": lambda row: str(row["value"]["n"]),
         "agreement with the teacher": lambda row: share_text(row["agreement"]),
         "maps like the teacher's": lambda row: "; ".join(
-            f"{name} {Estimate.read(entry).with_half()}"
-            for name, entry in row["maps"].items()  # type: ignore[union-attr]
+            f"{name} {found.with_half()}" for name, entry in row["maps"].items() if (found := Estimate.read(entry))
         ),
         "parameters": lambda row: f"{row['parameters']:,}" if row["parameters"] else "",
         "× smaller": lambda row: f"{row['facts']['ratio']:.2f}" if "ratio" in row["facts"] else "",
