@@ -90,10 +90,15 @@ def test_an_added_row_with_the_folder_of_another_is_refused(tmp_path):
         continue_study(make(tmp_path, ("a", "b-c")))
 
 
-def foreign(**changes) -> str:
-    """The text of a study.json, with changes."""
-    content = {"kind": "distilens study 1", "study": "seeds", "command": "", "rows": [{"name": "a", "recipe": {}}]}
-    return json.dumps({**content, "seeds": [0], "questions": [], "readings": [], **changes})
+WHOLE = {
+    "kind": "distilens study 1",
+    "study": "seeds",
+    "command": "",
+    "rows": [{"name": "a", "recipe": {}}],
+    "seeds": [0],
+    "questions": [],
+    "readings": [],
+}
 
 
 @pytest.mark.parametrize(
@@ -105,14 +110,16 @@ def foreign(**changes) -> str:
         "null",
         '"text"',
         "{}",
-        '{"kind": "another"}',
-        '{"kind": "distilens study 1", "rows": 3}',
-        foreign(rows=[{"name": "a"}]),
-        foreign(seeds=["x"]),
-        foreign(questions=[{"row": "z", "against": "a", "about": ""}]),
+        json.dumps({**WHOLE, "kind": "another"}),
+        json.dumps({**WHOLE, "rows": 3}),
+        json.dumps({**WHOLE, "rows": [{"name": "a"}]}),
+        json.dumps({**WHOLE, "seeds": ["x"]}),
+        json.dumps({**WHOLE, "questions": [{"row": "z", "against": "a", "about": ""}]}),
     ],
 )
 def test_a_foreign_or_damaged_file_is_named(tmp_path, text):
+    (tmp_path / FILE).write_text(json.dumps(WHOLE))
+    assert read_study(tmp_path).kind == "seeds"
     (tmp_path / FILE).write_text(text)
     with pytest.raises(UserError, match=FILE):
         read_study(tmp_path)

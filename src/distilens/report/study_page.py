@@ -127,8 +127,7 @@ def table(content: Content) -> Table:
         "seeds": lambda row: str(row["value"]["n"]),
         "agreement with the teacher": lambda row: share_text(row["agreement"]),
         "maps like the teacher's": lambda row: "; ".join(
-            f"{name} {Estimate.read(entry).with_half()}"
-            for name, entry in row["maps"].items()  # type: ignore[union-attr]
+            f"{name} {found.with_half()}" for name, entry in row["maps"].items() if (found := Estimate.read(entry))
         ),
         **{
             kind: lambda row, kind=kind: written_value(row["shift"].get(kind), content)

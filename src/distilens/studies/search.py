@@ -355,9 +355,8 @@ def chosen_row(search: Search, found: Any) -> Row:
     """The setting with the best validation score, as a row; of several objectives, the first decides."""
     optuna = import_optuna()
     complete = found.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
-    best = max(
-        complete, key=lambda trial: (1 if str(found.directions[0]).endswith("MAXIMIZE") else -1) * trial.values[0]
-    )
+    sign = 1 if found.directions[0] == optuna.study.StudyDirection.MAXIMIZE else -1
+    best = max(complete, key=lambda trial: sign * trial.values[0])
     recipe = make_recipe(search.content, best.user_attrs["changes"])
     about = f"the best of the search: {', '.join(best.user_attrs['changes'])}"
     facts = {"trial": best.number, "validation in the search": best.user_attrs["validation"]}
