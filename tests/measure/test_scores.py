@@ -20,6 +20,7 @@ from distilens.measure import (
     predict,
 )
 from distilens.measure.scores import compare_maps, draw_positions, score_models
+from distilens.report.table import measures
 
 CLASSES = tuple("abc")
 
@@ -185,3 +186,17 @@ def test_scores_say_split_n_and_interval_for_every_role(data):
     assert student["maps"]["ig"]["explainer"] == "ig:steps=2"
     alone = score_models({"student": net}, data, [], measured=6)["models"]["student"]
     assert alone["agreement"] is None
+
+
+def test_models_are_also_scored_on_corrupted_images(data):
+    net = small()
+    scores = score_models(
+        {"student": net}, data, [], measured=2, corruptions=["contrast:factor=1", "noise:deviation=9"]
+    )
+    student = scores["models"]["student"]
+    assert list(student["shift"]) == ["contrast:factor=1", "noise:deviation=9"]
+    assert student["shift"]["contrast:factor=1"] == student["test"]  # the factor 1 changes nothing
+    assert student["shift"]["noise:deviation=9"]["n"] == student["test"]["n"]
+    titles = [row.title for row in measures(scores)]
+    assert "accuracy, test, noise:deviation=9" in titles
+    assert "shift" not in score_models({"student": net}, data, [], measured=2)["models"]["student"]
