@@ -1,11 +1,14 @@
 """The rows of a compression curve: students near each factor, and what is refused."""
 
+from functools import cache
+
 import pytest
 
 from distilens.data import load
 from distilens.foundation.errors import UserError
 from distilens.measure import parameters
 from distilens.models import build_model
+from distilens.studies import compression
 from distilens.studies.compression import notations, plain_name, plan_compression
 
 WIDTHS = "mobilenetv2"
@@ -17,6 +20,14 @@ def recipe(model="mobilenetv2") -> dict:
         "teacher": {"model": model},
         "student": {"model": "resnet8", "methods": ["ce", "kd"]},
     }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def built_once():
+    """The networks of a family are built once for all tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compression, "sizes", cache(compression.sizes))
+        yield
 
 
 @pytest.fixture(scope="module")
