@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,7 @@ CLEAR = 300.0
 ROUNDING = 1e-9
 """Values whose range is at most this share of their size are equal."""
 
-Values = Mapping[Hashable, float | None] | Sequence[float | None] | np.ndarray
+Values = Mapping[Any, float | None] | Sequence[float | None] | np.ndarray
 """One number per seed: by seed, or in a sequence."""
 
 
@@ -149,7 +149,8 @@ def compare_seeds(ours: Values, theirs: Values, *, paired: bool) -> Difference:
     length 0, `effect` is empty, and p is 1 for a difference of 0, else None.
 
     Args:
-        ours, theirs: numbers by seed, or in a sequence.
+        ours: numbers by seed, or in a sequence.
+        theirs: those that ours are compared with.
         paired: whether the same seeds make pairs.
 
     Raises:
@@ -295,7 +296,8 @@ def mcnemar(first_right: Any, second_right: Any) -> Difference:
     McNemar 1947. The interval is Newcombe's (`distilens.foundation.estimate.share_apart`), the difference is in [-1, 1].
 
     Args:
-        first_right, second_right: `[n]` booleans, whether each image is classified correctly.
+        first_right: `[n]` booleans, whether the first model classifies each image correctly.
+        second_right: the same for the second model.
 
     Raises:
         UserError: there are no images, or the lengths differ.

@@ -18,7 +18,7 @@ from distilens.studies.work import failures, missing
 POINT = 0.01
 """One point of a share. Questions say how many seeds would settle a difference of this size."""
 KIND = "distilens verdict 1"
-Values = Mapping[Hashable, float | None]
+Values = Mapping[Any, float | None]
 
 
 def judge_study(study: Study) -> dict[str, Any]:
