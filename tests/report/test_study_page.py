@@ -35,7 +35,7 @@ def row(name, score, half=0.02, **changes):
     made = {
         "name": name, "about": "", "methods": ["ce", "kd"], "control": None, "facts": {}, "value": mean(score, half),
         "values": {"0": score, "1": score}, "validation": mean(score, half), "agreement": mean(0.8, 0.05),
-        "maps": {"gradcam": mean(0.9, 0.01)}, "seconds": 12.4, "parameters": 12345, "macs": 10,
+        "maps": {"gradcam": mean(0.9, 0.01)}, "shift": {}, "seconds": 12.4, "parameters": 12345, "macs": 10,
         "curve": [mean(0.2, 0.1), mean(score, half)], "diverged": [], "failed": None,
         "runs": {"0": "runs/a-0", "1": "runs/a-1"}, "read": [0],
     }  # fmt: skip
@@ -57,7 +57,7 @@ def content(rows=None, questions=(), **changes):
         "metric": {"name": "accuracy", "unit": "%", "higher_is_better": True}, "split": "test", "seeds": [0, 1, 2],
         "done": 6, "total": 6,
         "readings": [{"when": "2026-01-01T00:00:00+00:00", "command": "distilens x", "rows": ["base", "all"], "seeds": [0]}],
-        "rows": rows or [row("base", 0.7), row("all", 0.75)], "questions": list(questions), "search": None,
+        "rows": rows or [row("base", 0.7), row("all", 0.75)], "questions": list(questions), "shift": [], "search": None,
     }  # fmt: skip
     return {**made, **changes}
 
@@ -119,9 +119,8 @@ def test_the_best_row_is_first_and_missing_values_are_dashes():
 
 
 def test_the_table_of_questions():
-    _, (first, second) = question_table(
-        content(questions=[question(0.018, 0.006, 0.004, 0), {**question(0, 0, None), "mean": None}])
-    )
+    made = content(questions=[question(0.018, 0.006, 0.004, 0), {**question(0, 0, None), "mean": None}])
+    _, (first, second) = question_table(made, made["questions"])
     assert first == [
         "what kd adds: all − base",
         "+1.80 ± 0.60 points",
