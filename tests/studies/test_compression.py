@@ -84,5 +84,14 @@ def test_an_architecture_has_no_weights():
         plain_name("file:weights.safetensors,model=resnet8")
 
 
+def test_a_shrunk_teacher_keeps_its_pixels(data):
+    """A notation inside a notation: the options of the teacher stay those of the teacher."""
+    rows, _ = plan_compression(recipe("mobilenetv2:mean=[0.1,0.2,0.3],std=[0.5,0.5,0.5]"), [4], data)
+    assert rows[0].facts["model"] == "shrink:model=[mobilenetv2:mean=[0.1,0.2,0.3],std=[0.5,0.5,0.5]],blocks=5"
+    model = build_model(rows[0].facts["model"], data.task, data.size)
+    assert model.mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
+    assert model.std.flatten().tolist() == pytest.approx([0.5, 0.5, 0.5])
+
+
 def test_whole_widths_are_whole():
     assert list(notations("wrn:depth=16"))[:2] == ["wrn:depth=16,width=8", "wrn:depth=16,width=7"]

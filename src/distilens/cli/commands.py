@@ -26,13 +26,11 @@ from distilens.cli.options import (
     ExportOut,
     Factors,
     Family,
-    FirstSeed,
     Formats,
     Full,
     How,
     Images,
     InputSize,
-    Jobs,
     Json,
     JsonLines,
     Kind,
@@ -43,8 +41,8 @@ from distilens.cli.options import (
     ModelOrRun,
     MostOfAStep,
     NamedModels,
-    NoTest,
     Objectives,
+    OfStudies,
     Out,
     PageOut,
     PartName,
@@ -58,12 +56,11 @@ from distilens.cli.options import (
     Runtimes,
     SamplerName,
     Seed,
-    SeedCount,
     Share,
     Space,
     Storage,
     StudyFolder,
-    StudyOut,
+    StudyOptions,
     Subsets,
     Target,
     Threads,
@@ -389,13 +386,9 @@ def ablate(
     recipe: RecipeName,
     /,
     set_: Changes = (),
-    seeds: SeedCount = None,
     all_: Subsets = False,
     controls: Controls = False,
-    first: FirstSeed = 0,
-    jobs: Jobs = 1,
-    no_test: NoTest = False,
-    out: StudyOut = None,
+    options: OfStudies = StudyOptions(),  # noqa: B008  # frozen
     json: Json = False,
     how: How = Manner(),  # noqa: B008  # frozen
 ) -> None:
@@ -406,7 +399,6 @@ def ablate(
     """
     from distilens.cli import studying
 
-    options = studying.StudyOptions(seeds, first, jobs, not no_test, out)
     studying.ablate(recipe, changes_of(set_), options, subsets=all_, controls=controls, as_json=json, how=how)
 
 
@@ -417,18 +409,13 @@ def compress(
     set_: Changes = (),
     factors: Factors = (2.0, 4.0, 8.0),
     family: Family = None,
-    seeds: SeedCount = None,
-    first: FirstSeed = 0,
-    jobs: Jobs = 1,
-    no_test: NoTest = False,
-    out: StudyOut = None,
+    options: OfStudies = StudyOptions(),  # noqa: B008  # frozen
     json: Json = False,
     how: How = Manner(),  # noqa: B008  # frozen
 ) -> None:
     """Train students of several sizes under a recipe's teacher and with labels only: accuracy against compression."""
     from distilens.cli import studying
 
-    options = studying.StudyOptions(seeds, first, jobs, not no_test, out)
     studying.compress(recipe, changes_of(set_), options, factors=factors, family=family, as_json=json, how=how)
 
 
@@ -443,11 +430,7 @@ def sweep(
     sampler: SamplerName = "tpe",
     objectives: Objectives = ("score",),
     storage: Storage = None,
-    seeds: SeedCount = None,
-    first: FirstSeed = 0,
-    jobs: Jobs = 1,
-    no_test: NoTest = False,
-    out: StudyOut = None,
+    options: OfStudies = StudyOptions(),  # noqa: B008  # frozen
     json: Json = False,
     how: How = Manner(),  # noqa: B008  # frozen
 ) -> None:
@@ -457,7 +440,6 @@ def sweep(
     """
     from distilens.cli import studying
 
-    options = studying.StudyOptions(seeds, first, jobs, not no_test, out)
     searched = {
         "space": tuple(join_words(space)),
         "trials": trials,
@@ -473,18 +455,13 @@ def seeds_(
     recipes: RecipeNames,
     /,
     set_: Changes = (),
-    seeds: SeedCount = None,
-    first: FirstSeed = 0,
-    jobs: Jobs = 1,
-    no_test: NoTest = False,
-    out: StudyOut = None,
+    options: OfStudies = StudyOptions(),  # noqa: B008  # frozen
     json: Json = False,
     how: How = Manner(),  # noqa: B008  # frozen
 ) -> None:
     """Train recipes with several seeds, and compare them with the first."""
     from distilens.cli import studying
 
-    options = studying.StudyOptions(seeds, first, jobs, not no_test, out)
     studying.compare_seeds(recipes, changes_of(set_), options, as_json=json, how=how)
 
 

@@ -316,6 +316,42 @@ StudyOut = Annotated[
     Path | None,
     arg(metavar="DIR", help="The study's folder.", help_behavior_hint="(default: runs/NAME-ablation, ...)"),
 ]
+SEEDS = 5
+"""How many seeds a study has by default."""
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """What all studies take.
+
+    Attributes:
+        seeds: how many seeds; None for the study's own number, or `SEEDS`.
+        first: the first seed; fresh ones confirm what others chose.
+        jobs: how many runs are trained at once.
+        no_test: whether the test split stays unread.
+        out: the study's folder.
+    """
+
+    seeds: SeedCount = None
+    first: FirstSeed = 0
+    jobs: Jobs = 1
+    no_test: NoTest = False
+    out: StudyOut = None
+
+    def __post_init__(self) -> None:
+        count = SEEDS if self.seeds is None else self.seeds
+        if min(count, self.jobs) < 1:
+            raise UserError(f"--seeds and --jobs are at least 1; given {count} and {self.jobs}")
+        if self.first < 0:
+            raise UserError(f"--first is at least 0; given {self.first}")
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The seeds."""
+        return tuple(range(self.first, self.first + (self.seeds or SEEDS)))
+
+
+OfStudies = Annotated[StudyOptions, arg(name="")]
 StudyFolder = Annotated[Positional[Path], arg(metavar="STUDY", help="A study's folder.")]
 RecipeNames = Annotated[
     Positional[tuple[str, ...]], arg(metavar="RECIPES", help="TOML files, or names of shipped recipes.")

@@ -5,53 +5,18 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distilens.cli.actions import outline_of, recipe_of
-from distilens.cli.options import Manner
+from distilens.cli.options import Manner, StudyOptions
 from distilens.foundation.errors import UserError
 
 if TYPE_CHECKING:
     from distilens.studies.study import Question, Row, Study
 
     Rows = tuple[tuple[Row, ...], tuple[Question, ...]]
-
-
-SEEDS = 5
-"""How many seeds a study has by default."""
-
-
-@dataclass(frozen=True)
-class StudyOptions:
-    """What all studies take.
-
-    Attributes:
-        seeds: how many seeds; None for the study's own number, or `SEEDS`.
-        first: the first seed; fresh ones confirm what others chose.
-        jobs: how many runs are trained at once.
-        test: whether the test split is read at the end.
-        out: the study's folder.
-    """
-
-    seeds: int | None
-    first: int
-    jobs: int
-    test: bool
-    out: Path | None
-
-    def __post_init__(self) -> None:
-        count = SEEDS if self.seeds is None else self.seeds
-        if min(count, self.jobs) < 1:
-            raise UserError(f"--seeds and --jobs are at least 1; given {count} and {self.jobs}")
-        if self.first < 0:
-            raise UserError(f"--first is at least 0; given {self.first}")
-
-    @property
-    def numbers(self) -> tuple[int, ...]:
-        """The seeds."""
-        return tuple(range(self.first, self.first + (self.seeds or SEEDS)))
 
 
 def content_of(name: str, changes: Sequence[str], how: Manner) -> dict[str, Any]:
@@ -78,7 +43,7 @@ def run_study(
     study = continue_study(Study(folder, kind, rows, seeds, questions, command))
     how.say(f"distilens: {len(study.rows)} rows × {len(study.seeds)} seeds → {folder}")
     train_study(study, jobs=options.jobs, console=how.console)
-    if options.test:
+    if not options.no_test:
         study = read_test(study, [row.name for row in study.rows], command, how.console)
     show_study(study, as_json=as_json)
 
@@ -226,7 +191,7 @@ def sweep(
     write_json(folder / "trials.json", describe_search(search, found))
     study = continue_study(with_chosen(study, chosen_row(search, found)))
     train_study(study, jobs=options.jobs, console=how.console)
-    if options.test:
+    if not options.no_test:
         study = read_test(study, [row.name for row in study.rows], command, how.console)
     show_study(study, as_json=as_json)
 

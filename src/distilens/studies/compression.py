@@ -43,7 +43,7 @@ def plan_compression(
             f"factors are numbers above 1; given {', '.join(f'{factor:g}' for factor in factors) or 'none'}"
         )
     teacher = build_model(recipe.teacher.model, data.task, data.size)
-    students = sizes(family or f"shrink:model={plain_name(recipe.teacher.model)}", data)
+    students = sizes(family or str(Spec("shrink", None, {"model": plain_name(recipe.teacher.model)})), data)
     rows: list[Row] = []
     questions: list[Question] = []
     for factor in sorted(set(factors)):

@@ -90,7 +90,7 @@ def with_trained_teacher(study: Study, content: Mapping[str, Any]) -> dict[str, 
     part = {"answers": "stored", **content["teacher"]}
     if not is_trained(recipe):
         folder = study.folder / "runs" / teacher_name(study, recipe)
-        models = [f"run:{folder},part={role}" for role in recipe.teacher.models]
+        models = [str(Spec("run", str(folder), {"part": role})) for role in recipe.teacher.models]
         part = {key: value for key, value in part.items() if key not in TRAINING} | {"model": models[0]}
         part |= {"others": models[1:]} if len(models) > 1 else {}
     return {**content, "teacher": part}
