@@ -25,7 +25,7 @@ def test_rows_share_a_teacher_unless_its_training_differs(tmp_path, content, pla
 
 
 def test_a_run_reads_the_trained_teacher_and_its_stored_answers(content, place):
-    folder = place / "a study"
+    folder = place / "a study, with (signs)"
     study = make(folder, content)
     train_teachers(study)
     weights = folder / "runs" / "teacher" / "teacher" / "model.safetensors"
