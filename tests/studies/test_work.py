@@ -238,6 +238,7 @@ def test_a_killed_worker_loses_nothing(whole, place, content, monkeypatch):
     study, _ = whole
     shared = make(place / "killed", content)
     monkeypatch.setattr(work, "fitting_jobs", lambda study, jobs, console: jobs)
+    monkeypatch.setattr(work.os, "cpu_count", lambda: 2)  # one thread a process, as the study that was not stopped
     real, begun = subprocess.Popen, []
 
     def popen(*arguments, **options):
