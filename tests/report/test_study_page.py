@@ -35,7 +35,7 @@ def row(name, score, half=0.02, **changes):
     made = {
         "name": name, "about": "", "methods": ["ce", "kd"], "control": None, "facts": {}, "value": mean(score, half),
         "values": {"0": score, "1": score}, "validation": mean(score, half), "agreement": mean(0.8, 0.05),
-        "maps": {"gradcam": mean(0.9, 0.01)}, "shift": {}, "seconds": 12.4, "parameters": 12345, "macs": 10,
+        "maps": {"gradcam": mean(0.9, 0.01)}, "energy": {}, "shift": {}, "seconds": 12.4, "parameters": 12345, "macs": 10,
         "curve": [mean(0.2, 0.1), mean(score, half)], "diverged": [], "failed": None,
         "runs": {"0": "runs/a-0", "1": "runs/a-1"}, "read": [0],
     }  # fmt: skip
@@ -57,7 +57,8 @@ def content(rows=None, questions=(), **changes):
         "metric": {"name": "accuracy", "unit": "%", "higher_is_better": True}, "split": "test", "seeds": [0, 1, 2],
         "done": 6, "total": 6,
         "readings": [{"when": "2026-01-01T00:00:00+00:00", "command": "distilens x", "rows": ["base", "all"], "seeds": [0]}],
-        "rows": rows or [row("base", 0.7), row("all", 0.75)], "questions": list(questions), "shift": [], "search": None,
+        "rows": rows or [row("base", 0.7), row("all", 0.75)], "questions": list(questions), "shift": [], "learning": [],
+        "search": None,
     }  # fmt: skip
     return {**made, **changes}
 
@@ -291,3 +292,15 @@ def test_a_browser_shows_the_page(tmp_path, scheme, browser):
     found = axe.Axe().run(view)
     assert found.response["violations"] == [], found.generate_report()
     view.close()
+
+
+def test_maps_on_the_evidence_and_learning_have_a_place():
+    rows = [row("base", 0.7, energy={"gradcam": mean(0.453, 0.048)}), row("all", 0.75)]
+    header, cells = table(content(rows))
+    place = header.index("maps on the evidence")
+    assert [line[place] for line in cells] == ["", "gradcam 45.3 ± 4.8 %"]
+    faster = "The same questions about the mean of the learning curve"
+    assert faster not in page(content())
+    text = page(content(learning=[question(0.018, 0.006, 0.004)]))
+    assert faster in text
+    assert "Table of questions about learning" in text

@@ -42,6 +42,7 @@ def page(content: Content) -> str:
         table=table(content),
         questions=question_table(content, content["questions"]),
         shift=question_table(content, content["shift"]) if content["shift"] else None,
+        learning=question_table(content, content["learning"]),
         runs={row["name"]: row["runs"] for row in content["rows"]},
         forest=forest(content),
         curves=curves(content),
@@ -128,6 +129,9 @@ def table(content: Content) -> Table:
         "agreement with the teacher": lambda row: share_text(row["agreement"]),
         "maps like the teacher's": lambda row: "; ".join(
             f"{name} {found.with_half()}" for name, entry in row["maps"].items() if (found := Estimate.read(entry))
+        ),
+        "maps on the evidence": lambda row: "; ".join(
+            f"{name} {share_text(entry)}" for name, entry in row["energy"].items()
         ),
         **{
             kind: lambda row, kind=kind: written_value(row["shift"].get(kind), content)

@@ -43,9 +43,10 @@ def judge_study(study: Study) -> dict[str, Any]:
         "done": len(study.jobs) - len(missing(study)),
         "total": len(study.jobs),
         "readings": [dict(reading) for reading in study.readings],
-        "rows": [describe_row(study, row, values[row.name], failed.get(row.name)) for row in study.rows],
+        "rows": [describe_row(study, row, values[row.name], failed.get(row.name), split) for row in study.rows],
         "questions": questions,
         "shift": judge_shift(study, metric),
+        "learning": judge_questions(study, {row.name: means_of_curves(study, row) for row in study.rows}, metric),
         "search": read_json(study.folder / "trials.json"),
     }
 
@@ -76,10 +77,11 @@ def student_of(study: Study, row: Row, seed: int) -> dict[str, Any]:
     return (read_json(study.place(row, seed) / "scores.json") or {}).get("models", {}).get("student", {})
 
 
-def describe_row(study: Study, row: Row, values: Values, failed: str | None) -> dict[str, Any]:
-    """Plain data about one row."""
+def describe_row(study: Study, row: Row, values: Values, failed: str | None, split: str) -> dict[str, Any]:
+    """Plain data about one row; its values and its agreement with the teacher are those of the split."""
     results = study.results(row)
     first = next(iter(results.values()), {})
+    shown = results if split == "validation" else {seed: student_of(study, row, seed) for seed in results}
     curves = [result["curve"] for result in results.values() if result["curve"]]
     return {
         "name": row.name,
@@ -90,13 +92,15 @@ def describe_row(study: Study, row: Row, values: Values, failed: str | None) -> 
         "value": mean_over_seeds(values).plain(),
         "values": {str(seed): value for seed, value in values.items()},
         "validation": mean_over_seeds(values_of(study, row, metric_of(study), "validation")).plain(),
-        "agreement": mean_of_entries(result.get("agreement") for result in results.values()),
-        "maps": map_likeness(study, row),
+        "agreement": mean_of_entries(entry.get("agreement") for entry in shown.values()),
+        "maps": map_scores(study, row, "similarity"),
+        "energy": map_scores(study, row, "energy_in_mask"),
         "shift": under_shift(study, row, metric_of(study)),
         "seconds": statistics.median(result["seconds"] for result in results.values()) if results else None,
         "parameters": first.get("parameters"),
         "macs": first.get("macs"),
         "curve": mean_curve(curves),
+        "learning": mean_over_seeds(means_of_curves(study, row)).plain(),
         "diverged": [seed for seed, result in results.items() if "diverged" in result],
         "failed": failed,
         "runs": {str(seed): study.place(row, seed).relative_to(study.folder).as_posix() for seed in results},
@@ -110,13 +114,17 @@ def mean_of_entries(entries: Any) -> dict[str, Any] | None:
     return mean_over_seeds(found).plain() if found else None
 
 
-def map_likeness(study: Study, row: Row) -> dict[str, Any]:
-    """The cosine of the student's maps to the teacher's over seeds, by explainer, if the test split was read."""
+def map_scores(study: Study, row: Row, key: str) -> dict[str, Any]:
+    """A score of the student's maps over seeds, by explainer, if the test split was read.
+
+    Args:
+        key: `similarity` (the cosine to the teacher's maps) or `energy_in_mask` (the share on the evidence, if it is known).
+    """
     found: dict[str, list[float]] = {}
     for seed in study.results(row):
         for explainer, entry in student_of(study, row, seed).get("maps", {}).items():
-            if entry.get("similarity") is not None:
-                found.setdefault(explainer, []).append(entry["similarity"])
+            if entry.get(key) is not None:
+                found.setdefault(explainer, []).append(entry[key])
     return {explainer: mean_over_seeds(values).plain() for explainer, values in found.items()}
 
 
@@ -147,6 +155,12 @@ def shift_values(study: Study, row: Row, metric: Metric) -> dict[str, dict[int, 
 def mean_curve(curves: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
     """The mean learning curve with its interval over seeds, one entry per epoch that all seeds have."""
     return [mean_over_seeds(values).plain() for values in zip(*curves, strict=False)]
+
+
+def means_of_curves(study: Study, row: Row) -> dict[int, float | None]:
+    """The mean of each learning curve, by seed: if two students end alike, the one that learns faster has the better mean."""
+    curves = {seed: result["curve"] for seed, result in study.results(row).items()}
+    return {seed: statistics.fmean(curve) if curve else None for seed, curve in curves.items()}
 
 
 def judge_questions(study: Study, values: Mapping[str, Values], metric: Metric) -> list[dict[str, Any]]:
