@@ -4,13 +4,15 @@ import csv
 import io
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from distilens.cli import commands
+from distilens.cli import commands, studying
 from distilens.cli.options import seconds_of
 from distilens.cli.studying import hidden
 from distilens.foundation.errors import UserError
@@ -190,3 +192,34 @@ def test_two_recipes_over_seeds(study):
     assert [row["name"] for row in found["rows"]] == ["lonely", "recipe"]
     assert found["questions"][0]["about"] == "what recipe gains over lonely"
     assert found["questions"][0]["p"] is None
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def named_commands() -> list[str]:
+    """The commands of studies that the shipped recipes and the pages of results name."""
+    recipes = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "recipes" / "studies").glob("*.toml"))
+    pages = " ".join(
+        (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("which", "results", "answers")
+    )
+    lines = re.findall(r"^#\s+(distilens seeds .+)$", recipes, re.M)
+    inline = re.findall(r"`(distilens (?:seeds|ablate) [^`]+)`", pages)
+    return sorted({" ".join(each.split()) for each in (*lines, *inline)})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", named_commands())
+def test_the_commands_of_our_tables_can_be_planned(command, line, monkeypatch):
+    planned = []
+    Path("data/cifar10").mkdir(parents=True)
+
+    def run_study(kind, name, plan, options, *, as_json, how):
+        planned.append((kind, plan(), options.numbers))
+
+    monkeypatch.setattr(studying, "run_study", run_study)
+    code, _, error = command(*shlex.split(line)[1:])
+    assert (code, error) == (0, "")
+    ((_, (rows, _), seeds),) = planned
+    assert rows
+    assert len(seeds) in (1, 3, 5)
