@@ -34,6 +34,8 @@ from distilens.cli.options import (
     Json,
     JsonLines,
     Kind,
+    LargestSize,
+    LongestTime,
     Manner,
     MapsFolder,
     MapsOut,
@@ -69,6 +71,7 @@ from distilens.cli.options import (
     Trials,
     Variants,
     Verify,
+    bytes_of,
     seconds_of,
 )
 from distilens.cli.words import START, order_words, overview, parse_plainly
@@ -409,6 +412,8 @@ def compress(
     set_: Changes = (),
     factors: Factors = (2.0, 4.0, 8.0),
     family: Family = None,
+    latency: LongestTime = None,
+    size: LargestSize = None,
     options: OfStudies = StudyOptions(),  # noqa: B008  # frozen
     json: Json = False,
     how: How = Manner(),  # noqa: B008  # frozen
@@ -416,7 +421,10 @@ def compress(
     """Train students of several sizes under a recipe's teacher and with labels only: accuracy against compression."""
     from distilens.cli import studying
 
-    studying.compress(recipe, changes_of(set_), options, factors=factors, family=family, as_json=json, how=how)
+    budget = {"latency": seconds_of(latency), "size": bytes_of(size)}
+    studying.compress(
+        recipe, changes_of(set_), options, factors=factors, family=family, **budget, as_json=json, how=how
+    )
 
 
 @command("sweep")
