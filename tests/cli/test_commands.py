@@ -240,6 +240,7 @@ def test_models_of_any_kind_are_compared_with_a_page_of_their_own(command, tmp_p
     assert sorted(path.name for path in (tmp_path / "side" / "by" / "transfer").iterdir())
 
 
+@pytest.mark.slow
 def test_students_of_several_runs_are_compared(command, tmp_path):
     for name, seed in (("one", "0"), ("two", "1")):
         changes = ("seed=" + seed, "train.epochs=1", "explain.explainers=[gradcam]")

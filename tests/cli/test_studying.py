@@ -125,6 +125,7 @@ def test_help(study, name):
     assert "()" not in output
 
 
+@pytest.mark.slow
 def test_a_sweep_keeps_the_password_to_itself(study, tmp_path):
     pytest.importorskip("optuna")
     (tmp_path / "pa55word").mkdir()
