@@ -398,7 +398,7 @@ def test_a_folder_that_is_in_use_is_said(command, tmp_path):
         (KeyboardInterrupt(), 130, "distilens: stopped\n"),
         (Interrupted(2, None), 130, "distilens: stopped\n"),
         (
-            Interrupted(15, commands.Path("one")),
+            Interrupted(15, Path("one")),
             143,
             "distilens: stopped; the same command continues from here (one)\n",
         ),
