@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from distilens.cli import commands, studying
-from distilens.cli.options import seconds_of
+from distilens.cli.options import bytes_of, seconds_of
 from distilens.cli.studying import hidden
 from distilens.foundation.errors import UserError
 
@@ -86,6 +86,9 @@ def test_an_ablation_from_the_command_line(study):
         (["ablate", "lonely.toml"], "this recipe has no [teacher]"),
         (["ablate", "recipe.toml", "--controls"], "no method of this recipe reads any"),
         (["ablate", "recipe.toml", "epochs=1"], "Did you mean 'train.epochs'?"),
+        (["compress", "recipe.toml", "--latency", "soon"], "a time is like 5ms, 90s, 30m or 2h; given 'soon'"),
+        (["compress", "recipe.toml", "--size", "0"], "--latency and --size are above 0; given None s and 0 bytes"),
+        (["ablate", "recipe.toml", "--until", "0"], "--until is above 0, and --most from 2 to 1000; given 0 and 20"),
         (["compress", "lonely.toml"], "this recipe has no [teacher]"),
         (["compress", "recipe.toml", "--factors", "1", "2"], "factors are numbers above 1"),
         (["compress", "recipe.toml", "--factors", "two"], "--factors"),
@@ -100,7 +103,7 @@ def test_an_ablation_from_the_command_line(study):
         (["sweep", "recipe.toml", "--space", "kd.temperature=8..1"], "from the smaller to the larger number; given 8..1"),
         (["sweep", "recipe.toml", "--space", "kd.temprature=1..8"], "Did you mean 'temperature'?"),
         (["sweep", "recipe.toml", "--space", "kd.weight=1..2", "--trials", "0"], "--trials and --timeout are above 0"),
-        (["sweep", "recipe.toml", "--space", "kd.weight=1..2", "--timeout", "soon"], "a time is like 90s, 30m or 2h"),
+        (["sweep", "recipe.toml", "--space", "kd.weight=1..2", "--timeout", "soon"], "a time is like 5ms, 90s, 30m or 2h"),
         (["sweep", "recipe.toml", "--space", "kd.weight=1..2", "--sampler", "grid"], "--sampler"),
         (["sweep", "recipe.toml", "--space", "kd.weight=1..2", "--objectives", "speed"], "unknown objective 'speed'"),
         (["sweep", "recipe.toml", "--space", "kd.weight=1..2", "--first", "998"], "seed 1000 is the seed of all trials"),
@@ -124,6 +127,7 @@ def test_help(study, name):
     assert "()" not in output
 
 
+@pytest.mark.slow
 def test_a_sweep_keeps_the_password_to_itself(study, tmp_path):
     pytest.importorskip("optuna")
     (tmp_path / "pa55word").mkdir()
@@ -171,7 +175,7 @@ def test_a_wrong_name_is_refused_before_torch(name, tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [(None, None), ("90", 90), ("90s", 90), ("30m", 1800), ("2h", 7200), (" 1.5 h", 5400), ("0s", 0)],
+    [(None, None), ("90", 90), ("90s", 90), ("30m", 1800), ("2h", 7200), (" 1.5 h", 5400), ("0s", 0), ("5ms", 0.005)],
 )
 def test_times(text, seconds):
     assert seconds_of(text) == seconds
@@ -179,8 +183,16 @@ def test_times(text, seconds):
 
 @pytest.mark.parametrize("text", ["", "h", "-1h", "1d", "1h30m", "inf", "1e3s"])
 def test_what_is_not_a_time(text):
-    with pytest.raises(UserError, match="a time is like 90s, 30m or 2h"):
+    with pytest.raises(UserError, match="a time is like 5ms, 90s, 30m or 2h"):
         seconds_of(text)
+
+
+def test_sizes():
+    given = (None, "500kB", "2MB", "1MiB", "12")
+    assert [bytes_of(text) for text in given] == [None, 500_000, 2_000_000, 2**20, 12]
+    for text in ("", "big", "-3kB"):
+        with pytest.raises(UserError, match="a size is like 500kB, 2MB or 1MiB"):
+            bytes_of(text)
 
 
 def test_two_recipes_over_seeds(study):

@@ -15,7 +15,7 @@ from distilens.studies.evidence import EVIDENCE
 from distilens.studies.findings import gather_evidence, own_settings, training_defaults, training_of
 from distilens.studies.listed import plan_listed
 from distilens.studies.recommend import recommend
-from distilens.studies.study import RESULT, Row, Study
+from distilens.studies.study import RESULT, Question, Row, Study
 from distilens.studies.teachers import train_teachers
 from distilens.studies.trial import train_row
 
@@ -111,7 +111,9 @@ def test_recommend_reads_it(study, tmp_path, monkeypatch, content):
 def finished(folder, metric="accuracy", **by_row) -> Study:
     """A study with such validation scores."""
     recipe = {"data": "digits", "student": {"model": "resnet8", "methods": ["ce"]}}
-    study = Study(folder, "seeds", tuple(Row(name, recipe) for name in by_row), (0, 1, 2, 3))
+    rows = tuple(Row(name, recipe) for name in by_row)
+    asked = tuple(Question(name, "kd", "") for name in by_row if "kd" in by_row and name not in ("kd", "unasked"))
+    study = Study(folder, "seeds", rows, (0, 1, 2, 3), asked)
     for name, values in by_row.items():
         write_scores(study, study.row(name), values, name=metric)
     return study
@@ -120,8 +122,8 @@ def finished(folder, metric="accuracy", **by_row) -> Study:
 @pytest.mark.parametrize(
     ("study", "text"),
     [
-        ({"base": [0.5] * 4}, "a gain over the row kd, with at least 3 finished seeds"),
-        ({"kd": [0.5, 0.6]}, "a gain over the row kd, with at least 3 finished seeds"),
+        ({"base": [0.5] * 4}, "a gain over the row kd, which needs at least 3 seeds; finished: 0"),
+        ({"kd": [0.5, 0.6]}, "a gain over the row kd, which needs at least 3 seeds; finished: 2"),
         ({"kd": [0.5, 0.6, 0.7], "metric": "mIoU"}, "is about accuracy, but this is mIoU"),
     ],
 )
@@ -130,9 +132,10 @@ def test_what_is_no_evidence(tmp_path, study, text):
         gather_evidence(finished(tmp_path, **study))
 
 
-def test_a_row_of_few_seeds_is_left_out(tmp_path, monkeypatch):
+def test_a_row_of_few_seeds_or_without_a_question_is_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr("distilens.studies.findings.describe_conditions", lambda study: {})
-    made = gather_evidence(finished(tmp_path, kd=[0.5, 0.6, 0.7, 0.8], at=[0.6, 0.7], vid=[0.6, 0.7, 0.9]))
+    three = [0.6, 0.7, 0.9]
+    made = gather_evidence(finished(tmp_path, kd=[0.5, 0.6, 0.7, 0.8], at=[0.6, 0.7], vid=three, unasked=three))
     assert [(row["row"], row["seeds"]) for row in made["rows"]] == [("kd", 4), ("vid", 3)]
     assert made["rows"][1]["gain"][0] == pytest.approx(13.333)
     assert made["split"] == "validation"

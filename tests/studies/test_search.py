@@ -180,6 +180,7 @@ def test_several_objectives_give_a_front(place, content, monkeypatch):
     assert chosen_row(search, found).name == "chosen, trial 1"
 
 
+@pytest.mark.slow
 def test_real_objectives_are_measured(place, content):
     study, search = plan(place / "measured", content, 1, SPACE[:1], objectives=("score", "latency", "size", "maps"))
     (trial,) = run_search(study, search).get_trials()
@@ -205,6 +206,7 @@ def test_a_setting_that_cannot_be_trained_counts_and_the_search_ends(place, cont
         run_search(study, search)
 
 
+@pytest.mark.slow
 def test_workers_share_a_search(place, content, monkeypatch):
     """Two at once: no trial twice, and not one too many."""
     seen, lock = [], threading.Lock()

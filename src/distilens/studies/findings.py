@@ -10,7 +10,6 @@ from distilens.foundation.estimate import Estimate
 from distilens.foundation.metric import ACCURACY
 from distilens.foundation.notation import Spec
 from distilens.studies.recommend import images_a_class, kind_of
-from distilens.studies.statistics import compare_seeds
 from distilens.studies.study import Row, Study
 from distilens.studies.trial import run_of
 from distilens.studies.verdict import judge_study
@@ -19,26 +18,29 @@ from distilens.training.settings import Training
 KD = "kd"
 """The row that all others are compared with."""
 FEWEST = 3
-"""Rows that share fewer seeds with `kd` are no evidence."""
+"""A row that shares fewer seeds with `kd` is no evidence."""
 
 
 def gather_evidence(study: Study) -> dict[str, Any]:
     """An entry of `evidence.json`: the conditions of a study, and its rows without those under a control.
 
     `accuracy` is in percent and `gain` in points over the row `kd`, paired by seed: each a mean and half of its 95 % interval, on
-    the test split if it was read, else on validation. The `note` of the recipe says what the pictures are.
+    the test split if it was read, else on validation. The `note` of the recipe says what the pictures are. Rows are left out if
+    they have a control, or if the study has no question what they gain over `kd`, or too few seeds to answer it.
 
     Raises:
         UserError: the study has no row `kd` with at least `FEWEST` seeds, or its metric is not the accuracy.
     """
     content = judge_study(study)
-    values = {row["name"]: row["values"] for row in content["rows"]}
-    gains = {name: compare_seeds(row, values.get(KD, {}), paired=True).estimate for name, row in values.items()}
-    if KD not in gains or (gains[KD].n or 0) < FEWEST:
-        raise UserError(f"{study.folder}: evidence is a gain over the row {KD}, with at least {FEWEST} finished seeds")
+    alone = next((row["value"]["n"] for row in content["rows"] if row["name"] == KD), 0)
+    if alone < FEWEST:
+        raise UserError(
+            f"{study.folder}: evidence is a gain over the row {KD}, which needs at least {FEWEST} seeds; finished: {alone}"
+        )
     if content["metric"] != ACCURACY.plain():
         raise UserError(f"{study.folder}: the evidence is about accuracy, but this is {content['metric']['name']}")
-    listed = [row for row in content["rows"] if row["control"] is None and (gains[row["name"]].n or 0) >= FEWEST]
+    gains = {each["row"]: each for each in content["questions"] if each["against"] == KD and each["seeds"][0] >= FEWEST}
+    listed = [row for row in content["rows"] if row["control"] is None and (row["name"] == KD or row["name"] in gains)]
     usual = training_of(study.row(KD))
     return {
         "study": content["name"],
@@ -52,7 +54,7 @@ def gather_evidence(study: Study) -> dict[str, Any]:
                 **own_settings(study.row(row["name"]), usual),
                 "seeds": row["value"]["n"],
                 "accuracy": in_points(Estimate.read(row["value"])),
-                "gain": None if row["name"] == KD else in_points(gains[row["name"]]),
+                "gain": None if row["name"] == KD else in_points(Estimate.read(gains[row["name"]])),
             }
             for row in listed
         ],

@@ -14,6 +14,7 @@ from rich.console import Console
 from distilens.data.pipeline import Batches
 from distilens.foundation.errors import UserError
 from distilens.foundation.files import Busy, write_json
+from distilens.foundation.fingerprints import key_of
 from distilens.measure import macs, parameters, predict
 from distilens.measure.accuracies import agreement
 from distilens.measure.answers import main_score
@@ -22,12 +23,19 @@ from distilens.models import build_model
 from distilens.models.saved import fingerprint_of, save_model
 from distilens.runs.recipe_file import make_recipe
 from distilens.runs.run import Run, lock_run
-from distilens.runs.training import train_stage
+from distilens.runs.training import source_key, train_stage
 from distilens.studies.study import RESULT, Row, Study, seeded
 from distilens.studies.teachers import validation_logits, with_trained_teacher
 from distilens.tasks import Classification
 from distilens.training.log import NotFinite
 from distilens.training.trackers import Trackers
+
+
+def sources_of(run: Run) -> str:
+    """A key of what a training reads beside its recipe: the data, and the files of the teachers and of the student."""
+    teacher = run.recipe.teacher
+    models = [run.recipe.student.model, *(teacher.models.values() if teacher else ())]
+    return key_of(run.data.fingerprint, [source_key(model) for model in models])
 
 
 def run_of(study: Study, row: Row, seed: int, console: Console | None = None) -> Run:
@@ -57,7 +65,7 @@ def train_row(
         if found is not None and "failed" not in found:
             return found
         start = time.perf_counter()
-        about: dict[str, Any] = {"row": row.name, "seed": seed}
+        about: dict[str, Any] = {"row": row.name, "seed": seed, "sources": sources_of(run)}
         try:
             train_stage(run, base=False)
         except NotFinite as error:
