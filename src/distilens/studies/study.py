@@ -190,8 +190,8 @@ def read_study(folder: str | Path) -> Study:
         rows = tuple(Row(**row) for row in content["rows"])
         questions = tuple(Question(**question) for question in content["questions"])
         seeds, readings = tuple(content["seeds"]), tuple(content["readings"])
-        until = Until(**content["until"]) if content["until"] else None
-        more = tuple((name, seed) for name, seed in content["more"])
+        until = Until(**content["until"]) if content.get("until") else None
+        more = tuple((name, seed) for name, seed in content.get("more", ()))
         return Study(folder, content["study"], rows, seeds, questions, content["command"], readings, until, more)
     except (KeyError, TypeError, ValueError):
         raise UserError(f"{folder / FILE} does not hold a study of this version ({KIND})") from None
