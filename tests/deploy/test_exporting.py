@@ -64,7 +64,7 @@ def quick_int8(monkeypatch):
 
 
 def test_an_int8_file_that_loses_too_much_is_refused_and_not_left(student, data, tmp_path, monkeypatch, quick_int8):
-    monkeypatch.setattr(exporting.Job, "loss", lambda self, found, splits: 3.25)
+    monkeypatch.setattr(exporting.Job, "loss", lambda self, found: 3.25)
     found = export_model(student, tmp_path, Plan(("pt2",), "int8", tolerance=1, images=0), data)
     assert "loses 3.25 points of accuracy, and 1 are allowed" in found.refused[0]["refused"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -86,8 +86,8 @@ def test_a_file_that_answers_differently_is_refused_and_an_old_one_removed(stude
 
 
 def test_fine_tuning_is_tried_if_int8_loses_too_much(student, data, tmp_path, monkeypatch, quick_int8):
-    lost = iter([5.0, 5.0, 0.0])
-    monkeypatch.setattr(exporting.Job, "loss", lambda self, found, splits: next(lost))
+    lost = iter([5.0, 0.0])
+    monkeypatch.setattr(exporting.Job, "loss", lambda self, found: next(lost))
     calls = []
 
     def finetune(model, calibration):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,16 +67,17 @@ class Job:
         with self.unfinished(file) as temporary:
             found = self.write_int8(exporter, temporary, shipped)
             entry["before finetuning"] = None
-            if self.plan.finetune and self.finetune and self.loss(found, ("validation",)) > self.plan.tolerance:
-                lost = self.loss(found, ("validation",))
+            lost = self.loss(found)
+            if self.plan.finetune and self.finetune and lost > self.plan.tolerance:
                 self.say(
-                    f"export: INT8 loses {lost:.2f} points on validation, more than {self.plan.tolerance:g}: fine-tuning under "
-                    f"the teacher for {self.plan.finetune} epochs"
+                    f"export: INT8 loses {lost:.2f} points, more than {self.plan.tolerance:g}: fine-tuning under the teacher for "
+                    f"{self.plan.finetune} epochs"
                 )
                 entry |= {"finetuned": self.plan.finetune, "before finetuning": found["answers"]}
                 remove(temporary)
                 found = self.write_int8(exporter, temporary, self.tune(shipped))
-            lost, refused = self.loss(found, ("validation", "test")), None
+                lost = self.loss(found)
+            refused = None
             if lost > self.plan.tolerance:
                 more = "" if entry["finetuned"] else ". Fine-tune it (--finetune 5), or allow more (--tolerance)"
                 refused = f"INT8 loses {lost:.2f} points of accuracy, and {self.plan.tolerance:g} are allowed{more}"
@@ -123,11 +124,11 @@ class Job:
         runtime = exporter.open(path)
         return {"batch": runtime.batch, **verify(self.student, as_model(runtime, self.student.model))}
 
-    def loss(self, found: Mapping[str, Any], splits: Sequence[str]) -> float:
-        """The points that a file loses in the task's metric, at most over some splits; 0 if nothing has a target."""
+    def loss(self, found: Mapping[str, Any]) -> float:
+        """The points that a file loses in the task's metric, on validation or test if more; 0 if nothing has a target."""
         metric = self.student.model.task.metric
         lost = [0.0]
-        for split in splits:
+        for split in ("validation", "test"):
             apart = found["answers"].get(split, {}).get("apart")
             if apart:
                 lost.append(-apart["mean"] * (100 if metric.higher_is_better else -100))
