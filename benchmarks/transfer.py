@@ -2,12 +2,12 @@
 
     python benchmarks/transfer.py speed --data parquet:path=data/cifar10
     python benchmarks/transfer.py calibration [--picture docs/images/calibration.svg]
-    python benchmarks/transfer.py stability --run runs/teacher --out runs/methods
-    python benchmarks/transfer.py study few --run runs/teacher --out runs/methods --base labels --students kd "kd + class maps"
+    python benchmarks/transfer.py stability runs/few-lists-seeds
+    python benchmarks/transfer.py study runs/few-lists-seeds --base labels --students kd "kd + class maps"
 
 `speed`: a comparison of three models at four levels; the memory of 4,096 samples of 65,536 features; the distances beside the
 broadcast form. `calibration`: the statistics of independent features. `stability`: how much maps depend on the reference set.
-`study`: RS, FSS and maps of students and base students that `benchmarks/methods.py` has trained, mean ± 95 % interval over seeds.
+`study`: RS, FSS and maps of students and base students of a finished study (`distilens seeds`), mean ± 95 % interval over seeds.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
-from variants import interval
 
+from distilens.core import Model
 from distilens.data import load
 from distilens.data.pipeline import batch_at
 from distilens.foundation.files import read_json, write_json, write_text
@@ -40,7 +41,10 @@ from distilens.measure.transfer.levels import Pair, balanced, levels_of
 from distilens.measure.transfer.pair_maps import pair_maps, reference_positions, reference_set, seen_at
 from distilens.models import build_model
 from distilens.report import charts
-from methods import Experiment
+from distilens.runs.run import Run
+from distilens.studies.statistics import mean_over_seeds
+from distilens.studies.study import Study, read_study
+from distilens.studies.trial import run_of
 
 app = tyro.extras.SubcommandApp()
 console = Console()
@@ -139,16 +143,23 @@ def calibration(draws: int = 2000, widths: tuple[int, ...] = (16, 256, 2048), pi
         write_text(picture, charts.standalone(chart))
 
 
+def runs_of(study: Study, rows: Sequence[str], seed: int) -> dict[str, Run]:
+    """The runs of some rows with a seed, by row."""
+    return {name: run_of(study, study.row(name), seed) for name in rows}
+
+
+def models_of(base: Run, student: Run) -> dict[str, Model]:
+    """Two students and their teacher, by role."""
+    taught = student.models()
+    return {"teacher": taught["teacher"], "base": base.models()["student"], "student": taught["student"]}
+
+
 @app.command
-def stability(run: tuple[Path, ...], out: Path = Path("runs/methods"), seed: int = 0, images: int = 100) -> None:
+def stability(folder: Positional[Path], /, seed: int = 0, images: int = 100) -> None:
     """The correlation of an image's maps over reference sets of several sizes, for a base and a distilled student."""
-    study = Experiment("few", run, out)
-    models = {
-        "teacher": study.models[0],
-        "base": study.student("labels", seed),
-        "student": study.student("kd + class maps", seed),
-    }
-    test, eye = study.data.test, torch.eye(len(study.data.classes))
+    base, student = runs_of(read_study(folder), ("labels", "kd + class maps"), seed).values()
+    models = models_of(base, student)
+    test, eye = base.data.test, torch.eye(len(base.data.classes))
     levels = levels_of(models, ["last"])
     positions = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:images]
     batch = batch_at(test, positions)
@@ -173,29 +184,24 @@ def stability(run: tuple[Path, ...], out: Path = Path("runs/methods"), seed: int
 
 @app.command
 def study(
-    name: Positional[str],
+    folder: Positional[Path],
     /,
-    run: tuple[Path, ...],
     base: str,
     students: tuple[str, ...],
     seeds: int = 5,
     samples: int = 2000,
-    out: Path = Path("runs/methods"),
 ) -> None:
     """RS and FSS of students and base students, seed by seed; what is done is not done again."""
-    experiment = Experiment(name, run, out)
-    place = experiment.out / "transfer.json"
+    trained = read_study(folder)
+    place = folder / "transfer.json"
     kept = read_json(place) or {}
     for seed in range(seeds):
+        runs = runs_of(trained, (base, *students), seed)
         for row in students:
             key = f"{base} | {row} | {seed} | {samples}"
             if key not in kept:
-                models = {
-                    "teacher": experiment.models[0],
-                    "base": experiment.student(base, seed),
-                    "student": experiment.student(row, seed),
-                }
-                kept[key] = dict(compare(models, experiment.data, {"samples": samples, "images": 2}).scores)
+                models = models_of(runs[base], runs[row])
+                kept[key] = dict(compare(models, runs[row].data, {"samples": samples, "images": 2}).scores)
                 write_json(place, kept)
                 console.print(f"{row}, seed {seed}", highlight=False)
     for row in students:
@@ -205,7 +211,10 @@ def study(
         levels = list(dict.fromkeys(level for each in values.values() for level in each))
         table = Table(row, *levels, box=None, pad_edge=False, header_style="bold")
         for title, found in values.items():
-            table.add_row(title, *(interval(found[level]) if found.get(level) else "" for level in levels))
+            cells = (
+                mean_over_seeds(found[level]).with_half("{:.2f}".format) if found.get(level) else "" for level in levels
+            )
+            table.add_row(title, *cells)
         console.print(table)
 
 

@@ -240,6 +240,7 @@ def test_models_of_any_kind_are_compared_with_a_page_of_their_own(command, tmp_p
     assert sorted(path.name for path in (tmp_path / "side" / "by" / "transfer").iterdir())
 
 
+@pytest.mark.slow
 def test_students_of_several_runs_are_compared(command, tmp_path):
     for name, seed in (("one", "0"), ("two", "1")):
         changes = ("seed=" + seed, "train.epochs=1", "explain.explainers=[gradcam]")
@@ -397,7 +398,7 @@ def test_a_folder_that_is_in_use_is_said(command, tmp_path):
         (KeyboardInterrupt(), 130, "distilens: stopped\n"),
         (Interrupted(2, None), 130, "distilens: stopped\n"),
         (
-            Interrupted(15, commands.Path("one")),
+            Interrupted(15, Path("one")),
             143,
             "distilens: stopped; the same command continues from here (one)\n",
         ),

@@ -68,6 +68,7 @@ def test_a_saved_model_is_exported_and_its_table_printed(command, model, tmp_pat
     assert [entry["file"] for entry in json.loads(output)["files"]] == ["student.pt2"]
 
 
+@pytest.mark.slow
 def test_a_network_by_its_notation_is_exported_with_the_classes_of_the_data(command, monkeypatch):
     monkeypatch.setattr(verification, "EXPLAINERS_OF_FILES", ("occlusion",))
     words = ("--data", "shapes:train=64,test=40,size=16", "--format", "pt2", "--out", "made", "--json", "--quiet")

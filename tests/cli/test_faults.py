@@ -134,6 +134,7 @@ def test_your_own_module(place):
         build_model("python:mine:no", tuple("abc"), (2, 2))
 
 
+@pytest.mark.slow
 def test_transformers_models_from_a_folder(place):
     from transformers import ViTConfig, ViTForImageClassification
 

@@ -4,14 +4,16 @@ import csv
 import io
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from distilens.cli import commands
-from distilens.cli.options import seconds_of
+from distilens.cli import commands, studying
+from distilens.cli.options import bytes_of, seconds_of
 from distilens.cli.studying import hidden
 from distilens.foundation.errors import UserError
 
@@ -84,6 +86,9 @@ def test_an_ablation_from_the_command_line(study):
         (["ablate", "lonely.toml"], "this recipe has no [teacher]"),
         (["ablate", "recipe.toml", "--controls"], "no method of this recipe reads any"),
         (["ablate", "recipe.toml", "epochs=1"], "Did you mean 'train.epochs'?"),
+        (["compress", "recipe.toml", "--latency", "soon"], "a time is like 5ms, 90s, 30m or 2h; given 'soon'"),
+        (["compress", "recipe.toml", "--size", "0"], "--latency and --size are above 0; given None s and 0 bytes"),
+        (["ablate", "recipe.toml", "--until", "0"], "--until is above 0, and --most from 2 to 1000; given 0 and 20"),
         (["compress", "lonely.toml"], "this recipe has no [teacher]"),
         (["compress", "recipe.toml", "--factors", "1", "2"], "factors are numbers above 1"),
         (["compress", "recipe.toml", "--factors", "two"], "--factors"),
@@ -98,7 +103,7 @@ def test_an_ablation_from_the_command_line(study):
         (["sweep", "recipe.toml", "--space", "kd.temperature=8..1"], "from the smaller to the larger number; given 8..1"),
         (["sweep", "recipe.toml", "--space", "kd.temprature=1..8"], "Did you mean 'temperature'?"),
         (["sweep", "recipe.toml", "--space", "kd.weight=1..2", "--trials", "0"], "--trials and --timeout are above 0"),
-        (["sweep", "recipe.toml", "--space", "kd.weight=1..2", "--timeout", "soon"], "a time is like 90s, 30m or 2h"),
+        (["sweep", "recipe.toml", "--space", "kd.weight=1..2", "--timeout", "soon"], "a time is like 5ms, 90s, 30m or 2h"),
         (["sweep", "recipe.toml", "--space", "kd.weight=1..2", "--sampler", "grid"], "--sampler"),
         (["sweep", "recipe.toml", "--space", "kd.weight=1..2", "--objectives", "speed"], "unknown objective 'speed'"),
         (["sweep", "recipe.toml", "--space", "kd.weight=1..2", "--first", "998"], "seed 1000 is the seed of all trials"),
@@ -122,6 +127,7 @@ def test_help(study, name):
     assert "()" not in output
 
 
+@pytest.mark.slow
 def test_a_sweep_keeps_the_password_to_itself(study, tmp_path):
     pytest.importorskip("optuna")
     (tmp_path / "pa55word").mkdir()
@@ -169,7 +175,7 @@ def test_a_wrong_name_is_refused_before_torch(name, tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [(None, None), ("90", 90), ("90s", 90), ("30m", 1800), ("2h", 7200), (" 1.5 h", 5400), ("0s", 0)],
+    [(None, None), ("90", 90), ("90s", 90), ("30m", 1800), ("2h", 7200), (" 1.5 h", 5400), ("0s", 0), ("5ms", 0.005)],
 )
 def test_times(text, seconds):
     assert seconds_of(text) == seconds
@@ -177,8 +183,16 @@ def test_times(text, seconds):
 
 @pytest.mark.parametrize("text", ["", "h", "-1h", "1d", "1h30m", "inf", "1e3s"])
 def test_what_is_not_a_time(text):
-    with pytest.raises(UserError, match="a time is like 90s, 30m or 2h"):
+    with pytest.raises(UserError, match="a time is like 5ms, 90s, 30m or 2h"):
         seconds_of(text)
+
+
+def test_sizes():
+    given = (None, "500kB", "2MB", "1MiB", "12")
+    assert [bytes_of(text) for text in given] == [None, 500_000, 2_000_000, 2**20, 12]
+    for text in ("", "big", "-3kB"):
+        with pytest.raises(UserError, match="a size is like 500kB, 2MB or 1MiB"):
+            bytes_of(text)
 
 
 def test_two_recipes_over_seeds(study):
@@ -190,3 +204,34 @@ def test_two_recipes_over_seeds(study):
     assert [row["name"] for row in found["rows"]] == ["lonely", "recipe"]
     assert found["questions"][0]["about"] == "what recipe gains over lonely"
     assert found["questions"][0]["p"] is None
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def named_commands() -> list[str]:
+    """The commands of studies that the shipped recipes and the pages of results name."""
+    recipes = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "recipes" / "studies").glob("*.toml"))
+    pages = " ".join(
+        (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("which", "results", "answers")
+    )
+    lines = re.findall(r"^#\s+(distilens seeds .+)$", recipes, re.M)
+    inline = re.findall(r"`(distilens (?:seeds|ablate) [^`]+)`", pages)
+    return sorted({" ".join(each.split()) for each in (*lines, *inline)})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", named_commands())
+def test_the_commands_of_our_tables_can_be_planned(command, line, monkeypatch):
+    planned = []
+    Path("data/cifar10").mkdir(parents=True)
+
+    def run_study(kind, name, plan, options, *, as_json, how):
+        planned.append((kind, plan(), options.numbers))
+
+    monkeypatch.setattr(studying, "run_study", run_study)
+    code, _, error = command(*shlex.split(line)[1:])
+    assert (code, error) == (0, "")
+    ((_, (rows, _), seeds),) = planned
+    assert rows
+    assert len(seeds) in (1, 3, 5)

@@ -6,8 +6,9 @@ import sys
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 
-from distilens.foundation.estimate import Estimate, mean_of, median_of, share_apart, share_of
+from distilens.foundation.estimate import Estimate, mcnemar, mean_of, median_of, share_apart, share_of
 
 WHOLE = Estimate(-0.0123, -0.1, 0.0754, 1200)
 
@@ -157,3 +158,10 @@ def test_the_interval_of_a_median_is_two_of_the_numbers_and_needs_six():
     assert median_of([1.0, 2.0, 300.0]) == Estimate(2.0, n=3)
     assert median_of(values[:5]).ends is None
     assert median_of(values[:6]).ends == (0.0, 5.0)
+
+
+def test_mcnemar_counts_the_images_that_only_one_gets_right():
+    one = torch.tensor([True] * 9 + [False] * 3 + [True] * 5)
+    other = torch.tensor([False] * 9 + [True] * 3 + [True] * 5)
+    assert mcnemar(one, other) == {"gained": 9, "lost": 3, "p": pytest.approx(binomtest(9, 12).pvalue)}
+    assert mcnemar(one, one)["p"] == 1

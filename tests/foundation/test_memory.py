@@ -51,6 +51,7 @@ def test_pages_are_asked_for_once_and_given_back():
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
+@pytest.mark.slow
 def test_what_the_environment_says_stays():
     faults, _ = run("kept", MALLOC_TRIM_THRESHOLD_="131072")
     assert faults > 10_000

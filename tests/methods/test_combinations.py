@@ -160,6 +160,7 @@ def test_all_pairs_train(part, world):
 
 
 @pytest.mark.parametrize("seed", SHARES)
+@pytest.mark.slow
 def test_two_hundred_random_lists_train(seed, world):
     chance = random.Random(seed)
     for _ in range(5):

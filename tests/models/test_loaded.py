@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from distilens.foundation.errors import UserError
 from distilens.models import MODELS, build_model
 from distilens.models.adapters import settings_of_processor
 from distilens.models.named import check_answers, classes_of_weights, positions_of
+from distilens.models.objects import as_model
 from distilens.models.saved import load_model, save_model
 
 CLASSES = ("cat", "dog", "owl")
@@ -321,3 +323,35 @@ def test_a_network_of_nearest_neighbours_sees_the_pixels_themselves():
     model = Model(nn.Identity(), CLASSES, size=(8, 8), mean=(0, 0, 0), std=(1, 1, 1), interpolation="nearest")
     expected = images.repeat_interleave(2, 2).repeat_interleave(2, 3)
     assert torch.equal(model.prepare(images), expected)
+
+
+@pytest.mark.parametrize("classes", [CLASSES, ("ant", "bee")])
+def test_a_saved_network_of_transformers_needs_its_first_folder_no_more(tmp_path, classes):
+    vit(tmp_path / "net", CLASSES)
+    model, images = built(tmp_path / "net", classes=classes), torch.rand(4, 3, 32, 32)
+    save_model(model, tmp_path / "saved")
+    shutil.rmtree(tmp_path / "net")
+    again = load_model(tmp_path / "saved")
+    assert (again.classes, again.size) == (classes, (32, 32))
+    assert torch.equal(again.logits(images), model.logits(images))
+
+
+def test_a_network_of_transformers_in_memory_is_saved_and_loaded(tmp_path):
+    model, images = as_model(vit(tmp_path / "net", CLASSES)).eval(), torch.rand(4, 3, 32, 32)
+    save_model(model, tmp_path / "saved")
+    assert torch.equal(load_model(tmp_path / "saved").logits(images), model.logits(images))
+
+
+def test_a_damaged_configuration_is_named(tmp_path):
+    save_model(built(vit_in(tmp_path / "net")), tmp_path / "saved")
+    file = tmp_path / "saved" / "model.json"
+    about = json.loads(file.read_text())
+    file.write_text(json.dumps({**about, "config": {**about["config"], "model_type": "nothing"}}))
+    with pytest.raises(UserError, match="transformers cannot build a network from this configuration"):
+        load_model(tmp_path / "saved")
+
+
+def vit_in(folder):
+    """A folder with a ViT."""
+    vit(folder, CLASSES)
+    return folder

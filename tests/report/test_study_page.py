@@ -35,9 +35,9 @@ def row(name, score, half=0.02, **changes):
     made = {
         "name": name, "about": "", "methods": ["ce", "kd"], "control": None, "facts": {}, "value": mean(score, half),
         "values": {"0": score, "1": score}, "validation": mean(score, half), "agreement": mean(0.8, 0.05),
-        "maps": {"gradcam": mean(0.9, 0.01)}, "shift": {}, "seconds": 12.4, "parameters": 12345, "macs": 10,
+        "maps": {"gradcam": mean(0.9, 0.01)}, "energy": {}, "shift": {}, "seconds": 12.4, "parameters": 12345, "macs": 10,
         "curve": [mean(0.2, 0.1), mean(score, half)], "diverged": [], "failed": None,
-        "runs": {"0": "runs/a-0", "1": "runs/a-1"}, "read": [0],
+        "runs": {"0": "runs/a-0", "1": "runs/a-1"}, "read": [0], "cost": None,
     }  # fmt: skip
     return {**made, **changes}
 
@@ -46,7 +46,7 @@ def question(value, half, p, more=None, **changes):
     made = {
         "row": "all", "against": "base", "about": "what kd adds", **mean(value, half), "p": p, "check": None,
         "effect": {"value": 1.5, "low": 0.5, "high": 2.5}, "test": "paired t", "seeds": [3, 3], "deviation": 0.01,
-        "p by Holm": p, "more seeds": more,
+        "p by Holm": p, "more seeds": more, "decision": None,
     }  # fmt: skip
     return {**made, **changes}
 
@@ -57,9 +57,42 @@ def content(rows=None, questions=(), **changes):
         "metric": {"name": "accuracy", "unit": "%", "higher_is_better": True}, "split": "test", "seeds": [0, 1, 2],
         "done": 6, "total": 6,
         "readings": [{"when": "2026-01-01T00:00:00+00:00", "command": "distilens x", "rows": ["base", "all"], "seeds": [0]}],
-        "rows": rows or [row("base", 0.7), row("all", 0.75)], "questions": list(questions), "shift": [], "search": None,
+        "rows": rows or [row("base", 0.7), row("all", 0.75)], "questions": list(questions), "shift": [], "learning": [],
+        "search": None, "until": None, "budget": None,
     }  # fmt: skip
     return {**made, **changes}
+
+
+@pytest.mark.parametrize(
+    ("decision", "said"),
+    [
+        ("better", "+1.80 ± 0.60 points with 3 seeds: a gain."),
+        ("worse", "with 3 seeds: a loss."),
+        ("no difference of that size", "with 3 seeds: any difference is smaller than 0.5 points."),
+        ("undecided", "with 3 seeds: not decided with 20 seeds at most."),
+    ],
+)
+def test_a_study_that_adds_seeds_says_its_decision(decision, said):
+    entry = question(0.018, 0.006, None, decision=decision)
+    given = content(questions=[entry], until={"points": 0.5, "most": 20})
+    assert sentences(given)[-1].endswith(said)
+    header, rows = question_table(given, given["questions"])
+    assert dict(zip(header, rows[0], strict=True))["decision"] == decision
+    assert "There are no p-values" in page(given)
+    assert "There are no p-values" not in page(content(questions=[question(0.018, 0.006, 0.01)]))
+
+
+def test_the_best_student_for_a_budget_is_named():
+    small = row("4 ×", 0.71, cost={"milliseconds": 1.234, "bytes": 200_000})
+    given = content(rows=[small], budget={"text": "5 ms", "best": "4 ×"})
+    assert sentences(given)[-1] == (
+        "The best student within 5 ms is 4 ×: 71.00 ± 2.00 % on validation; 1.23 ms for one image, 200.0 kB."
+    )
+    header, rows = table(given)
+    cells = dict(zip(header, rows[0], strict=True))
+    assert (cells["ms per image"], cells["weights"]) == ("1.23", "200.0 kB")
+    nobody = content(rows=[small], budget={"text": "1 ms", "best": None})
+    assert sentences(nobody)[-1] == "No student is within 1 ms: larger factors give smaller ones."
 
 
 @pytest.mark.parametrize(
@@ -291,3 +324,15 @@ def test_a_browser_shows_the_page(tmp_path, scheme, browser):
     found = axe.Axe().run(view)
     assert found.response["violations"] == [], found.generate_report()
     view.close()
+
+
+def test_maps_on_the_evidence_and_learning_have_a_place():
+    rows = [row("base", 0.7, energy={"gradcam": mean(0.453, 0.048)}), row("all", 0.75)]
+    header, cells = table(content(rows))
+    place = header.index("maps on the evidence")
+    assert [line[place] for line in cells] == ["", "gradcam 45.3 ± 4.8 %"]
+    faster = "The same questions about the mean of the learning curve"
+    assert faster not in page(content())
+    text = page(content(learning=[question(0.018, 0.006, 0.004)]))
+    assert faster in text
+    assert "Table of questions about learning" in text

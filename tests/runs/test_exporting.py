@@ -134,6 +134,7 @@ def test_a_run_exports_its_student_with_a_card_and_a_section(whole):
     assert '<th scope="row">student.onnx</th>' in page
 
 
+@pytest.mark.slow
 def test_the_second_time_nothing_is_done_and_a_changed_setting_runs_it_again(ran):
     said = done(ran)
     assert "export: already done" in said

@@ -82,6 +82,7 @@ def test_a_recipe_that_cannot_be_read_is_another_one(tmp_path):
     assert folder_for(tmp_path / "a", recipe()) == tmp_path / "a-2"
 
 
+@pytest.mark.slow
 def test_a_process_waits_until_the_folder_is_free(tmp_path, monkeypatch):
     said, waits = io.StringIO(), []
     run = Run(tmp_path / "a", recipe(), Console(file=said, width=200))

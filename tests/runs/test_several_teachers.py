@@ -83,6 +83,7 @@ def test_a_run_from_recipe_to_page():
     assert isinstance(run.teacher(), BestExplainedTeacher)
 
 
+@pytest.mark.slow
 def test_a_change_redoes_what_it_touches_and_nothing_else():
     assert done("runs/one") == STAGES
     for changes, expected in (
@@ -190,6 +191,7 @@ def test_a_codebook_is_of_one_teacher():
 
 
 @pytest.mark.parametrize("timed", [False, True])
+@pytest.mark.slow
 def test_validate_shows_all_teachers(timed):
     said = io.StringIO()
     found = inspect_recipe(make_recipe(CONTENT, ["teacher.control=permuted"]), timed=timed)

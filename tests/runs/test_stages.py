@@ -224,6 +224,7 @@ def test_a_file_that_is_not_whole_says_what_to_do(ran):
         done(ran)
 
 
+@pytest.mark.slow
 def test_killed_between_stages_each_goes_on(place, monkeypatch):
     class Killed(BaseException):
         pass
@@ -313,6 +314,7 @@ def test_weights_of_another_run_that_changed_are_noticed(ran, place):
     assert done(other, recipe) == ["teacher", "student", "measure", "explain"]
 
 
+@pytest.mark.slow
 def test_a_teacher_of_other_data(place):
     given = {**content(), "teacher": {"model": "python:staged_nets:tiny", "data": "digits:limit=90,size=16"}}
     folder = place / "runs" / "large"

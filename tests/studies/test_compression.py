@@ -84,6 +84,7 @@ def test_an_architecture_has_no_weights():
         plain_name("file:weights.safetensors,model=resnet8")
 
 
+@pytest.mark.slow
 def test_a_shrunk_teacher_keeps_its_pixels(data):
     """A notation inside a notation: the options of the teacher stay those of the teacher."""
     rows, _ = plan_compression(recipe("mobilenetv2:mean=[0.1,0.2,0.3],std=[0.5,0.5,0.5]"), [4], data)

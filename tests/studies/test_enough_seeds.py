@@ -104,6 +104,7 @@ def test_the_levels_keep_the_error_if_nothing_else_stops_a_study(maximum):
     assert 0.046 < crossed.mean() <= 0.051
 
 
+@pytest.mark.slow
 def test_a_difference_is_found_nearly_as_often_as_with_a_fixed_number_of_seeds():
     fixed = float(TTestPower().power(1.0, 10, 0.05))
     found = simulate(1, 1, maximum=10, seed=1, studies=1_000)

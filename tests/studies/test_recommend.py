@@ -119,6 +119,7 @@ def test_the_budget_counts(evidence, cache):
     assert reasons["kd + sp"] == "its step was not measured"
 
 
+@pytest.mark.slow
 def test_harm_counts_where_it_was_done(evidence, cache):
     evidence(study(), HARM)
     assert recommend(recipe(), cache=cache).candidates[2].refused is None

@@ -205,6 +205,7 @@ def test_a_setting_that_cannot_be_trained_counts_and_the_search_ends(place, cont
         run_search(study, search)
 
 
+@pytest.mark.slow
 def test_workers_share_a_search(place, content, monkeypatch):
     """Two at once: no trial twice, and not one too many."""
     seen, lock = [], threading.Lock()
@@ -255,9 +256,9 @@ def test_the_same_settings_are_trained_once(place, lonely, monkeypatch):
 
     monkeypatch.setattr(searching, "train_row", train_row)
     monkeypatch.setattr(searching, "PAUSE", 0.05)
-    study, search = plan(place / "same", lonely, 5, ("train.optimizer.lr=0.01|0.02",))
+    study, search = plan(place / "same", lonely, 3, ("train.optimizer.lr=0.01|0.02",))
     shared = run_search(study, search)
-    assert len(trained) == len(shared.look().done) == 5
+    assert len(trained) == len(shared.look().done) == 3
     assert 1 <= len(set(trained)) <= 2
     row, results = row_of(search, ["train.optimizer.lr=0.03"]), []
     assert at_once(*[lambda: results.append(searching.train_or_wait(study, row, None))] * 2) == []

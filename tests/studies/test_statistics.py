@@ -322,6 +322,7 @@ def test_mcnemar_counts_the_images_on_which_one_model_alone_is_right():
             mcnemar(*wrong)
 
 
+@pytest.mark.slow
 def test_mcnemar_rejects_at_most_5_percent_of_equal_models():
     random = np.random.default_rng(0)
     right, changed, again = (random.random((500, 200)) < share for share in (0.8, 0.1, 0.8))
@@ -329,6 +330,7 @@ def test_mcnemar_rejects_at_most_5_percent_of_equal_models():
     assert np.mean([mcnemar(a, b).p < 0.05 for a, b in zip(right, other, strict=True)]) <= 0.05
 
 
+@pytest.mark.slow
 def test_the_interval_of_a_share_holds_in_about_95_percent_of_the_studies():
     """Wilson's coverage swings around 95 % with n and the share: its mean over shares is tested."""
     random = np.random.default_rng(0)

@@ -7,7 +7,17 @@ from dataclasses import replace
 import pytest
 
 from distilens.foundation.errors import UserError
-from distilens.studies.study import FILE, Question, Row, Study, continue_study, read_study, seeded, without_teacher
+from distilens.studies.study import (
+    FILE,
+    Question,
+    Row,
+    Study,
+    Until,
+    continue_study,
+    read_study,
+    seeded,
+    without_teacher,
+)
 
 DATA = {"data": "digits:size=16", "student": {"model": "resnet8", "methods": ["ce"]}}
 
@@ -122,6 +132,8 @@ WHOLE = {
     "seeds": [0],
     "questions": [],
     "readings": [],
+    "until": {"points": 0.5, "most": 9},
+    "more": [["a", 1]],
 }
 
 
@@ -138,12 +150,16 @@ WHOLE = {
         json.dumps({**WHOLE, "rows": 3}),
         json.dumps({**WHOLE, "rows": [{"name": "a"}]}),
         json.dumps({**WHOLE, "seeds": ["x"]}),
+        json.dumps({**WHOLE, "until": 3}),
+        json.dumps({**WHOLE, "more": [["a"]]}),
+        json.dumps({**WHOLE, "more": [["z", 1]]}),
         json.dumps({**WHOLE, "questions": [{"row": "z", "against": "a", "about": ""}]}),
     ],
 )
 def test_a_foreign_or_damaged_file_is_named(tmp_path, text):
     (tmp_path / FILE).write_text(json.dumps(WHOLE))
-    assert read_study(tmp_path).kind == "seeds"
+    read = read_study(tmp_path)
+    assert (read.kind, read.until, read.jobs) == ("seeds", Until(0.5, 9), [(read.rows[0], 0), (read.rows[0], 1)])
     (tmp_path / FILE).write_text(text)
     with pytest.raises(UserError, match=FILE):
         read_study(tmp_path)

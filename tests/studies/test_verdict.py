@@ -97,3 +97,32 @@ def test_failed_and_diverged_rows_are_named(tmp_path):
 def test_a_curve_has_the_epochs_of_all_seeds():
     assert [(point["mean"], point["n"]) for point in mean_curve([[0.0, 0.5, 1.0], [1.0, 1.0]])] == [(0.5, 2), (0.75, 2)]
     assert mean_curve([]) == []
+
+
+def test_learning_is_judged_by_the_means_of_the_curves(tmp_path):
+    study = make(tmp_path, names=("base", "kd"))
+    finish(study, "base", BASE)
+    finish(study, "kd", [value + gain for value, gain in zip(BASE, (0.02, 0.04, 0.06, 0.04), strict=True)])
+    verdict = judge_study(study)
+    assert verdict["rows"][0]["learning"]["mean"] == pytest.approx((0.1 + 0.575) / 2)
+    (question,) = verdict["learning"]
+    assert (question["row"], question["against"]) == ("kd", "base")
+    assert question["mean"] == pytest.approx(0.02)  # half of the gain at the end: the first epochs are alike
+    assert question["p"] == pytest.approx(verdict["questions"][0]["p"])
+    finish(study, "kd", [0.6], curve=[])
+    assert judge_study(study)["learning"][0]["n"] == 3
+
+
+def test_maps_and_agreement_are_those_of_the_split(tmp_path):
+    study = make(tmp_path, seeds=2, names=("kd",))
+    finish(study, "kd", [0.6, 0.7], agreement={"accuracy": 0.5, "n": 10})
+    (before,) = judge_study(study)["rows"]
+    assert (before["agreement"]["mean"], before["energy"], before["maps"]) == (0.5, {}, {})
+    for seed, energy in enumerate((0.3, 0.5)):
+        maps = {"gradcam": {"similarity": None, "energy_in_mask": energy}}
+        student = {"test": {"accuracy": 0.6}, "agreement": {"accuracy": 0.8, "n": 10}, "maps": maps}
+        (study.place(study.row("kd"), seed) / "scores.json").write_text(json.dumps({"models": {"student": student}}))
+    (after,) = judge_study(study)["rows"]
+    assert after["agreement"]["mean"] == 0.8
+    assert after["energy"]["gradcam"]["mean"] == pytest.approx(0.4)
+    assert after["maps"] == {}

@@ -156,6 +156,28 @@ def test_a_locked_run_is_left_to_the_other_process(place, content, monkeypatch):
     assert not missing(study)
 
 
+def test_what_was_trained_from_a_changed_file_is_trained_again(place, content):
+    """The module of one row changes: its result and its scores are forgotten, those of the other row are not."""
+    (place / "other_nets.py").write_text((place / "study_nets.py").read_text())
+    other = {**content, "student": {**content["student"], "model": "python:other_nets:tiny"}}
+    study = Study(place / "changed", "seeds", (Row("a", content), Row("b", other)), (0,))
+    train_study(study)
+    places = [study.place(row, 0) for row in study.rows]
+    for folder in places:
+        (folder / "scores.json").write_text("{}")
+    before = [(folder / RESULT).stat().st_mtime_ns for folder in places]
+    with open(place / "other_nets.py", "a") as file:
+        file.write("# another network\n")
+    said = io.StringIO()
+    train_study(study, console=Console(file=said, width=300))
+    assert "b, seed 0: its data or models have changed since: it is trained again" in said.getvalue()
+    assert [(folder / RESULT).stat().st_mtime_ns == mtime for folder, mtime in zip(places, before, strict=True)] == [
+        True,
+        False,
+    ]
+    assert [(folder / "scores.json").is_file() for folder in places] == [True, False]
+
+
 def until(found, seconds=120):
     start = time.monotonic()
     while not found() and time.monotonic() - start < seconds:

@@ -191,6 +191,7 @@ def test_asked_twice_it_stops_at_once(data, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.slow
 def test_streamed_images_resume_exactly_too(data, tmp_path, monkeypatch, workers):
     monkeypatch.setattr(pipeline, "free_memory", lambda device: 0)
     whole, _ = go(data, None, workers=workers)

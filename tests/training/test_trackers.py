@@ -248,6 +248,7 @@ def test_tensorboard_has_the_rows_of_a_stopped_run_once(tmp_path):
 
 
 @needs("wandb")
+@pytest.mark.slow
 def test_wandb_keeps_the_rows_in_the_folder_when_offline(tmp_path, monkeypatch):
     for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_DIR", "WANDB_PROJECT", "WANDB_RUN_ID"):
         monkeypatch.delenv(name, raising=False)

@@ -316,6 +316,17 @@ StudyOut = Annotated[
     Path | None,
     arg(metavar="DIR", help="The study's folder.", help_behavior_hint="(default: runs/NAME-ablation, ...)"),
 ]
+UntilPoints = Annotated[
+    float | None,
+    arg(
+        metavar="POINTS",
+        help="Add seeds to undecided rows until a difference of this size is shown or excluded.",
+        help_behavior_hint="(default: no seed is added)",
+    ),
+]
+MostSeeds = Annotated[
+    int, arg(metavar="N", help="With --until: the largest number of seeds.", help_behavior_hint="(default: 20)")
+]
 SEEDS = 5
 """How many seeds a study has by default."""
 
@@ -329,6 +340,8 @@ class StudyOptions:
         first: the first seed; fresh ones confirm what others chose.
         jobs: how many runs are trained at once.
         no_test: whether the test split stays unread.
+        until: the difference that matters, in points: seeds are added until it is shown or excluded.
+        most: with `until`, the largest number of seeds.
         out: the study's folder.
     """
 
@@ -336,6 +349,8 @@ class StudyOptions:
     first: FirstSeed = 0
     jobs: Jobs = 1
     no_test: NoTest = False
+    until: UntilPoints = None
+    most: MostSeeds = 20
     out: StudyOut = None
 
     def __post_init__(self) -> None:
@@ -368,6 +383,22 @@ Family = Annotated[
         metavar="MODEL",
         help="The networks to choose students from, for example mobilenetv2 (by width) or shrink.",
         help_behavior_hint="(default: the teacher without its last blocks)",
+    ),
+]
+LongestTime = Annotated[
+    str | None,
+    arg(
+        metavar="TIME",
+        help="Name the best student that answers for one image within this time, for example 5ms.",
+        help_behavior_hint="(default: any)",
+    ),
+]
+LargestSize = Annotated[
+    str | None,
+    arg(
+        metavar="SIZE",
+        help="Name the best student whose weights are at most this large, for example 500kB.",
+        help_behavior_hint="(default: any)",
     ),
 ]
 Subsets = Annotated[
@@ -415,7 +446,7 @@ Storage = Annotated[
 
 
 def seconds_of(text: str | None) -> float | None:
-    """`90s`, `30m`, `2h` or a number of seconds, in seconds.
+    """`5ms`, `90s`, `30m`, `2h` or a number of seconds, in seconds.
 
     >>> seconds_of("1.5h")
     5400.0
@@ -425,7 +456,24 @@ def seconds_of(text: str | None) -> float | None:
     """
     if text is None:
         return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|[smh]?)", text.strip())
     if not found:
-        raise UserError(f"a time is like 90s, 30m or 2h; given {text!r}")
-    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+        raise UserError(f"a time is like 5ms, 90s, 30m or 2h; given {text!r}")
+    return float(found[1]) * {"": 1, "ms": 0.001, "s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+def bytes_of(text: str | None) -> int | None:
+    """`500kB`, `2MB`, `1MiB` or a number of bytes, in bytes.
+
+    >>> bytes_of("500kB")
+    500000
+
+    Raises:
+        UserError: it is not a size.
+    """
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    try:
+        return None if text is None else int(TypeAdapter(ByteSize).validate_python(text))
+    except ValidationError:
+        raise UserError(f"a size is like 500kB, 2MB or 1MiB; given {text!r}") from None

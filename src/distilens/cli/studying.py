@@ -29,20 +29,33 @@ def content_of(name: str, changes: Sequence[str], how: Manner) -> dict[str, Any]
 
 
 def run_study(
-    kind: str, name: str, plan: Callable[[], Rows], options: StudyOptions, *, as_json: bool, how: Manner
+    kind: str,
+    name: str,
+    plan: Callable[[], Rows],
+    options: StudyOptions,
+    *,
+    as_json: bool,
+    how: Manner,
+    measure: Callable[[Study], None] = lambda study: None,
 ) -> None:
-    """Plan, train, judge and show a study. The same command continues a stopped one."""
-    from distilens.studies.reading import read_test
-    from distilens.studies.study import Study, continue_study
-    from distilens.studies.work import train_study
+    """Plan, train, judge and show a study. The same command continues a stopped one.
 
+    Args:
+        measure: what else is measured when all rows are trained.
+    """
+    from distilens.studies.reading import read_test
+    from distilens.studies.study import Study, Until, continue_study
+    from distilens.studies.until import train_until
+
+    until = None if options.until is None else Until(options.until, options.most)
     rows, questions = plan()
     command = shlex.join(["distilens", *sys.argv[1:]])
     folder = options.out or Path("runs") / f"{name}-{kind}"
     seeds = options.numbers
-    study = continue_study(Study(folder, kind, rows, seeds, questions, command))
+    study = continue_study(Study(folder, kind, rows, seeds, questions, command, until=until))
     how.say(f"distilens: {len(study.rows)} rows × {len(study.seeds)} seeds → {folder}")
-    train_study(study, jobs=options.jobs, console=how.console)
+    study = train_until(study, jobs=options.jobs, console=how.console)
+    measure(study)
     if not options.no_test:
         study = read_test(study, [row.name for row in study.rows], command, how.console)
     show_study(study, as_json=as_json)
@@ -112,11 +125,16 @@ def compress(
     *,
     factors: Sequence[float],
     family: str | None,
+    latency: float | None,
+    size: int | None,
     as_json: bool,
     how: Manner,
 ) -> None:
-    """Train students of several sizes, with and without the teacher."""
+    """Train students of several sizes, with and without the teacher, and name the best one for a budget."""
     content = content_of(recipe, changes, how)
+    from distilens.studies.costs import Budget, measure_costs
+
+    budget = Budget(latency, size)
 
     def plan() -> Rows:
         from distilens.data import load
@@ -124,7 +142,15 @@ def compress(
 
         return plan_compression(content, factors, load(content["data"]), family)
 
-    run_study("compression", content["name"], plan, options, as_json=as_json, how=how)
+    run_study(
+        "compression",
+        content["name"],
+        plan,
+        options,
+        as_json=as_json,
+        how=how,
+        measure=lambda study: measure_costs(study, budget),
+    )
 
 
 def show_study(study: Study, *, as_json: bool = False, as_csv: bool = False, as_latex: bool = False) -> None:
@@ -170,9 +196,10 @@ def sweep(
     if TUNING in seeds:
         raise UserError(f"seed {TUNING} is the seed of all trials: fresh seeds are others (--first)")
     from distilens.studies.reading import read_test
-    from distilens.studies.study import Row, Study, continue_study
-    from distilens.studies.work import train_study
+    from distilens.studies.study import Row, Study, Until, continue_study
+    from distilens.studies.until import train_until
 
+    until = None if options.until is None else Until(options.until, options.most)
     command = shlex.join(["distilens", *hidden(sys.argv[1:], storage)])
     folder = options.out or Path("runs") / f"{content['name']}-search"
     study = Study(
@@ -181,8 +208,8 @@ def sweep(
     how.say(f"distilens: {search.trials} trials → {folder}")
     shared = run_search(study, search, storage=storage, console=how.console)
     write_trials(folder, search, shared)
-    study = continue_study(with_chosen(study, chosen_row(search, shared)))
-    train_study(study, jobs=options.jobs, console=how.console)
+    study = continue_study(replace(with_chosen(study, chosen_row(search, shared)), until=until))
+    study = train_until(study, jobs=options.jobs, console=how.console)
     if not options.no_test:
         study = read_test(study, [row.name for row in study.rows], command, how.console)
     show_study(study, as_json=as_json)

@@ -57,7 +57,20 @@ SEVERAL = (
 )
 """Options that take all words up to the next option."""
 ONE = ("--out", "--device", "--seed", "--variants", "--part", "--verify", "--step", "--data", "--images", "--target")
-ONE_OF_STUDIES = ("--seeds", "--first", "--jobs", "--family", "--trials", "--timeout", "--sampler", "--storage")
+ONE_OF_STUDIES = (
+    "--seeds",
+    "--first",
+    "--jobs",
+    "--until",
+    "--most",
+    "--family",
+    "--latency",
+    "--size",
+    "--trials",
+    "--timeout",
+    "--sampler",
+    "--storage",
+)
 """Options that take one word: of runs and models, and of studies."""
 
 

@@ -14,7 +14,7 @@ from distilens.data.pipeline import Batches, batch_at
 from distilens.data.splits import Data, Split
 from distilens.explain import build_explainer
 from distilens.foundation.errors import UserError
-from distilens.foundation.estimate import share_of
+from distilens.foundation.estimate import mcnemar, share_of
 from distilens.measure.accuracies import agreement, predict
 from distilens.measure.answers import main_score
 from distilens.measure.maps.faithfulness import insertion
@@ -140,18 +140,6 @@ def compare_scores(student: Student, name: str, theirs: Tensor, targets: Tensor)
             entry["agreement"] = agreement(theirs, student.teacher[name])
             entry["student's agreement"] = agreement(ours, student.teacher[name])
     return entry
-
-
-def mcnemar(one: Tensor, other: Tensor) -> dict[str, Any]:
-    """McNemar's exact test: are the images that only one of the two gets right evenly split? `p` in [0, 1].
-
-    Source: McNemar 1947 (Psychometrika 12), in its exact binomial form.
-    """
-    from scipy.stats import binomtest
-
-    gained, lost = int((one & ~other).sum()), int((~one & other).sum())
-    p = float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
-    return {"gained": gained, "lost": lost, "p": p}
 
 
 def compare_maps(student: Student, file: Model) -> dict[str, Any]:

@@ -207,6 +207,25 @@ def share_apart(one: Any, other: Any) -> Estimate | None:
     return Estimate(difference, difference - below, difference + above, n)
 
 
+def mcnemar(one: Any, other: Any) -> dict[str, Any]:
+    """McNemar's exact test: are the images that only one of two models gets right evenly split?
+
+    Source: McNemar 1947 (Psychometrika 12: 153-157), in its exact binomial form.
+
+    Args:
+        one, other: `[n]` booleans, as for `share_of`.
+
+    Returns:
+        `gained`: images that only `one` gets right, `lost`: those that only `other` gets right, `p` in [0, 1].
+    """
+    from scipy.stats import binomtest
+
+    one, other = outcomes(one), outcomes(other)
+    gained, lost = int((one & ~other).sum()), int((~one & other).sum())
+    p = float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+    return {"gained": gained, "lost": lost, "p": p}
+
+
 def corrected_correlation(one: Any, other: Any) -> float:
     """Newcombe's corrected correlation of two binary outcomes on the same images."""
     both, first, second, neither = (

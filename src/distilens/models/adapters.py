@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -177,6 +177,23 @@ def hf(name: str, /, classes: int, *, pretrained: bool = True) -> Expecting:
         # a model without a processor: ImageNet's normalisation, which is transformers' own default
         notes = ("no image processor beside its weights: pixels are normalised as for ImageNet",) * pretrained
     return Expecting(network, **pixels, loaded=pretrained, missing=tuple(missing), notes=notes)
+
+
+def network_of_config(content: Mapping[str, Any], outputs: int) -> nn.Module:
+    """A network of Hugging Face transformers with random weights and a number of outputs, from its configuration.
+
+    Raises:
+        UserError: transformers is missing, or does not know the configuration.
+    """
+    try:
+        from transformers import AutoConfig, AutoModelForImageClassification
+    except ImportError:
+        raise UserError("hf: models need transformers: pip install 'distilens[hf]'") from None
+    try:
+        kept = {key: value for key, value in content.items() if key not in ("id2label", "label2id")}
+        return AutoModelForImageClassification.from_config(AutoConfig.for_model(**kept, num_labels=outputs))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"transformers cannot build a network from this configuration: {error}") from None
 
 
 def size_of_network(config: Any) -> int | tuple[int, int] | None:

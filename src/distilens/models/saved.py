@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -15,6 +16,8 @@ from distilens.tasks import Classification, task_from
 from distilens.tasks.saving import plain_task
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from distilens.models.model import Model
 
 
@@ -39,6 +42,8 @@ class Description(BaseModel):
     std: list[float]
     interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
     parts: list[Part] = []
+    config: dict[str, Any] | None = None
+    """The configuration of a network of transformers: it can be built where its folder or the hub is not."""
 
 
 def described(file: Path) -> Description:
@@ -73,8 +78,8 @@ def save_model(model: Model, folder: str | Path) -> None:
 
     from distilens.foundation.files import write_atomically, write_json
 
-    folder = Path(folder)
-    if is_own_module(model.name):
+    folder, config = Path(folder), config_of(model.network)
+    if config is None and is_own_module(model.name):
         warnings.warn(
             f"load_model cannot build {model.name} again: the place of its class is unknown. Give the model "
             "name='python:module:callable' before it is saved, or keep the class and load the weights into it yourself",
@@ -96,6 +101,7 @@ def save_model(model: Model, folder: str | Path) -> None:
             {"name": name, "tap": inserted.path, "part": getattr(inserted.part, "notation", None)}
             for name, inserted in model.inserted.items()
         ],
+        **({"config": config} if config else {}),
     }
     write_atomically(folder / "model.safetensors", lambda path: path.write_bytes(save(state)))
     write_json(folder / "model.json", about)
@@ -108,7 +114,7 @@ def load_model(folder: str | Path) -> Model:
         UserError: there is no model, or the weights do not fit its description.
     """
     from distilens.models import MODELS, fill_lazy
-    from distilens.models.adapters import Expecting
+    from distilens.models.adapters import Expecting, network_of_config
     from distilens.models.model import Model
     from distilens.models.parts import build_part
     from distilens.models.weights import fit, load_state
@@ -118,16 +124,18 @@ def load_model(folder: str | Path) -> Model:
         if not (folder / name).is_file():
             raise UserError(f"no model in {folder}: {name} is missing")
     about = described(folder / "model.json")
-    if is_own_module(about.model):
+    if about.config is None and is_own_module(about.model):
         raise UserError(
             f"the model in {folder} was saved from a module of your own, {about.model}, and it is unknown how to build it. In "
             "Python: Model(network, classes, size=...), then model.load_bare_state(safetensors.torch.load_file(...)). Or give it "
             "name='python:module:callable' before it is saved"
         )
     task = Classification(tuple(about.classes or ())) if about.task is None else task_from(about.task)
-    spec = architecture(about.model, about.size)
-    made = MODELS.build(spec, task.outputs)
-    network = made.network if isinstance(made, Expecting) else made
+    if about.config is not None:
+        network = network_of_config(about.config, task.outputs)
+    else:
+        made = MODELS.build(architecture(about.model, about.size), task.outputs)
+        network = made.network if isinstance(made, Expecting) else made
     model = Model(
         network.float(),
         task,
@@ -157,6 +165,13 @@ def load_model(folder: str | Path) -> Model:
         architecture=str([part.part for part in about.parts]),
     )
     return model.eval()
+
+
+def config_of(network: nn.Module) -> dict[str, Any] | None:
+    """The configuration of a network of transformers, as plain data; None for others."""
+    if not type(network).__module__.startswith("transformers."):
+        return None
+    return json.loads(cast(Any, network).config.to_json_string(use_diff=False))
 
 
 def is_own_module(name: str) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from distilens.foundation.estimate import NOTHING, Estimate, minus
-from distilens.foundation.files import write_text
+from distilens.foundation.files import readable, write_text
 from distilens.foundation.metric import Metric
 from distilens.report import search_section
 from distilens.report.cells import signed
@@ -42,6 +42,7 @@ def page(content: Content) -> str:
         table=table(content),
         questions=question_table(content, content["questions"]),
         shift=question_table(content, content["shift"]) if content["shift"] else None,
+        learning=question_table(content, content["learning"]),
         runs={row["name"]: row["runs"] for row in content["rows"]},
         forest=forest(content),
         curves=curves(content),
@@ -61,6 +62,8 @@ def sentences(content: Content) -> list[str]:
     if len(content["seeds"]) < 2:
         lines.append("One seed has no interval: nothing is tested. At least two seeds are needed (--seeds).")
     lines += [sentence(entry, content) for entry in content["questions"]]
+    if content["budget"]:
+        lines.append(best_in_words(content))
     if said := search_section.luck(content):
         lines.append(said)
     for row in content["rows"]:
@@ -80,6 +83,8 @@ def sentence(entry: Content, content: Content) -> str:
     if found is None:
         return f"{what}: not measured yet."
     number = written_gain(found, content)
+    if entry["decision"] is not None:
+        return f"{what}: {number} with {entry['seeds'][0]} seeds: {in_words(entry['decision'], content)}."
     if p is None:
         return f"{what}: {number}; not tested."
     if p < 0.05:
@@ -91,11 +96,38 @@ def sentence(entry: Content, content: Content) -> str:
     return f"{what}: {number}: no effect is shown (p = {written_p(p)} by Holm{settle})."
 
 
+def best_in_words(content: Content) -> str:
+    """Which student is the best for the budget, chosen by validation."""
+    budget = content["budget"]["text"]
+    best = next((row for row in content["rows"] if row["name"] == content["budget"]["best"]), None)
+    if best is None:
+        return f"No student is within {budget}: larger factors give smaller ones."
+    cost = f"{best['cost']['milliseconds']:.2f} ms for one image, {readable(best['cost']['bytes'])}"
+    score = written_value(best["validation"], content)
+    return f"The best student within {budget} is {best['name']}: {score} on validation; {cost}."
+
+
+def in_words(decision: str, content: Content) -> str:
+    """A decision of a study that adds seeds, as the end of a sentence."""
+    size = f"{content['until']['points']:g} {written_unit(content)}".rstrip()
+    return {
+        "better": "a gain",
+        "worse": "a loss",
+        "no difference of that size": f"any difference is smaller than {size}",
+    }.get(decision, f"not decided with {content['until']['most']} seeds at most")
+
+
+def written_unit(content: Content) -> str:
+    """The unit of a difference."""
+    metric = Metric.read(content["metric"])
+    return "points" if metric.is_share else metric.unit
+
+
 def written_gain(found: Estimate, content: Content) -> str:
     """A difference with half of its interval: `+1.8 ± 0.6 points`."""
     metric = Metric.read(content["metric"])
-    scale, unit, digits = (100, "points", 2) if metric.is_share else (1, metric.unit, 3)
-    value = found.value or 0.0
+    scale, digits = (100, 2) if metric.is_share else (1, 3)
+    value, unit = found.value or 0.0, written_unit(content)
     half = "" if found.half is None else f" ± {scale * found.half:.{digits}f}"
     return f"{signed(scale * value, digits)}{half} {unit}".rstrip()
 
@@ -129,11 +161,17 @@ def table(content: Content) -> Table:
         "maps like the teacher's": lambda row: "; ".join(
             f"{name} {found.with_half()}" for name, entry in row["maps"].items() if (found := Estimate.read(entry))
         ),
+        "maps on the evidence": lambda row: "; ".join(
+            f"{name} {share_text(entry)}" for name, entry in row["energy"].items()
+        ),
         **{
             kind: lambda row, kind=kind: written_value(row["shift"].get(kind), content)
             for kind in corruptions_of(content)
         },
         "parameters": lambda row: f"{row['parameters']:,}" if row["parameters"] else "",
+        "MACs": lambda row: f"{row['macs']:,}" if "ratio" in row["facts"] and row["macs"] else "",
+        "weights": lambda row: readable(row["cost"]["bytes"]) if row["cost"] else "",
+        "ms per image": lambda row: f"{row['cost']['milliseconds']:.2f}" if row["cost"] else "",
         "× smaller": lambda row: f"{row['facts']['ratio']:.2f}" if "ratio" in row["facts"] else "",
         "s per training": lambda row: f"{row['seconds']:.0f}" if row["seconds"] is not None else "",
     }
@@ -171,6 +209,8 @@ def share_text(entry: Content | None) -> str:
 def question_table(content: Content, questions: Sequence[Content]) -> Table:
     """One row per question: the difference, its p-values, the effect size, and the seeds that are missing."""
     header = ["question", "gain", "p", "p by Holm", "p by ranks", "effect size", "pairs", "more seeds for 1 point"]
+    until = content["until"]
+    header += ["decision"] if until else []
     rows = []
     for entry in questions:
         where = f" ({entry['corruption']})" if "corruption" in entry else ""
@@ -183,6 +223,7 @@ def question_table(content: Content, questions: Sequence[Content]) -> Table:
                 effect.with_interval("{:.2f}".format) if effect else NOTHING,
                 str(entry["seeds"][0]),
                 NOTHING if entry["more seeds"] is None else f"{entry['more seeds']:,}",
+                *([entry["decision"] or NOTHING] if until else []),
             ]
         )
     return header, rows

@@ -11,7 +11,7 @@ from typing import Any
 from distilens.foundation.errors import UserError
 
 EVIDENCE = Path(__file__).parent / "evidence.json"
-"""The measurements. `benchmarks/evidence.py` writes them; docs/which.md describes them."""
+"""The measurements. `findings.py` makes them from finished studies; docs/which.md describes them."""
 KINDS = {
     "vit": "a ViT teaches a convolutional network",
     "depthwise": "the student has depthwise convolutions, like MobileNets",

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from distilens.foundation import estimate as estimates
 from distilens.foundation.errors import UserError
 from distilens.foundation.estimate import Estimate, share_apart
 
@@ -302,17 +303,14 @@ def mcnemar(first_right: Any, second_right: Any) -> Difference:
     Raises:
         UserError: there are no images, or the lengths differ.
     """
-    from statsmodels.stats.contingency_tables import mcnemar as exact_test
-
     one, other = (np.asarray(right, dtype=bool) for right in (first_right, second_right))
     estimate = share_apart(one, other) if one.shape == other.shape else None
     if estimate is None:
         raise UserError(
             f"McNemar's test needs the same images for both models; given {len(one)} and {len(other)} outcomes"
         )
-    table = [[int((a & b).sum()) for b in (other, ~other)] for a in (one, ~one)]
-    tested: Any = exact_test(table, exact=True)
-    return Difference(estimate, float(tested.pvalue), None, Estimate(None), "McNemar", (len(one), len(other)))
+    p = estimates.mcnemar(one, other)["p"]
+    return Difference(estimate, p, None, Estimate(None), "McNemar", (len(one), len(other)))
 
 
 # ------------------------------------------------------------------------------------------------ many rows

@@ -7,9 +7,10 @@ runs/ROW-SEED/           a run; its result is in result.json
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,23 @@ class Question:
 
 
 @dataclass(frozen=True)
+class Until:
+    """When a study adds no more seeds.
+
+    Attributes:
+        points: the smallest difference that matters, above 0: points for a metric in percent, else in the metric's unit.
+        most: the largest number of seeds of a row.
+    """
+
+    points: float
+    most: int
+
+    def __post_init__(self) -> None:
+        if not (self.points > 0 and 2 <= self.most <= 1000):
+            raise UserError(f"--until is above 0, and --most from 2 to 1000; given {self.points:g} and {self.most}")
+
+
+@dataclass(frozen=True)
 class Study:
     """The plan of a study.
 
@@ -75,6 +93,8 @@ class Study:
         questions: the comparisons, named before anything is trained.
         command: the command that made it.
         readings: when and by which command the test split was read, and for which rows and seeds.
+        until: when no more seeds are added to rows whose questions are undecided; None if none are added.
+        more: the row and seed of each training that was added so.
     """
 
     folder: Path
@@ -84,9 +104,15 @@ class Study:
     questions: tuple[Question, ...] = ()
     command: str = ""
     readings: tuple[Mapping[str, Any], ...] = ()
+    until: Until | None = None
+    more: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
         names = [safe(row.name) for row in self.rows]
+        if taken := [name for name in names if re.fullmatch(r"teacher(-\d+)?", name)]:
+            raise UserError(
+                f"a row cannot be called {taken[0]!r}: the study's teacher has its folder. Choose another name"
+            )
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise UserError(f"a study has each row once; twice: {shortened(twice)}")
@@ -95,9 +121,14 @@ class Study:
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise UserError(f"seeds are different whole numbers of at least 0; given {', '.join(map(str, self.seeds))}")
 
-        unknown = {name for question in self.questions for name in (question.row, question.against)}
-        if unknown := unknown - {row.name for row in self.rows}:
-            raise UserError(f"{self.folder / FILE}: no row is called {min(unknown)}, but a question names it")
+        if self.until is not None and len(self.seeds) > self.until.most:
+            raise UserError(f"--most {self.until.most} is less than the {len(self.seeds)} seeds that every row has")
+        named = {name for question in self.questions for name in (question.row, question.against)}
+        named |= {name for name, _ in self.more}
+        if unknown := named - {row.name for row in self.rows}:
+            raise UserError(
+                f"{self.folder / FILE}: no row is called {min(unknown)}, but a question or a training names it"
+            )
 
     def row(self, name: str) -> Row:
         """The row with a name."""
@@ -110,7 +141,12 @@ class Study:
     @property
     def jobs(self) -> list[tuple[Row, int]]:
         """All trainings: the first seed of every row, then the second, so that an early stop leaves complete comparisons."""
-        return [(row, seed) for seed in self.seeds for row in self.rows]
+        planned = [(row, seed) for seed in self.seeds for row in self.rows]
+        return planned + [(self.row(name), seed) for name, seed in self.more]
+
+    def seeds_of(self, row: Row) -> tuple[int, ...]:
+        """The seeds of a row, those that were added at the end."""
+        return (*self.seeds, *(seed for name, seed in self.more if name == row.name))
 
     def result(self, row: Row, seed: int) -> dict[str, Any] | None:
         """What a training gave; None if it is not finished."""
@@ -118,7 +154,7 @@ class Study:
 
     def results(self, row: Row) -> dict[int, dict[str, Any]]:
         """The finished results of a row by seed, without failed ones."""
-        found = {seed: self.result(row, seed) for seed in self.seeds}
+        found = {seed: self.result(row, seed) for seed in self.seeds_of(row)}
         return {seed: result for seed, result in found.items() if result is not None and "failed" not in result}
 
     def plain(self) -> dict[str, Any]:
@@ -131,6 +167,8 @@ class Study:
             "rows": [row.plain() for row in self.rows],
             "questions": [question.plain() for question in self.questions],
             "readings": [dict(reading) for reading in self.readings],
+            "until": None if self.until is None else asdict(self.until),
+            "more": [list(each) for each in self.more],
         }
 
     def save(self) -> None:
@@ -159,8 +197,10 @@ def read_study(folder: str | Path) -> Study:
         rows = tuple(Row(**row) for row in content["rows"])
         questions = tuple(Question(**question) for question in content["questions"])
         seeds, readings = tuple(content["seeds"]), tuple(content["readings"])
-        return Study(folder, content["study"], rows, seeds, questions, content["command"], readings)
-    except (KeyError, TypeError):
+        until = Until(**content["until"]) if content.get("until") else None
+        more = tuple((name, seed) for name, seed in content.get("more", ()))
+        return Study(folder, content["study"], rows, seeds, questions, content["command"], readings, until, more)
+    except (KeyError, TypeError, ValueError):
         raise UserError(f"{folder / FILE} does not hold a study of this version ({KIND})") from None
 
 
@@ -188,7 +228,9 @@ def continue_study(planned: Study) -> Study:
     questions = tuple(dict.fromkeys((*before.questions, *planned.questions)))
     seeds = (*before.seeds, *(seed for seed in planned.seeds if seed not in before.seeds))
     readings = (*before.readings, *(reading for reading in planned.readings if reading not in before.readings))
-    return replace(planned, rows=rows, questions=questions, seeds=seeds, readings=readings)
+    more = tuple((name, seed) for name, seed in dict.fromkeys((*before.more, *planned.more)) if seed not in seeds)
+    until = planned.until or before.until
+    return replace(planned, rows=rows, questions=questions, seeds=seeds, readings=readings, until=until, more=more)
 
 
 @contextmanager

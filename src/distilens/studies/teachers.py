@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -56,13 +58,16 @@ def is_trained(recipe: Recipe) -> bool:
 
 def teacher_name(study: Study, recipe: Recipe) -> str:
     """The folder of a recipe's teacher in `runs`: `teacher`, and `teacher-2`, ... for rows with another one."""
-    keys = []
-    for row in study.rows:
-        other = make_recipe(row.recipe)
-        if other.teacher is not None and not is_trained(other) and (key := teacher_key(other)) not in keys:
-            keys.append(key)
+    keys = list(dict.fromkeys(filter(None, (key_of_content(json.dumps(dict(row.recipe))) for row in study.rows))))
     place = keys.index(teacher_key(recipe))
     return "teacher" if place == 0 else f"teacher-{place + 1}"
+
+
+@functools.cache
+def key_of_content(text: str) -> str | None:
+    """The key of the teachers of a recipe, given as JSON; None if none are trained. It is cached: each training asks for all."""
+    recipe = make_recipe(json.loads(text))
+    return None if recipe.teacher is None or is_trained(recipe) else teacher_key(recipe)
 
 
 def teacher_key(recipe: Recipe) -> str:

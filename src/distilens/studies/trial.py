@@ -14,6 +14,7 @@ from rich.console import Console
 from distilens.data.pipeline import Batches
 from distilens.foundation.errors import UserError
 from distilens.foundation.files import Busy, write_json
+from distilens.foundation.fingerprints import key_of
 from distilens.measure import macs, parameters, predict
 from distilens.measure.accuracies import agreement
 from distilens.measure.answers import main_score
@@ -22,12 +23,19 @@ from distilens.models import build_model
 from distilens.models.saved import fingerprint_of, save_model
 from distilens.runs.recipe_file import make_recipe
 from distilens.runs.run import Run, lock_run
-from distilens.runs.training import train_stage
+from distilens.runs.training import source_key, train_stage
 from distilens.studies.study import RESULT, Row, Study, seeded
 from distilens.studies.teachers import validation_logits, with_trained_teacher
 from distilens.tasks import Classification
 from distilens.training.log import NotFinite
 from distilens.training.trackers import Trackers
+
+
+def sources_of(run: Run) -> str:
+    """A key of what a training reads beside its recipe: the data, and the files of the teachers and of the student."""
+    teacher = run.recipe.teacher
+    models = [run.recipe.student.model, *(teacher.models.values() if teacher else ())]
+    return key_of(run.data.fingerprint, [source_key(model) for model in models])
 
 
 def run_of(study: Study, row: Row, seed: int, console: Console | None = None) -> Run:
@@ -39,8 +47,9 @@ def run_of(study: Study, row: Row, seed: int, console: Console | None = None) ->
 def train_row(
     study: Study, row: Row, seed: int, console: Console | None = None, *, watch: Trackers | None = None
 ) -> dict[str, Any]:
-    """Train a row with a seed, score it on validation, and write `result.json`; a finished one is read.
+    """Train a row with a seed, score it on validation, and write `result.json`.
 
+    A finished training is read instead, unless its data or models have changed since.
     A student whose loss is no longer finite counts as it began. A recipe that cannot be trained gives `failed` with the reason.
 
     Args:
@@ -54,10 +63,10 @@ def train_row(
         run.trackers = watch
     with lock_run(run):
         found = study.result(row, seed)
-        if found is not None and "failed" not in found:
+        if found is not None and "failed" not in found and found.get("sources") in (None, sources_of(run)):
             return found
         start = time.perf_counter()
-        about: dict[str, Any] = {"row": row.name, "seed": seed}
+        about: dict[str, Any] = {"row": row.name, "seed": seed, "sources": sources_of(run)}
         try:
             train_stage(run, base=False)
         except NotFinite as error:

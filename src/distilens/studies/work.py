@@ -24,9 +24,9 @@ from distilens.foundation.files import Busy, readable
 from distilens.foundation.progress import Work
 from distilens.runs.inspection import inspect_recipe
 from distilens.runs.recipe_file import make_recipe
-from distilens.studies.study import Study, read_study
+from distilens.studies.study import RESULT, Study, read_study
 from distilens.studies.teachers import train_teachers
-from distilens.studies.trial import train_row
+from distilens.studies.trial import run_of, sources_of, train_row
 
 PAUSE = 0.5
 """Seconds between two looks at what other processes have finished."""
@@ -47,6 +47,7 @@ def train_study(study: Study, *, jobs: int = 1, console: Console | None = None) 
     study.save()
     forget_failures(study)
     train_teachers(study, console)
+    forget_outdated(study, console)
     jobs = min(fitting_jobs(study, jobs, console), len(missing(study)))
     with Work(console, study.kind, len(study.jobs), done=len(study.jobs) - len(missing(study)), unit="runs") as work:
         if jobs > 1:
@@ -63,11 +64,23 @@ def missing(study: Study) -> list[tuple[str, int]]:
 
 def forget_failures(study: Study) -> None:
     """Remove the results of rows that could not be trained: the same command tries them again."""
-    from distilens.studies.study import RESULT
-
     for row, seed in study.jobs:
         if "failed" in (study.result(row, seed) or {}):
             (study.place(row, seed) / RESULT).unlink(missing_ok=True)
+
+
+def forget_outdated(study: Study, console: Console | None = None) -> None:
+    """Remove the results of trainings whose data, teacher or model files have changed since: they are trained again."""
+    for row, seed in study.jobs:
+        result = study.result(row, seed)
+        run = None if result is None else run_of(study, row, seed)
+        if result is None or run is None or result.get("sources") in (None, sources_of(run)):
+            continue
+        if console:
+            line = f"{row.name}, seed {seed}: its data or models have changed since: it is trained again"
+            console.print(line, highlight=False, markup=False)
+        for name in (RESULT, "scores.json"):
+            (run.folder / name).unlink(missing_ok=True)
 
 
 def work_alone(study: Study, work: Work | None = None) -> None:

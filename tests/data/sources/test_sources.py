@@ -204,6 +204,7 @@ def test_of_two_that_decode_at_once_one_wins(cache):
     assert (cache / "key" / "set.json").read_text() == "whole"
 
 
+@pytest.mark.slow
 def test_two_processes_decode_at_once(small, cache):
     code = (
         "import sys; from distilens.data import load; from pathlib import Path\n"

@@ -119,6 +119,7 @@ def test_few_samples_are_noted_and_fewer_refused():
         distance_correlation(normal(3, 3), normal(3, 3))
 
 
+@pytest.mark.slow
 def test_a_difference_is_that_of_the_two_and_its_interval_covers():
     """The same hidden part in both, in one of them behind more noise."""
 
