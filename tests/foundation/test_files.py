@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
@@ -14,6 +16,7 @@ from distilens.foundation.errors import UserError
 from distilens.foundation.files import (
     HOST,
     check_disk,
+    lock_file,
     lock_folder,
     read_json,
     remove_unfinished,
@@ -137,6 +140,27 @@ def test_the_lock_is_between_processes_and_a_killed_one_leaves_none(tmp_path):
         process.kill()
     with lock_folder(tmp_path):
         pass
+
+
+def test_a_lock_is_waited_for(tmp_path):
+    """Also between threads of one process."""
+    order, locked = [], threading.Event()
+
+    def hold():
+        with lock_file(tmp_path / "new" / ".lock"):
+            locked.set()
+            time.sleep(0.1)
+            order.append("first")
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    locked.wait(10)
+    with pytest.raises(BlockingIOError), lock_file(tmp_path / "new" / ".lock", wait=False):
+        pass
+    with lock_file(tmp_path / "new" / ".lock"):
+        order.append("second")
+    thread.join()
+    assert order == ["first", "second"]
 
 
 def test_what_killed_processes_were_writing_is_removed_and_nothing_else(tmp_path):

@@ -72,6 +72,10 @@ def test_the_test_split_is_read_once_and_recorded(study, counted, monkeypatch):
     assert after["rows"][1]["maps"].keys() == {"gradcam"}
     assert after["rows"][1]["values"]["0"] == pytest.approx(reading_of(study, "all-0"))
 
+    # another process with the same command, which has not seen that reading
+    assert read_test(study, ["base", "all"], "of a second worker").readings == (entry,)
+    assert (counted, read_study(study.folder).readings) == ([], (entry,))
+
     # more seeds are another reading
     more = continue_study(Study(study.folder, "ablation", read.rows, (2,), read.questions, "more"))
     more.save()

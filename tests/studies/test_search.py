@@ -1,9 +1,7 @@
 """A search: its trials are shared, resumed, pruned and never too many; what cannot be trained ends it; its result."""
 
-import datetime
 import json
 import threading
-import warnings
 
 import pytest
 
@@ -16,9 +14,10 @@ from distilens.studies.search import (
     chosen_row,
     describe_search,
     open_search,
+    row_of,
     run_search,
-    tried,
     with_chosen,
+    write_trials,
 )
 from distilens.studies.study import Row, Study, continue_study
 from distilens.studies.trial import run_of
@@ -26,11 +25,19 @@ from distilens.training.trackers import Trackers
 
 optuna = pytest.importorskip("optuna")
 SPACE = ("kd.temperature=1..8", "train.epochs=1..2:int")
+RATE = ("train.optimizer.lr=0.01..0.1",)
 
 
 def plan(folder, content, trials=4, space=SPACE, **options) -> tuple[Study, Search]:
     search = Search(content, space, trials=trials, sampler="random", **options)
     return Study(folder, "search", (Row("as given", search.content),), (0,)), search
+
+
+@pytest.fixture(scope="module")
+def lonely(content):
+    """A recipe without a teacher, whose trials take no time; its learning rate is searched."""
+    alone = {key: value for key, value in content.items() if key != "teacher"}
+    return {**alone, "student": {**content["student"], "methods": ["ce"]}}
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +50,15 @@ def done(place, content):
 
 
 def test_all_trials_are_tried_with_one_teacher(done):
-    study, search, found = done
-    assert len(tried(found)) == search.trials
-    assert all(trial.state.is_finished() for trial in found.get_trials())
+    study, search, shared = done
+    trials = shared.study.get_trials()
+    assert len(trials) == len(shared.look().done) == search.trials
+    assert all(trial.state.is_finished() for trial in trials)
     folders = {path.name for path in (study.folder / "runs").iterdir()}
     assert {name for name in folders if name.startswith("teacher")} == {"teacher"}
-    for trial in found.get_trials():
-        run = run_of(study, Row(f"trial-{trial.number}", search.content), TUNING)
+    for trial in trials:
+        run = run_of(study, row_of(search, trial.user_attrs["changes"]), TUNING)
+        assert run.folder.name == trial.user_attrs["run"]
         recipe = run.folder / "recipe.toml"
         assert f"epochs = {trial.params['train.epochs']}" in recipe.read_text()
         assert f"temperature={trial.params['kd.temperature']:.4g}" in recipe.read_text()
@@ -57,18 +66,18 @@ def test_all_trials_are_tried_with_one_teacher(done):
 
 
 def test_the_same_command_goes_on_and_adds_nothing(done, monkeypatch):
-    study, search, found = done
+    study, search, shared = done
     again = run_search(study, search)
-    assert len(again.get_trials()) == len(found.get_trials())
-    monkeypatch.setattr(searching, "try_setting", lambda *_: 0.01)
+    assert len(again.study.get_trials()) == len(shared.study.get_trials())
+    monkeypatch.setattr(searching, "train_setting", lambda *_: [0.01])
     more = run_search(study, Search(search.content, search.space, trials=6, sampler="random"))
-    assert len(tried(more)) == 6
+    assert len(more.look().done) == 6
 
 
 def test_the_chosen_setting_is_a_row(done):
-    study, search, found = done
-    best = max((trial for trial in found.get_trials() if trial.values), key=lambda trial: trial.value)
-    row = chosen_row(search, found)
+    study, search, shared = done
+    best = max((trial for trial in shared.study.get_trials() if trial.values), key=lambda trial: trial.value)
+    row = chosen_row(search, shared)
     assert row.name == f"chosen, trial {best.number}"
     assert row.facts["validation in the search"]["accuracy"] == best.value
     assert row.recipe["student"]["methods"][1] == f"kd:temperature={best.params['kd.temperature']:.4g}"
@@ -83,12 +92,15 @@ def test_the_chosen_setting_is_a_row(done):
 
 
 def test_a_search_is_plain_data(done):
-    _, search, found = done
-    content = describe_search(search, found)
+    study, search, shared = done
+    content = describe_search(search, shared)
     json.dumps(content, allow_nan=False)
     assert content["space"] == list(SPACE)
     assert {trial["state"] for trial in content["trials"]} == {"complete"}
+    assert all((study.folder / "runs" / trial["run"]).is_dir() for trial in content["trials"] if trial["run"])
     assert content["importance"].keys() <= {"kd.temperature", "train.epochs"}
+    write_trials(study.folder, search, shared)
+    assert json.loads((study.folder / "trials.json").read_text()) == content
 
 
 def test_another_search_in_the_folder_is_refused(done, content):
@@ -108,8 +120,9 @@ def test_two_searches_in_one_database_are_apart(place, content, tmp_path):
         open_search(place / where / "same", plan(place, content, space=space)[1], address)
         for where, space in (("one", SPACE), ("two", ("kd.temperature=1|2",)))
     )
-    assert one.study_name != two.study_name
-    assert open_search(place / "three" / "same", plan(place, content)[1], address).study_name == one.study_name
+    assert one.study.study_name != two.study.study_name
+    three = open_search(place / "three" / "same", plan(place, content)[1], address)
+    assert three.study.study_name == one.study.study_name
 
 
 @pytest.mark.parametrize(
@@ -132,7 +145,7 @@ class Fake:
     """A trial of Optuna that is pruned at the second epoch."""
 
     def __init__(self):
-        self.reported = {}
+        self.reported: dict[int, float] = {}
 
     def report(self, value, step):
         self.reported[step] = value
@@ -155,11 +168,10 @@ def test_a_bad_training_is_stopped():
 def test_a_pruned_training_ends_early_and_leaves_no_checkpoint(place, content, monkeypatch):
     study, search = plan(place / "pruned", {**content, "train": {**content["train"], "epochs": 3}}, 2, SPACE[:1])
     monkeypatch.setattr(optuna.trial.Trial, "should_prune", lambda trial: trial.number == 1)
-    found = run_search(study, search)
-    first, second = found.get_trials()
+    first, second = run_search(study, search).study.get_trials()
     assert (first.state.name, second.state.name) == ("COMPLETE", "PRUNED")
     assert len(second.intermediate_values) == 1 < len(first.intermediate_values)
-    assert study.result(Row("trial-1", {}), TUNING) is None
+    assert study.result(row_of(search, second.user_attrs["changes"]), TUNING) is None
     assert not list((study.folder / "runs").rglob("*.pt"))
 
 
@@ -167,38 +179,25 @@ def test_several_objectives_give_a_front(place, content, monkeypatch):
     scores = {"score": [0.5, 0.6, 0.4, 0.6], "size": [100, 200, 300, 300]}
     at = {"score": -1, "size": -1}
 
-    def value_of(study, row, result, objective):
+    def value_of(run, result, objective):
         at[objective] += 1
         return scores[objective][at[objective]]
 
     monkeypatch.setattr(searching, "value_of", value_of)
     monkeypatch.setattr(searching, "train_row", lambda *_, **__: {"validation": {"accuracy": 0.5}})
     study, search = plan(place / "front", content, 4, SPACE[:1], objectives=("score", "size"))
-    found = run_search(study, search)
-    assert [direction.name for direction in found.directions] == ["MAXIMIZE", "MINIMIZE"]
-    assert describe_search(search, found)["front"] == [0, 1]
-    assert chosen_row(search, found).name == "chosen, trial 1"
+    shared = run_search(study, search)
+    assert [direction.name for direction in shared.study.directions] == ["MAXIMIZE", "MINIMIZE"]
+    assert describe_search(search, shared)["front"] == [0, 1]
+    assert chosen_row(search, shared).name == "chosen, trial 1"
 
 
-@pytest.mark.slow
-def test_real_objectives_are_measured(place, content):
-    study, search = plan(place / "measured", content, 1, SPACE[:1], objectives=("score", "latency", "size", "maps"))
-    (trial,) = run_search(study, search).get_trials()
-    score, milliseconds, size, likeness = trial.values
-    assert 0 <= score <= 1
-    assert milliseconds > 0
-    assert size == 312
-    assert -1 <= likeness <= 1
-
-
-def test_a_setting_that_cannot_be_trained_counts_and_the_search_ends(place, content, monkeypatch):
+def test_a_setting_that_cannot_be_trained_counts_and_the_search_ends(place, content, lonely, monkeypatch):
     """It would be tried for ever if only trained settings counted."""
     study, search = plan(place / "failing", content, 3, SPACE[:1])
     monkeypatch.setattr(searching, "train_row", lambda *_, **__: {"failed": "no such layer"})
     with pytest.raises(UserError, match="no trial of the search was finished: no such layer"):
         run_search(study, search)
-    lonely = {key: value for key, value in content.items() if key != "teacher"}
-    lonely["student"] = {**content["student"], "methods": ["ce"]}
     study, search = plan(place / "lonely", lonely, 2, ("train.epochs=1..2:int",), objectives=("score", "maps"))
     monkeypatch.setattr(searching, "train_row", lambda *_, **__: {"validation": {}, "metric": {"name": "a"}})
     monkeypatch.setattr(searching, "value_of", lambda *_: (_ for _ in ()).throw(UserError("no [teacher]")))
@@ -211,86 +210,145 @@ def test_workers_share_a_search(place, content, monkeypatch):
     """Two at once: no trial twice, and not one too many."""
     seen, lock = [], threading.Lock()
 
-    def try_setting(study, search, space, trial):
+    def train_setting(study, search, space, shared, trial):
         value = space[0].suggest(trial)
         with lock:
             seen.append((trial.number, value))
         threading.Event().wait(0.05)
-        return value
+        return [value]
 
-    monkeypatch.setattr(searching, "try_setting", try_setting)
+    monkeypatch.setattr(searching, "train_setting", train_setting)
     monkeypatch.setattr(searching, "train_teachers", lambda *_: None)
     monkeypatch.setattr(searching, "PAUSE", 0.05)
     study, search = plan(place / "shared", content, 8, SPACE[:1])
     open_search(study.folder, search, None)
+    assert at_once(lambda: run_search(study, search), lambda: run_search(study, search)) == []
+    assert len(seen) == len(set(seen)) == 8
+    assert len(open_search(study.folder, search, None).look().done) == 8
+
+
+def at_once(*calls) -> list[BaseException]:
+    """Let threads make the calls; returns their errors."""
     errors = []
 
-    def work():
+    def work(call):
         try:
-            run_search(study, search)
+            call()
         except BaseException as error:
             errors.append(error)
 
-    workers = [threading.Thread(target=work) for _ in range(2)]
+    workers = [threading.Thread(target=work, args=(call,)) for call in calls]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
-    assert errors == []
-    assert len(seen) == len(set(seen)) == 8
-    assert len(tried(open_search(study.folder, search, None))) == 8
+    return errors
 
 
-def test_the_trial_of_a_killed_worker_is_taken_again(place, content, monkeypatch):
-    from sqlalchemy import text
+def test_the_same_settings_are_trained_once(place, lonely, monkeypatch):
+    """Also by two workers at once: the second waits, and reads the result of the first."""
+    trained, real = [], searching.train_row
 
-    monkeypatch.setattr(searching, "train_teachers", lambda *_: None)
-    monkeypatch.setattr(searching, "try_setting", lambda study, search, space, trial: space[0].suggest(trial))
+    def train_row(study, row, seed, **options):
+        result = real(study, row, seed, **options)
+        trained.append((row.name, result["fingerprint"], result["seconds"]))
+        return result
+
+    monkeypatch.setattr(searching, "train_row", train_row)
     monkeypatch.setattr(searching, "PAUSE", 0.05)
-    study, search = plan(place / "killed", content, 2, SPACE[:1])
-    found = open_search(study.folder, search, None)
-    with warnings.catch_warnings(action="ignore"):
-        lost = found.ask()
-    value = search.dimensions[0].suggest(lost)
-    found._storage.record_heartbeat(lost._trial_id)
-    old = datetime.datetime.now(datetime.UTC).replace(tzinfo=None) - datetime.timedelta(hours=1)
-    backend = getattr(found._storage, "_backend", found._storage)
-    with backend.engine.begin() as connection:
-        connection.execute(text("UPDATE trial_heartbeats SET heartbeat = :old"), {"old": old})
-    found = run_search(study, search)
-    states = [trial.state.name for trial in found.get_trials()]
-    assert states == ["FAIL", "COMPLETE", "COMPLETE"]
-    assert found.get_trials()[1].params == {"kd.temperature": value}
-    assert len(tried(found)) == 2
+    study, search = plan(place / "same", lonely, 3, ("train.optimizer.lr=0.01|0.02",))
+    shared = run_search(study, search)
+    assert len(trained) == len(shared.look().done) == 3
+    assert 1 <= len(set(trained)) <= 2
+    row, results = row_of(search, ["train.optimizer.lr=0.03"]), []
+    assert at_once(*[lambda: results.append(searching.train_or_wait(study, row, None))] * 2) == []
+    assert results[0] == results[1]
 
 
-@pytest.mark.parametrize(
-    "address", ["sqlite:////nowhere/at/all/x.db", "nope://user:secret@host/x", "what", "oracle://u:secret@h/x"]
-)
-def test_a_database_that_cannot_be_reached(place, content, monkeypatch, address, tmp_path):
-    pauses = []
-    monkeypatch.setattr(searching.time, "sleep", pauses.append)
-    with pytest.raises(UserError, match="the database of the search cannot be reached: ") as error:
-        open_search(tmp_path, plan(tmp_path, content)[1], address)
-    assert "secret" not in str(error.value)
-    assert pauses == ([0.5 * 2**attempt for attempt in range(searching.RETRIES - 1)] if "sqlite" in address else [])
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), UserError("the disk is full"), OSError(28, "no space")])
+def test_a_stopped_worker_gives_its_trial_back(place, lonely, monkeypatch, stop):
+    """The next one has its settings at once, and continues its training."""
+    if isinstance(stop, UserError):
+        stop.__cause__ = OSError(28, "no space")
+    changed = {**lonely, "train": {**lonely["train"], "epochs": 3}}
+    study, search = plan(place / f"stopped-{type(stop).__name__}", changed, 1, RATE)
+    epochs = []
+
+    def stop_early(trial, value, epoch):
+        epochs.append(epoch)
+        if len(epochs) == 2:
+            raise stop
+        return False
+
+    monkeypatch.setattr(searching, "should_stop", stop_early)
+    with pytest.raises(type(stop)):
+        run_search(study, search)
+    lost, heir = run_search(study, search).study.get_trials()
+    assert (lost.state.name, heir.state.name) == ("FAIL", "COMPLETE")
+    assert heir.params == lost.params
+    assert heir.user_attrs["run"] == lost.user_attrs["run"]
+    assert epochs in ([0, 1, 1, 2], [0, 1, 2])  # not the first epoch again
+    assert len(study.result(row_of(search, heir.user_attrs["changes"]), TUNING)["curve"]) == 3
+    assert heir.user_attrs["killed"] == 0
 
 
-def test_a_database_that_comes_back_loses_nothing(monkeypatch):
-    from sqlalchemy.exc import OperationalError
+def test_a_crash_ends_the_worker_but_not_the_search(place, lonely, monkeypatch):
+    """A setting that crashes would crash each worker in turn."""
+    real = searching.train_row
 
-    monkeypatch.setattr(searching.time, "sleep", lambda _: None)
-    answers = [OperationalError("x", None, Exception("gone")), OperationalError("x", None, Exception("gone")), 7]
+    def train_row(study, row, seed, **options):
+        monkeypatch.setattr(searching, "train_row", real)
+        raise ZeroDivisionError("a bug")
 
-    def call():
-        answer = answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    assert searching.retried(call, "lost") == 7
+    monkeypatch.setattr(searching, "train_row", train_row)
+    study, search = plan(place / "crashed", lonely, 2, RATE)
     with pytest.raises(ZeroDivisionError):
-        searching.retried(lambda: 1 / 0, "lost")
+        run_search(study, search)
+    trials = run_search(study, search).study.get_trials()
+    assert [trial.state.name for trial in trials] == ["FAIL", "COMPLETE"]
+    assert trials[0].user_attrs["failed"] == "ZeroDivisionError: a bug"
+
+
+def test_an_objective_that_is_not_a_number_is_a_failure(place, lonely, monkeypatch):
+    monkeypatch.setattr(searching, "value_of", lambda *_: float("nan"))
+    study, search = plan(place / "nan", lonely, 2, RATE)
+    with pytest.raises(UserError, match="no trial of the search was finished: the objective score of this setting is"):
+        run_search(study, search)
+
+
+def test_a_trial_that_another_worker_has_by_now_is_left(place, lonely, monkeypatch):
+    """This worker was silent for too long."""
+    study, search = plan(place / "silent", lonely, 1, RATE)
+    real = searching.train_setting
+
+    def train_setting(study, search, space, shared, trial):
+        monkeypatch.setattr(searching, "train_setting", real)
+        values = real(study, search, space, shared, trial)
+        shared.study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+        return values
+
+    monkeypatch.setattr(searching, "train_setting", train_setting)
+    lost, heir = run_search(study, search).study.get_trials()
+    assert (lost.state.name, heir.state.name, heir.params) == ("FAIL", "COMPLETE", lost.params)
+
+
+def test_a_late_worker_waits_for_the_others(place, lonely, monkeypatch):
+    """After the timeout it begins no trial, but chooses only when nobody trains any more."""
+    study, search = plan(place / "late", lonely, 4, RATE, timeout=0.01)
+    shared = open_search(study.folder, search, None)
+    other = shared.take(shared.look(), 4)
+    search.dimensions[0].suggest(other)
+    pauses = []
+
+    def sleep(seconds):
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            shared.finish(other, [0.5])
+
+    monkeypatch.setattr(searching, "train_teachers", lambda *_: sum(range(10**6)))
+    monkeypatch.setattr(searching.time, "sleep", sleep)
+    assert len(run_search(study, search).look().done) == 1
+    assert pauses == [searching.PAUSE] * 3
 
 
 def test_a_watch_is_a_tracker():

@@ -1,6 +1,8 @@
 """The plan of a study: what is refused, what a second command may add, and how a study's file is read."""
 
 import json
+import threading
+from dataclasses import replace
 
 import pytest
 
@@ -64,6 +66,28 @@ def test_more_seeds_and_rows_are_added(tmp_path):
 def test_fewer_seeds_keep_what_is_there(tmp_path):
     make(tmp_path).save()
     assert continue_study(make(tmp_path, seeds=(0,))).seeds == (0, 1)
+
+
+def test_several_processes_add_to_one_study(tmp_path):
+    """Each knows its own row and reading only; none overwrites another's."""
+    make(tmp_path, ("a",)).save()
+
+    def add(name):
+        reading = {"when": name, "command": "c", "rows": [name], "seeds": [0]}
+        replace(make(tmp_path, ("a", name)), readings=(reading,)).save()
+
+    names = [f"row {number}" for number in range(8)]
+    workers = [threading.Thread(target=add, args=(name,)) for name in names]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    study = read_study(tmp_path)
+    assert {row.name for row in study.rows} == {"a", *names}
+    assert {reading["when"] for reading in study.readings} == {question.against for question in study.questions[1:]}
+    assert len(study.readings) == len(names)
+    study.save()
+    assert read_study(tmp_path) == study
 
 
 def test_tuples_and_lists_are_the_same_recipe(tmp_path):

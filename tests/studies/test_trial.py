@@ -1,8 +1,21 @@
-"""The files of a training: a copy becomes a link to the same bytes only."""
+"""The files of a training: a copy becomes a link to the same bytes only; a result is read while its sources are the same."""
 
 import os
 
-from distilens.studies.trial import share_file
+from distilens.studies.study import Row, Study
+from distilens.studies.trial import share_file, train_row
+
+
+def test_a_finished_training_is_read_while_its_sources_are_the_same(place, content):
+    (place / "changing_nets.py").write_text((place / "study_nets.py").read_text())
+    alone = {key: value for key, value in content.items() if key != "teacher"}
+    row = Row("a", {**alone, "student": {"model": "python:changing_nets:tiny", "methods": ["ce"]}})
+    study = Study(place / "read", "seeds", (row,), (0,))
+    first = train_row(study, row, 0)
+    assert train_row(study, row, 0) == first  # with its seconds
+    with open(place / "changing_nets.py", "a") as file:
+        file.write("# another network\n")
+    assert train_row(study, row, 0)["sources"] != first["sources"]
 
 
 def test_equal_files_are_stored_once(tmp_path):

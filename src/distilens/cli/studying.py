@@ -186,15 +186,8 @@ def sweep(
 ) -> None:
     """Search settings by validation, train the chosen one with fresh seeds, and read only these students on test."""
     content = content_of(recipe, changes, how)
-    from distilens.studies.search import (
-        TUNING,
-        Search,
-        chosen_row,
-        describe_search,
-        import_optuna,
-        run_search,
-        with_chosen,
-    )
+    from distilens.studies.search import TUNING, Search, chosen_row, run_search, with_chosen, write_trials
+    from distilens.studies.search_database import import_optuna
 
     import_optuna()
     search = Search(content, **search_options)
@@ -202,7 +195,6 @@ def sweep(
     seeds = options.numbers
     if TUNING in seeds:
         raise UserError(f"seed {TUNING} is the seed of all trials: fresh seeds are others (--first)")
-    from distilens.foundation.files import write_json
     from distilens.studies.reading import read_test
     from distilens.studies.study import Row, Study, Until, continue_study
     from distilens.studies.until import train_until
@@ -214,9 +206,9 @@ def sweep(
         folder, "search", (Row("as given", search.content, "the recipe before the search"),), seeds, (), command
     )
     how.say(f"distilens: {search.trials} trials → {folder}")
-    found = run_search(study, search, storage=storage, console=how.console)
-    write_json(folder / "trials.json", describe_search(search, found))
-    study = continue_study(replace(with_chosen(study, chosen_row(search, found)), until=until))
+    shared = run_search(study, search, storage=storage, console=how.console)
+    write_trials(folder, search, shared)
+    study = continue_study(replace(with_chosen(study, chosen_row(search, shared)), until=until))
     study = train_until(study, jobs=options.jobs, console=how.console)
     if not options.no_test:
         study = read_test(study, [row.name for row in study.rows], command, how.console)

@@ -144,20 +144,36 @@ class Busy(UserError):  # noqa: N818  # the folder is busy
 
 
 @contextlib.contextmanager
+def lock_file(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Lock a file, for one process at a time; a killed process leaves no lock.
+
+    Args:
+        path: an empty file, made if it is not there.
+        wait: whether to wait for another process that has locked it.
+
+    Raises:
+        BlockingIOError: another process has locked it, and `wait` is False.
+    """
+    import fcntl
+
+    with explain_disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(path, "a")  # noqa: SIM115  # closed below
+    with lock as file:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
+@contextlib.contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
     """Lock a run folder, for one process at a time; a killed process leaves no lock.
 
     Raises:
         Busy: another process is working there.
     """
-    import fcntl
-
-    with explain_disk_errors(folder / ".lock"):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "w")  # noqa: SIM115  # closed below
-    with lock as file:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(lock_file(folder / ".lock", wait=False))
         except BlockingIOError:
             raise Busy(f"another process is at work in {folder}: wait for it, or choose another --out") from None
         remove_unfinished(folder)

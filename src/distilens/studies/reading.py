@@ -13,7 +13,7 @@ from distilens.foundation.errors import UserError, shortened
 from distilens.foundation.progress import Work
 from distilens.runs.run import wait_and_lock
 from distilens.runs.stages import measure_stage, report_stage
-from distilens.studies.study import Study
+from distilens.studies.study import Study, updating
 from distilens.studies.trial import run_of
 from distilens.studies.work import missing
 
@@ -36,15 +36,15 @@ def read_test(study: Study, rows: Sequence[str], command: str, console: Console 
             f"the test split is read at the end, when all rows are trained; {len(due)} runs are missing: "
             f"{shortened([f'{row}, seed {seed}' for row, seed in due])}"
         )
-    if new := new_readings(study, rows, command):
-        study = replace(study, readings=(*study.readings, *new))
-        study.save()  # before the split is read: a stop in between does not hide it
+    with updating(study) as known:  # another process with the same command may read it too
+        study = replace(known, readings=(*known.readings, *new_readings(known, rows, command)))
+        study.write()  # before the split is read: a stop in between does not hide it
     unread = [(row, seed) for row in rows for seed in study.results(study.row(row)) if not is_read(study, row, seed)]
     with Work(console, "test split", len(unread), unit="students") as work:
         for name, seed in unread:
             work.say(f"test split: {name}, seed {seed}")
             run = run_of(study, study.row(name), seed)
-            with wait_and_lock(run):  # another process with the same command may read it too
+            with wait_and_lock(run):
                 measure_stage(run)
                 report_stage(run)
             work.advance()

@@ -6,52 +6,45 @@ only these students are read on the test split. So the gain of the search is sep
 
 from __future__ import annotations
 
+import math
 import os
+import platform
 import time
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from rich.console import Console
 
-from distilens.data.pipeline import batch_at
-from distilens.explain import build_explainer
 from distilens.foundation.errors import UserError, nearest
-from distilens.foundation.files import read_json, write_json
+from distilens.foundation.files import Busy, lock_file, lock_folder, read_json, write_json
 from distilens.foundation.fingerprints import key_of
-from distilens.foundation.metric import Metric
 from distilens.foundation.progress import Work
-from distilens.measure import latency
-from distilens.measure.maps.likeness import cosine
-from distilens.measure.scores import draw_positions
 from distilens.runs.recipe_file import make_recipe
-from distilens.runs.run import Run
+from distilens.studies.objectives import OBJECTIVES, direction_of, value_of
+from distilens.studies.search_database import (
+    FAILED,
+    Sampler,
+    SharedTrials,
+    Standing,
+    Unreachable,
+    import_optuna,
+    should_stop,
+)
 from distilens.studies.space import Dimension, changes_of, read_space
-from distilens.studies.study import Question, Row, Study, plain
+from distilens.studies.study import LOCK, Question, Row, Study, plain
 from distilens.studies.teachers import train_teachers, with_own_training
 from distilens.studies.trial import remove_checkpoints, run_of, train_row
 from distilens.training.trackers import Trackers
 
-FILE = "search.json"
+FILE, TRIALS = "search.json", "trials.json"
 KIND = "distilens search 1"
 TUNING = 1000
 """The seed of all trials: no result is reported for it."""
-HEARTBEAT = 30
-"""Seconds between two signs of life of a worker. A trial whose worker is silent four times as long is taken by another one."""
-MAPS = 64
-"""The number of validation images whose maps are compared, if likeness is an objective."""
-LOST = "the database of the search went away"
 PAUSE = 0.5
 """Seconds between two looks at what other workers have finished."""
-RETRIES = 8
-"""How often a query is tried again if the database does not answer; the pauses double from half a second."""
-Sampler = Literal["tpe", "cmaes", "random"]
-OBJECTIVES = {"score": None, "latency": "minimize", "size": "minimize", "maps": "maximize"}
-"""What can be searched for: the task's metric on validation (in its own direction), milliseconds per image, parameters, and the
-cosine of the student's Grad-CAM maps to the teacher's on validation images."""
 
 
 @dataclass(frozen=True)
@@ -101,102 +94,30 @@ class Search:
         }
 
 
-def open_search(folder: Path, search: Search, storage: str | None) -> Any:
-    """The Optuna study of a folder, made if it is not there.
+def open_search(folder: Path, search: Search, storage: str | None, console: Console | None = None) -> SharedTrials:
+    """The trials of the search in a folder; its database is made if it is not there.
 
     Args:
-        storage: the address of a database (`postgresql://...`); by default SQLite in the folder.
+        storage: the address of a database (`postgresql+psycopg://...`); by default SQLite in the folder.
+        console: says when the database does not answer.
 
     Raises:
         UserError: the folder holds another search, Optuna is missing, or the database cannot be reached.
     """
-    optuna = import_optuna()
-    before = read_json(folder / FILE)
-    if before is not None and before != search.plain():
-        raise UserError(f"{folder} holds a search of another recipe or space. Choose another folder with --out")
-    write_json(folder / FILE, search.plain())
-    address = storage or f"sqlite:///{(folder / 'search.db').resolve()}"
-
-    def connect() -> Any:
-        database = optuna.storages.RDBStorage(
-            address,
-            heartbeat_interval=HEARTBEAT,
-            grace_period=4 * HEARTBEAT,
-            heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=3),
-        )
-        metric = make_recipe(search.content)
-        directions = [OBJECTIVES[name] or direction_of(metric) for name in search.objectives]
-        return optuna.create_study(
-            study_name=f"distilens {folder.name} {key_of(search.plain())[:12]}",  # a database may hold several searches
-            storage=database,
-            directions=directions,
-            sampler=make_sampler(optuna, search.sampler),
-            pruner=optuna.pruners.SuccessiveHalvingPruner() if len(directions) == 1 else optuna.pruners.NopPruner(),
-            load_if_exists=True,
-        )
-
-    return retried(connect, "the database of the search cannot be reached")
-
-
-def import_optuna() -> Any:
-    """Optuna, without its log and its warnings that heartbeats are experimental.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    try:
-        import optuna
-    except ImportError:
-        raise UserError("a search needs Optuna: pip install 'distilens[search]'") from None
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-    return optuna
-
-
-def direction_of(recipe: Any) -> str:
-    """The direction of the task's metric."""
-    from distilens.data import load
-
-    return "maximize" if load(recipe.data).task.metric.higher_is_better else "minimize"
-
-
-def make_sampler(optuna: Any, name: Sampler) -> Any:
-    """The sampler with a name; each worker draws its own numbers."""
-    if name == "cmaes":
-        return optuna.samplers.CmaEsSampler(warn_independent_sampling=False)
-    return {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}[name]()
-
-
-def retried(call: Callable[[], Any], problem: str) -> Any:
-    """The result of a call to the database, tried again while it does not answer.
-
-    Raises:
-        UserError: it does not answer.
-    """
-    from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
-
-    for attempt in range(RETRIES):
-        try:
-            return call()
-        except (ArgumentError, NoSuchModuleError, ImportError) as error:
-            raise UserError(f"{problem}: {first_line(error)}") from None
-        except Exception as error:
-            cause = error if isinstance(error, SQLAlchemyError) else error.__cause__
-            if not isinstance(cause, SQLAlchemyError):
-                raise
-            if attempt == RETRIES - 1:
-                raise UserError(
-                    f"{problem}: {first_line(cause)}. Finished trials are kept; the same command goes on with the search"
-                ) from None
-            time.sleep(0.5 * 2**attempt)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-# ------------------------------------------------------------------------------------------------ trials
+    import_optuna()
+    with lock_file(folder / LOCK):
+        before = read_json(folder / FILE)
+        if before is not None and before != search.plain():
+            raise UserError(f"{folder} holds a search of another recipe or space. Choose another folder with --out")
+        write_json(folder / FILE, search.plain())
+    recipe = make_recipe(search.content)
+    return SharedTrials(
+        storage or f"sqlite:///{(folder / 'search.db').resolve()}",
+        f"distilens {folder.name} {key_of(search.plain())[:12]}",
+        [direction_of(name, recipe) for name in search.objectives],
+        search.sampler,
+        lambda line: console and console.print(line, style="yellow", highlight=False, markup=False),
+    )
 
 
 class Watch(Trackers):
@@ -213,149 +134,134 @@ class Watch(Trackers):
             optuna.TrialPruned: the training is stopped.
         """
         value = row.get("validation", {}).get(self.metric) if stage == "student" else None
-        if value is None:
-            return
-        optuna = import_optuna()
-        self.trial.report(value, row["epoch"])
-        if self.trial.should_prune():
-            raise optuna.TrialPruned
+        if value is not None and should_stop(self.trial, value, row["epoch"]):
+            raise import_optuna().TrialPruned
 
 
-def run_search(study: Study, search: Search, *, storage: str | None = None, console: Console | None = None) -> Any:
-    """Try settings until all trials of the search are done, together with any other workers; returns Optuna's study.
+def run_search(
+    study: Study, search: Search, *, storage: str | None = None, console: Console | None = None
+) -> SharedTrials:
+    """Try settings until all trials of the search are done, together with any other workers; returns the trials.
 
     Raises:
         UserError: a teacher cannot be trained, every trial fails, or the database cannot be reached.
     """
-    optuna = import_optuna()
-    found = open_search(study.folder, search, storage)
+    shared = open_search(study.folder, search, storage, console)
     train_teachers(study, console)
     space, start = search.dimensions, time.monotonic()
-    with Work(console, "search", search.trials, done=len(tried(found)), unit="trials") as work:
-
-        def attempt(trial: Any) -> Any:
-            if is_surplus(found, search, trial):
-                raise Surplus(f"{search.trials} trials are enough")
-            work.say(f"search: trial {trial.number}")
-            return try_setting(study, search, space, trial)
-
-        def look() -> bool:
-            """Whether all trials are done; a trial whose worker was killed is given to another one."""
-            optuna.storages.fail_stale_trials(found)
-            work.advance(len(tried(found)) - work.done)
-            return len(tried(found)) >= search.trials
-
-        while not retried(look, LOST):
-            if search.timeout is not None and time.monotonic() - start > search.timeout:
+    standing = shared.look()
+    with Work(console, "search", search.trials, done=len(standing.done), unit="trials") as work:
+        while len(standing.done) < search.trials:
+            late = search.timeout is not None and time.monotonic() - start > search.timeout
+            if late and not standing.running:
                 break
-            if len(tried(found)) + len(running(found)) >= search.trials:
+            trial = None if late else shared.take(standing, search.trials)
+            if trial is None:
                 time.sleep(PAUSE)  # other workers train the last ones
-                continue
-            retried(lambda: found.optimize(attempt, n_trials=1, catch=(UserError,)), LOST)
-    if not any(trial.state == optuna.trial.TrialState.COMPLETE for trial in tried(found)):
-        reasons = [trial.user_attrs["failed"] for trial in tried(found) if "failed" in trial.user_attrs]
-        raise UserError(f"no trial of the search was finished{': ' + reasons[0] if reasons else ''}")
-    return found
+            else:
+                work.say(f"search: trial {trial.number}")
+                try_setting(study, search, space, shared, trial)
+            standing = shared.look()
+            work.advance(len(standing.done) - work.done)
+    check_some_finished(standing)
+    return shared
 
 
-class Surplus(UserError):  # noqa: N818  # one trial too many
-    """Another worker began the last trial at the same moment."""
-
-
-def tried(found: Any) -> list[Any]:
-    """The trials that are done: finished, pruned, or impossible to train. Those of killed workers do not count."""
-    states = import_optuna().trial.TrialState
-    return [
-        trial
-        for trial in found.get_trials(deepcopy=False)
-        if trial.state in (states.COMPLETE, states.PRUNED)
-        or (trial.state == states.FAIL and "failed" in trial.user_attrs)
-    ]
-
-
-def running(found: Any) -> list[Any]:
-    """The trials that some worker trains now."""
-    return found.get_trials(deepcopy=False, states=(import_optuna().trial.TrialState.RUNNING,))
-
-
-def is_surplus(found: Any, search: Search, trial: Any) -> bool:
-    """Whether enough trials were begun before this one."""
-    others = [each for each in (*tried(found), *running(found)) if each.number < trial.number]
-    return len(others) >= search.trials
-
-
-def try_setting(study: Study, search: Search, space: Sequence[Dimension], trial: Any) -> Any:
-    """Train and score one setting; returns the values of the objectives.
+def check_some_finished(standing: Standing) -> None:
+    """Check that a trial has values to choose by.
 
     Raises:
-        UserError: the setting cannot be trained. The search goes on.
+        UserError: none has.
     """
-    try:
-        return train_setting(study, search, space, trial)
-    except UserError as error:
-        trial.set_user_attr("failed", str(error))
-        raise
+    if not any(trial.state.name == "COMPLETE" for trial in standing.done):
+        reasons = [trial.user_attrs[FAILED] for trial in standing.done if FAILED in trial.user_attrs]
+        raise UserError(f"no trial of the search was finished{': ' + reasons[0] if reasons else ''}")
 
 
-def train_setting(study: Study, search: Search, space: Sequence[Dimension], trial: Any) -> Any:
-    """`try_setting`, without the note why it cannot be trained."""
-    changes = changes_of(space, [dimension.suggest(trial) for dimension in space], search.content)
-    trial.set_user_attr("changes", changes)
-    recipe = make_recipe(search.content, changes)
-    row = Row(f"trial-{trial.number}", recipe.model_dump(mode="json", exclude_none=True))
-    metric = make_metric(study, row)
-    watch = Watch(trial, metric.name) if len(search.objectives) == 1 else None
+def try_setting(study: Study, search: Search, space: Sequence[Dimension], shared: SharedTrials, trial: Any) -> None:
+    """Train and score one setting, and store how it ended. A setting that cannot be trained does not end the search.
+
+    Raises:
+        UserError: the disk is full, or the database does not answer. Another worker takes the trial.
+    """
+    optuna = import_optuna()
+    with shared.beating(trial):
+        try:
+            shared.finish(trial, train_setting(study, search, space, shared, trial))
+        except optuna.TrialPruned:
+            shared.finish(trial, pruned=True)
+        except optuna.exceptions.UpdateFinishedTrialError:
+            pass  # this worker was silent for too long, and another one has the trial
+        except (OSError, KeyboardInterrupt, SystemExit):
+            shared.give_back(trial)
+            raise
+        except UserError as error:
+            if isinstance(error, Unreachable) or isinstance(error.__cause__, OSError):  # not the setting's fault
+                shared.give_back(trial)
+                raise
+            shared.finish(trial, note=FAILED, reason=str(error))
+        except Exception as error:
+            shared.finish(trial, note=FAILED, reason=f"{type(error).__name__}: {error}")
+            raise
+
+
+def train_setting(
+    study: Study, search: Search, space: Sequence[Dimension], shared: SharedTrials, trial: Any
+) -> list[float]:
+    """Train and score one setting; returns the values of the objectives.
+
+    The folder is named by the settings. So what a lost worker has trained of them is continued, and the same settings are
+    trained once.
+
+    Raises:
+        UserError: the setting cannot be trained.
+        optuna.TrialPruned: the training was stopped early.
+    """
+    values = shared.query(lambda: [dimension.suggest(trial) for dimension in space])
+    changes = changes_of(space, values, search.content)
+    row = row_of(search, changes)
+    notes = {"changes": changes, "run": f"{row.name}-{TUNING}", "worker": f"{platform.node()}:{os.getpid()}"}
+    shared.query(lambda: [trial.set_user_attr(*note) for note in notes.items()])
+    run = run_of(study, row, TUNING)
+    watch = Watch(trial, run.data.task.metric.name) if len(search.objectives) == 1 else None
     try:
-        result = train_row(study, row, TUNING, watch=watch)
+        result = train_or_wait(study, row, watch)
     except import_optuna().TrialPruned:
-        remove_checkpoints(run_of(study, row, TUNING))
+        with suppress(Busy), lock_folder(run.folder):  # another worker may have begun with the same settings
+            remove_checkpoints(run)
         raise
     if "failed" in result:
         raise UserError(result["failed"])
-    trial.set_user_attr("validation", result["validation"])
-    trial.set_user_attr("worker", f"{os.uname().nodename if hasattr(os, 'uname') else ''}:{os.getpid()}")
-    values = [value_of(study, row, result, name) for name in search.objectives]
-    return values if len(values) > 1 else values[0]
+    shared.query(lambda: trial.set_user_attr("validation", result["validation"]))
+    found = {name: float(value_of(run, result, name)) for name in search.objectives}
+    for name, value in found.items():
+        if math.isnan(value):
+            raise UserError(f"the objective {name} of this setting is not a number")
+    return list(found.values())
 
 
-def make_metric(study: Study, row: Row) -> Metric:
-    """The metric of the row's task."""
-    return run_of(study, row, TUNING).data.task.metric
+def row_of(search: Search, changes: Sequence[str]) -> Row:
+    """The row of a setting."""
+    recipe = make_recipe(search.content, changes)
+    return Row(f"trial-{key_of(changes)[:8]}", recipe.model_dump(mode="json", exclude_none=True))
 
 
-def value_of(study: Study, row: Row, result: Mapping[str, Any], objective: str) -> float:
-    """The value of an objective for a trained student."""
-    if objective == "score":
-        return result["validation"][result["metric"]["name"]]
-    if objective == "size":
-        return result["parameters"]
-    run = run_of(study, row, TUNING)
-    if objective == "latency":
-        return float(latency(run.models()["student"])["median"])
-    return map_likeness(run)
-
-
-def map_likeness(run: Run) -> float:
-    """The mean cosine of the student's Grad-CAM maps to the teacher's, on validation images."""
-    models, split = run.models(), run.data.validation
-    if "teacher" not in models:
-        raise UserError("the objective maps compares with the teacher's maps, but this recipe has no [teacher]")
-    images = batch_at(split, draw_positions(split, MAPS)).images.to(models["student"].device)
-    with torch.no_grad():
-        target = run.data.task.explained(models["teacher"].logits(images))
-    explainer = build_explainer("gradcam", run.data)
-    ours, theirs = (explainer(models[role], images, target).maps for role in ("student", "teacher"))
-    return float(cosine(ours, theirs).nanmean())
+def train_or_wait(study: Study, row: Row, watch: Watch | None) -> dict[str, Any]:
+    """Train a setting, or wait for a worker that trains the same settings, and read its result."""
+    while True:
+        try:
+            return train_row(study, row, TUNING, watch=watch)
+        except Busy:
+            time.sleep(PAUSE)
 
 
 # ------------------------------------------------------------------------------------------------ the result
 
 
-def chosen_row(search: Search, found: Any) -> Row:
+def chosen_row(search: Search, shared: SharedTrials) -> Row:
     """The setting with the best validation score, as a row; of several objectives, the first decides."""
-    optuna = import_optuna()
-    complete = found.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
-    sign = 1 if found.directions[0] == optuna.study.StudyDirection.MAXIMIZE else -1
+    complete = [trial for trial in shared.look().done if trial.state.name == "COMPLETE"]
+    sign = 1 if shared.query(lambda: shared.study.directions)[0].name == "MAXIMIZE" else -1
     best = max(complete, key=lambda trial: sign * trial.values[0])
     recipe = make_recipe(search.content, best.user_attrs["changes"])
     about = f"the best of the search: {', '.join(best.user_attrs['changes'])}"
@@ -371,9 +277,15 @@ def with_chosen(study: Study, row: Row) -> Study:
     )
 
 
-def describe_search(search: Search, found: Any) -> dict[str, Any]:
+def write_trials(folder: Path, search: Search, shared: SharedTrials) -> None:
+    """Write `trials.json`: all trials as `describe_search` has them. A worker does not overwrite what a later one saw."""
+    with lock_file(folder / LOCK):
+        write_json(folder / TRIALS, describe_search(search, shared))
+
+
+def describe_search(search: Search, shared: SharedTrials) -> dict[str, Any]:
     """All trials, the front of several objectives, and the importance of each setting, as plain data."""
-    optuna = import_optuna()
+    standing = shared.look()
     trials = [
         {
             "number": trial.number,
@@ -381,25 +293,27 @@ def describe_search(search: Search, found: Any) -> dict[str, Any]:
             "settings": dict(trial.params),
             "values": list(trial.values) if trial.values else None,
             "validation": trial.user_attrs.get("validation"),
+            "run": trial.user_attrs.get("run"),
             "seconds": trial.duration.total_seconds() if trial.duration else None,
         }
-        for trial in (*tried(found), *running(found))
+        for trial in (*standing.done, *standing.running)
     ]
-    complete = [trial for trial in found.get_trials(deepcopy=False) if trial.state == optuna.trial.TrialState.COMPLETE]
-    importance: dict[str, float] = {}
-    if len(complete) > 3 and len(search.space) > 1:
-        try:
-            importance = optuna.importance.get_param_importances(
-                found,
-                evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0),
-                target=lambda trial: trial.values[0],
-            )
-        except (RuntimeError, ValueError):  # all trials have the same value
-            importance = {}
+    complete = [trial for trial in standing.done if trial.state.name == "COMPLETE"]
+    worth_it = len(complete) > 3 and len(search.space) > 1
     return {
         "objectives": list(search.objectives),
         "space": list(search.space),
         "trials": trials,
-        "front": [trial.number for trial in found.best_trials],
-        "importance": importance,
+        "front": shared.query(lambda: [trial.number for trial in shared.study.best_trials]),
+        "importance": shared.query(lambda: importance_of(shared.study)) if worth_it else {},
     }
+
+
+def importance_of(study: Any) -> dict[str, float]:
+    """The share of the first objective's variance that each setting explains; empty if all trials have the same value."""
+    optuna = import_optuna()
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    try:
+        return optuna.importance.get_param_importances(study, evaluator=evaluator, target=lambda trial: trial.values[0])
+    except (RuntimeError, ValueError):
+        return {}

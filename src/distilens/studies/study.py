@@ -8,16 +8,18 @@ runs/ROW-SEED/           a run; its result is in result.json
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from distilens.foundation.errors import UserError, shortened
-from distilens.foundation.files import read_json, write_json
+from distilens.foundation.files import lock_file, read_json, write_json
 from distilens.foundation.notation import Spec, safe
 
 FILE = "study.json"
+LOCK = ".lock"
 KIND = "distilens study 1"
 RESULT = "result.json"
 KINDS = ("ablation", "seeds", "compression", "search")
@@ -170,7 +172,12 @@ class Study:
         }
 
     def save(self) -> None:
-        """Write `study.json`."""
+        """Write `study.json`, together with what other processes have added to it."""
+        with updating(self) as whole:
+            whole.write()
+
+    def write(self) -> None:
+        """Write `study.json` inside `updating`."""
         write_json(self.folder / FILE, self.plain())
 
 
@@ -220,11 +227,17 @@ def continue_study(planned: Study) -> Study:
     rows = (*before.rows, *(row for row in planned.rows if row.name not in old))
     questions = tuple(dict.fromkeys((*before.questions, *planned.questions)))
     seeds = (*before.seeds, *(seed for seed in planned.seeds if seed not in before.seeds))
-    more = tuple((name, seed) for name, seed in before.more if seed not in seeds)
+    readings = (*before.readings, *(reading for reading in planned.readings if reading not in before.readings))
+    more = tuple((name, seed) for name, seed in dict.fromkeys((*before.more, *planned.more)) if seed not in seeds)
     until = planned.until or before.until
-    return replace(
-        planned, rows=rows, questions=questions, seeds=seeds, readings=before.readings, until=until, more=more
-    )
+    return replace(planned, rows=rows, questions=questions, seeds=seeds, readings=readings, until=until, more=more)
+
+
+@contextmanager
+def updating(planned: Study) -> Iterator[Study]:
+    """The study as `continue_study` has it, while no other process may write it: several workers may share a folder."""
+    with lock_file(planned.folder / LOCK):
+        yield continue_study(planned)
 
 
 def plain(content: Any) -> Any:

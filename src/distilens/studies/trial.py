@@ -47,8 +47,9 @@ def run_of(study: Study, row: Row, seed: int, console: Console | None = None) ->
 def train_row(
     study: Study, row: Row, seed: int, console: Console | None = None, *, watch: Trackers | None = None
 ) -> dict[str, Any]:
-    """Train a row with a seed, score it on validation, and write `result.json`; a finished one is read.
+    """Train a row with a seed, score it on validation, and write `result.json`.
 
+    A finished training is read instead, unless its data or models have changed since.
     A student whose loss is no longer finite counts as it began. A recipe that cannot be trained gives `failed` with the reason.
 
     Args:
@@ -62,7 +63,7 @@ def train_row(
         run.trackers = watch
     with lock_run(run):
         found = study.result(row, seed)
-        if found is not None and "failed" not in found:
+        if found is not None and "failed" not in found and found.get("sources") in (None, sources_of(run)):
             return found
         start = time.perf_counter()
         about: dict[str, Any] = {"row": row.name, "seed": seed, "sources": sources_of(run)}
