@@ -1,12 +1,13 @@
-"""Export many networks to ONNX and ExecuTorch, float and INT8, and verify each file: the table of docs/deploy.md.
+"""Export many networks to ONNX and ExecuTorch, float and INT8, and verify each file: a table of docs/results.md.
 
 The weights are random unless a network is named by its saved folder, so that parity is measured, not accuracy. The images are
 those of `shapes` or random. Each network is a row; a format that cannot take it says why.
 
-Each file is also measured with one image and one thread, beside the network in PyTorch.
+Each file is also measured with one image and one thread, beside the network in PyTorch. Networks whose rows are in the file already
+are not done again.
 
-    python benchmarks/exports.py [--networks resnet20 timm:resnet18 ...] [--formats onnx executorch] [--out exports.json]
-    python benchmarks/exports.py --table exports.json    # the rows as a table
+    python benchmarks/exports.py [--networks resnet20 timm:resnet18 ...] [--formats onnx executorch]
+    python benchmarks/exports.py --table    # the rows as a table
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from distilens.deploy.exporting import export_model
 from distilens.deploy.plan import Plan
 from distilens.deploy.targets import Target
 from distilens.foundation.errors import UserError
-from distilens.foundation.files import readable
+from distilens.foundation.files import readable, write_json
 from distilens.foundation.notation import safe
 from distilens.models import MODELS, build_model
 from distilens.models.saved import save_model
@@ -48,6 +49,7 @@ ZOO = tuple(
     if entry.target.startswith("distilens.models.zoo") and name not in ("resnet", "wrn", "shrink")
 )
 CLASSES = 10
+RESULTS = Path(__file__).parent / "results" / "exports.json"
 
 
 def make_images(side: int, count: int = 48) -> Data:
@@ -138,23 +140,24 @@ def warm_norms(model: torch.nn.Module, data: Data) -> None:
 def main(
     networks: tuple[str, ...] = (),
     formats: tuple[str, ...] = ("onnx", "executorch"),
-    out: Path | None = None,
-    table_of: Annotated[Path | None, tyro.conf.arg(name="table")] = None,
+    out: Path = RESULTS,
+    as_table: Annotated[bool, tyro.conf.arg(name="table")] = False,
 ) -> None:
     """Export all networks, print a line per file, and write the rows to a file; or print the table of such a file."""
-    if table_of is not None:
-        print(table(json.loads(table_of.read_text())))
+    rows: list[dict[str, Any]] = json.loads(out.read_text()) if out.is_file() else []
+    if as_table:
+        print(table(rows))
         return
-    rows: list[dict[str, Any]] = []
+    done = {row["network"] for row in rows}
     with tempfile.TemporaryDirectory() as folder:
-        asked = networks or (*ZOO, *OTHERS, "hf:vit")
-        for name in asked:
+        for name in networks or (*ZOO, *OTHERS, "hf:vit"):
+            if name in done:
+                continue
             notation = hugging_face_vit(Path(folder) / "vit") if name == "hf:vit" else name
             for row in try_network(name, notation, formats, Path(folder) / safe(name)):
                 rows.append(row)
                 print(json.dumps(row), flush=True)
-            if out is not None:
-                out.write_text(json.dumps(rows, indent=1))
+            write_json(out, rows)
 
 
 if __name__ == "__main__":
