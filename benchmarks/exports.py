@@ -3,8 +3,8 @@
 The weights are random unless a network is named by its saved folder, so that parity is measured, not accuracy. The images are
 those of `shapes` or random. Each network is a row; a format that cannot take it says why.
 
-Each file is also measured with one image and one thread, beside the network in PyTorch. Networks whose rows are in the file already
-are not done again.
+Each file is also measured with one image and one thread, beside the network in PyTorch. Networks whose rows are in the file
+already are not done again.
 
     python benchmarks/exports.py [--networks resnet20 timm:resnet18 ...] [--formats onnx executorch]
     python benchmarks/exports.py --table    # the rows as a table
