@@ -117,6 +117,16 @@ def test_a_study_without_the_rule_gets_no_seeds(tmp_path):
     assert [entry["decision"] for entry in judge_study(study)["questions"]] == [None] * 3
 
 
+@pytest.mark.parametrize("changes", [{"seeds": 5}, {"rule": Until(0.5, 20)}, {"rule": Until(1.0, 8)}])
+def test_a_rule_stays_as_it_was_when_the_first_look_was_taken(tmp_path, changes):
+    """Another maximum, size or first number of seeds would make the intervals too narrow."""
+    train_until(make(tmp_path, ("clear",)))
+    continue_study(make(tmp_path, ("clear",)))
+    continue_study(make(tmp_path, ("clear",), rule=None))
+    with pytest.raises(UserError, match="they hold only if these stay as they were"):
+        continue_study(make(tmp_path, ("clear",), **changes))
+
+
 @pytest.mark.parametrize(
     ("points", "most", "seeds", "text"),
     [

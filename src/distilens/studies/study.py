@@ -224,6 +224,13 @@ def continue_study(planned: Study) -> Study:
             )
     if not old.keys() & {row.name for row in planned.rows}:
         raise UserError(f"{planned.folder} holds a study of other rows: {shortened(list(old))}. {elsewhere}")
+    if before.until is not None and (
+        planned.until not in (None, before.until) or not set(planned.seeds) <= set(before.seeds)
+    ):
+        raise UserError(
+            f"{planned.folder} adds seeds by itself, with intervals for {len(before.seeds)} seeds at the start, --until "
+            f"{before.until.points:g} and --most {before.until.most}: they hold only if these stay as they were. {elsewhere}"
+        )
     rows = (*before.rows, *(row for row in planned.rows if row.name not in old))
     questions = tuple(dict.fromkeys((*before.questions, *planned.questions)))
     seeds = (*before.seeds, *(seed for seed in planned.seeds if seed not in before.seeds))
