@@ -181,7 +181,7 @@ def as_data(
         if (size, limit, shots, val_fraction, seed, class_names, task) != (None, None, None, 0.1, 0, None, None):
             raise UserError("write the options of a named data set into its notation: folder:path=pictures,size=96")
         return load(given, cache, to_explain=to_explain)
-    if task is not None and not task.classes:
+    if task is not None and not isinstance(task, Classification):
         return subset(
             source_of_task(given, task), task.name, limit=limit, shots=shots, val_fraction=val_fraction, seed=seed
         )

@@ -17,7 +17,11 @@ from torch import Tensor
 
 from distilens.data.batch import Batch, Mixed
 from distilens.data.geometry import Geometry
+from distilens.foundation.errors import UserError
 from distilens.foundation.notation import Registry
+from distilens.tasks import Task
+from distilens.tasks.classification import UNNAMED
+from distilens.tasks.segmentation import VOID
 
 Flip = Literal["random", "alternate", "none"]
 Mix = Literal["none", "mixup", "cutmix"]
@@ -73,18 +77,27 @@ class Augment:
         images = images.mean((1, 2, 3), keepdim=True).lerp(images, contrast)
         return images.mean(1, keepdim=True).lerp(images, saturation).clamp(0, 1)
 
-    def erased(self, batch: Batch, draw: Draw) -> Batch:
-        """With probability `erase`, paint a box of up to a third of each side grey; its evidence becomes 0."""
+    def erased(self, batch: Batch, draw: Draw, task: Task = UNNAMED) -> Batch:
+        """With probability `erase`, paint a box of up to a third of each side grey; its evidence becomes 0, its classes void."""
         if not self.erase:
             return batch
         u = draw("erase", 5)
         hole = window(u[:, 1:3], 0.1 + 0.23 * u[:, 3:5], batch.images) & (u[:, 0] < self.erase)[:, None, None]
         images = torch.where(hole[:, None], 0.5, batch.images)
         mask = batch.mask if batch.mask is None else batch.mask * ~hole
-        return replace(batch, images=images, view=images, mask=mask)
+        targets = batch.targets.masked_fill(hole, VOID) if task.dense else batch.targets
+        return replace(batch, images=images, view=images, mask=mask, targets=targets)
 
-    def mixed(self, batch: Batch, other: Batch, draw: Draw) -> Batch:
-        """Blend in (mixup) or paste in (cutmix) another training image; the share is uniform in [0, 1]."""
+    def mixed(self, batch: Batch, other: Batch, draw: Draw, task: Task = UNNAMED) -> Batch:
+        """Blend in (mixup) or paste in (cutmix) another training image; the share is uniform in [0, 1].
+
+        In a dense task the targets are pasted too.
+
+        Raises:
+            UserError: mixup in a dense task, whose places would have two classes.
+        """
+        if task.dense and self.mix == "mixup":
+            raise UserError(f"mix=mixup gives each place two classes, which a {task.name} cannot have: take mix=cutmix")
         u = draw("mix", 3)
         if self.mix == "mixup":
             keep = u[:, 0, None, None].expand(-1, *batch.images.shape[-2:])
@@ -93,6 +106,9 @@ class Augment:
             keep = (~window(u[:, 1:3], side.expand(-1, 2), batch.images)).float()
         images = batch.images * keep[:, None] + other.images * (1 - keep[:, None])
         mask = batch.mask if batch.mask is None or other.mask is None else batch.mask * keep + other.mask * (1 - keep)
+        if task.dense:
+            targets = torch.where(keep.bool(), batch.targets, other.targets)
+            return replace(batch, images=images, view=images, mask=mask, targets=targets)
         return replace(batch, images=images, view=images, mask=mask, mixed=Mixed(other.targets, keep.mean((1, 2))))
 
 

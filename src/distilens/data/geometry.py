@@ -78,6 +78,25 @@ class Geometry:
             moved = self.resample(channels.float(), size)
         return moved if things.ndim == 4 else moved[:, 0]
 
+    def move_nearest(self, things: Tensor, *, outside: int) -> Tensor:
+        """Move class numbers `[b h w]` on the source's grid: the nearest place of each result pixel, `outside` beyond the edge.
+
+        Exact for whole boxes: the very places that `move` copies.
+        """
+        height, width = self.size
+        rows = torch.arange(height, device=things.device, dtype=torch.float64).add(0.5) / height
+        columns = torch.arange(width, device=things.device, dtype=torch.float64).add(0.5) / width
+        columns = torch.where(self.flip[:, None], columns.flip(0), columns)
+        box = self.box.double()
+        rows = (box[:, 0:1] + rows * box[:, 2:3]).floor().long()
+        columns = (box[:, 1:2] + columns * box[:, 3:4]).floor().long()
+        inside_rows, inside_columns = (
+            (lines >= 0) & (lines < length) for lines, length in zip((rows, columns), self.source, strict=True)
+        )
+        images = torch.arange(len(things), device=things.device)[:, None, None]
+        moved = things[images, rows.clamp(0, self.source[0] - 1)[:, :, None], columns.clamp(0, self.source[1] - 1)[:, None]]
+        return moved.where(inside_rows[:, :, None] & inside_columns[:, None], outside)
+
     def resample(self, images: Float[Tensor, "b c h w"], size: tuple[int, int]) -> Float[Tensor, "b c height width"]:
         """Bilinear sampling on an affine grid in coordinates from -1 to 1; when shrinking, up to 4 samples per side and pixel."""
         height, width = self.source

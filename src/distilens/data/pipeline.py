@@ -71,10 +71,11 @@ class Batches:
         self.source = (int(rows.images.shape[1]), int(rows.images.shape[2]))
         self.index = torch.from_numpy(split.index).to(self.device)
         self.task = split.task
-        self.targets = torch.from_numpy(rows.targets[split.index]).to(self.device)
         needed = len(split) * int(np.prod(rows.images.shape[1:]))
         self.resident = needed < free_memory(self.device) // 2 if resident is None else resident
         self.images = torch.from_numpy(rows.images[split.index]).to(self.device) if self.resident else None
+        held = self.resident or not self.task.dense  # masks of classes stay where the images are
+        self.targets = torch.from_numpy(rows.targets[split.index]).to(self.device) if held else None
         self.masks = None if rows.masks is None else torch.from_numpy(rows.masks[split.index]).to(self.device)
 
     @property
@@ -132,7 +133,7 @@ class Batches:
         images = augment.colour(self.pixels(positions, raw, moved), draw)
         batch = Batch(
             images,
-            self.task.moved(self.targets[positions], moved),
+            self.task.moved(self.targets_at(positions), moved),
             index,
             mask=self.evidence(positions, moved),
             geometry=moved,
@@ -144,8 +145,8 @@ class Batches:
             seed=self.seed,
         )
         if augment.mix != "none":
-            batch = augment.mixed(batch, self.partners(shown, augment), draw)
-        return augment.erased(batch, draw)
+            batch = augment.mixed(batch, self.partners(shown, augment), draw, self.task)
+        return augment.erased(batch, draw, self.task)
 
     def variant(self, positions: Tensor, epoch: int) -> Variant:
         """The variant that an epoch shows at the given positions."""
@@ -165,7 +166,7 @@ class Batches:
             partial(draw_numbers, self.index[positions], self.variant_seed, variant), variant, self.source
         )
         images = self.pixels(positions, raw, moved)
-        targets = self.task.moved(self.targets[positions], moved)
+        targets = self.task.moved(self.targets_at(positions), moved)
         return Batch(images, targets, self.index[positions], mask=self.evidence(positions, moved))
 
     def raw(self, positions: Tensor) -> Tensor | None:
@@ -185,6 +186,12 @@ class Batches:
             images = images[rows] if geometry is None else geometry.gather(images, rows)
             return images.permute(0, 3, 1, 2).float().div_(255)
         return geometry.move(images[rows].permute(0, 3, 1, 2), geometry.size).div_(255).clamp_(0, 1)
+
+    def targets_at(self, positions: Tensor) -> Tensor:
+        """The targets of the untransformed images."""
+        if self.targets is not None:
+            return self.targets[positions]
+        return to_device(self.split.rows.targets[self.split.index[positions.cpu().numpy()]], self.device)
 
     def evidence(self, positions: Tensor, geometry: Geometry | None) -> Tensor | None:
         """Evidence masks in [0, 1], moved like the images."""

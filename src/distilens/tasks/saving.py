@@ -9,9 +9,10 @@ from typing import Any
 from distilens.foundation.errors import UserError
 from distilens.foundation.own_code import import_object
 from distilens.tasks.classification import Classification
+from distilens.tasks.segmentation import Segmentation
 from distilens.tasks.task import Task
 
-TASKS: dict[str, type[Task]] = {"classification": Classification}
+TASKS: dict[str, type[Task]] = {"classification": Classification, "segmentation": Segmentation}
 
 
 def plain_task(task: Task) -> dict[str, Any]:

@@ -28,9 +28,11 @@ class Task:
         outputs: the number of channels on axis 1 of a model's output.
         metric: what the best checkpoint is chosen by, and what the page shows first.
         classes: the names of the classes; empty if the task has no classes.
+        dense: whether there is a target for each place of an image, `[b h w]`, and outputs `[b outputs h w]`.
     """
 
     name: ClassVar[str] = ""
+    dense: ClassVar[bool] = False
     metric: ClassVar[Metric] = Metric("loss", higher_is_better=False)
     outputs: int = 0
     classes: tuple[str, ...] = ()
@@ -40,9 +42,13 @@ class Task:
         """The task in two words: `10 classes`, or its name."""
         return f"{len(self.classes)} classes" if self.classes else self.name
 
+    def valid(self, targets: Tensor) -> Bool[Tensor, "b ..."]:
+        """Which targets (in a dense task, at which places) are there: a class number of at least 0, or a number that is not NaN."""
+        return ~targets.isnan() if targets.is_floating_point() else targets >= 0
+
     def known(self, targets: Tensor) -> Bool[Tensor, " b"]:
-        """Which images have a target: a class number of at least 0, or a number that is not NaN."""
-        values = ~targets.isnan() if targets.is_floating_point() else targets >= 0
+        """Which images have a target."""
+        values = self.valid(targets)
         return values.flatten(1).any(1) if values.ndim > 1 else values
 
     def strata(self, targets: np.ndarray) -> Int[np.ndarray, " n"]:
@@ -64,8 +70,7 @@ class Task:
 
     def masked_loss(self, outputs: Tensor, targets: Tensor) -> Float[Tensor, " b"]:
         """The loss per image; an image without a target gives 0 and no gradient (that of a NaN times 0 would be NaN)."""
-        missing = targets.isnan() if targets.is_floating_point() else targets < 0
-        return self.loss(outputs, targets.masked_fill(missing, 0)).where(self.known(targets), 0)
+        return self.loss(outputs, targets.masked_fill(~self.valid(targets), 0)).where(self.known(targets), 0)
 
     def values(self, outputs: Tensor, targets: Tensor) -> Float[Tensor, " b"]:
         """The metric per image, for images with a target."""
@@ -94,6 +99,14 @@ class Task:
         half = 1.96 * math.sqrt(variance / count)
         return {self.metric.name: Estimate(mean, mean - half, mean + half, int(count))}
 
+    def compact(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """What the file of predictions keeps of the outputs. All functions of the task that score outputs take it as well."""
+        return outputs
+
+    def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, Estimate]:
+        """The metric, and others if there are any, of all images of a split, with intervals."""
+        return self.score(self.tally(outputs, targets))
+
     def apart(self, outputs: Tensor, others: Tensor, targets: Tensor) -> Estimate | None:
         """The metric of a model minus that of another on the same images; None without a target."""
         known = self.known(targets)
@@ -102,19 +115,23 @@ class Task:
         one, other = (self.values(given[known], targets[known]).double() for given in (outputs, others))
         return mean_of(one - other)
 
-    def explained(self, outputs: Float[Tensor, "b k"]) -> Int[Tensor, " b"]:
+    def explained(self, outputs: Float[Tensor, "b k ..."]) -> Int[Tensor, "b ..."]:
         """The output that is explained if the user names none: the largest per image."""
         return outputs.detach().argmax(1)
 
-    def scalar(self, outputs: Float[Tensor, "b k"], of: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+    def aim(self, outputs: Float[Tensor, "b k ..."], classes: Int[Tensor, " b"]) -> Int[Tensor, "b ..."]:
+        """What is explained if the user names an output per image: that output. A dense task adds the places."""
+        return classes
+
+    def scalar(self, outputs: Float[Tensor, "b k ..."], of: Int[Tensor, "b ..."]) -> Float[Tensor, " b"]:
         """The number per image that an explanation differentiates: the output `of`."""
         return outputs.gather(1, of[:, None])[:, 0]
 
-    def predict(self, outputs: Float[Tensor, "b k"]) -> Tensor:
+    def predict(self, outputs: Float[Tensor, "b k ..."]) -> Tensor:
         """The answers: class numbers, or values."""
         return outputs.squeeze(1)
 
-    def confidence(self, outputs: Float[Tensor, "b k"], of: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+    def confidence(self, outputs: Float[Tensor, "b k ..."], of: Int[Tensor, "b ..."]) -> Float[Tensor, " b"]:
         """How strongly the model answers `of`: faithfulness measures how it changes as pixels are removed."""
         return self.scalar(outputs, of)
 

@@ -11,8 +11,8 @@ from distilens.data.pictures import as_array, channels_last
 from distilens.data.source import Rows, Source, digest
 from distilens.data.sources.arrays import pixels_of
 from distilens.data.sources.objects import is_items, is_tensors, name_sets, picture_of, pixels_of_one, unwrap_loader
-from distilens.foundation.errors import UserError
-from distilens.tasks import Task
+from distilens.foundation.errors import UserError, shortened
+from distilens.tasks import VOID, Task
 
 
 def source_of_task(given: Any, task: Task) -> Source:
@@ -57,9 +57,34 @@ def rows_of(given: Any, part: str, task: Task) -> Rows:
             f"the {part} targets are {targets.dtype} {list(targets.shape)}: expected numbers, or arrays of "
             f"numbers, one per image ({len(images)}), for the task {task.name}"
         )
+    if task.dense:
+        return Rows(images, masks_of(targets, images, part, task))
     if targets.ndim == 2 and targets.shape[1] == 1:
         targets = targets[:, 0]
     return Rows(images, targets.astype(np.float32 if targets.dtype.kind == "f" else np.int64))
+
+
+def masks_of(targets: np.ndarray, images: np.ndarray, part: str, task: Task) -> np.ndarray:
+    """The targets of a dense task: of the size of the images, and bytes if they are classes.
+
+    Raises:
+        UserError: another size, or a value that is neither a class nor void.
+    """
+    if targets.shape != images.shape[:3]:
+        raise UserError(
+            f"the {part} masks are {list(targets.shape)}; expected one of the size of each image, {list(images.shape[:3])}"
+        )
+    if not task.classes:
+        return targets
+    values = np.unique(targets)
+    wrong = values[((values < 0) | (values >= len(task.classes))) & (values != VOID)]
+    if targets.dtype.kind not in "iub" or len(wrong):
+        what = f"the value {wrong[0]}" if len(wrong) else targets.dtype
+        raise UserError(
+            f"the {part} masks have {what}: expected whole numbers from 0 to {len(task.classes) - 1}, one for each class of "
+            f"{shortened(task.classes)}; {VOID} is void"
+        )
+    return targets.astype(np.uint8)
 
 
 def rgb(picture: Any, part: str, place: int) -> np.ndarray:
