@@ -10,17 +10,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from distilens.data.pipeline import Batches, batch_at
+from distilens.data.pipeline import batch_at
 from distilens.data.splits import Data, Split
 from distilens.explain import build_explainer
 from distilens.foundation.errors import UserError
 from distilens.foundation.estimate import mcnemar, share_of
-from distilens.measure.accuracies import agreement, predict
+from distilens.measure.accuracies import agreement, evaluation_batches, predict
 from distilens.measure.answers import main_score
 from distilens.measure.maps.faithfulness import insertion
 from distilens.measure.maps.likeness import cosine, mean_interval, spearman
 from distilens.measure.reliability import calibration
-from distilens.measure.scores import EVALUATION_BATCH, draw_positions
+from distilens.measure.scores import draw_positions
 from distilens.models.model import Model
 from distilens.tasks import Classification
 
@@ -65,7 +65,7 @@ class Student:
     @staticmethod
     def answers_of(model: Model, split: Split) -> Float[Tensor, "n classes"]:
         """A model's logits on a whole split."""
-        return predict(model, Batches(split, EVALUATION_BATCH, device=model.device))
+        return predict(model, evaluation_batches(split, model.device))
 
 
 def verify(student: Student, file: Model) -> dict[str, Any]:

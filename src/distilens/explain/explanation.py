@@ -21,9 +21,13 @@ from distilens.tasks.classification import UNNAMED
 Scalar = Callable[[Tensor], Tensor]
 """A function from the outputs of some images `[r k]` to the number per image `[r]` that an explanation differentiates."""
 Target = Tensor | Sequence[int] | int | Scalar | None
-"""What to explain: classes, one per image or one for all; a function; or None for the task's own choice (the top class)."""
+"""What to explain: classes, one per image or one for all; a function; or None for the task's own choice (the top class).
+
+In a dense task a class stands for the places where the model predicts it. `[b h w]` names the places: at each the class that is
+explained, elsewhere -1.
+"""
 Aim = Tensor | Scalar
-"""A target as explainers use it: a class (an output) per image, or a function."""
+"""A target as explainers use it: a class (an output) per image, in a dense task with its places `[b h w]`; or a function."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +42,8 @@ class Explanation:
     """
 
     maps: Float[Tensor, "b h w"]
-    logits: Float[Tensor, "b classes"]
-    target: Int[Tensor, " b"]
+    logits: Float[Tensor, "b classes ..."]
+    target: Int[Tensor, "b ..."]
     residual: Float[Tensor, " b"] | None = None
 
     @classmethod
@@ -144,6 +148,8 @@ def target_of(logits: Tensor, target: Target, task: Task = UNNAMED) -> Aim:
     chosen = ordinary(torch.as_tensor(target, device=logits.device))
     if chosen.is_floating_point() or chosen.dtype == torch.bool:
         raise UserError(f"targets must be class numbers; given {chosen.dtype}")
+    if task.dense and chosen.ndim == 3:
+        return checked_places(chosen.long(), logits)
     chosen = chosen.long().expand(len(logits)) if chosen.ndim == 0 else chosen.long()
     if chosen.shape != logits.shape[:1]:
         raise UserError(
@@ -152,22 +158,43 @@ def target_of(logits: Tensor, target: Target, task: Task = UNNAMED) -> Aim:
     if looks(chosen) and chosen.numel() and not (int(chosen.min()) >= 0 and int(chosen.max()) < logits.shape[1]):
         given = f"{int(chosen.min())} to {int(chosen.max())}"
         raise UserError(f"targets must be classes from 0 to {logits.shape[1] - 1}; given {given}")
-    return chosen
+    return task.aim(logits, chosen)
+
+
+def checked_places(aim: Int[Tensor, "b h w"], logits: Float[Tensor, "b classes i j"]) -> Int[Tensor, "b h w"]:
+    """An aim of a dense task.
+
+    Raises:
+        UserError: another number of images, or a value that is neither a class nor -1.
+    """
+    if len(aim) != len(logits):
+        raise UserError(f"there must be one target per image: {len(logits)} images, targets of shape {list(aim.shape)}")
+    if looks(aim) and aim.numel() and not (int(aim.min()) >= -1 and int(aim.max()) < logits.shape[1]):
+        raise UserError(
+            f"the places to explain have a class from 0 to {logits.shape[1] - 1}, all others -1; given {int(aim.min())} to "
+            f"{int(aim.max())}"
+        )
+    return aim
 
 
 def classes_of(logits: Tensor, target: Target, task: Task, name: str) -> Int[Tensor, " b"]:
     """`target_of`, for an explainer that needs a class.
 
     Raises:
-        UserError: the target is a function.
+        UserError: the target is a function, or the task is dense.
     """
     aim = target_of(logits, target, task)
     if not isinstance(aim, Tensor):
         raise UserError(f"{name} explains a class, but the target is a function: take an explainer that uses gradients")
+    if task.dense:
+        raise UserError(
+            f"{name} explains a class of the whole image, but a {task.name} answers for each place: take gradcam, ig, occlusion "
+            "or another explainer that takes any number"
+        )
     return aim
 
 
-def scores_of(logits: Float[Tensor, "b classes"], target: Aim, task: Task = UNNAMED) -> Float[Tensor, " b"]:
+def scores_of(logits: Float[Tensor, "b classes ..."], target: Aim, task: Task = UNNAMED) -> Float[Tensor, " b"]:
     """The scalar to explain, one per image: in classification the logit of the target class.
 
     Raises:
@@ -182,14 +209,14 @@ def scores_of(logits: Float[Tensor, "b classes"], target: Aim, task: Task = UNNA
     return scores
 
 
-def confidence_of(logits: Float[Tensor, "b classes"], target: Aim, task: Task = UNNAMED) -> Float[Tensor, " b"]:
+def confidence_of(logits: Float[Tensor, "b classes ..."], target: Aim, task: Task = UNNAMED) -> Float[Tensor, " b"]:
     """How strongly a model answers the target: in classification the probability of the class; the number of a function."""
     return task.confidence(logits, target) if isinstance(target, Tensor) else scores_of(logits, target)
 
 
 def at_rows(target: Aim, rows: slice, times: int) -> Aim:
     """The targets of some images, each repeated."""
-    return target[rows].repeat_interleave(times) if isinstance(target, Tensor) else target
+    return target[rows].repeat_interleave(times, 0) if isinstance(target, Tensor) else target
 
 
 def checked(model: Model, images: Tensor) -> Tensor:
@@ -263,10 +290,10 @@ def explaining(model: Model) -> Iterator[None]:
 
 def choose_target(model: Model, images: Tensor, target: Target) -> Aim:
     """What to explain in a loss before there are logits; without `target`, a forward pass finds the model's top-1."""
-    if target is not None:
+    if target is not None and not model.task.dense:
         return target_of(images.new_empty(len(images), model.task.outputs), target)
     with explaining(model), torch.no_grad():
-        return model.task.explained(model.logits(images))
+        return target_of(model.logits(images), target, model.task)
 
 
 def in_chunks(

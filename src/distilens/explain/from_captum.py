@@ -56,6 +56,8 @@ class CaptumExplainer(Explainer):
         if by_rules:
             target = classes_of(logits, target, model.task, f"captum:{self.name}")
         target = target_of(logits, target, model.task)
+        if model.task.dense and isinstance(target, Tensor):
+            classes_of(logits, target, model.task, f"captum:{self.name}")
         forward = model.network if by_rules else Logits(model, None if isinstance(target, Tensor) else target)
         place = () if self.tap is None else (model.find(model.path_of(self.tap))[1],)
         options = dict(self.options)

@@ -14,7 +14,7 @@ DRAWS, BLOCK = 2000, 250
 
 
 def of_sums(
-    rows: Float[np.ndarray, "n *numbers"], statistic: Callable[[np.ndarray], np.ndarray], *, seed: int = 0
+    rows: Float[np.ndarray, "n ..."], statistic: Callable[[np.ndarray], np.ndarray], *, seed: int = 0
 ) -> Estimate:
     """A statistic of the sum of rows (one per image), with the 2.5 % and 97.5 % percentiles of a bootstrap over the rows.
 

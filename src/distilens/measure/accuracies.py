@@ -6,10 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypedDict, cast
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from distilens.data.batch import Batch
+from distilens.data.pipeline import Batches
+from distilens.data.splits import Split
 from distilens.foundation import estimate
 from distilens.foundation.estimate import share_of
 from distilens.models.model import Model
@@ -19,6 +21,9 @@ from distilens.tasks.classification import right
 
 EVALUATION_BATCH = 500
 """The number of images per forward pass where models are measured."""
+
+DENSE_PLACES = 2**20
+"""In a dense task: about the number of places of the images in one forward pass."""
 
 
 class Share(TypedDict):
@@ -30,11 +35,24 @@ class Share(TypedDict):
     high: float
 
 
+def evaluation_batches(split: Split, device: torch.device) -> Batches:
+    """All images of a split, unchanged and in order, as models are measured on them."""
+    height, width = split.rows.images.shape[1:3]
+    size = max(1, DENSE_PLACES // (height * width)) if split.task.dense else EVALUATION_BATCH
+    return Batches(split, min(size, EVALUATION_BATCH), device=device)
+
+
 @takes_modules
-def predict(model: Model, batches: Iterable[Batch]) -> Float[Tensor, "n classes"]:
-    """The logits of all images, in order, float32 on the CPU; the model's mode does not change."""
+def predict(model: Model, batches: Iterable[Batch]) -> Float[Tensor, "n classes"] | UInt8[Tensor, "n h w"]:
+    """The answers to all images, in order, on the CPU; the model's mode does not change.
+
+    In classification these are the logits, float32. In a dense task they are the classes at the places of the targets
+    (`Task.compact`), as the logits of a whole split would not fit in memory.
+    """
     with evaluating(model), torch.inference_mode():
-        return torch.cat([model.logits(batch.images).float().cpu() for batch in batches])
+        return torch.cat(
+            [model.task.compact(model.logits(batch.images).float(), batch.targets).cpu() for batch in batches]
+        )
 
 
 def share(hits: Tensor) -> Share:

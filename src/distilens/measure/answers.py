@@ -10,9 +10,10 @@ from torch import Tensor
 
 from distilens.measure.accuracies import agreement, among_top, balanced, by_class, share_apart, top_k
 from distilens.measure.mistakes import confused, worst_errors
+from distilens.measure.places import places_apart, score_places
 from distilens.measure.predictions import Predictions, SplitPredictions
 from distilens.measure.reliability import calibration, calibration_apart, with_temperature
-from distilens.tasks import Classification, Task
+from distilens.tasks import Classification, Segmentation, Task
 
 TOP = 5
 
@@ -34,6 +35,8 @@ def score_answers(found: Predictions) -> dict[str, dict[str, Any]]:
         }
         if isinstance(task, Classification):
             scores[model] |= score_classes(found, model)
+        if isinstance(task, Segmentation):
+            scores[model] |= score_places(task, test, targets, model)
     if {"student", "base"} <= test.keys():
         splits = {"validation": (validation, known), "test": (test, targets)}
         apart = {
@@ -42,13 +45,14 @@ def score_answers(found: Predictions) -> dict[str, dict[str, Any]]:
             for difference in [task.apart(logits["student"], logits["base"], truth)]
         }
         more = classes_apart(test, targets) if isinstance(task, Classification) else {}
+        more |= places_apart(test, targets) if isinstance(task, Segmentation) else {}
         scores["student"]["more than base"] = {**apart, **more}
     return scores
 
 
 def main_score(task: Task, outputs: Tensor, targets: Tensor) -> dict[str, Any] | None:
     """The task's metric with its interval; None without a target."""
-    estimate = task.score(task.tally(outputs, targets))[task.metric.name]
+    estimate = task.measure(outputs, targets)[task.metric.name]
     return estimate.plain(task.metric.name) if estimate.n else None
 
 

@@ -21,13 +21,12 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from distilens.data.batch import Batch
-from distilens.data.pipeline import Batches
 from distilens.data.splits import Split
 from distilens.foundation import randomness
 from distilens.foundation.errors import UserError
 from distilens.foundation.estimate import Estimate
 from distilens.foundation.notation import Registry, Spec
-from distilens.measure.accuracies import EVALUATION_BATCH, predict
+from distilens.measure.accuracies import evaluation_batches, predict
 from distilens.models.model import Model
 from distilens.models.objects import takes_modules
 
@@ -240,7 +239,7 @@ def accuracy_under_shift(
         build_corruption(kind, severity)
     if not len(split):
         return {kind: Estimate(None, n=0) for kind in kinds}
-    batches = Batches(split, EVALUATION_BATCH, device=model.device)
+    batches = evaluation_batches(split, model.device)
     task, targets = split.task, torch.from_numpy(split.targets)
     answers = {kind: predict(model, corrupted(batches, kind, severity)) for kind in kinds}
-    return {kind: task.score(task.tally(logits, targets))[task.metric.name] for kind, logits in answers.items()}
+    return {kind: task.measure(logits, targets)[task.metric.name] for kind, logits in answers.items()}

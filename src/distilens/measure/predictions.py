@@ -35,14 +35,15 @@ class SplitPredictions:
     Attributes:
         targets: `[n]`; in classification int64 class numbers, -1 for an image without a label.
         index: int64 `[n]`, the rows of the images in the source data set.
-        logits: by model (`teacher`, `base`, `student`), `[n classes]`: float32, or float16 for very large sets.
+        logits: by model (`teacher`, `base`, `student`), `[n classes]`: float32, or float16 for very large sets. In a segmentation
+            the class at each place, uint8 `[n h w]`.
         names: the files of the images, relative to the data set's folder; None if the images are not files.
         total: the number of images of the split; larger than `n` only if the file would have been too large.
     """
 
     targets: Shaped[np.ndarray, "n ..."]
     index: Int[np.ndarray, " n"]
-    logits: Mapping[str, Float[np.ndarray, "n classes ..."]]
+    logits: Mapping[str, Shaped[np.ndarray, "n ..."]]
     names: tuple[str, ...] | None = None
     total: int = 0
 
@@ -121,7 +122,7 @@ class Predictions:
             if kept.names is not None:
                 arrays[f"{key}_names"] = np.array(kept.names)
             arrays |= {
-                f"{key}_logits_{model}": values if count <= EXACT else halved(values)
+                f"{key}_logits_{model}": values if count <= EXACT or values.dtype == np.uint8 else halved(values)
                 for model, values in kept.logits.items()
             }
         write_arrays(path, arrays)
@@ -138,7 +139,7 @@ def halved(values: Float[np.ndarray, "n classes"]) -> Float[np.ndarray, "n class
     return values.clip(-largest, largest).astype(np.float16)
 
 
-def predictions_of(split: Split, logits: Mapping[str, Float[torch.Tensor, "n classes"]]) -> SplitPredictions:
+def predictions_of(split: Split, logits: Mapping[str, Shaped[torch.Tensor, "n ..."]]) -> SplitPredictions:
     """Several models' predictions for a whole split."""
     names = split.names()
     return SplitPredictions(

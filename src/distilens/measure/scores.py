@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distilens.data.pipeline import Batches, batch_at
+from distilens.data.pipeline import batch_at
 from distilens.data.splits import Data, Split
 from distilens.explain import Explainer, build_explainer, in_chunks, labels
 from distilens.explain.maps import empty
 from distilens.foundation import randomness
-from distilens.measure.accuracies import EVALUATION_BATCH, commonest, predict
+from distilens.measure.accuracies import commonest, evaluation_batches, predict
 from distilens.measure.answers import score_answers
 from distilens.measure.corruptions import accuracy_under_shift
 from distilens.measure.cost import latency, macs, parameters
@@ -34,7 +34,7 @@ def predict_all(models: Mapping[str, Model], data: Data, *, say: Say = lambda te
         logits = {}
         for role, model in models.items():
             say(f"predictions of {role} on {name}")
-            logits[role] = predict(model, Batches(split, EVALUATION_BATCH, device=model.device))
+            logits[role] = predict(model, evaluation_batches(split, model.device))
         return predictions_of(split, logits)
 
     return Predictions(data.task, answered(data.test, "test"), answered(data.validation, "validation"))
@@ -106,17 +106,22 @@ def compare_maps(
 ) -> dict[str, dict[str, Any]]:
     """Per role: the mean cosine of its maps to the teacher's, and the share of its maps on the evidence.
 
+    In a dense task the evidence is the region that is explained; the rest of a map is its context.
+
     The student also gets its differences to the base in both, image by image.
     """
     if not len(positions):
         return {}
     batch = batch_at(split, positions)
+    evidence = (
+        (target >= 0).float() if split.task.dense else batch.mask
+    )  # in a dense task: the places that are explained
     maps = {role: in_chunks(explain, model, batch.images, target).maps for role, model in models.items()}
     others = {
         role: cosine(own, maps["teacher"]) for role, own in maps.items() if "teacher" in maps and role != "teacher"
     }
     scores: dict[str, dict[str, Any]] = {}
-    inside = {role: energy_in_mask(own, batch.mask) for role, own in maps.items() if batch.mask is not None}
+    inside = {role: energy_in_mask(own, evidence) for role, own in maps.items() if evidence is not None}
     for role, own in maps.items():
         alike = mean_interval(others[role]) if role in others else {"mean": None, "low": None, "high": None, "n": None}
         on_mask = (
@@ -131,7 +136,7 @@ def compare_maps(
             "compared": alike["n"],
             "energy_in_mask": on_mask["mean"],
             "energy": on_mask,
-            "masks": batch.mask is not None,
+            "masks": evidence is not None,
         }
     if {"student", "base"} <= maps.keys():  # paired by image, which is more precise than two means
         for name, values in (("more_than_base", others), ("energy_more_than_base", inside)):

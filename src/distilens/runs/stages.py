@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distilens.data.pipeline import Batches, batch_at
+from distilens.data.pipeline import batch_at
 from distilens.deploy.exported import FILE as EXPORTS
 from distilens.deploy.exported import Exported, Refused, read_exported
 from distilens.deploy.plan import Plan
@@ -24,10 +24,11 @@ from distilens.foundation.fingerprints import key_of
 from distilens.foundation.notation import safe
 from distilens.foundation.settings import resolve_section
 from distilens.measure import predict
+from distilens.measure.accuracies import evaluation_batches
 from distilens.measure.answers import errors_of
 from distilens.measure.maps.side_by_side import as_pixels, choose, explained, named_files
 from distilens.measure.predictions import FILE as PREDICTIONS
-from distilens.measure.scores import EVALUATION_BATCH, predict_all, score_models
+from distilens.measure.scores import predict_all, score_models
 from distilens.measure.transfer.comparison import compare
 from distilens.measure.transfer.settings import CompareSettings
 from distilens.models.model import Model
@@ -118,7 +119,7 @@ def explain_stage(run: Run) -> None:
             return
         models, test = run.models(), run.data.test
         logits = test_logits(run, models)
-        positions = choose(logits, min(settings.images, len(test)))
+        positions = choose(logits, min(settings.images, len(test)), test)
         batch = batch_at(test, positions)
         shown = {role: values[positions] for role, values in logits.items()}
         for part, path in files.items():
@@ -136,12 +137,10 @@ def test_logits(run: Run, models: Mapping[str, Model]) -> dict[str, Tensor]:
     if same and (run.folder / PREDICTIONS).is_file():
         measured = run.predictions().test
         if np.array_equal(measured.index, test.index) and all(
-            values.dtype == np.float32 for values in measured.logits.values()
+            values.dtype in (np.float32, np.uint8) for values in measured.logits.values()
         ):
             return {role: torch.from_numpy(measured.logits[role]) for role in models}
-    return {
-        role: predict(model, Batches(test, EVALUATION_BATCH, device=model.device)) for role, model in models.items()
-    }
+    return {role: predict(model, evaluation_batches(test, model.device)) for role, model in models.items()}
 
 
 def compare_stage(run: Run, how: CompareSettings | None = None) -> None:

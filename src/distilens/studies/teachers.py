@@ -15,13 +15,12 @@ from rich.console import Console
 from torch import Tensor
 
 from distilens.core import Model
-from distilens.data.pipeline import Batches
 from distilens.data.splits import Split
 from distilens.foundation.files import write_arrays
 from distilens.foundation.fingerprints import key_of
 from distilens.foundation.notation import Spec
 from distilens.measure import predict
-from distilens.measure.scores import EVALUATION_BATCH
+from distilens.measure.accuracies import evaluation_batches
 from distilens.models.saved import fingerprint_of
 from distilens.runs.recipe import Recipe
 from distilens.runs.recipe_file import make_recipe
@@ -111,6 +110,6 @@ def validation_logits(teacher: Model, split: Split, folder: Path) -> Tensor:
     if path.is_file():
         with np.load(path, allow_pickle=False) as stored:
             return torch.from_numpy(stored["logits"])
-    logits = predict(teacher, Batches(split, EVALUATION_BATCH, device=teacher.device))
+    logits = predict(teacher, evaluation_batches(split, teacher.device))
     write_arrays(path, {"logits": logits.numpy(), "index": split.index})
     return logits

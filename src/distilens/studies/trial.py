@@ -11,14 +11,13 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from distilens.data.pipeline import Batches
 from distilens.foundation.errors import UserError
 from distilens.foundation.files import Busy, write_json
 from distilens.foundation.fingerprints import key_of
 from distilens.measure import macs, parameters, predict
-from distilens.measure.accuracies import agreement
+from distilens.measure.accuracies import agreement, evaluation_batches
 from distilens.measure.answers import main_score
-from distilens.measure.scores import EVALUATION_BATCH, labels_of
+from distilens.measure.scores import labels_of
 from distilens.models import build_model
 from distilens.models.saved import fingerprint_of, save_model
 from distilens.runs.recipe_file import make_recipe
@@ -87,7 +86,7 @@ def train_row(
 def score(run: Run) -> dict[str, Any]:
     """A trained student's metric on the validation split, its agreement with the teacher, its learning curve and its cost."""
     student, validation, task = run.models()["student"], run.data.validation, run.data.task
-    logits = predict(student, Batches(validation, EVALUATION_BATCH, device=student.device))
+    logits = predict(student, evaluation_batches(validation, student.device))
     metric = task.metric
     found: dict[str, Any] = {
         "metric": metric.plain(),

@@ -159,9 +159,7 @@ class Segmentation(Task):
         """The IoU of each class, with its interval over images; a class that is absent everywhere has no value."""
         known = self.known(targets)
         counts = self.counts(outputs[known], targets[known]).cpu().numpy()
-        return {
-            name: bootstrap.of_sums(counts[..., [number]], mean_iou) for number, name in enumerate(self.classes)
-        }
+        return {name: bootstrap.of_sums(counts[..., [number]], mean_iou) for number, name in enumerate(self.classes)}
 
     def apart(self, outputs: Tensor, others: Tensor, targets: UInt8[Tensor, "b h w"]) -> Estimate | None:
         """The mIoU of a model minus that of another on the same images, with a bootstrap over images (both drawn alike)."""
@@ -173,20 +171,20 @@ class Segmentation(Task):
             np.concatenate([one, other], 1), lambda both: mean_iou(both[..., :3, :]) - mean_iou(both[..., 3:, :])
         )
 
-    def explained(self, outputs: Float[Tensor, "b classes h w"]) -> Int[Tensor, "b h w"]:
+    def explained(self, outputs: Tensor) -> Int[Tensor, "b h w"]:
         """The class that is predicted at most places of the image, and these places."""
         from torch.nn import functional
 
-        answers = outputs.detach().argmax(1)
-        counts = functional.one_hot(answers.flatten(1), outputs.shape[1]).sum(1)
-        return self.aim(outputs, counts.argmax(1))
+        answers = self.predict(outputs.detach()).long()
+        counts = functional.one_hot(answers.flatten(1).clamp_max(self.outputs), self.outputs + 1).sum(1)
+        return self.aim(outputs, counts[:, :-1].argmax(1))
 
-    def aim(self, outputs: Float[Tensor, "b classes h w"], classes: Int[Tensor, " b"]) -> Int[Tensor, "b h w"]:
+    def aim(self, outputs: Tensor, classes: Int[Tensor, " b"]) -> Int[Tensor, "b h w"]:
         """A class per image and the places where it is predicted, on the outputs' grid."""
         import torch
 
         chosen = classes[:, None, None]
-        return torch.where(outputs.detach().argmax(1) == chosen, chosen, NOWHERE)
+        return torch.where(self.predict(outputs.detach()) == chosen, chosen, NOWHERE)
 
     def scalar(self, outputs: Float[Tensor, "b classes i j"], of: Integer[Tensor, "b h w"]) -> Float[Tensor, " b"]:
         """The sum of an aim's logits over its places.

@@ -43,7 +43,7 @@ class Task:
         return f"{len(self.classes)} classes" if self.classes else self.name
 
     def valid(self, targets: Tensor) -> Bool[Tensor, "b ..."]:
-        """Which targets (in a dense task, at which places) are there: a class number of at least 0, or a number that is not NaN."""
+        """Which targets (in a dense task, the targets of which places) are there: numbers of at least 0, or not NaN."""
         return ~targets.isnan() if targets.is_floating_point() else targets >= 0
 
     def known(self, targets: Tensor) -> Bool[Tensor, " b"]:

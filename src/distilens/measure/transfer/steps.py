@@ -17,9 +17,9 @@ from distilens.foundation.devices import now
 from distilens.foundation.errors import UserError
 from distilens.foundation.progress import Work
 from distilens.measure import predict
+from distilens.measure.accuracies import EVALUATION_BATCH
 from distilens.measure.maps.likeness import mean_interval
 from distilens.measure.maps.side_by_side import as_pixels, choose, named_files
-from distilens.measure.scores import EVALUATION_BATCH
 from distilens.measure.transfer.distance_correlation import FEWEST, Distances
 from distilens.measure.transfer.embeddings import class_embeddings
 from distilens.measure.transfer.levels import (
@@ -182,7 +182,7 @@ class Comparing:
         measured = positions[order[: how.measured]]
         logits = {name: each[LOGITS] for name, each in rows.items()}
         answering = {name: each for name, each in logits.items() if self.answers_for_data(name)}
-        shown = positions[choose(answering or logits, how.images)]
+        shown = positions[choose(answering or logits, how.images, test)]
         arrays, measurements = {}, {}
         for level in grids:
             self.work.begin(f"maps at {level.name}")
