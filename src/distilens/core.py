@@ -54,20 +54,20 @@ class Answer:
         logits: `[b classes]`.
         features: by tap.
         maps: by need, `[b h w]`, float32; maps of all classes are `[b classes h w]`.
-        targets: by the same need, the class that each map explains, `[b]`.
+        targets: by the same need, the class that each map explains, `[b]`; in a dense task with its places, `[b h w]`.
         scores: by judge, `[b]`.
         modules: by path: modules of the teacher that a method reuses.
         pruned: by share: the logits of a copy of the teacher without that share of its weights.
         trust: `[b]` in [0, 1]; 0 if no teacher is right. It weights the loss of every method that needs a teacher.
     """
 
-    logits: Float[Tensor, "b classes"] | None = None
+    logits: Float[Tensor, "b classes ..."] | None = None
     features: Mapping[str, Tensor] = field(default_factory=dict)
     maps: Mapping[str, Float[Tensor, "b *classes h w"]] = field(default_factory=dict)
-    targets: Mapping[str, Int[Tensor, " b"]] = field(default_factory=dict)
+    targets: Mapping[str, Int[Tensor, "b ..."]] = field(default_factory=dict)
     scores: Mapping[str, Float[Tensor, " b"]] = field(default_factory=dict)
     modules: Mapping[str, nn.Module] = field(default_factory=dict)
-    pruned: Mapping[str, Float[Tensor, "b classes"]] = field(default_factory=dict)
+    pruned: Mapping[str, Float[Tensor, "b classes ..."]] = field(default_factory=dict)
     trust: Float[Tensor, " b"] | None = None
 
 

@@ -122,7 +122,7 @@ def test_outputs_on_a_coarser_grid_are_resized():
 
 def test_masks_of_another_form_are_refused():
     for wrong in (TARGETS.long(), TARGETS[:4], TARGETS[:, 0], torch.full_like(TARGETS, 4)):
-        with pytest.raises(UserError, match="segmentation|mask"):
+        with pytest.raises(UserError, match=r"segmentation|mask"):
             TASK.loss(OUTPUTS, wrong)
     with pytest.raises(UserError, match="300 classes"):
         Segmentation(tuple(map(str, range(300))))

@@ -93,7 +93,9 @@ def score_models(
             "validation": len(data.validation),
             "test": len(data.test),
             "skipped": list(data.skipped),
-            "commonest": commonest(labels_of(data.test), data.classes) if data.classes else None,
+            "commonest": commonest(labels_of(data.test), data.classes)
+            if isinstance(data.task, Classification)
+            else None,
             **about_task(data.task),
             **data.inventory.plain(),
         },

@@ -36,9 +36,9 @@ def in_percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
-def share(entry: dict | None) -> Cell:
-    """A share of images, such as accuracy or agreement."""
-    return cell(Estimate.read(entry, "accuracy"), unit=" %", write=in_percent)
+def share(entry: dict | None, name: str = "accuracy") -> Cell:
+    """A share of images (or of places), such as accuracy, agreement or, by `name`, another metric."""
+    return cell(Estimate.read(entry, name), unit=" %", write=in_percent)
 
 
 def amount(entry: dict | None) -> Cell:

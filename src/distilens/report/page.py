@@ -73,6 +73,7 @@ def summary(folder: Path) -> dict[str, Any]:
         "measures": table.measures(scores),
         "compared": {"base", "student"} <= models.keys(),
         "classes": table.by_class(scores),
+        "class_score": "IoU" if table.task_of(scores) == "segmentation" else "Accuracy",
         "other_task": is_other_task(folder),
         "concerns": concerns(scores, read_log(folder)),
         "remarks": [*remarks(scores), ONE_SEED],
@@ -83,7 +84,7 @@ def summary(folder: Path) -> dict[str, Any]:
 
 def is_other_task(folder: Path) -> bool:
     """Whether the run's task is not a classification: it cannot be compared yet."""
-    return "task" in ((read_json(folder / "scores.json")[0] or {}).get("data") or {})
+    return table.task_of(read_json(folder / "scores.json")[0] or {}) != "classification"
 
 
 def data_facts(data: dict) -> list[tuple[str, str]]:

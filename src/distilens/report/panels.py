@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from distilens.report import pictures, table
+from distilens.report import class_pictures, pictures, table
 from distilens.report.cells import percent
 from distilens.report.names import plain_name
 from distilens.report.rendering import missing
@@ -35,7 +35,8 @@ def panel_of(name: str, arrays: Mapping[str, np.ndarray], classes: list[str], bu
     order, disagreeing = disagreement(arrays, roles)
     # CAMs count by their positive part; gradients and their integrals have a sign, and count by size.
     signed = bool(arrays["signed"]) if "signed" in arrays else "cam" not in name.lower()
-    compared = len(roles) > 1 and "answer" not in arrays
+    dense = "regions" in arrays  # a segmentation
+    compared = len(roles) > 1 and "answer" not in arrays and not dense
     rows, spent = [], 0
     for at in order:
         row = map_row(arrays, at, roles, classes, signed=signed, differs=at in disagreeing)
@@ -53,13 +54,19 @@ def panel_of(name: str, arrays: Mapping[str, np.ndarray], classes: list[str], bu
         "groups": [
             ("The models disagree", [row for row in rows if row["differs"]]),
             (
-                "The models agree" if len(roles) > 1 and "answer" not in arrays else "Images",
+                "The models agree" if compared else "The worst images of the student first" if dense else "Images",
                 [row for row in rows if not row["differs"]],
             ),
         ],
         "shown": len(rows),
+        "legend": class_pictures.legend(classes, legend_of(arrays, roles)) if dense else [],
         "has_masks": "masks" in arrays,
     }
+
+
+def legend_of(arrays: Mapping[str, np.ndarray], roles: list[str]) -> np.ndarray:
+    """All classes that a panel of a segmentation shows."""
+    return np.concatenate([arrays["labels"].ravel(), *(arrays[f"answers_{role}"].ravel() for role in roles)])
 
 
 def disagreement(arrays: Mapping[str, np.ndarray], roles: list[str]) -> tuple[list[int], set[int]]:
@@ -78,22 +85,28 @@ def map_row(
     if image.shape[-1] == 1:
         image = image.repeat(3, axis=-1)
     in_words = "answer" in arrays  # of a task without classes
-    label = int(arrays["labels"][at]) if "labels" in arrays and not in_words else -1
+    dense = "regions" in arrays
+    label = int(arrays["labels"][at]) if "labels" in arrays and not in_words and not dense else -1
     target = int(arrays["targets"][at]) if "targets" in arrays and not in_words else -1
     index = int(arrays["index"][at])
     named_file = str(arrays["names"][at]) if "names" in arrays else ""
-    mask = arrays["masks"][at] if "masks" in arrays else None
+    mask = arrays["regions"][at] if dense else arrays["masks"][at] if "masks" in arrays else None
     has_mask = mask is not None and bool(np.any(mask))
     row: dict[str, Any] = {
         "index": index,
         "title": named_file or f"Image {index}",
         "called": named_file or f"image {index}",
-        "kind": "target" if in_words else "label",
-        "label": str(arrays["answer"][at]) if in_words else class_name(label, classes),
+        "kind": "target" if in_words else "classes" if dense else "label",
+        "label": str(arrays["answer"][at])
+        if in_words
+        else class_pictures.names_in(arrays["labels"][at], classes)
+        if dense
+        else class_name(label, classes),
         "target": class_name(target, classes),
         "differs": differs,
         "image": pictures.image_uri(image),
-        "mask": pictures.mask_uri(image, mask) if has_mask and mask is not None else None,
+        "mask": pictures.mask_uri(image, mask) if has_mask and mask is not None and not dense else None,
+        "dense": class_pictures.figures(arrays, at, roles, classes) if dense else {},
         "models": [],
     }
     judges = answering(arrays)
@@ -114,7 +127,8 @@ def map_row(
                 "right": predicted == label if label >= 0 and predicted >= 0 else None,
             }
         )
-    uris = [row["image"], row["mask"], *(model["picture"] for model in row["models"])]
+    shown = [*row["models"], *(one for line in row["dense"].values() for one in line)]
+    uris = [row["image"], row["mask"], *(one["picture"] for one in shown)]
     return row | {"bytes": sum(len(uri) for uri in uris if uri)}
 
 

@@ -30,7 +30,7 @@ def compare_answers(models: Mapping[str, dict], split: str, metric: Metric = ACC
     """Whether the student is right more often than the base; for runs of earlier versions, whether their intervals overlap."""
     student, base = models.get("student", {}), models.get("base", {})
     difference = Estimate.read((student.get("more than base") or {}).get(split))
-    if difference is not None and not metric.is_share:
+    if difference is not None and metric != ACCURACY:
         return [compare_scores(difference, split, metric)]
     if difference is not None:
         value, about = cell(difference, write=points, unit=" points")
@@ -46,14 +46,17 @@ def compare_answers(models: Mapping[str, dict], split: str, metric: Metric = ACC
     shown = {role: model for role, model in models.items() if score_of(model, split, metric) is not None}
     listed = "; ".join(f"{role} {sentence(score_cell(model[split], metric))}" for role, model in shown.items())
     lines = [f"{metric.name.capitalize()} on the {split} split, with 95 % intervals: {listed}."]
-    if intervals_overlap(student, base, split):
+    if intervals_overlap(student, base, split, metric):
         lines.append("The intervals of student and base overlap: this comparison alone does not show which is better.")
     return lines
 
 
 def compare_scores(difference: Estimate, split: str, metric: Metric) -> str:
-    """Whether student and base differ in a metric that is not a share."""
-    number = sentence(cell(difference, write=signed_decimals, unit=f" {metric.unit}".rstrip()))
+    """Whether student and base differ in a metric that is not the accuracy."""
+    if metric.is_share:
+        number = sentence(cell(difference, write=points, unit=" points"))
+    else:
+        number = sentence(cell(difference, write=signed_decimals, unit=f" {metric.unit}".rstrip()))
     if difference.holds(0):
         return f"The {split} split does not show which of student and base has the better {metric.name}: they differ by {number}."
     worse = difference.positive != metric.higher_is_better
@@ -62,9 +65,9 @@ def compare_scores(difference: Estimate, split: str, metric: Metric) -> str:
     )
 
 
-def intervals_overlap(one: dict | None, other: dict | None, split: str) -> bool:
+def intervals_overlap(one: dict | None, other: dict | None, split: str, metric: Metric = ACCURACY) -> bool:
     """Whether both models have an interval on this split and the intervals overlap."""
-    first, second = (Estimate.read((model or {}).get(split)) for model in (one, other))
+    first, second = (Estimate.read((model or {}).get(split), metric.name) for model in (one, other))
     return first is not None and second is not None and first.overlaps(second)
 
 

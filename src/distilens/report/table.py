@@ -31,6 +31,14 @@ UNEVEN = 1.5
 # If the most common class has at least this many times an even share, the page also shows the accuracy of guessing it.
 
 
+PLACES = {
+    "dice": "mean Dice, test",
+    "pixel accuracy": "pixel accuracy, test",
+    "boundary F": "F score of contours, test",
+}
+"""The further scores of a segmentation."""
+
+
 @dataclass(frozen=True)
 class Row:
     """A measure: one cell per model, the better direction, and student minus base on the same images.
@@ -106,7 +114,10 @@ def measures(scores: dict) -> list[Row]:
         return Row(f"{metric.name}, {split}", cells, metric.better, Estimate.read(more.get(split)), metric.is_share)
 
     always = [main("validation"), main("test")]
-    others = [shares("label among the top five, test", "top5")]
+    others = [
+        shares("label among the top five, test", "top5"),
+        *(shares(title, key) for key, title in PLACES.items()),
+    ]
     if imbalance(scores):
         cells = {role: balanced_cell(model) for role, model in models.items()}
         others.append(Row("accuracy balanced over classes, test", cells, "higher"))
@@ -115,7 +126,7 @@ def measures(scores: dict) -> list[Row]:
         calibrated("calibration error, test", "ece"),
         *shift_rows(models, metric),
         shares("same answer as the teacher, test", "agreement"),
-        *map_rows(models),
+        *map_rows(models, "on the explained places" if task_of(scores) == "segmentation" else "on the object"),
         *(
             Row(title, {role: (humanised(model.get(key)), "") for role, model in models.items()}, "lower")
             for key, title in (("parameters", "parameters"), ("macs", "MACs"))
@@ -128,7 +139,7 @@ def measures(scores: dict) -> list[Row]:
 def score_cell(entry: dict | None, metric: Metric) -> Cell:
     """A model's metric on a split, with its interval."""
     if metric.is_share:
-        return share(entry)
+        return share(entry, metric.name)
     return cell(Estimate.read(entry, metric.name), unit=f" {metric.unit}".rstrip())
 
 
@@ -146,8 +157,8 @@ def shift_rows(models: Mapping[str, dict[str, Any]], metric: Metric) -> list[Row
     ]
 
 
-def map_rows(models: Mapping[str, dict[str, Any]]) -> list[Row]:
-    """Two rows per explainer: the similarity of its maps to the teacher's, and their share on the object."""
+def map_rows(models: Mapping[str, dict[str, Any]], where: str) -> list[Row]:
+    """Two rows per explainer: the similarity of its maps to the teacher's, and their share on the object (or the region)."""
     table_rows = []
     for name in dict.fromkeys(name for model in models.values() for name in model.get("maps") or {}):
         maps = {role: (model.get("maps") or {}).get(name) or {} for role, model in models.items()}
@@ -158,7 +169,7 @@ def map_rows(models: Mapping[str, dict[str, Any]]) -> list[Row]:
         closer = Estimate.read(student.get("more_than_base"))
         table_rows.append(Row(f"same places as the teacher ({title})", similarities, "higher", closer))
         difference = Estimate.read(student.get("energy_more_than_base"))
-        table_rows.append(Row(f"on the object ({title})", energies, "higher", difference, in_points=True))
+        table_rows.append(Row(f"{where} ({title})", energies, "higher", difference, in_points=True))
     return table_rows
 
 
@@ -203,6 +214,11 @@ def headline(scores: dict) -> str:
     more, less = ("above", "below") if metric.higher_is_better else ("more than", "less than")
     gap = f"{abs(difference):.1f} points" if metric.is_share else with_unit(abs(difference), metric)
     return f"{beginning}, {gap} {more if difference > 0 else less} {control}{doubt}."
+
+
+def task_of(scores: dict) -> str:
+    """The name of the task that a run's scores are of."""
+    return (scores.get("data") or {}).get("task", "classification")
 
 
 def metric_of(scores: dict) -> Metric:

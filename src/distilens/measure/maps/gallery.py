@@ -93,7 +93,7 @@ class Gallery:
     index: Int[Tensor, " b"]
     mask: Float[Tensor, "b h w"] | None
     target: Int[Tensor, " b"]
-    logits: Float[Tensor, "b classes"]
+    logits: Float[Tensor, "b classes ..."]
     classes: tuple[str, ...]
     label_classes: tuple[str, ...]
     model: str

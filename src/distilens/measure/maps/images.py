@@ -170,7 +170,7 @@ def in_turn(labels: np.ndarray, order: np.ndarray) -> np.ndarray:
 
 
 def targets(
-    target: Literal["top1", "label"] | Tensor, chosen: Chosen, logits: Float[Tensor, "b classes"], model: Model
+    target: Literal["top1", "label"] | Tensor, chosen: Chosen, logits: Float[Tensor, "b classes ..."], model: Model
 ) -> Int[Tensor, " b"]:
     """The class to explain, per image.
 

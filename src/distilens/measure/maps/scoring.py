@@ -95,7 +95,7 @@ MEASURES = (
 )
 
 
-def answered(model: Model, images: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b classes"], float]:
+def answered(model: Model, images: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b classes ..."], float]:
     """The logits on the CPU, and the seconds per image of a plain forward pass: the fastest of three, as the first warms up."""
     passes = []
     with evaluating(model), torch.inference_mode():
