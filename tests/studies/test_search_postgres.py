@@ -18,11 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from distilens.runs.recipe_file import make_recipe, read_recipe
-from distilens.studies.search import TUNING
-from distilens.studies.study import Row, Study, read_study
-from distilens.studies.teachers import train_teachers, with_own_training
-from distilens.studies.trial import train_row
+from distilens.runs.recipe_file import make_recipe
+from distilens.studies.study import read_study
 
 pytest.importorskip("optuna", reason="Optuna is not installed")
 psycopg = pytest.importorskip("psycopg", reason="psycopg, which speaks with PostgreSQL, is not installed")
@@ -255,14 +252,30 @@ def test_four_workers_in_one_folder_and_one_is_killed(server, place, content, tm
     print(f"\n{count} trials by {workers_of(trials)} workers in {time.monotonic() - start:.0f} s; lost: {len(lost)}")
 
 
+ALONE = """
+import json, sys
+from pathlib import Path
+from distilens.runs.recipe_file import make_recipe, read_recipe
+from distilens.studies.search import TUNING
+from distilens.studies.study import Row, Study
+from distilens.studies.teachers import train_teachers, with_own_training
+from distilens.studies.trial import train_row
+
+content = with_own_training(read_recipe(Path("recipe.toml")).model_dump(mode="json", exclude_none=True))
+row = Row("one", make_recipe(content, json.loads(sys.argv[2])).model_dump(exclude_none=True))
+study = Study(Path(sys.argv[1]), "search", (row,), (TUNING,))
+train_teachers(study)
+print(train_row(study, row, TUNING)["fingerprint"])
+"""
+
+
 def trained_alone(folder, place, changes) -> str:
-    """The student's fingerprint after a training with the same settings that nobody stops."""
-    content = with_own_training(read_recipe(place / "recipe.toml").model_dump(mode="json", exclude_none=True))
-    study = Study(
-        folder, "search", (Row("one", make_recipe(content, changes).model_dump(exclude_none=True)),), (TUNING,)
-    )
-    train_teachers(study)
-    return train_row(study, study.row("one"), TUNING)["fingerprint"]
+    """The student's fingerprint after a training with the same settings that nobody stops, in a process like a worker's."""
+    command = [sys.executable, "-c", ALONE, str(folder), json.dumps(changes)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()[-1]
 
 
 def workers_of(trials) -> int:

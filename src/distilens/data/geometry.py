@@ -79,24 +79,25 @@ class Geometry:
         return moved if things.ndim == 4 else moved[:, 0]
 
     def move_nearest(self, things: Tensor, *, outside: int) -> Tensor:
-        """Move class numbers `[b h w]` on the source's grid: the nearest place of each result pixel, `outside` beyond the edge.
+        """Move class numbers `[b h w]` from the source's grid, at any resolution: the nearest place of each result pixel.
 
-        Exact for whole boxes: the very places that `move` copies.
+        Beyond the edge the result is `outside`. Exact for whole boxes at the source's resolution: the very places that `move`
+        copies. The result has the resolution of `things`, as in `move`.
         """
-        height, width = self.size
+        grid = things.shape[-2:]
+        height, width = (max(1, round(g * s / o)) for g, s, o in zip(grid, self.size, self.source, strict=True))
         rows = torch.arange(height, device=things.device, dtype=torch.float64).add(0.5) / height
         columns = torch.arange(width, device=things.device, dtype=torch.float64).add(0.5) / width
         columns = torch.where(self.flip[:, None], columns.flip(0), columns)
-        box = self.box.double()
+        scale = [cells / length for cells, length in zip(grid, self.source, strict=True)]
+        box = self.box.double() * self.box.new_tensor([*scale, *scale]).double()
         rows = (box[:, 0:1] + rows * box[:, 2:3]).floor().long()
         columns = (box[:, 1:2] + columns * box[:, 3:4]).floor().long()
         inside_rows, inside_columns = (
-            (lines >= 0) & (lines < length) for lines, length in zip((rows, columns), self.source, strict=True)
+            (lines >= 0) & (lines < length) for lines, length in zip((rows, columns), grid, strict=True)
         )
         images = torch.arange(len(things), device=things.device)[:, None, None]
-        moved = things[
-            images, rows.clamp(0, self.source[0] - 1)[:, :, None], columns.clamp(0, self.source[1] - 1)[:, None]
-        ]
+        moved = things[images, rows.clamp(0, grid[0] - 1)[:, :, None], columns.clamp(0, grid[1] - 1)[:, None]]
         return moved.where(inside_rows[:, :, None] & inside_columns[:, None], outside)
 
     def resample(self, images: Float[Tensor, "b c h w"], size: tuple[int, int]) -> Float[Tensor, "b c height width"]:

@@ -142,8 +142,11 @@ def inspect_recipe(recipe: Recipe, *, timed: bool = True) -> Inspection:
     """
     cache = Path("runs/data")
     data = load(recipe.data, cache)
-    teacher_data = data if recipe.teacher_data == recipe.data else load(recipe.teacher_data, cache)
-    sets = {"data": data} | ({"teacher.data": teacher_data} if teacher_data is not data else {})
+    parts = {role: recipe.data_of(role) for role in (recipe.teacher.models if recipe.teacher else ())}
+    loaded = {recipe.data: data} | {part: load(part, cache) for part in set(parts.values()) - {recipe.data}}
+    teachers_data = {role: loaded[part] for role, part in parts.items()}
+    sets = {"data": data}
+    sets |= {f"{role}.data": seen for role, seen in teachers_data.items() if seen is not data}
     student = build_model(recipe.student.model, data.task, data.size)
     part = recipe.teacher
     teachers = {
@@ -164,7 +167,7 @@ def inspect_recipe(recipe: Recipe, *, timed: bool = True) -> Inspection:
     if not timed:
         return Inspection(recipe, sets, models)
     others = psutil.cpu_percent(LOOKED) / 100
-    plans, answering = plans_of(recipe, data, teacher_data, student, teachers)
+    plans, answering = plans_of(recipe, data, teachers_data, student, teachers)
     batches = batches_of(data, recipe.train, student.device)
     methods = added(student, recipe.student.methods, batches, recipe.train, answering)
     return Inspection(recipe, sets, models, plans, methods, others)
@@ -223,7 +226,7 @@ def batches_of(data: Data, settings: Training, device: torch.device) -> Batches:
 
 
 def plans_of(
-    recipe: Recipe, data: Data, teacher_data: Data, student: Model, teachers: Mapping[str, Model]
+    recipe: Recipe, data: Data, teachers_data: Mapping[str, Data], student: Model, teachers: Mapping[str, Model]
 ) -> tuple[tuple[Plan, ...], Teacher]:
     """The trainings of a run, each with a few timed steps, and the teacher of the student."""
     trainings: list[tuple[str, Model, Data, tuple[str, ...], Training, Teacher]] = []
@@ -231,7 +234,7 @@ def plans_of(
     for role, model in teachers.items():
         if part and finetuning_of(part, part.models[role]) != "none":
             model = copy.deepcopy(model)  # the model that answers is frozen
-            trainings.append((role, model, teacher_data, part.methods, recipe.teacher_training, nobody))
+            trainings.append((role, model, teachers_data[role], part.methods, recipe.teacher_training, nobody))
     trainings.append(("base", student, data, recipe.base.methods, recipe.train, nobody))
     device = cast(torch.device, processes().device)
     live = [LiveTeacher(model.to(device)) for model in teachers.values()]

@@ -18,6 +18,8 @@ class TeacherSettings(Section):
     `answers` says whether it answers each step (`live`) or its answers are recorded once (`stored`).
 
     `others` are further teachers with the same settings. `follow` says how all of them answer as one (`mean` by default).
+    `data` is what the teachers are trained on, by default the run's data; `data_of_others` names other data for the others, one
+    each, for teachers that have each seen a part only.
     `control` removes something from the answers.
     """
 
@@ -26,6 +28,7 @@ class TeacherSettings(Section):
     follow: Annotated[Part, Kind("follow")] | None = None
     control: Annotated[Part, Kind("controls")] | None = None
     data: Annotated[Part, Kind("data")] | None = None
+    data_of_others: Annotated[Parts, Kind("data")] = ()
     methods: Annotated[Parts, Kind("methods")] = ("ce",)
     finetune: Literal["none", "head", "all"] | None = None
     answers: Annotated[Part, Kind("answers")] = "live"
@@ -109,7 +112,14 @@ class Recipe(Section):
 
     @property
     def teacher_data(self) -> str:
-        return (self.teacher and self.teacher.data) or self.data
+        return self.data_of("teacher")
+
+    def data_of(self, role: str) -> str:
+        """The data that a model is trained on: those of a teacher may differ from the run's."""
+        if self.teacher is None or role in ("base", "student"):
+            return self.data
+        others = dict(zip(list(self.teacher.models)[1:], self.teacher.data_of_others, strict=False))
+        return others.get(role) or self.teacher.data or self.data
 
     def resolved(self) -> dict[str, Any]:
         """Plain data with every option of every part written out, for the run folder."""

@@ -93,6 +93,11 @@ def method_problems(recipe: Recipe) -> list[str]:
                 problems.append(f"{stage}.methods: {error}")
     if recipe.teacher and recipe.teacher.follow and not recipe.teacher.others:
         problems.append("teacher.follow is for several teachers, but there is only one: name others in teacher.others")
+    if recipe.teacher and len(recipe.teacher.data_of_others) not in (0, len(recipe.teacher.others)):
+        problems.append(
+            f"teacher.data_of_others names {len(recipe.teacher.data_of_others)} data sets for {len(recipe.teacher.others)} "
+            "further teachers: give one for each, in the order of teacher.others"
+        )
     explainers = [Spec.parse(part).name for part in recipe.explain.explainers]
     twice = dict.fromkeys(name for name in explainers if explainers.count(name) > 1)
     problems += [
@@ -104,7 +109,14 @@ def method_problems(recipe: Recipe) -> list[str]:
 def missing_places(content: Mapping[str, Any]) -> list[str]:
     """Files and folders that a recipe's data name but that do not exist. This check does not import torch."""
     teacher = content.get("teacher")
-    named = {"data": content.get("data"), "teacher.data": teacher.get("data") if isinstance(teacher, Mapping) else None}
+    named = {"data": content.get("data")}
+    if isinstance(teacher, Mapping):
+        others = teacher.get("data_of_others")
+        parts = others if isinstance(others, list | tuple) else []
+        named |= {
+            "teacher.data": teacher.get("data"),
+            **{f"teacher.data_of_others[{at}]": part for at, part in enumerate(parts)},
+        }
     problems = []
     for key, part in named.items():
         try:

@@ -60,6 +60,7 @@ class Run:
     console: Console | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     origins: dict[str, dict[str, Any]] = field(default_factory=dict)
+    loaded: dict[str, Data] = field(default_factory=dict)
 
     @cached_property
     def data(self) -> Data:
@@ -68,12 +69,24 @@ class Run:
     @cached_property
     def teacher_data(self) -> Data:
         """The data that the teacher is trained on; by default the run's."""
-        if self.recipe.teacher_data == self.recipe.data:
+        return self.data_of("teacher")
+
+    def data_of(self, role: str) -> Data:
+        """The data that a model is trained on, by role.
+
+        Raises:
+            UserError: a teacher's data have other classes than the run's.
+        """
+        part = self.recipe.data_of(role)
+        if part == self.recipe.data:
             return self.data
-        data = load(self.recipe.teacher_data, self.folder.parent / "data")
-        if data.task != self.data.task:
-            raise UserError("teacher.data has other classes than data: " + (", ".join(data.classes) or data.task.name))
-        return self.say_inventory(data)
+        if part not in self.loaded:
+            data = load(part, self.folder.parent / "data")
+            if data.task != self.data.task:
+                key = "teacher.data" if role == "teacher" else f"the data of {role}"
+                raise UserError(f"{key} has other classes than data: " + (", ".join(data.classes) or data.task.name))
+            self.loaded[part] = self.say_inventory(data)
+        return self.loaded[part]
 
     def say_inventory(self, data: Data) -> Data:
         """Print what a user must know about the data: what was left out, and remarks on the pictures. Returns the data."""

@@ -188,7 +188,7 @@ def train_role(
     seed: int | None = None,
 ) -> None:
     """Train one model of a run in its folder. A checkpoint of the same plan is resumed."""
-    data = run.data if role in ("base", "student") else run.teacher_data
+    data = run.data_of(role)
     folder, seed = run.folder / role, run.recipe.seed if seed is None else seed
     kind = kind_for(plan["model"], data.task)
     given, settings = settings, settled(settings, kind)

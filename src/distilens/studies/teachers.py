@@ -28,7 +28,7 @@ from distilens.runs.run import Run, wait_and_lock
 from distilens.runs.training import finetuning_of, train_teacher
 from distilens.studies.study import Study
 
-TRAINING = ("data", "methods", "finetune", "train")
+TRAINING = ("data", "data_of_others", "methods", "finetune", "train")
 """The keys of `[teacher]` that its training needs, and a trained teacher does not."""
 
 
@@ -74,6 +74,7 @@ def teacher_key(recipe: Recipe) -> str:
     assert recipe.teacher is not None
     content = recipe.resolved()["teacher"]
     kept = {key: value for key, value in content.items() if key in ("model", "others", "methods", "finetune")}
+    kept |= {"data of others": content["data_of_others"]} if content.get("data_of_others") else {}
     return key_of(kept, recipe.teacher_training.decisive(), recipe.teacher_data, recipe.seed)
 
 

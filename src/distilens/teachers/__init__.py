@@ -14,14 +14,17 @@ from distilens.teachers.live import LiveTeacher, nobody
 from distilens.teachers.mean import MeanTeacher, RandomTeacher
 from distilens.teachers.several import Several
 from distilens.teachers.stored import StoredTeacher
+from distilens.teachers.weighted import AdaptiveTeacher, MeanProbabilitiesTeacher
 
 ANSWERS = Registry("answers", {"live": "distilens.teachers.stored:live", "stored": "distilens.teachers.stored:stored"})
 
 FOLLOW = Registry(
     "way to follow several teachers",
     {
+        "adaptive": "distilens.teachers.weighted:AdaptiveTeacher",
         "best_explained": "distilens.teachers.best_explained:BestExplainedTeacher",
         "mean": "distilens.teachers.mean:MeanTeacher",
+        "mean_probabilities": "distilens.teachers.weighted:MeanProbabilitiesTeacher",
         "random": "distilens.teachers.mean:RandomTeacher",
     },
 )
@@ -51,8 +54,10 @@ __all__ = [
     "ANSWERS",
     "CONTROLS",
     "FOLLOW",
+    "AdaptiveTeacher",
     "BestExplainedTeacher",
     "LiveTeacher",
+    "MeanProbabilitiesTeacher",
     "MeanTeacher",
     "MisregisteredTeacher",
     "PermutedTeacher",

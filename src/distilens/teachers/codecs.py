@@ -84,22 +84,28 @@ class Full(Codec):
 
 
 class Largest(Codec):
-    """The largest logits with their classes, and one value for all others: see `levelled`."""
+    """The largest logits with their classes, and one value for all others: see `levelled`.
 
-    def __init__(self, top: int, classes: int):
-        self.top, self.classes, self.half = min(top, classes), classes, Half()
+    In a dense task it does so at each place. There, values are bytes: an error of at most (largest - smallest value of the image)
+    / 510 per logit.
+    """
+
+    def __init__(self, top: int, classes: int, *, dense: bool = False):
+        self.top, self.classes = min(top, classes), classes
+        self.values: Codec = Byte() if dense else Half()
 
     def fields(self, shape: Shape) -> list[tuple]:
-        number = "<u2" if self.classes <= 2**16 else "<u4"
-        return [("classes", number, (self.top,)), *self.half.fields((self.top + 1,))]
+        dense = len(shape) > 1
+        number = "u1" if dense and self.classes <= 2**8 else "<u2" if self.classes <= 2**16 else "<u4"
+        return [("classes", number, (self.top, *shape[1:])), *self.values.fields((self.top + 1, *shape[1:]))]
 
     def encode(self, values: Tensor, records: np.ndarray) -> None:
         largest, places, rest = levelled(values.float(), self.top)
         records["classes"] = places.numpy()
-        self.half.encode(torch.cat([largest, rest[:, None]], 1), records)
+        self.values.encode(torch.cat([largest, rest[:, None]], 1), records)
 
     def decode(self, records: np.ndarray, device: torch.device) -> Tensor:
-        values = self.half.decode(records, device)
+        values = self.values.decode(records, device)
         places = sent(records["classes"].astype(np.int32), device).long()
         return unlevelled(values[:, :-1], places, values[:, -1], self.classes)
 
@@ -116,7 +122,7 @@ def codec_of(need: Need, shape: Shape, *, maps: str) -> Codec:
     if need.kind == "maps" and maps == "uint8":
         return Byte()
     if need.top is not None:
-        return Largest(need.top, shape[0])
+        return Largest(need.top, shape[0], dense=len(shape) > 1)
     return Half()
 
 

@@ -26,7 +26,17 @@ from distilens.models.heads import heads
 from distilens.models.saved import architecture
 from distilens.models.taps import find
 from distilens.teachers.judges import Judge, build_judge
-from distilens.teachers.needs import Need, levelled, make_answer, moved, of_kind, read_needs, spread, unlevelled
+from distilens.teachers.needs import (
+    Need,
+    levelled,
+    make_answer,
+    moved,
+    moved_target,
+    of_kind,
+    read_needs,
+    spread,
+    unlevelled,
+)
 from distilens.teachers.pruned import pruned
 
 
@@ -150,7 +160,10 @@ class LiveTeacher(Teacher):
                 by_tap = cast(ActivationMap, explainer).at(list(dict.fromkeys(taps)), model, images, target)
                 explanations = [by_tap[tap] for tap in taps]
         return [
-            (spread(batch, rows, moved(selected, need, explanation.maps)), spread(batch, rows, explanation.target))
+            (
+                spread(batch, rows, moved(selected, need, explanation.maps)),
+                spread(batch, rows, moved_target(selected, need, explanation.target)),
+            )
             for need, explanation in zip(needs, explanations, strict=True)
         ]
 

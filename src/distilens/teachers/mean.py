@@ -12,7 +12,7 @@ from torch import Tensor
 from distilens.core import Answer, Batch, Teacher
 from distilens.foundation.devices import to_device
 from distilens.teachers.judges import level
-from distilens.teachers.needs import Need, of_kind, spread
+from distilens.teachers.needs import Need, explained_by, moved_target, of_kind, spread
 from distilens.teachers.several import Following, Several, joined, trust_of
 
 
@@ -48,14 +48,15 @@ class MeanTeacher(Several):
         answers = [teacher(batch, [*needs, *more]) for teacher in self.teachers]
         first: dict[str, Tensor] = {}
         if any(need.of == "images" for need in aims):
-            first["images"] = first_class(answers)
+            first["images"] = first_class(batch, answers)
         if any(need.of == "canonical" for need in aims):
             shown = batch.untransformed()
-            first["canonical"] = first_class([teacher(shown, ["logits"]) for teacher in self.teachers])
+            first["canonical"] = first_class(shown, [teacher(shown, ["logits"]) for teacher in self.teachers])
         targets = {need.text: answers[0].targets[need.text] for need in of_kind(wanted, "maps")}
         for need in aims:
             rows = to_device(need.rows(batch), batch.images.device)
-            targets[need.text] = spread(batch, rows, first[need.of][rows])
+            own = moved_target(batch, need, first[need.of])
+            targets[need.text] = spread(batch, rows, own[rows])
         trust = trust_of(answers, mean)
         return joined(answers, wanted, mean, mean_map, targets=targets, trust=trust)
 
@@ -86,9 +87,9 @@ def explains_own_class(need: Need) -> bool:
     return need.classes == "one" and need.target == "top1"
 
 
-def first_class(answers: Sequence[Answer]) -> Int[Tensor, " b"]:
-    """The top class of the mean logits."""
-    return mean([answer.logits for answer in answers if answer.logits is not None]).argmax(1)
+def first_class(batch: Batch, answers: Sequence[Answer]) -> Int[Tensor, "b ..."]:
+    """The top class of the mean logits; in a dense task with its places."""
+    return explained_by(batch, mean([answer.logits for answer in answers if answer.logits is not None]))
 
 
 def mean(values: list[Tensor]) -> Tensor:

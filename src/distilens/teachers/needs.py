@@ -1,7 +1,7 @@
 """Needs: what a method asks of a teacher, in notation.
 
 logits                          the logits of the images
-logits:top=10                   the ten largest logits, all others equal: an approximation with small records
+logits:top=10                   the ten largest logits (in a dense task at each place), all others equal: small records
 features:layer3                 the features at a tap
 maps:ig:steps=32                the explainer's maps, with its own options and these:
     of=images|canonical         for the crops of the batch, or for the untransformed images, moved with the crops
@@ -34,6 +34,8 @@ from distilens.foundation import randomness
 from distilens.foundation.errors import UserError
 from distilens.foundation.notation import Spec, convert
 from distilens.models.grids import resized
+from distilens.tasks import NOWHERE
+from distilens.tasks.classification import UNNAMED
 from distilens.teachers.judges import JUDGES
 
 FORMS = "logits, logits:top=K, features:TAP, maps:EXPLAINER, scores:JUDGE, pruned:SHARE or module:PATH"
@@ -212,6 +214,20 @@ def moved(batch: Batch, need: Need, maps: Tensor, rows: Tensor | None = None) ->
     return pooled((batch.geometry if rows is None else batch.geometry.select(rows)).move(maps), need)
 
 
+def moved_target(batch: Batch, need: Need, target: Tensor, rows: Tensor | None = None) -> Tensor:
+    """What maps explain, moved with them: in a dense task the places of the untransformed images (only those at `rows`)."""
+    if target.ndim == 1 or need.of == "images" or batch.geometry is None or not len(target):
+        return target
+    geometry = batch.geometry if rows is None else batch.geometry.select(rows)
+    return geometry.move_nearest(target, outside=NOWHERE)
+
+
+def explained_by(batch: Batch, logits: Tensor) -> Tensor:
+    """What the task of a batch explains of some logits: in classification the top class."""
+    task = UNNAMED if batch.variant is None else batch.variant.split.task
+    return task.explained(logits)
+
+
 def pooled(maps: Tensor, need: Need) -> Tensor:
     """Maps averaged to the number of cells that the need asks for."""
     return maps if need.pool is None else resized(maps, (need.pool, need.pool))
@@ -229,7 +245,7 @@ def levelled(logits: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:
 
     `r = logsumexp(others) - log(classes - top)`, so the probabilities of the largest are exact at temperature 1.
     """
-    classes = logits.shape[1]
+    classes = logits.shape[1]  # in a dense task, all of this is for each place
     values, places = logits.topk(min(top, classes), dim=1)
     if values.shape[1] == classes:
         return values, places, values[:, -1]
@@ -239,4 +255,4 @@ def levelled(logits: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def unlevelled(values: Tensor, places: Tensor, rest: Tensor, classes: int) -> Tensor:
     """The approximate inverse of `levelled`."""
-    return rest[:, None].repeat(1, classes).scatter(1, places, values)
+    return rest[:, None].repeat(1, classes, *[1] * (rest.ndim - 1)).scatter(1, places, values)

@@ -16,9 +16,10 @@ from distilens.data.variant import Variant
 from distilens.foundation.errors import UserError
 from distilens.foundation.files import read_json, readable
 from distilens.foundation.notation import Spec
+from distilens.tasks import NOWHERE, VOID
 from distilens.teachers.codecs import Codec, check_finite, codec_of, sent
 from distilens.teachers.judges import build_judge
-from distilens.teachers.needs import Need, make_answer, moved, of_kind, read_needs, spread
+from distilens.teachers.needs import Need, make_answer, moved, moved_target, of_kind, read_needs, spread
 from distilens.teachers.records import Different, Shelf, check_room, file_name
 
 TOGETHER = 16
@@ -216,10 +217,11 @@ class StoredTeacher(Teacher):
         there = self.description(need)
         if self.teacher is None and there is None:
             raise UserError(f"no answers to {need.name} in {self.folder}. Record them: {self.again}")
-        shape = tuple(there["shape"] if there else self.ask(batch, [need], np.arange(1))[0][0].shape[1:])
+        first = None if there else self.ask(batch, [need], np.arange(1))[0]
+        shape = tuple(there["shape"] if first is None else first[0].shape[1:])
         as_written = there["made from"].get("written as") if there and self.teacher is None else None
         codec = codec_of(need, shape, maps={"byte": "uint8", "half": "float16"}.get(str(as_written), self.maps))
-        target = [("target", "<i4")] if need.kind == "maps" else []
+        target = [("target", *target_field(there, first))] if need.kind == "maps" else []
         written = {"written as": type(codec).__name__.lower()}
         made_from = {**self.made_by(need, there), **pictures(variant, need), **written}
         try:
@@ -318,9 +320,19 @@ def encoded(place: OpenShelf, need: Need, answers: Tensor, targets: Tensor) -> n
     """The answers as records, without their check sums."""
     records = np.zeros(len(answers), place.shelf.dtype)
     place.codec.encode(answers, records)
-    if need.kind == "maps":
-        records["target"] = targets.numpy()
+    if need.kind == "maps":  # where a byte has no -1, 255 stands for it
+        records["target"] = targets.numpy().astype(records["target"].dtype)
     return records
+
+
+def target_field(there: dict[str, Any] | None, first: tuple[Tensor, Tensor] | None) -> tuple:
+    """The type and shape of what maps explain: a class; in a dense task its places, in bytes."""
+    if first is None:
+        assert there is not None
+        kind, shape = next((kind, tuple(shape)) for name, kind, shape in there["record"] if name == "target")
+        return kind, shape
+    places = tuple(first[1].shape[1:])
+    return ("u1", places) if places else ("<i4",)
 
 
 def value(batch: Batch, need: Need, request: Request) -> Any:
@@ -332,7 +344,11 @@ def value(batch: Batch, need: Need, request: Request) -> Any:
         return answers
     rows = sent(chosen, device)
     shown = moved(batch, need, answers, rows if len(chosen) < len(batch) else None)
-    return spread(batch, rows, shown), spread(batch, rows, sent(records["target"], device).long())
+    target = sent(records["target"], device).long()
+    if target.ndim > 1:
+        target = target.masked_fill(target == VOID, NOWHERE)
+    target = moved_target(batch, need, target, rows if len(chosen) < len(batch) else None)
+    return spread(batch, rows, shown), spread(batch, rows, target)
 
 
 def live(teacher: Teacher, folder: Path, again: str, say: Callable[[str], object], variants: int) -> Teacher:
