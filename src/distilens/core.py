@@ -142,6 +142,7 @@ class Method(nn.Module):
         every: its loss is computed at every n-th step, starting with the first.
         negative: its loss can be below 0.
         notation: the text it was built from, with all options. A checkpoint of another list of methods is recognised by it.
+        alone: a share of the steps at the start, in which only methods with it work; then they are done, and the others begin.
         warmup, decay: shares of the steps. Its term grows from 0 over the first `warmup` and falls to 0 over the last `decay`.
     """
 
@@ -155,6 +156,7 @@ class Method(nn.Module):
     every: int = 1
     negative: bool = False
     notation: str = ""
+    alone: float = 0.0
     warmup: float = 0.0
     decay: float = 0.0
 
@@ -279,6 +281,12 @@ class Objective(nn.Module):
         """The needs of all methods, without duplicates."""
         return needs_of(self.terms().values())
 
+    def at_work(self, progress: float) -> dict[str, Method]:
+        """The methods that work at this progress: in a first phase those with `alone`, then the others."""
+        terms = self.terms()
+        first = {name: method for name, method in terms.items() if progress < method.alone}
+        return first or {name: method for name, method in terms.items() if not method.alone}
+
     def prepare(self, batch: Batch, answer: Answer) -> None:
         """Let each method prepare the student on a first batch; methods that insert parts come first.
 
@@ -303,11 +311,12 @@ class Objective(nn.Module):
 
     def forward(self, batch: Batch, answer: Answer) -> dict[str, Tensor]:
         """The weighted terms of one batch, by name; their sum is the loss."""
-        for method in self.terms().values():
+        working = self.at_work(batch.progress)
+        for method in working.values():
             batch = method.transform(batch, answer)
         output = self.student(batch.view, batch.inputs)
         terms: dict[str, Tensor] = {}
-        for name, method in self.terms().items():
+        for name, method in working.items():
             loss = None if batch.step % method.every else method.loss(batch, output, answer)
             if loss is not None:
                 if loss.ndim and loss.shape != batch.index.shape:

@@ -49,6 +49,7 @@ METHODS = Registry(
         "reviewkd": "distilens.methods.reviewkd:ReviewKD",
         "rtk": "distilens.methods.rtk:RTK",
         "simkd": "distilens.methods.simkd:SimKD",
+        "spirit": "distilens.methods.spirit:Spirit",
         # relations between images
         "sp": "distilens.methods.sp:SP",
         "rkd": "distilens.methods.rkd:RKD",

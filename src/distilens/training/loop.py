@@ -15,7 +15,18 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from distilens.core import Answering, Batch, Method, Model, Objective, Teacher, accompany, as_teacher, with_terms
+from distilens.core import (
+    Answering,
+    Batch,
+    Method,
+    Model,
+    Objective,
+    Teacher,
+    accompany,
+    as_teacher,
+    needs_of,
+    with_terms,
+)
 from distilens.data.augment import AUGMENTS
 from distilens.data.pipeline import Batches
 from distilens.data.splits import Data
@@ -131,7 +142,7 @@ def train_alone(
             for batch in training.epoch(epoch, start=place.within, epochs=settings.epochs):
                 set_learning_rate(optimizer, peaks, schedule(place.step, steps))
                 with accelerator.autocast():
-                    answer = teacher(batch, objective.needs)
+                    answer = teacher(batch, needs_of(objective.at_work(batch.progress).values()))
                 terms = wrapped(batch, answer)
                 accelerator.backward(total(terms))
                 if settings.clip:
