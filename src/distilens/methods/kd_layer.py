@@ -84,6 +84,7 @@ class KDLayer(Method):
         self.tap = tap or ("last" if stage == 1 else "last-1")
         self.teacher_tap = teacher_tap or self.tap
         self.tasks = ("classification",) if stage == 2 else ()
+        self.because = "in stage 2 each place has the label of its image"
         self.needs = (f"features:{self.teacher_tap}",)
         self.inserted: list[KDPart] = []  # a list, not a submodule: the parameters belong to the student
         self.place = ""

@@ -239,4 +239,4 @@ def levelled(logits: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def unlevelled(values: Tensor, places: Tensor, rest: Tensor, classes: int) -> Tensor:
     """The approximate inverse of `levelled`."""
-    return rest[:, None].repeat(1, classes).scatter(1, places, values)
+    return rest[:, None].repeat(1, classes, *[1] * (rest.ndim - 1)).scatter(1, places, values)
