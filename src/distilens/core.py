@@ -51,7 +51,7 @@ class Answer:
     """A teacher's answer to a batch. It holds only what some method needs.
 
     Attributes:
-        logits: `[b classes]`.
+        logits: `[b classes]`; in a dense task `[b classes h w]`.
         features: by tap.
         maps: by need, `[b h w]`, float32; maps of all classes are `[b classes h w]`.
         targets: by the same need, the class that each map explains, `[b]`.
@@ -61,13 +61,13 @@ class Answer:
         trust: `[b]` in [0, 1]; 0 if no teacher is right. It weights the loss of every method that needs a teacher.
     """
 
-    logits: Float[Tensor, "b classes"] | None = None
+    logits: Float[Tensor, "b classes ..."] | None = None
     features: Mapping[str, Tensor] = field(default_factory=dict)
     maps: Mapping[str, Float[Tensor, "b *classes h w"]] = field(default_factory=dict)
-    targets: Mapping[str, Int[Tensor, " b"]] = field(default_factory=dict)
+    targets: Mapping[str, Int[Tensor, "b ..."]] = field(default_factory=dict)
     scores: Mapping[str, Float[Tensor, " b"]] = field(default_factory=dict)
     modules: Mapping[str, nn.Module] = field(default_factory=dict)
-    pruned: Mapping[str, Float[Tensor, "b classes"]] = field(default_factory=dict)
+    pruned: Mapping[str, Float[Tensor, "b classes ..."]] = field(default_factory=dict)
     trust: Float[Tensor, " b"] | None = None
 
 

@@ -1,7 +1,7 @@
 """Losses between the places of dense answers and features: their formulas in NumPy, and what no dense loss may depend on.
 
-The published code of several of these breaks one of the rules here: it mixes images, divides by the void places, by the classes or
-by the size of the image, or takes the logarithm of a probability that is 0.
+The published code of several of these breaks one of the rules here: it mixes images, divides by the void places, by the classes
+or by the size of the image, or takes the logarithm of a probability that is 0.
 """
 
 import numpy as np
@@ -217,7 +217,7 @@ def test_void_places_change_nothing(name):
 
 
 def test_ifvd_does_not_shrink_with_the_share_of_void():
-    """As published, a void place is its own mean and counts as 0. Here an image beside a void one of the same size is the same."""
+    """As published, a void place counts as 0. Here an image with a void half has the loss of the other half."""
     ours, theirs, targets = maps(0), maps(1), masks(void=0)
     wide = [torch.cat([values, values.flip(0)], 3) for values in (ours, theirs)]
     padded = torch.cat([targets, torch.full_like(targets, VOID)], 2)

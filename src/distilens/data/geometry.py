@@ -94,9 +94,7 @@ class Geometry:
             (lines >= 0) & (lines < length) for lines, length in zip((rows, columns), self.source, strict=True)
         )
         images = torch.arange(len(things), device=things.device)[:, None, None]
-        moved = things[
-            images, rows.clamp(0, self.source[0] - 1)[:, :, None], columns.clamp(0, self.source[1] - 1)[:, None]
-        ]
+        moved = things[images, rows.clamp(0, self.source[0] - 1)[:, :, None], columns.clamp(0, self.source[1] - 1)[:, None]]
         return moved.where(inside_rows[:, :, None] & inside_columns[:, None], outside)
 
     def resample(self, images: Float[Tensor, "b c h w"], size: tuple[int, int]) -> Float[Tensor, "b c height width"]:

@@ -38,8 +38,8 @@ class Explanation:
     """
 
     maps: Float[Tensor, "b h w"]
-    logits: Float[Tensor, "b classes"]
-    target: Int[Tensor, " b"]
+    logits: Float[Tensor, "b classes ..."]
+    target: Int[Tensor, "b ..."]
     residual: Float[Tensor, " b"] | None = None
 
     @classmethod
@@ -167,7 +167,7 @@ def classes_of(logits: Tensor, target: Target, task: Task, name: str) -> Int[Ten
     return aim
 
 
-def scores_of(logits: Float[Tensor, "b classes"], target: Aim, task: Task = UNNAMED) -> Float[Tensor, " b"]:
+def scores_of(logits: Float[Tensor, "b classes ..."], target: Aim, task: Task = UNNAMED) -> Float[Tensor, " b"]:
     """The scalar to explain, one per image: in classification the logit of the target class.
 
     Raises:
@@ -182,7 +182,7 @@ def scores_of(logits: Float[Tensor, "b classes"], target: Aim, task: Task = UNNA
     return scores
 
 
-def confidence_of(logits: Float[Tensor, "b classes"], target: Aim, task: Task = UNNAMED) -> Float[Tensor, " b"]:
+def confidence_of(logits: Float[Tensor, "b classes ..."], target: Aim, task: Task = UNNAMED) -> Float[Tensor, " b"]:
     """How strongly a model answers the target: in classification the probability of the class; the number of a function."""
     return task.confidence(logits, target) if isinstance(target, Tensor) else scores_of(logits, target)
 

@@ -201,7 +201,7 @@ def standardised(logits: Float[Tensor, "b classes *places"]) -> Float[Tensor, "b
     return (logits - logits.mean(1, keepdim=True)) / logits.std(1, keepdim=True).clamp_min(0.01)
 
 
-def divergence(theirs: Float[Tensor, "b c *places"], ours: Float[Tensor, "b c *places"]) -> Float[Tensor, "b *places"]:
+def divergence(theirs: Float[Tensor, "b c *places"], ours: Float[Tensor, "b c *places"]) -> Float[Tensor, " b *places"]:
     """`KL(p_t || p_s)` from logarithms. Classes where both are minus infinity count 0."""
     none = theirs.isneginf() & ours.isneginf()
     return (

@@ -110,7 +110,7 @@ def check_correlated(logits: Float[Tensor, "b classes"]) -> None:
         )
 
 
-def pearson(x: Float[Tensor, "b c *places"], y: Float[Tensor, "b c *places"]) -> Float[Tensor, "b *places"]:
+def pearson(x: Float[Tensor, "b c *places"], y: Float[Tensor, "b c *places"]) -> Float[Tensor, " b *places"]:
     """Pearson's correlation of each pair of rows of positive numbers; a row is along axis 1.
 
     It goes towards 0 if one row varies by less than 3 % of its mean, and is 0 if one is constant. The published code adds 1e-8

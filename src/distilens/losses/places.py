@@ -15,7 +15,7 @@ SHORT = 1e-6
 
 
 def per_image(
-    values: Float[Tensor, "b *places"], valid: Bool[Tensor, "b *places"] | None = None
+    values: Float[Tensor, " b *places"], valid: Bool[Tensor, " b *places"] | None = None
 ) -> Float[Tensor, " b"]:
     """The mean over an image's places; with `valid`, over those places only, and 0 if there is none.
 

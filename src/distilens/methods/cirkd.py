@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -113,7 +113,11 @@ class CIRKD(Paired):
             )
 
     def remembered(self) -> int:
-        return sum(queues.entries.nbytes for queues in self.queues.values())
+        return sum(self.queues_of(kind).entries.nbytes for kind in self.queues)
+
+    def queues_of(self, kind: str) -> Queues:
+        """The queues of pixels, or of regions."""
+        return cast(Queues, self.queues[kind])
 
     def loss(self, batch: Batch, output: Output, answer: Answer) -> Float[Tensor, " b"]:
         ((ours, theirs),) = self.features(output, answer)
@@ -133,14 +137,14 @@ class CIRKD(Paired):
         """Store pixels and regions of this batch."""
         if "pixels" in self.queues:
             draws = batch.draw("cirkd", own.shape[1])
-            self.queues["pixels"].push(*pixels_of_classes(theirs, own, draws, self.classes, PUSHED))
+            self.queues_of("pixels").push(*pixels_of_classes(theirs, own, draws, self.classes, PUSHED))
         if "regions" in self.queues:
-            self.queues["regions"].push(*regions_of_classes(theirs, own, self.classes))
+            self.queues_of("regions").push(*regions_of_classes(theirs, own, self.classes))
 
     def draw(self, kind: str, batch: Batch) -> tuple[Float[Tensor, "v width"], Bool[Tensor, " v"]]:
         """This step's entries, the same number of each class, and whether they are there."""
         generator = randomness.generator(f"cirkd {kind} {batch.epoch} {batch.step}", batch.seed)
-        entries, there = self.queues[kind].draw(-(-self.drawn[kind] // self.classes), generator)
+        entries, there = self.queues_of(kind).draw(-(-self.drawn[kind] // self.classes), generator)
         return entries.flatten(0, 1), there.flatten()
 
     def to_entries(

@@ -15,10 +15,10 @@ from distilens.tasks import VOID
 class IFVD(Paired):
     """Match how similar each place is to the mean of its class in the image: intra-class feature variation distillation.
 
-    `mean_u (v_s - v_t)_u^2` per image, with `v_u = cos(F_u, m_c)`: `c` is the class of place u by the labels, and `m_c` is the mean
-    of the features at the image's places of that class. Void places are left out of both means; an image without labels gives 0.
-    The class of a place is that of the pixel under its centre. The numbers of channels may differ. If the grids differ, the
-    smaller one is used. Mixed images have the class of the first image.
+    `mean_u (v_s - v_t)_u^2` per image, with `v_u = cos(F_u, m_c)`: `c` is the class of place u by the labels, and `m_c` is the
+    mean of the features at the image's places of that class. Void places are left out of both means; an image without labels
+    gives 0. The class of a place is that of the pixel under its centre. The numbers of channels may differ. If the grids differ,
+    the smaller one is used. Mixed images have the class of the first image.
 
     Args:
         tap: where the features are read.

@@ -14,9 +14,9 @@ from distilens.methods.paired import Paired
 class Pairwise(Paired):
     """Match the similarities between the places of an image: structured, pair-wise distillation.
 
-    `mean_uv (A_s - A_t)_uv^2` per image, with `A_uv` the cosine of the features at the places u and v, after a maximum over squares
-    of `pool` × `pool` places. The numbers of channels may differ, so nothing is trained beside the student. If the grids differ,
-    the smaller one is used. All places count, void or not.
+    `mean_uv (A_s - A_t)_uv^2` per image, with `A_uv` the cosine of the features at the places u and v, after a maximum over
+    squares of `pool` × `pool` places. The numbers of channels may differ, so nothing is trained beside the student. If the grids
+    differ, the smaller one is used. All places count, void or not.
 
     It needs a table of places by places per image: name a coarse tap, or pool more.
 

@@ -39,8 +39,8 @@ class Queues(nn.Module):
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
         if needed > free:
             raise UserError(
-                f"{name} stores {size:,} × {width} numbers for each of {classes} classes. This takes {readable(needed)}, but only "
-                f"{readable(free)} of memory are free: use shorter queues"
+                f"{name} stores {size:,} × {width} numbers for each of {classes} classes. This takes {readable(needed)}, but "
+                f"only {readable(free)} of memory are free: use shorter queues"
             )
         self.size = size
         self.entries = torch.zeros(classes, size + 1, width, device=device)  # the last place takes what is not stored

@@ -176,7 +176,7 @@ class Model(nn.Module):
         for tap in self.taps.values():
             tap.value = None
 
-    def logits(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
+    def logits(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes ..."]:
         """The logits only, without the tapped features."""
         return self(images).logits
 

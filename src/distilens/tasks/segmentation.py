@@ -159,7 +159,9 @@ class Segmentation(Task):
         """The IoU of each class, with its interval over images; a class that is absent everywhere has no value."""
         known = self.known(targets)
         counts = self.counts(outputs[known], targets[known]).cpu().numpy()
-        return {name: bootstrap.of_sums(counts[..., [number]], mean_iou) for number, name in enumerate(self.classes)}
+        return {
+            name: bootstrap.of_sums(counts[..., [number]], mean_iou) for number, name in enumerate(self.classes)
+        }
 
     def apart(self, outputs: Tensor, others: Tensor, targets: UInt8[Tensor, "b h w"]) -> Estimate | None:
         """The mIoU of a model minus that of another on the same images, with a bootstrap over images (both drawn alike)."""
