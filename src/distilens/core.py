@@ -51,7 +51,7 @@ class Answer:
     """A teacher's answer to a batch. It holds only what some method needs.
 
     Attributes:
-        logits: `[b classes]`.
+        logits: `[b classes]`; in a dense task `[b classes h w]`.
         features: by tap.
         maps: by need, `[b h w]`, float32; maps of all classes are `[b classes h w]`.
         targets: by the same need, the class that each map explains, `[b]`; in a dense task with its places, `[b h w]`.
@@ -138,6 +138,8 @@ class Method(nn.Module):
         inserts: it puts a part into the student, so it is prepared before the methods that read the student's features.
         at_use: teacher needs that remain at inference; such a student cannot run without its teacher.
         tasks: the names of the tasks that it is for; empty for all.
+        whole: it compares whole images, so it is not for tasks with a target for each place.
+        because: why it is not for other tasks, for the message: "it compares places, and ...".
         one_teacher: it collects from a single teacher, so a run with several teachers cannot use it.
         every: its loss is computed at every n-th step, starting with the first.
         negative: its loss can be below 0.
@@ -152,6 +154,8 @@ class Method(nn.Module):
     inserts: bool = False
     at_use: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
+    whole: bool = False
+    because: str = ""
     one_teacher: bool = False
     every: int = 1
     negative: bool = False
@@ -345,8 +349,12 @@ class Objective(nn.Module):
 def check_task(methods: Mapping[str, Method], task: Task) -> None:
     """Raise a `UserError` if a method is not for a task."""
     for name, method in methods.items():
+        because = method.because and f": {method.because}"
         if method.tasks and task.name not in method.tasks:
-            raise UserError(f"{name} is for {', '.join(method.tasks)}, but the task of these data is {task.name}")
+            wanted = " and ".join(method.tasks)
+            raise UserError(f"{name} is for {wanted}, but the task of these data is {task.name}{because}")
+        if method.whole and task.dense:
+            raise UserError(f"{name} is for whole images, but the task of these data is {task.name}{because}")
 
 
 def with_terms(methods: Mapping[str, Method]) -> list[str]:

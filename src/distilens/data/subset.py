@@ -132,7 +132,11 @@ def make_inventory(
         left_out["pictures that cannot be decoded"] = source.skipped
     if rare:
         left_out[f"classes of fewer than {min_images} training images"] = rare
-    absent = [describe_absent_classes(part, names, splits[part].strata) for part in ("validation", "test")]
+    absent = [
+        describe_absent_classes(part, names, splits[part].strata)
+        for part in ("validation", "test")
+        if not source.task.dense  # an image has no single class there
+    ]
     remarks = [*source.inventory.remarks, *(line for line in absent if line), *copies]
     return replace(source.inventory, remarks=tuple(remarks), left_out=left_out)
 

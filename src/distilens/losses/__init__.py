@@ -6,29 +6,39 @@ float32, the others in float32 or float64, also under autocast. The methods of a
 
 | logits `[images, classes]` | `kd`, `dkd`, `dist`, `mlkd`, `r2kd`; with labels `ce` |
 |---|---|
+| logits of places `[images, classes, height, width]` | `kd`, `dkd`, `dist`, `cwd`; with masks `dice`, `lovasz` |
 | features `[images, channels, height, width]` | `fitnet`, `at`, `nst`, `hierarchical` |
+| places of features: where, how similar | `cwd`, `pairwise`, `cross_image`; with masks `ifvd` |
 | relations between the images of a batch | `sp`, `rkd`, `pkt`, `crd` |
 | maps `[images, height, width]` | `map_match` |
 """
 
 from distilens.losses.answers import ce, dkd, kd, mlkd
 from distilens.losses.correlations import dist, r2kd
+from distilens.losses.dense import cross_image, cwd, ifvd, pairwise
 from distilens.losses.features import at, fitnet, hierarchical, nst
 from distilens.losses.maps import map_match
+from distilens.losses.regions import dice, lovasz
 from distilens.losses.relations import crd, pkt, rkd, sp
 
 __all__ = [
     "at",
     "ce",
     "crd",
+    "cross_image",
+    "cwd",
+    "dice",
     "dist",
     "dkd",
     "fitnet",
     "hierarchical",
+    "ifvd",
     "kd",
+    "lovasz",
     "map_match",
     "mlkd",
     "nst",
+    "pairwise",
     "pkt",
     "r2kd",
     "rkd",

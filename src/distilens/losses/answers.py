@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional
 
@@ -18,7 +18,9 @@ from distilens.losses.checks import (
     reduced,
     without_autocast,
 )
+from distilens.losses.places import classes_on_grid, per_image
 from distilens.tasks.classification import check_labels, cross_entropy
+from distilens.tasks.segmentation import on_grid
 
 
 def ce(
@@ -51,8 +53,8 @@ def ce(
 
 
 def kd(
-    student: Float[Tensor, "b classes"],
-    teacher: Float[Tensor, "b classes"],
+    student: Float[Tensor, "b classes *places"],
+    teacher: Float[Tensor, "b classes *grid"],
     *,
     temperature: float = 4.0,
     standardise: bool = False,
@@ -61,13 +63,13 @@ def kd(
     """The Kullback-Leibler divergence of the student's softened class probabilities from the teacher's, in nats.
 
     `T^2 * sum_c p_t log(p_t / p_s)` with `p = softmax(z / T)`; 0 if both are equal. The factor `T^2` keeps the gradient's size
-    when T changes.
+    when T changes. For dense logits `[b classes h w]` it is the mean over the places, void or not.
 
     Args:
         student: logits.
-        teacher: logits.
+        teacher: logits; dense ones on another grid are resized to the student's, bilinearly.
         temperature: `T`, above 0.
-        standardise: first scale each image's logits to mean 0 and standard deviation 1 over the classes.
+        standardise: first scale the logits (of each place) to mean 0 and standard deviation 1 over the classes.
         reduction: `mean`, `sum` or `none`.
 
     Raises:
@@ -81,18 +83,18 @@ def kd(
         >>> logits = torch.randn(8, 10, requires_grad=True)
         >>> kd(logits, torch.randn(8, 10), temperature=4).backward()
     """
-    ours, theirs = answers("kd", student, teacher, temperature)
+    ours, theirs = answers("kd", student, teacher, temperature, dense=True)
     if standardise:
         ours, theirs = standardised(ours), standardised(theirs)
     ours, theirs = (functional.log_softmax(logits / temperature, dim=1) for logits in (ours, theirs))
     losses = functional.kl_div(ours, theirs, reduction="none", log_target=True).sum(1)
-    return reduced(temperature**2 * losses, reduction)
+    return reduced(temperature**2 * per_image(losses), reduction)
 
 
 def dkd(
-    student: Float[Tensor, "b classes"],
-    teacher: Float[Tensor, "b classes"],
-    labels: Int[Tensor, " b"],
+    student: Float[Tensor, "b classes *places"],
+    teacher: Float[Tensor, "b classes *grid"],
+    labels: Int[Tensor, " b"] | UInt8[Tensor, "b h w"],
     *,
     temperature: float = 4.0,
     alpha: float = 1.0,
@@ -103,12 +105,13 @@ def dkd(
 
     `T^2 (alpha KL(b_t || b_s) + beta KL(q_t || q_s))` at temperature `T`. `b = (p_c, 1 - p_c)` are the probabilities of the label
     and of all other classes together. `q` are the probabilities of the other classes, normalised. Without a label (-1), the
-    teacher's top class is used.
+    teacher's top class is used. For dense logits `[b classes h w]` it is the mean over the places; void ones have no label.
 
     Args:
         student: logits.
-        teacher: logits.
-        labels: the class of each image, or -1.
+        teacher: logits; dense ones on another grid are resized to the student's, bilinearly.
+        labels: the class of each image, or -1. For dense logits masks, uint8, 255 = void; the pixel under the centre of each
+            place counts.
         temperature: `T`, above 0.
         alpha: the factor of the label's part.
         beta: the factor of the other classes' part; the paper uses 2 to 8.
@@ -119,14 +122,17 @@ def dkd(
 
     Source: Zhao et al. 2022 (arXiv 2203.08679), equation 7; in the paper the term grows over the first epochs.
     """
-    ours, theirs = answers("dkd", student, teacher, temperature)
-    check_labels("dkd", labels, ours)
+    ours, theirs = answers("dkd", student, teacher, temperature, dense=True)
+    if ours.ndim == 4:
+        labels = classes_on_grid(labels, ours)
+    else:
+        check_labels("dkd", labels, ours)
     ours, theirs = ours / temperature, theirs / temperature
     label = torch.where(labels < 0, theirs.argmax(1), labels)
-    chosen = functional.one_hot(label, theirs.shape[1]).bool()
+    chosen = torch.zeros_like(theirs, dtype=torch.bool).scatter(1, label[:, None], True)
     whole = divergence(target_or_not(theirs, chosen), target_or_not(ours, chosen))
     rest = divergence(among_others(theirs, chosen), among_others(ours, chosen))
-    return reduced(temperature**2 * (alpha * whole + beta * rest), reduction)
+    return reduced(temperature**2 * per_image(alpha * whole + beta * rest), reduction)
 
 
 def mlkd(
@@ -172,15 +178,21 @@ def mlkd(
         return reduced(torch.stack([at(temperature) for temperature in temperatures]).sum(0), reduction)
 
 
-def answers(name: str, student: Tensor, teacher: Tensor, *temperatures: float) -> tuple[Tensor, Tensor]:
-    """The logits of both, checked, in float32."""
+def answers(
+    name: str, student: Tensor, teacher: Tensor, *temperatures: float, dense: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The logits of both, checked, in float32; with `dense` also logits of places, on the student's grid."""
     for temperature in temperatures:
         check_positive(name, temperature=temperature)
+    if dense and isinstance(student, Tensor) and student.ndim == 4:
+        ours, theirs = paired(name, student, teacher, "images, classes, height, width", alike=(0, 1))
+        with without_autocast(ours):
+            return ours.float(), on_grid(theirs.float(), ours)
     ours, theirs = paired(name, student, teacher, "images, classes", alike=(0, 1))
     return ours.float(), theirs.float()
 
 
-def standardised(logits: Float[Tensor, "b classes"]) -> Float[Tensor, "b classes"]:
+def standardised(logits: Float[Tensor, "b classes *places"]) -> Float[Tensor, "b classes *places"]:
     """Each image's logits with mean 0 and deviation 1 over the classes (with the divisor `classes - 1`, as in the paper's code).
 
     A deviation below 0.01 counts as 0.01. The paper's code adds 1e-7 instead; the first step of a head that starts at 0 would
@@ -189,7 +201,7 @@ def standardised(logits: Float[Tensor, "b classes"]) -> Float[Tensor, "b classes
     return (logits - logits.mean(1, keepdim=True)) / logits.std(1, keepdim=True).clamp_min(0.01)
 
 
-def divergence(theirs: Float[Tensor, "b c"], ours: Float[Tensor, "b c"]) -> Float[Tensor, " b"]:
+def divergence(theirs: Float[Tensor, "b c *places"], ours: Float[Tensor, "b c *places"]) -> Float[Tensor, " b *places"]:
     """`KL(p_t || p_s)` from logarithms. Classes where both are minus infinity count 0."""
     none = theirs.isneginf() & ours.isneginf()
     return (
@@ -199,13 +211,17 @@ def divergence(theirs: Float[Tensor, "b c"], ours: Float[Tensor, "b c"]) -> Floa
     )
 
 
-def target_or_not(logits: Float[Tensor, "b c"], chosen: Bool[Tensor, "b c"]) -> Float[Tensor, "b 2"]:
+def target_or_not(
+    logits: Float[Tensor, "b c *places"], chosen: Bool[Tensor, "b c *places"]
+) -> Float[Tensor, "b 2 *places"]:
     """The log probabilities of the chosen class, and of all other classes together."""
     return functional.log_softmax(
         torch.stack([logits.where(chosen, 0).sum(1), logits.masked_fill(chosen, -torch.inf).logsumexp(1)], 1), dim=1
     )
 
 
-def among_others(logits: Float[Tensor, "b c"], chosen: Bool[Tensor, "b c"]) -> Float[Tensor, "b c"]:
+def among_others(
+    logits: Float[Tensor, "b c *places"], chosen: Bool[Tensor, "b c *places"]
+) -> Float[Tensor, "b c *places"]:
     """The normalised log probabilities of the other classes; minus infinity for the chosen class."""
     return functional.log_softmax(logits.masked_fill(chosen, -torch.inf), dim=1)

@@ -9,6 +9,7 @@ from torch import Tensor
 from distilens.foundation.errors import UserError
 from distilens.losses.answers import answers
 from distilens.losses.checks import Reduction, check_positive, reduced
+from distilens.losses.places import per_image
 
 CLASSES = 3
 """The minimum number of classes: Pearson's correlation of two values is always 1 or -1."""
@@ -17,8 +18,8 @@ FLAT = 0.03
 
 
 def dist(
-    student: Float[Tensor, "b classes"],
-    teacher: Float[Tensor, "b classes"],
+    student: Float[Tensor, "b classes *places"],
+    teacher: Float[Tensor, "b classes *grid"],
     *,
     temperature: float = 4.0,
     beta: float = 1.0,
@@ -30,9 +31,13 @@ def dist(
     `T^2 (beta mean_i (1 - r(p_s[i, :], p_t[i, :])) + gamma mean_c (1 - r(p_s[:, c], p_t[:, c])))`, with `r` Pearson's
     correlation and `p` probabilities at temperature `T`. The second part compares the images of a batch; it is 0 for one image.
 
+    For dense logits `[b classes h w]` the rows `i` are the places of one image: the first part is the mean over the places, the
+    second compares the places of the image. The published code takes all places of all images of a batch as rows, so that its
+    second part mixes images.
+
     Args:
         student: logits.
-        teacher: logits.
+        teacher: logits; dense ones on another grid are resized to the student's, bilinearly.
         temperature: `T`, above 0.
         beta: the factor of correlations over classes, within each image.
         gamma: the factor of correlations over images, within each class.
@@ -43,12 +48,16 @@ def dist(
 
     Source: Huang et al. 2022 (arXiv 2205.10536), equations 6 to 9.
     """
-    ours, theirs = answers("dist", student, teacher, temperature)
+    ours, theirs = answers("dist", student, teacher, temperature, dense=True)
     if ours.shape[1] < CLASSES and not gamma:
         raise UserError(f"dist with gamma=0 needs at least {CLASSES} classes; given {ours.shape[1]}")
     ours, theirs = ((logits / temperature).softmax(1) for logits in (ours, theirs))
-    inter = 1 - pearson(ours, theirs)
-    intra = (1 - pearson(ours.T, theirs.T)).mean() if len(ours) > 1 else 0.0
+    inter = per_image(1 - pearson(ours, theirs))
+    if ours.ndim == 4:
+        ours, theirs = (rows.flatten(2).transpose(1, 2) for rows in (ours, theirs))
+        intra = (1 - pearson(ours, theirs)).mean(1) if ours.shape[1] > 1 else 0.0
+    else:
+        intra = (1 - pearson(ours.T, theirs.T)).mean() if len(ours) > 1 else 0.0
     return reduced(temperature**2 * (beta * inter + gamma * intra), reduction)
 
 
@@ -101,8 +110,8 @@ def check_correlated(logits: Float[Tensor, "b classes"]) -> None:
         )
 
 
-def pearson(x: Float[Tensor, "b c"], y: Float[Tensor, "b c"]) -> Float[Tensor, " b"]:
-    """Pearson's correlation of each pair of rows of positive numbers.
+def pearson(x: Float[Tensor, "b c *places"], y: Float[Tensor, "b c *places"]) -> Float[Tensor, " b *places"]:
+    """Pearson's correlation of each pair of rows of positive numbers; a row is along axis 1.
 
     It goes towards 0 if one row varies by less than 3 % of its mean, and is 0 if one is constant. The published code adds 1e-8
     to the divisor instead. A student whose head starts at 0, as in many transformers, then gets a gradient of millions in its
@@ -111,7 +120,7 @@ def pearson(x: Float[Tensor, "b c"], y: Float[Tensor, "b c"]) -> Float[Tensor, "
     return (deviations(x) * deviations(y)).sum(1)
 
 
-def deviations(x: Float[Tensor, "b c"]) -> Float[Tensor, "b c"]:
+def deviations(x: Float[Tensor, "b c *places"]) -> Float[Tensor, "b c *places"]:
     """The deviations of each row from its mean, divided by their norm (or by a larger number for an almost constant row)."""
     mean = x.mean(1, keepdim=True)
     differences = x - mean

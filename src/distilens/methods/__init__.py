@@ -36,6 +36,9 @@ METHODS = Registry(
         "map_match": "distilens.methods.map_match:MapMatch",
         "at": "distilens.methods.at:AT",
         "kd_layer": "distilens.methods.kd_layer:KDLayer",
+        # labels
+        "dice": "distilens.methods.dice:Dice",
+        "lovasz": "distilens.methods.lovasz:Lovasz",
         # answers
         "dkd": "distilens.methods.dkd:DKD",
         "dist": "distilens.methods.dist:DIST",
@@ -50,6 +53,12 @@ METHODS = Registry(
         "rtk": "distilens.methods.rtk:RTK",
         "simkd": "distilens.methods.simkd:SimKD",
         "spirit": "distilens.methods.spirit:Spirit",
+        "mgd": "distilens.methods.mgd:MGD",
+        # places of an image
+        "cwd": "distilens.methods.cwd:CWD",
+        "pairwise": "distilens.methods.pairwise:Pairwise",
+        "ifvd": "distilens.methods.ifvd:IFVD",
+        "cirkd": "distilens.methods.cirkd:CIRKD",
         # relations between images
         "sp": "distilens.methods.sp:SP",
         "rkd": "distilens.methods.rkd:RKD",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +15,7 @@ from distilens.core import Batch
 from distilens.foundation.devices import gather
 from distilens.foundation.errors import UserError
 from distilens.foundation.files import readable
+from distilens.tasks import Classification
 
 
 class Bank(nn.Module):
@@ -26,6 +28,9 @@ class Bank(nn.Module):
         tables: rows per image.
         width: numbers per row.
         name: the method that uses the bank, for messages.
+
+    Attributes:
+        labels: the class of each image; -1 if it has none, as in a task that is not a classification.
 
     Raises:
         UserError: the batch does not name its data set, or the rows do not fit into memory.
@@ -42,7 +47,9 @@ class Bank(nn.Module):
         device = batch.images.device
         check_memory(name, len(split), tables, width, device)
         self.index = torch.from_numpy(split.index).to(device)
-        self.labels = torch.from_numpy(split.targets).long().to(device)
+        per_image = isinstance(split.task, Classification)
+        labels = split.targets.astype(np.int64) if per_image else np.full(len(split), -1)
+        self.labels = torch.from_numpy(labels).to(device)
         self.rows = torch.zeros(tables, len(split), width, device=device)
 
     def __len__(self) -> int:

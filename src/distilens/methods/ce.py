@@ -11,6 +11,7 @@ from torch import Tensor
 
 from distilens.core import Answer, Batch, Method, Model, Output
 from distilens.foundation.errors import UserError
+from distilens.methods.labels import of_labels
 from distilens.tasks import Classification
 
 
@@ -46,10 +47,7 @@ class CE(Method):
         return student
 
     def loss(self, batch: Batch, output: Output, answer: Answer) -> Tensor:
-        loss = self.against(output, batch.targets)
-        if batch.mixed is None:
-            return loss
-        return batch.mixed.share * loss + (1 - batch.mixed.share) * self.against(output, batch.mixed.targets)
+        return of_labels(batch, lambda targets: self.against(output, targets))
 
     def against(self, output: Output, targets: Tensor) -> Tensor:
         if isinstance(output.task, Classification):

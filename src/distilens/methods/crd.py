@@ -32,7 +32,7 @@ class CRD(Paired):
     first batch. A stored embedding moves by `1 - momentum` towards the new one.
 
     The negatives are drawn once per batch, from (seed, epoch, step). The published code gathers `b k` rows; here this is one
-    product of two matrices. For images without a label all other images are negatives.
+    product of two matrices. For images without a label all other images are negatives; so it is in a segmentation.
 
     Args:
         negatives: `k`; all other images if there are fewer.
@@ -45,7 +45,7 @@ class CRD(Paired):
     Source: Tian et al. 2020 (arXiv 1910.10699), equations 17 and 18, with the constants of its code; weight 0.8.
     """
 
-    tasks = ("classification",)
+    tasks = ("classification", "segmentation")
     weight = 0.8
 
     def __init__(

@@ -24,6 +24,9 @@ class DIST(Method):
     part compares the images of the batch, so it needs more than one. The first part needs more than two classes: the
     correlation of two numbers is always 1 or -1.
 
+    In a segmentation the rows `i` are the places of one image, on the student's grid, and the second part compares these places;
+    the published code also mixes the images of a batch.
+
     Args:
         temperature: `T`; the paper: 1 on ImageNet, 4 on CIFAR.
         beta: the factor of the correlation within images; the paper: 1, and 2 on ImageNet.
@@ -35,7 +38,7 @@ class DIST(Method):
     Source: Huang et al. 2022 (arXiv 2205.10536), equations 6 to 9.
     """
 
-    tasks = ("classification",)
+    tasks = ("classification", "segmentation")
     needs = ("logits",)
 
     def __init__(self, *, temperature: Annotated[float, Field(gt=0)] = 4.0, beta: Factor = 1.0, gamma: Factor = 1.0):

@@ -20,7 +20,8 @@ class DKD(Method):
     `T^2 (alpha KL(b_t || b_s) + beta KL(q_t || q_s))` at temperature `T`, per sample, in nats. `b = (p_c, 1 - p_c)` holds the
     probability of the class and of all others; `q` is the distribution over the other classes alone. `kd` is the same with
     `alpha = 1` and `beta = 1 - p_c` of the teacher, so its second part nearly vanishes if the teacher is sure. The class is
-    the label; for an image without a label it is the teacher's top class.
+    the label; for an image without a label it is the teacher's top class. In a segmentation it is the mean over the places of
+    the student's grid; void places have no label.
 
     Args:
         temperature: `T`.
@@ -31,7 +32,7 @@ class DKD(Method):
     Its term grows over 20 of 240 epochs; this is the default `warmup` here.
     """
 
-    tasks = ("classification",)
+    tasks = ("classification", "segmentation")
     needs = ("logits",)
     warmup = 0.08
 

@@ -15,7 +15,8 @@ class KD(Method):
     """Match the teacher's softened class probabilities.
 
     `T^2 * sum_c p_t log(p_t / p_s)` with `p = softmax(z / T)`, per sample, in nats; 0 if both agree. The factor `T^2`
-    keeps the gradient's size when T changes. It is computed in float32, whatever the precision of the step.
+    keeps the gradient's size when T changes. It is computed in float32, whatever the precision of the step. In a segmentation
+    it is the mean over the places of the student's grid, void or not; the teacher's logits are resized to it, bilinearly.
 
     Args:
         temperature: `T`.
@@ -29,7 +30,7 @@ class KD(Method):
     2024 (arXiv 2403.01427), algorithm 1.
     """
 
-    tasks = ("classification",)
+    tasks = ("classification", "segmentation")
 
     def __init__(
         self,

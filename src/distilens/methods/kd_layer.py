@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
@@ -84,6 +84,7 @@ class KDLayer(Method):
         self.tap = tap or ("last" if stage == 1 else "last-1")
         self.teacher_tap = teacher_tap or self.tap
         self.tasks = ("classification",) if stage == 2 else ()
+        self.because = "in stage 2 each place has the label of its image"
         self.needs = (f"features:{self.teacher_tap}",)
         self.inserted: list[KDPart] = []  # a list, not a submodule: the parameters belong to the student
         self.place = ""
@@ -173,19 +174,19 @@ class KDLayer(Method):
             theirs = grid(answer.features[self.teacher_tap], self.size).float()
             size = (min(scores.shape[-2], theirs.shape[-2]), min(scores.shape[-1], theirs.shape[-1]))
             ours = places(resized(scores.float(), size)).log_softmax(-1)
-            target = self.teacher_distribution(places(resized(theirs, size)), batch.targets.clamp_min(0))
+            target = self.teacher_distribution(places(resized(theirs, size)), batch.targets)
             divergence = functional.kl_div(ours, target, reduction="none").sum(-1).mean(-1)
         return divergence if self.stage == 1 else divergence.where(batch.targets >= 0, 0)
 
     def teacher_distribution(
-        self, features: Float[Tensor, "b n c"], labels: Int[Tensor, " b"]
+        self, features: Float[Tensor, "b n c"], labels: Integer[Tensor, "b ..."]
     ) -> Float[Tensor, "b n k"]:
-        """The target shares of the templates at each place, from the teacher's features."""
+        """The target shares of the templates at each place, from the teacher's features; in stage 2 also from the labels."""
         centres = self.get_buffer("centres")
         if self.stage == 1:
             return (self.tau * nearness(features, centres)).softmax(-1)
         seen = (features - self.get_buffer("mean")) @ self.get_buffer("projection")
-        own = labels[:, None].expand(features.shape[:2])
+        own = labels.clamp_min(0)[:, None].expand(features.shape[:2])
         return self.get_buffer("table")[nearest_own_subclass(nearness(seen, centres), own, self.classes)]
 
     def finish(self, student: Model) -> Model:

@@ -68,6 +68,7 @@ class MapMatch(Method):
     ):
         super().__init__()
         self.tasks = ("classification",) if target == "label" else ()
+        self.because = "target=label explains the one label of an image"
         self.target, self.classes, self.pool, self.every = target, classes, pool, every
         self.distance: Distance = distance
         self.temperature = temperature

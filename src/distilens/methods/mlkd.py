@@ -36,6 +36,7 @@ class MLKD(Method):
     """
 
     tasks = ("classification",)
+    because = "it compares the answers to whole images with each other"
     needs = ("logits",)
     weight = 0.2
 

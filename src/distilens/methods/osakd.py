@@ -34,6 +34,7 @@ class OSAKD(Method):
     """
 
     tasks = ("classification",)
+    because = "its targets are the labels of similar images"
 
     def __init__(self, *, neighbours: Annotated[int, Field(ge=1)] = 8, tap: str = "last"):
         super().__init__()

@@ -41,6 +41,7 @@ class R2KD(Method):
     """
 
     tasks = ("classification",)
+    because = "it needs one answer per image, of a teacher and of its pruned copy"
 
     def __init__(
         self,

@@ -44,6 +44,8 @@ class SimKD(Paired):
     """
 
     inserts = True
+    whole = True
+    because = "its classifier is one linear layer on the mean over all places"
 
     def __init__(self, *, factor: Count = 2):
         super().__init__([LAST])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -15,9 +14,6 @@ from distilens.core import Answer, Batch, Model, Output
 from distilens.foundation.errors import UserError
 from distilens.methods.paired import Paired, Shape
 from distilens.models import taps
-
-
-Paths = tuple[str, ...]
 
 
 class Spirit(Paired):
@@ -50,7 +46,7 @@ class Spirit(Paired):
         tap: str,
         teacher_tap: str | None = None,
         until: Annotated[float, Field(ge=0, lt=1)] = 0.5,
-        copy: Paths = (),
+        copy: tuple[str, ...] = (),
     ):
         super().__init__([tap], [teacher_tap or tap])
         self.alone = until
