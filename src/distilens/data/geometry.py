@@ -84,17 +84,20 @@ class Geometry:
         Exact for whole boxes: the very places that `move` copies.
         """
         height, width = self.size
-        rows = torch.arange(height, device=things.device, dtype=torch.float64).add(0.5) / height
-        columns = torch.arange(width, device=things.device, dtype=torch.float64).add(0.5) / width
+        kind = torch.float32 if things.device.type == "mps" else torch.float64  # MPS has no float64
+        rows = torch.arange(height, device=things.device, dtype=kind).add(0.5) / height
+        columns = torch.arange(width, device=things.device, dtype=kind).add(0.5) / width
         columns = torch.where(self.flip[:, None], columns.flip(0), columns)
-        box = self.box.double()
+        box = self.box.to(kind)
         rows = (box[:, 0:1] + rows * box[:, 2:3]).floor().long()
         columns = (box[:, 1:2] + columns * box[:, 3:4]).floor().long()
         inside_rows, inside_columns = (
             (lines >= 0) & (lines < length) for lines, length in zip((rows, columns), self.source, strict=True)
         )
         images = torch.arange(len(things), device=things.device)[:, None, None]
-        moved = things[images, rows.clamp(0, self.source[0] - 1)[:, :, None], columns.clamp(0, self.source[1] - 1)[:, None]]
+        moved = things[
+            images, rows.clamp(0, self.source[0] - 1)[:, :, None], columns.clamp(0, self.source[1] - 1)[:, None]
+        ]
         return moved.where(inside_rows[:, :, None] & inside_columns[:, None], outside)
 
     def resample(self, images: Float[Tensor, "b c h w"], size: tuple[int, int]) -> Float[Tensor, "b c height width"]:
