@@ -1,4 +1,4 @@
-"""Choose the rows of a run: classes, a validation split held out of train, `limit`, `shots`."""
+"""Choose the rows of a run: classes, a validation split held out of train, `part`, `limit`, `shots`, `few`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from dataclasses import replace
 import numpy as np
 
 from distilens.data.copies import describe_copies
+from distilens.data.groups import choose_part, describe_groups, groups_of, hold_out_groups, where_rows
 from distilens.data.labels import composed, describe_alike_names
 from distilens.data.source import Inventory, Rows, Source, check_count, digest, write_option
 from distilens.data.splits import Data, Split
 from distilens.foundation.errors import UserError, nearest, shortened
-from distilens.tasks import Classification, Task
+from distilens.tasks import VOID, Classification, Task
 
 TEST_SHARE = 0.2
 """The share of train that is held out if a source has no test set. The seed is always 0: all runs have the same test set."""
@@ -30,12 +31,16 @@ def subset(
     val_fraction: float = 0.1,
     seed: int = 0,
     draw: int | None = None,
+    group: str | None = None,
+    where: str | None = None,
+    part: str | None = None,
+    few: int | None = None,
 ) -> Data:
-    """Choose the rows of a run: classes, then a validation split held out of train, then `limit`, then `shots`.
+    """Choose the rows of a run: `where`, classes, a validation split held out of train, `part`, `limit`, `shots`, `few`.
 
-    Every choice is stratified and depends only on the seed and the labels. The rows of a smaller `limit` or `shots` are a subset
-    of those of a larger one, and neither changes what is held out. Rows without a label (-1) stay in train only, and `shots`
-    keeps all of them.
+    Every choice is stratified and depends only on the seed and the labels. The rows of a smaller `limit`, `shots` or `few` are a
+    subset of those of a larger one, and none of them changes what is held out. Rows without a label (-1) stay in train only, and
+    `shots` keeps all of them.
 
     Args:
         limit: the maximum number of images per split, with the same share of every class.
@@ -44,72 +49,152 @@ def subset(
         min_images: leave out classes with fewer training images (counted before validation and test are held out).
         val_fraction: the share of every class for validation, at least one image; not used if the source has a validation set.
         seed: of all choices.
-        draw: another seed for the training images that `limit` and `shots` choose. Validation and test stay the same.
+        draw: another seed for the training images that `part`, `limit`, `shots` and `few` choose. Validation and test stay the
+            same.
+        group: images with the same value stay on one side of what is held out, and in one `part`: a column, or a regular
+            expression with one group for the names of the files, `(case[0-9]+)_`. The shares are met as nearly as whole groups
+            allow.
+        where: only rows with this value in a column, `COLUMN:VALUE`; for the column `path` (names of files) a regular expression.
+            A validation or test set without such rows is held out of train.
+        part: the k-th of n disjoint parts of the training images, `1/4`.
+        few: only so many training images keep their targets, with the same share of every class; the others stay without.
 
     Raises:
-        UserError: a class is unknown, there are fewer than two, or one has too few images.
+        UserError: a class is unknown, there are fewer than two, or one has too few images; too few groups; no row is left.
     """
     if not isinstance(source.task, Classification):
         check_no_classes(source.task, classes=classes, min_images=min_images, shots=shots)
     task, sets = choose_classes(source, classes)
-    names = task.classes
-    rare = [] if min_images is None else fewer_than(min_images, task, sets)
+    allowed = {} if where is None else {own: where_rows(rows, where, own) for own, rows in sets.items()}
+    sets = {own: rows for own, rows in sets.items() if own == "train" or where is None or allowed[own].any()}
+    if where is not None and not allowed["train"].any():
+        raise UserError(f"where={where}: no training image has this value")
+    names = names_of_strata(task)
+    rare = [] if min_images is None else fewer_than(min_images, names, sets_of_strata(task, sets, allowed)["train"])
     if rare:
         task, sets = choose_classes(source, [name for name in names if name not in rare])
-        names = task.classes
+        names = names_of_strata(task)
+    strata = sets_of_strata(task, sets, allowed)
     if isinstance(task, Classification):
         check_count(names, source.inventory.hint)
-        check_images(names, sets_of_strata(task, sets))
-    strata = sets_of_strata(task, sets)
+        check_images(names, strata)
     whole = classes is None and not rare
     before = source.task.strata(source.train.targets)
     train = np.arange(len(sets["train"])) if whole else rows_of_kept_classes(before, strata["train"])
-    index = {part: np.flatnonzero(values >= 0) for part, values in strata.items() if part != "train"}
-    for part in index:
-        if not len(index[part]):
+    train = train if where is None else train[allowed["train"][train]]
+    index = {own: np.flatnonzero(values >= 0) for own, values in strata.items() if own != "train"}
+    for own in index:
+        if not len(index[own]):
             what = f"image of the classes {shortened(names)}" if names else "image with a target"
-            raise UserError(f"the {part} set has no {what}")
-    for part, fraction, key in (("test", TEST_SHARE, 0), ("validation", val_fraction, seed)):
-        if part not in sets:
-            own_strata = strata["train"][train]
-            held = held_out(own_strata, ranks(own_strata, generator(part, key)), fraction)
-            index[part], train = train[held], train[~held]
-            sets[part], strata[part] = sets["train"], strata["train"]
-    index["train"] = train
+            raise UserError(f"the {own} set has no {what}")
+    own_sets = tuple(sets)
+    groups = {} if group is None else {own: groups_of(rows, group, own) for own, rows in sets.items()}
+    for held_part, fraction, key in (("test", TEST_SHARE, 0), ("validation", val_fraction, seed)):
+        if held_part not in sets:
+            own_groups = None if group is None else groups["train"][train]
+            held, stay = hold_out(
+                strata["train"][train], own_groups, fraction, generator(held_part, key), f"group={group}"
+            )
+            index[held_part], train = train[held], train[stay]
+            sets[held_part], strata[held_part] = sets["train"], strata["train"]
+            groups |= {} if group is None else {held_part: groups["train"]}
     drawn = seed if draw is None else draw
+    if part is not None:
+        own_groups = None if group is None else groups["train"][train]
+        train = train[choose_part(part, strata["train"][train], own_groups, generator("part", drawn))]
+    index["train"] = train
     if limit is not None:
         index = {
-            part: limit_rows(rows, strata[part], limit, generator(f"limit {part}", drawn if part == "train" else seed))
-            for part, rows in index.items()
+            own: limit_rows(rows, strata[own], limit, generator(f"limit {own}", drawn if own == "train" else seed))
+            for own, rows in index.items()
         }
-        check_limited(limit, names, strata["train"][index["train"]])
+        check_limited(f"limit={limit}", names, strata["train"][index["train"]])
     if shots is not None:
         index["train"] = draw_shots(index["train"], strata["train"], shots, names, generator("shots", drawn))
-    origins = {part: digest(source.fingerprint, part if has_own_set(source, part) else "train") for part in sets}
-    splits = {
-        part: Split(rows, np.sort(index[part]).astype(np.int64), origins[part], task) for part, rows in sets.items()
-    }
+    if few is not None:
+        sets["train"] = keep_few(
+            sets["train"], index["train"], strata["train"], few, names, generator("few", drawn), task
+        )
+    origins = {own: digest(source.fingerprint, own if own in own_sets else "train") for own in sets}
+    splits = {own: Split(rows, np.sort(index[own]).astype(np.int64), origins[own], task) for own, rows in sets.items()}
     chosen = {"limit": limit, "shots": shots, "classes": names, "val_fraction": val_fraction, "seed": seed}
-    if draw is not None and (limit is not None or shots is not None):
+    more = {"group": group, "where": where, "part": part, "few": few}
+    chosen |= {option: value for option, value in more.items() if value is not None}
+    if draw is not None and any(value is not None for value in (limit, shots, part, few)):
         chosen["draw"] = draw
     height, width = source.train.images.shape[1:3]
+    remarks = [] if group is None else describe_groups(
+        f"group={group}",
+        {own: groups[own][splits[own].index] for own in ("train", "validation", "test")},
+        [own for own in own_sets if own != "train"],
+    )  # fmt: skip
+    if where is not None and (gone := [own for own in allowed if own not in own_sets]):
+        remarks.append(f"where={where} leaves no image of {' and '.join(gone)}: it is held out of train")
     return Data(
         name, splits["train"], splits["validation"], splits["test"], task, (height, width),
         digest(source.fingerprint, chosen), seed, source.skipped, source.fingerprint,
-        make_inventory(source, splits, sets, names, rare, min_images),
+        make_inventory(source, splits, sets, names, rare, min_images, own_sets, remarks),
     )  # fmt: skip
+
+
+def names_of_strata(task: Task) -> tuple[str, ...]:
+    """The names of the strata: the classes of a classification. An image of another task has no class of its own."""
+    return task.classes if isinstance(task, Classification) else ()
+
+
+def hold_out(
+    strata: np.ndarray, groups: np.ndarray | None, fraction: float, random: np.random.Generator, option: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows are held out, and which stay: whole groups if there are any, else the same share of every stratum."""
+    if groups is not None:
+        return hold_out_groups(groups, strata, fraction, random, option)
+    held = held_out(strata, ranks(strata, random), fraction)
+    return held, ~held
+
+
+def keep_few(
+    rows: Rows,
+    index: np.ndarray,
+    strata: np.ndarray,
+    few: int,
+    names: Sequence[str],
+    random: np.random.Generator,
+    task: Task,
+) -> Rows:
+    """The training set with the targets of only `few` of the rows `index`; all other targets are void, -1 or NaN.
+
+    Raises:
+        UserError: there are fewer labelled images, or a class would have none.
+    """
+    labelled = index[strata[index] >= 0]
+    if few > len(labelled):
+        raise UserError(f"few={few} asks for {few} labelled training images, but there are {len(labelled)}")
+    kept = limit_rows(labelled, strata, few, random)
+    check_limited(f"few={few}", names, strata[kept], "labelled training image")
+    missing = (
+        VOID if task.dense and rows.targets.dtype == np.uint8 else np.nan if rows.targets.dtype.kind == "f" else -1
+    )
+    targets = np.full(rows.targets.shape, missing, dtype=rows.targets.dtype)
+    targets[kept] = rows.targets[kept]
+    return replace(rows, targets=targets)
 
 
 def check_no_classes(task: Task, **options: object) -> None:
     """Raise a `UserError` if an option about classes is given for a task without classes."""
     given = [name for name, value in options.items() if value is not None]
+    if given and task.dense:
+        raise UserError(
+            f"{', '.join(given)}= is about images of one class, but an image has several in the task {task.name}: take limit=, "
+            "few= or part="
+        )
     if given:
         raise UserError(f"{', '.join(given)}= is about classes, but the task {task.name} has none: take limit=")
 
 
-def sets_of_strata(task: Task, sets: Mapping[str, Rows]) -> dict[str, np.ndarray]:
-    """The stratum per image of each set; -1 means no target."""
-    return {part: task.strata(rows.targets) for part, rows in sets.items()}
+def sets_of_strata(task: Task, sets: Mapping[str, Rows], allowed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The stratum per image of each set; -1 means no target, or a row that is not allowed."""
+    strata = {part: task.strata(rows.targets) for part, rows in sets.items()}
+    return {part: np.where(allowed[part], own, -1) if part in allowed else own for part, own in strata.items()}
 
 
 def make_inventory(
@@ -119,21 +204,20 @@ def make_inventory(
     names: Sequence[str],
     rare: Sequence[str],
     min_images: int | None,
+    own_sets: Sequence[str],
+    remarks: Sequence[str],
 ) -> Inventory:
     """The inventory of the source, with remarks on the chosen rows."""
-    own_set = {part: (part if has_own_set(source, part) else "train", splits[part].index) for part in splits}
-    copies = (
-        describe_copies(source.copies, own_set, {part: rows.targets for part, rows in sets.items()}, names)
-        if names
-        else []
-    )
+    own_set = {part: (part if part in own_sets else "train", splits[part].index) for part in splits}
+    labels = {part: rows.targets if names else np.full(len(rows), -1) for part, rows in sets.items()}
+    copies = describe_copies(source.copies, own_set, labels, names)
     left_out = dict(source.inventory.left_out)
     if source.skipped:
         left_out["pictures that cannot be decoded"] = source.skipped
     if rare:
         left_out[f"classes of fewer than {min_images} training images"] = rare
     absent = [describe_absent_classes(part, names, splits[part].strata) for part in ("validation", "test")]
-    remarks = [*source.inventory.remarks, *(line for line in absent if line), *copies]
+    remarks = [*source.inventory.remarks, *remarks, *(line for line in absent if line), *copies]
     return replace(source.inventory, remarks=tuple(remarks), left_out=left_out)
 
 
@@ -146,17 +230,17 @@ def describe_absent_classes(part: str, names: Sequence[str], labels: np.ndarray)
     return f"the {part} split has no picture of {shortened(absent, quoted=True)}: its accuracy says nothing about them"
 
 
-def check_limited(limit: int, names: Sequence[str], strata: np.ndarray) -> None:
+def check_limited(option: str, names: Sequence[str], strata: np.ndarray, what: str = "training image") -> None:
     """Check that every class keeps a training image.
 
     Raises:
-        UserError: `limit` leaves a class without a training image.
+        UserError: the option leaves a class without one.
     """
     there = set(strata.tolist())
     gone = [name for place, name in enumerate(names) if place not in there]
     if gone:
         raise UserError(
-            f"limit={limit} leaves no training image of {shortened(gone, quoted=True)}, of {len(names)} classes. Raise it (rare "
+            f"{option} leaves no {what} of {shortened(gone, quoted=True)}, of {len(names)} classes. Raise it (rare "
             "classes need more), or choose classes=[...]"
         )
 
@@ -203,14 +287,13 @@ def counts_of(names: Sequence[str], strata: np.ndarray) -> np.ndarray:
     return np.bincount(strata[strata >= 0], minlength=len(names))
 
 
-def fewer_than(least: int, task: Task, sets: Mapping[str, Rows]) -> list[str]:
+def fewer_than(least: int, names: Sequence[str], strata: np.ndarray) -> list[str]:
     """The classes with fewer than `least` training images.
 
     Raises:
         UserError: fewer than two classes would be left.
     """
-    names = task.classes
-    counts = counts_of(names, task.strata(sets["train"].targets))
+    counts = counts_of(names, strata)
     rare = [name for name, count in zip(names, counts, strict=True) if count < least]
     if len(names) - len(rare) < 2:
         shown = shortened([f"{names[place]!r} {counts[place]}" for place in np.argsort(-counts)])

@@ -54,6 +54,7 @@ def csv(
     ground: Ground = "white",
     range_: Range = None,
     large: bool = False,
+    group: str | None = None,
 ) -> Source:
     """Labels in a CSV file, and pictures in a folder beside it.
 
@@ -62,7 +63,8 @@ def csv(
     train, test or validation. Columns with usual names are found automatically. `pictures` is the folder with the pictures; by
     default the file's folder and all folders below it are searched. A table may also have a column of 0 and 1 for each class.
     Without test pictures a fixed fifth of every class is held out. `skip_bad` leaves out pictures that are missing or cannot
-    be decoded. For `size`, `ground`, `range` and `large` see `Pixels`.
+    be decoded. For `size`, `ground`, `range` and `large` see `Pixels`. With `group` the test set is held out by `subset`, in
+    whole groups.
 
     Source: https://www.rfc-editor.org/rfc/rfc4180
 
@@ -87,7 +89,7 @@ def csv(
             left["tables without labels"].append(file.name)
             continue
         rows += find_labelled(table, index, part if len(files) > 1 else None, (image, label, split), left, skip_bad)
-    listed, classes = group_by_split(remove_repeats(rows, left), tree)
+    listed, classes = group_by_split(remove_repeats(rows, left), tree, hold_out=group is None)
     content = content_of([file for entries in listed.values() for _, file in entries], root, cache)
     key = digest("csv", content, classes, {part: [name for name, _ in entries] for part, entries in listed.items()})
 
@@ -206,8 +208,8 @@ def remove_repeats(rows: Sequence[Labelled], left: dict[str, list[str]]) -> list
     return list(seen.values())
 
 
-def group_by_split(rows: Sequence[Labelled], tree: Tree) -> tuple[Listed, list[str]]:
-    """The pictures of each split, and the classes."""
+def group_by_split(rows: Sequence[Labelled], tree: Tree, *, hold_out: bool) -> tuple[Listed, list[str]]:
+    """The pictures of each split, and the classes; without splits a fixed fifth is the test set if `hold_out`."""
     parts: Mapping[Parts, str | None] = {row.picture: row.part for row in rows}
     if not any(parts.values()):
         above = {row.picture: split_of(row.picture[0]) if len(row.picture) > 1 else None for row in rows}
@@ -216,7 +218,7 @@ def group_by_split(rows: Sequence[Labelled], tree: Tree) -> tuple[Listed, list[s
     listed: dict[str, list[tuple[str | None, Path]]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: row.picture):
         listed[parts[row.picture] or "train"].append((labels[row.picture], tree.file(row.picture)))
-    sets = listed if any(parts.values()) else hold_out_test(listed["train"], tree.root)
+    sets = listed if any(parts.values()) or not hold_out else hold_out_test(listed["train"], tree.root)
     if not sets.get("train"):
         raise UserError(f"no row belongs to the training set; the splits are {', '.join(sorted(sets))}")
     return sets, in_order(name for pictures in sets.values() for name, _ in pictures if name is not None)

@@ -13,10 +13,12 @@ import numpy as np
 
 from distilens.data.decode import Encoded
 from distilens.data.labels import NAMES, as_declared, classes_in
+from distilens.data.masks import Masks
 from distilens.data.pictures import as_array, as_uint8, channels_last, is_array, is_picture, open_picture, picture_of
 from distilens.data.pixels import Pixels, Side
 from distilens.data.source import SPLITS, Source, digest
 from distilens.data.sources.arrays import label_column, make_rows, source_of_rows
+from distilens.data.sources.mask_columns import MASKS
 from distilens.data.writing import decode_source, show_decoding
 from distilens.foundation.errors import UserError, shortened
 
@@ -25,12 +27,17 @@ HOW = (
     "set is taken); a Hugging Face Dataset or DatasetDict; a list of (image, label); or a pair (train, test) of these"
 )
 
+PLAIN = Masks()
+
 REREAD = 8
 """Number of items that are read twice to detect random transforms."""
 
 
-def source_of_objects(given: Any, cache: Path, size: Side | None = None) -> Source:
+def source_of_objects(given: Any, cache: Path, size: Side | None = None, masks: Masks = PLAIN) -> Source:
     """Make a source from Python objects.
+
+    Args:
+        masks: what the values of masks mean, if there are masks.
 
     Raises:
         UserError: the object does not hold pictures and labels; the message lists what does.
@@ -42,7 +49,11 @@ def source_of_objects(given: Any, cache: Path, size: Side | None = None) -> Sour
     if all(is_hub(one) and has_pictures(one) for one in sets.values()):
         from distilens.data.sources.hub import source_of_splits
 
-        source = source_of_splits(sets, "the data set", cache, Pixels(size))
+        source = source_of_splits(sets, "the data set", cache, Pixels(size), masks=masks)
+    elif hold_masks(sets):
+        from distilens.data.sources.object_masks import source_of_masks
+
+        source = source_of_masks(sets, cache, Pixels(size), masks)
     elif size is None and all(is_columns(one) or is_tensors(one) for one in sets.values()):
         source = source_of_columns(sets)
     else:
@@ -75,7 +86,12 @@ def unwrap_loader(given: Any) -> tuple[Any, list[str]]:
 
 def is_set(given: Any) -> bool:
     """Whether something is a complete set: a data set, a loader, or images with labels."""
-    return is_columns(given) or is_items(given) or (hasattr(given, "dataset") and hasattr(given, "batch_size"))
+    return (
+        is_columns(given)
+        or is_mask_columns(given)
+        or is_items(given)
+        or (hasattr(given, "dataset") and hasattr(given, "batch_size"))
+    )
 
 
 def is_columns(given: Any) -> bool:
@@ -84,6 +100,48 @@ def is_columns(given: Any) -> bool:
         return False
     images, labels = given
     return is_array(images) and images.ndim >= 2 and is_column(labels)
+
+
+def is_mask_columns(given: Any) -> bool:
+    """Whether something is `(images, masks)` as two arrays: masks `[n h w]` (or with an axis of one channel) of whole numbers."""
+    given = given.tensors if is_tensors(given) else given
+    if not (isinstance(given, tuple | list) and len(given) == 2 and all(map(is_array, given))):
+        return False
+    images, masks = given
+    if images.ndim not in (3, 4) or len(images) != len(masks) or "float" in str(masks.dtype):
+        return False
+    shape = tuple(side for axis, side in enumerate(masks.shape) if masks.ndim == 3 or axis not in (1, 3) or side > 1)
+    return masks.ndim in (3, 4) and shape[1:] in (tuple(images.shape[1:3]), tuple(images.shape[-2:]))
+
+
+def hold_masks(sets: Mapping[str, Any]) -> bool:
+    """Whether the sets have a mask for each picture; of a data set the first item is read."""
+    if all(map(is_mask_columns, sets.values())):
+        return True
+    given = sets["train"]
+    if is_columns(given) or is_tensors(given):
+        return False
+    if isinstance(given, tuple | list) and len(given) == 2 and all(isinstance(one, list) and one for one in given):
+        return is_picture(given[0][0]) and mask_of((given[0][0], given[1][0])) is not None
+    return is_items(given) and len(given) > 0 and mask_of(first_item(given)) is not None
+
+
+def first_item(given: Any) -> Any:
+    try:
+        return given[0]
+    except Exception:  # a user's own code may raise anything; reading all items reports it
+        return None
+
+
+def mask_of(item: Any) -> Any:
+    """The mask of an item: a Pillow image, or an array with two axes or more; None if there is none, or a label."""
+    if isinstance(item, Mapping):
+        if any(name in item and not is_picture(item[name]) for name in NAMES):
+            return None
+        mask = next((item[name] for name in MASKS if name in item), None)
+    else:
+        mask = item[1] if isinstance(item, tuple | list) and len(item) > 1 and not is_picture(item) else None
+    return mask if is_picture(mask) else None
 
 
 def is_column(given: Any) -> bool:
