@@ -77,8 +77,7 @@ def rename_classes(source: Source, names: Sequence[str]) -> Source:
             f"in this order; given {names if isinstance(names, str) else shortened(list(map(str, names)))}"
         )
     classes = tuple(map(str, names))
-    task = Segmentation(classes) if isinstance(source.task, Segmentation) else Classification(classes)
-    return replace(source, task=task, fingerprint=digest(source.fingerprint, *classes))
+    return replace(source, task=Classification(classes), fingerprint=digest(source.fingerprint, *classes))
 
 
 SOURCES = Registry(

@@ -64,45 +64,36 @@ def subset(
     """
     if not isinstance(source.task, Classification):
         check_no_classes(source.task, classes=classes, min_images=min_images, shots=shots)
-    task, sets = choose_classes(source, classes)
-    allowed = {} if where is None else {own: where_rows(rows, where, own) for own, rows in sets.items()}
-    sets = {own: rows for own, rows in sets.items() if own == "train" or where is None or allowed[own].any()}
-    if where is not None and not allowed["train"].any():
-        raise UserError(f"where={where}: no training image has this value")
+    drawn = seed if draw is None else draw
+    task, sets, allowed = choose_sets(source, classes, where)
     names = names_of_strata(task)
     rare = [] if min_images is None else fewer_than(min_images, names, sets_of_strata(task, sets, allowed)["train"])
     if rare:
-        task, sets = choose_classes(source, [name for name in names if name not in rare])
+        task, sets, allowed = choose_sets(source, [name for name in names if name not in rare], where)
         names = names_of_strata(task)
     strata = sets_of_strata(task, sets, allowed)
     if isinstance(task, Classification):
         check_count(names, source.inventory.hint)
         check_images(names, strata)
-    whole = classes is None and not rare
-    before = source.task.strata(source.train.targets)
-    train = np.arange(len(sets["train"])) if whole else rows_of_kept_classes(before, strata["train"])
-    train = train if where is None else train[allowed["train"][train]]
-    index = {own: np.flatnonzero(values >= 0) for own, values in strata.items() if own != "train"}
-    for own in index:
-        if not len(index[own]):
-            what = f"image of the classes {shortened(names)}" if names else "image with a target"
-            raise UserError(f"the {own} set has no {what}")
     own_sets = tuple(sets)
+    index = choose_rows(source, strata, allowed, names, whole=classes is None and not rare)
     groups = {} if group is None else {own: groups_of(rows, group, own) for own, rows in sets.items()}
     for held_part, fraction, key in (("test", TEST_SHARE, 0), ("validation", val_fraction, seed)):
         if held_part not in sets:
-            own_groups = None if group is None else groups["train"][train]
-            held, stay = hold_out(
-                strata["train"][train], own_groups, fraction, generator(held_part, key), f"group={group}"
-            )
-            index[held_part], train = train[held], train[stay]
             sets[held_part], strata[held_part] = sets["train"], strata["train"]
-            groups |= {} if group is None else {held_part: groups["train"]}
-    drawn = seed if draw is None else draw
+            groups |= {held_part: groups["train"]} if groups else {}
+            index[held_part], index["train"] = hold_out(
+                index["train"],
+                strata["train"],
+                groups.get("train"),
+                fraction,
+                generator(held_part, key),
+                f"group={group}",
+            )
     if part is not None:
-        own_groups = None if group is None else groups["train"][train]
-        train = train[choose_part(part, strata["train"][train], own_groups, generator("part", drawn))]
-    index["train"] = train
+        rows = index["train"]
+        own_groups = groups["train"][rows] if groups else None
+        index["train"] = rows[choose_part(part, strata["train"][rows], own_groups, generator("part", drawn))]
     if limit is not None:
         index = {
             own: limit_rows(rows, strata[own], limit, generator(f"limit {own}", drawn if own == "train" else seed))
@@ -112,9 +103,8 @@ def subset(
     if shots is not None:
         index["train"] = draw_shots(index["train"], strata["train"], shots, names, generator("shots", drawn))
     if few is not None:
-        sets["train"] = keep_few(
-            sets["train"], index["train"], strata["train"], few, names, generator("few", drawn), task
-        )
+        kept = draw_few(index["train"], strata["train"], few, names, generator("few", drawn))
+        sets["train"] = keep_targets(sets["train"], kept, task)
     origins = {own: digest(source.fingerprint, own if own in own_sets else "train") for own in sets}
     splits = {own: Split(rows, np.sort(index[own]).astype(np.int64), origins[own], task) for own, rows in sets.items()}
     chosen = {"limit": limit, "shots": shots, "classes": names, "val_fraction": val_fraction, "seed": seed}
@@ -123,18 +113,60 @@ def subset(
     if draw is not None and any(value is not None for value in (limit, shots, part, few)):
         chosen["draw"] = draw
     height, width = source.train.images.shape[1:3]
-    remarks = [] if group is None else describe_groups(
-        f"group={group}",
-        {own: groups[own][splits[own].index] for own in ("train", "validation", "test")},
-        [own for own in own_sets if own != "train"],
-    )  # fmt: skip
-    if where is not None and (gone := [own for own in allowed if own not in own_sets]):
-        remarks.append(f"where={where} leaves no image of {' and '.join(gone)}: it is held out of train")
+    remarks = describe_where(where, [own for own in allowed if own not in own_sets])
+    if group is not None:
+        of_splits = {own: groups[own][splits[own].index] for own in ("train", "validation", "test")}
+        remarks += describe_groups(f"group={group}", of_splits, [own for own in own_sets if own != "train"])
     return Data(
         name, splits["train"], splits["validation"], splits["test"], task, (height, width),
         digest(source.fingerprint, chosen), seed, source.skipped, source.fingerprint,
         make_inventory(source, splits, sets, names, rare, min_images, own_sets, remarks),
     )  # fmt: skip
+
+
+def choose_sets(
+    source: Source, classes: Sequence[str | int] | None, where: str | None
+) -> tuple[Task, dict[str, Rows], dict[str, np.ndarray]]:
+    """The task with the kept classes, the sets that have rows for it, and which rows `where` allows (empty without `where`).
+
+    Raises:
+        UserError: an unknown class or column; no training image has the value.
+    """
+    task, sets = choose_classes(source, classes)
+    if where is None:
+        return task, sets, {}
+    allowed = {own: where_rows(rows, where, own) for own, rows in sets.items()}
+    if not allowed["train"].any():
+        raise UserError(f"where={where}: no training image has this value")
+    return task, {own: rows for own, rows in sets.items() if allowed[own].any()}, allowed
+
+
+def choose_rows(
+    source: Source,
+    strata: Mapping[str, np.ndarray],
+    allowed: Mapping[str, np.ndarray],
+    names: Sequence[str],
+    *,
+    whole: bool,
+) -> dict[str, np.ndarray]:
+    """The rows of each set: with a target, and in train also those that never had one.
+
+    Args:
+        whole: whether all classes are kept.
+
+    Raises:
+        UserError: a set has no rows.
+    """
+    index = {own: np.flatnonzero(values >= 0) for own, values in strata.items() if own != "train"}
+    for own, rows in index.items():
+        if not len(rows):
+            what = f"image of the classes {shortened(names)}" if names else "image with a target"
+            raise UserError(f"the {own} set has no {what}")
+    if whole:
+        train = np.arange(len(strata["train"]))
+    else:
+        train = rows_of_kept_classes(source.task.strata(source.train.targets), strata["train"])
+    return {**index, "train": train[allowed["train"][train]] if allowed else train}
 
 
 def names_of_strata(task: Task) -> tuple[str, ...]:
@@ -143,40 +175,50 @@ def names_of_strata(task: Task) -> tuple[str, ...]:
 
 
 def hold_out(
-    strata: np.ndarray, groups: np.ndarray | None, fraction: float, random: np.random.Generator, option: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Which rows are held out, and which stay: whole groups if there are any, else the same share of every stratum."""
-    if groups is not None:
-        return hold_out_groups(groups, strata, fraction, random, option)
-    held = held_out(strata, ranks(strata, random), fraction)
-    return held, ~held
-
-
-def keep_few(
-    rows: Rows,
-    index: np.ndarray,
+    rows: np.ndarray,
     strata: np.ndarray,
-    few: int,
-    names: Sequence[str],
+    groups: np.ndarray | None,
+    fraction: float,
     random: np.random.Generator,
-    task: Task,
-) -> Rows:
-    """The training set with the targets of only `few` of the rows `index`; all other targets are void, -1 or NaN.
+    option: str,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The rows to hold out, and those that stay: whole groups if there are any, else the same share of every stratum."""
+    own = strata[rows]
+    if groups is not None:
+        held, stay = hold_out_groups(groups[rows], own, fraction, random, option)
+        return rows[held], rows[stay]
+    held = held_out(own, ranks(own, random), fraction)
+    return rows[held], rows[~held]
+
+
+def draw_few(
+    rows: np.ndarray, strata: np.ndarray, few: int, names: Sequence[str], random: np.random.Generator
+) -> np.ndarray:
+    """`few` of the labelled rows, with the same share of every class.
 
     Raises:
         UserError: there are fewer labelled images, or a class would have none.
     """
-    labelled = index[strata[index] >= 0]
+    labelled = rows[strata[rows] >= 0]
     if few > len(labelled):
         raise UserError(f"few={few} asks for {few} labelled training images, but there are {len(labelled)}")
     kept = limit_rows(labelled, strata, few, random)
     check_limited(f"few={few}", names, strata[kept], "labelled training image")
-    missing = (
-        VOID if task.dense and rows.targets.dtype == np.uint8 else np.nan if rows.targets.dtype.kind == "f" else -1
-    )
-    targets = np.full(rows.targets.shape, missing, dtype=rows.targets.dtype)
+    return kept
+
+
+def keep_targets(rows: Rows, kept: np.ndarray, task: Task) -> Rows:
+    """A set with the targets of some rows only; all others are void, NaN or -1."""
+    kind = rows.targets.dtype
+    missing = VOID if task.dense and kind == np.uint8 else np.nan if kind.kind == "f" else -1
+    targets = np.full(rows.targets.shape, missing, dtype=kind)
     targets[kept] = rows.targets[kept]
     return replace(rows, targets=targets)
+
+
+def describe_where(where: str | None, gone: Sequence[str]) -> list[str]:
+    """A remark if `where` leaves nothing of sets that the source has."""
+    return [f"where={where} leaves no image of {' and '.join(gone)}: it is held out of train"] if gone else []
 
 
 def check_no_classes(task: Task, **options: object) -> None:

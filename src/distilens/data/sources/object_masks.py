@@ -31,7 +31,7 @@ from distilens.foundation.errors import UserError
 class Pairs:
     """A set of pictures with masks, read by number.
 
-    The last item is kept, so that its picture and its mask are of one read.
+    The item of the last picture is kept, so that a mask that is asked for after its picture is of the same read.
     """
 
     def __init__(self, given: Any, part: str):
@@ -44,19 +44,17 @@ class Pairs:
         if not self.count:
             raise UserError(f"the {part} set is empty")
 
-    def item(self, place: int) -> Any:
-        if self.last[0] != place:
-            item = (self.given[0][place], self.given[1][place]) if self.columns else self.given[place]
-            self.last = place, item
-        return self.last[1]
+    def read(self, place: int) -> Any:
+        return (self.given[0][place], self.given[1][place]) if self.columns else self.given[place]
 
     def picture(self, place: int) -> np.ndarray:
         """A picture as an array `[h w]` or `[h w c]` of any type."""
-        return pixels_of_one(picture_of(self.item(place)), f"item {place} of {self.part}")
+        self.last = place, self.read(place)
+        return pixels_of_one(picture_of(self.last[1]), f"item {place} of {self.part}")
 
     def values(self, place: int) -> np.ndarray | None:
         """A mask as whole numbers `[h w]`; None if it is None."""
-        item = self.item(place)
+        item = self.last[1] if self.last[0] == place else self.read(place)
         mask = mask_of(item)
         if mask is None:
             if isinstance(item, tuple | list) and len(item) > 1 and item[1] is None:
