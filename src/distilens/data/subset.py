@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from distilens.data.copies import describe_copies
-from distilens.data.groups import choose_part, describe_groups, groups_of, hold_out_groups, where_rows
+from distilens.data.drawing import check_limited, draw_few, draw_shots, generator, hold_out, keep_targets, limit_rows
+from distilens.data.groups import choose_part, describe_groups, groups_of, where_rows
 from distilens.data.labels import composed, describe_alike_names
 from distilens.data.source import Inventory, Rows, Source, check_count, digest, write_option
 from distilens.data.splits import Data, Split
 from distilens.foundation.errors import UserError, nearest, shortened
-from distilens.tasks import VOID, Classification, Task
+from distilens.tasks import Classification, Task
 
 TEST_SHARE = 0.2
 """The share of train that is held out if a source has no test set. The seed is always 0: all runs have the same test set."""
@@ -174,48 +174,6 @@ def names_of_strata(task: Task) -> tuple[str, ...]:
     return task.classes if isinstance(task, Classification) else ()
 
 
-def hold_out(
-    rows: np.ndarray,
-    strata: np.ndarray,
-    groups: np.ndarray | None,
-    fraction: float,
-    random: np.random.Generator,
-    option: str,
-) -> tuple[np.ndarray, np.ndarray]:
-    """The rows to hold out, and those that stay: whole groups if there are any, else the same share of every stratum."""
-    own = strata[rows]
-    if groups is not None:
-        held, stay = hold_out_groups(groups[rows], own, fraction, random, option)
-        return rows[held], rows[stay]
-    held = held_out(own, ranks(own, random), fraction)
-    return rows[held], rows[~held]
-
-
-def draw_few(
-    rows: np.ndarray, strata: np.ndarray, few: int, names: Sequence[str], random: np.random.Generator
-) -> np.ndarray:
-    """`few` of the labelled rows, with the same share of every class.
-
-    Raises:
-        UserError: there are fewer labelled images, or a class would have none.
-    """
-    labelled = rows[strata[rows] >= 0]
-    if few > len(labelled):
-        raise UserError(f"few={few} asks for {few} labelled training images, but there are {len(labelled)}")
-    kept = limit_rows(labelled, strata, few, random)
-    check_limited(f"few={few}", names, strata[kept], "labelled training image")
-    return kept
-
-
-def keep_targets(rows: Rows, kept: np.ndarray, task: Task) -> Rows:
-    """A set with the targets of some rows only; all others are void, NaN or -1."""
-    kind = rows.targets.dtype
-    missing = VOID if task.dense and kind == np.uint8 else np.nan if kind.kind == "f" else -1
-    targets = np.full(rows.targets.shape, missing, dtype=kind)
-    targets[kept] = rows.targets[kept]
-    return replace(rows, targets=targets)
-
-
 def describe_where(where: str | None, gone: Sequence[str]) -> list[str]:
     """A remark if `where` leaves nothing of sets that the source has."""
     return [f"where={where} leaves no image of {' and '.join(gone)}: it is held out of train"] if gone else []
@@ -270,21 +228,6 @@ def describe_absent_classes(part: str, names: Sequence[str], labels: np.ndarray)
     if not absent:
         return ""
     return f"the {part} split has no picture of {shortened(absent, quoted=True)}: its accuracy says nothing about them"
-
-
-def check_limited(option: str, names: Sequence[str], strata: np.ndarray, what: str = "training image") -> None:
-    """Check that every class keeps a training image.
-
-    Raises:
-        UserError: the option leaves a class without one.
-    """
-    there = set(strata.tolist())
-    gone = [name for place, name in enumerate(names) if place not in there]
-    if gone:
-        raise UserError(
-            f"{option} leaves no {what} of {shortened(gone, quoted=True)}, of {len(names)} classes. Raise it (rare "
-            "classes need more), or choose classes=[...]"
-        )
 
 
 def has_own_set(source: Source, part: str) -> bool:
@@ -377,53 +320,3 @@ def check_images(names: Sequence[str], sets: Mapping[str, np.ndarray]) -> None:
 def rows_of_kept_classes(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """The rows of the kept classes, and those that never had a label."""
     return np.flatnonzero((after >= 0) | (before < 0))
-
-
-def generator(name: str, seed: int) -> np.random.Generator:
-    """A random generator per purpose, so that one option never changes the random choices of another."""
-    return np.random.default_rng([seed, zlib.crc32(name.encode())])
-
-
-def held_out(strata: np.ndarray, rank: np.ndarray, fraction: float) -> np.ndarray:
-    """True for the rows to hold out: `fraction` of every stratum, at least one image but never all.
-
-    Args:
-        rank: the place of each row in some order of its stratum: the first rows are held out.
-    """
-    counts = np.bincount(strata[strata >= 0], minlength=1)
-    share = np.clip(np.round(counts * fraction), 1, counts - 1)
-    return (strata >= 0) & (rank < share[strata])
-
-
-def ranks(strata: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """The rank of each row in a random order of its stratum: 0, 1, ..."""
-    order = np.argsort(random.random(len(strata)), kind="stable")
-    rank = np.empty(len(strata), dtype=np.int64)
-    for stratum in np.unique(strata):
-        members = order[strata[order] == stratum]
-        rank[members] = np.arange(len(members))
-    return rank
-
-
-def limit_rows(rows: np.ndarray, strata: np.ndarray, limit: int, random: np.random.Generator) -> np.ndarray:
-    """At most `limit` of the rows, with the same share of every stratum (rows without a target count as one)."""
-    own = strata[rows]
-    rank = ranks(own, random)
-    # In the order of quantiles within the class, the first rows have the same share of every class, for any limit.
-    quantile = (rank + 0.5) / np.bincount(own + 1)[own + 1]
-    return rows[np.lexsort((random.random(len(rows)), quantile))[:limit]]
-
-
-def draw_shots(
-    rows: np.ndarray, strata: np.ndarray, shots: int, names: Sequence[str], random: np.random.Generator
-) -> np.ndarray:
-    """`shots` rows of every class, and all rows without a label."""
-    own = strata[rows]
-    counts = np.bincount(own[own >= 0], minlength=len(names))
-    least = int(counts.argmin())
-    if counts[least] < shots:
-        raise UserError(
-            f"shots={shots} asks for {shots} training images of every class, but {names[least]!r} has {counts[least]} "
-            "(after validation and limit). Ask for fewer, or leave the class out with classes=[...]"
-        )
-    return rows[(own < 0) | (ranks(own, random) < shots)]

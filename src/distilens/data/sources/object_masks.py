@@ -15,15 +15,8 @@ from distilens.data.masks import Masks, numbers_of, whole_values
 from distilens.data.pictures import as_array, picture_of
 from distilens.data.pixels import Pixels
 from distilens.data.source import Source, digest
-from distilens.data.sources.objects import (
-    Items,
-    is_items,
-    is_tensors,
-    mask_of,
-    pixels_of_one,
-    read_items,
-    scale_picture,
-)
+from distilens.data.sources.object_kinds import is_items, is_tensors, mask_of
+from distilens.data.sources.objects import Items, pixels_of_one, read_items, scale_picture
 from distilens.data.writing import decode_source
 from distilens.foundation.errors import UserError
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from distilens.data.drawing import generator, limit_rows
 from distilens.data.source import Rows, Source, digest
 from distilens.data.splits import Data, Split
-from distilens.data.subset import choose_classes, generator, has_own_set, limit_rows
+from distilens.data.subset import choose_classes, has_own_set
 from distilens.tasks import Classification
 
 
