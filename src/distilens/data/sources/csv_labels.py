@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
+
+import numpy as np
 
 from distilens.data.cache import content_of
 from distilens.data.decode import Encoded
@@ -26,7 +28,7 @@ from distilens.data.sources.csv_tables import (
     table_files,
 )
 from distilens.data.sources.layout import split_of
-from distilens.data.sources.listed import Listed, add_file_names, encode_files, hold_out_test, places_of
+from distilens.data.sources.listed import Listed, add_file_names, encode_files, hold_out_test, places_of, readable_name
 from distilens.data.sources.tree import Parts, Tree, check_links, walk_tree
 from distilens.data.writing import decode_source
 from distilens.foundation.errors import UserError, suggest_path
@@ -34,11 +36,12 @@ from distilens.foundation.errors import UserError, suggest_path
 
 @dataclass(frozen=True)
 class Labelled:
-    """A picture of a table: its path below the root, its class or None, and its split in the table, if any."""
+    """A picture of a table: its path below the root, its class or None, its split in the table, if any, and its whole row."""
 
     picture: Parts
     label: str | None
     part: str | None
+    row: Mapping[str, str] = field(default_factory=dict, compare=False)
 
 
 def csv(
@@ -102,9 +105,25 @@ def csv(
     left_out = {reason: names for reason, names in left.items() if names}
     hint = "Expected at least two classes: name the column that has them, label=..."
     return replace(
-        add_file_names(source, listed, root),
+        add_table_columns(add_file_names(source, listed, root), rows),
         inventory=Inventory(places_of(listed, classes, root, source.skipped), left_out, source.inventory.remarks, hint),
     )
+
+
+def add_table_columns(source: Source, rows: Sequence[Labelled]) -> Source:
+    """Add the columns of the tables to the sets of a source, by the names of the files; a table may lack a column."""
+    by_name = {readable_name("/".join(row.picture)): row.row for row in reversed(rows)}
+    names = dict.fromkeys(name for row in rows for name in row.row)
+
+    def reader(files: Sequence[str], name: str) -> Callable[[], np.ndarray]:
+        return lambda: np.array([by_name[file].get(name) or None for file in files], dtype=object)
+
+    sets = {
+        part: replace(own, columns={name: reader(own.names, name) for name in names})
+        for part in ("train", "validation", "test")
+        if (own := getattr(source, part)) is not None and own.names is not None
+    }
+    return replace(source, **sets)
 
 
 class Index:
@@ -166,8 +185,11 @@ def find_labelled(
         if not pictures:
             missing.append(value)
             continue
+        whole = {name: cell.strip() for name, cell in zip(table.columns, row, strict=False)}
         present.append(
-            Labelled(pictures[0], composed(row[label].strip()) or None, part or split_in_table(table, row, split))
+            Labelled(
+                pictures[0], composed(row[label].strip()) or None, part or split_in_table(table, row, split), whole
+            )
         )
     if missing and (not skip_bad or not present):
         raise UserError(

@@ -31,8 +31,9 @@ from distilens.data.writing import decode_source, show_decoding
 from distilens.foundation.errors import UserError, shortened
 
 HOW = (
-    "Data are a notation such as folder:path=pictures; images and labels (X, y); a torch Dataset (or a DataLoader, whose data "
-    "set is taken); a Hugging Face Dataset or DatasetDict; a list of (image, label); or a pair (train, test) of these"
+    "Data are a notation such as folder:path=pictures; images and labels (X, y), or images and masks; a torch Dataset (or a "
+    "DataLoader, whose data set is taken); a Hugging Face Dataset or DatasetDict; a list of (image, label); or a pair (train, "
+    "test) of these"
 )
 
 PLAIN = Masks()
