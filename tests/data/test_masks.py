@@ -105,6 +105,21 @@ def test_values_become_classes(masks, classes, targets):
     assert table.targets(VALUES).tolist() == targets
 
 
+def test_the_same_meaning_is_the_same_fingerprint():
+    same = [Masks(ignore=11), Masks(ignore="11"), Masks(ignore=(11,)), Masks(ignore=("11", 11))]
+    assert all(masks.plain() == same[0].plain() for masks in same)
+    assert Masks(colours=("ff0000", "0000FF")).plain() == Masks(colours=("#FF0000", "0000ff")).plain()
+    different = [
+        Masks(),
+        Masks(ignore=11),
+        Masks(ignore=(10, 11)),
+        Masks(("a",)),
+        Masks(values=(1,)),
+        Masks(colours=("000001",)),
+    ]
+    assert len({str(masks.plain()) for masks in different}) == len(different)
+
+
 def test_0_and_255_alone_are_two_classes():
     values = np.array([[0, 255]], dtype=np.uint8)
     table, remark = table_of(Masks(), values)

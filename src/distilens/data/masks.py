@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -57,6 +57,15 @@ class Masks:
         """
         given = self.ignore if isinstance(self.ignore, tuple) else (self.ignore,)
         return tuple(self.number(str(value), "ignore") for value in given)
+
+    def plain(self) -> dict[str, Any]:
+        """As plain data for a fingerprint: the same meaning is the same data, however the options are written.
+
+        Raises:
+            UserError: as `void`, and for a colour that is none.
+        """
+        colours = None if self.colours is None else [self.number(colour, "colours") for colour in self.colours]
+        return {"names": self.names, "values": self.values, "ignore": sorted({*self.void()}), "colours": colours}
 
     def number(self, text: str, option: str) -> int:
         """A value, or a colour as 0xrrggbb."""

@@ -71,7 +71,7 @@ def decode_source(
     Raises:
         UserError: an image cannot be decoded, a label is wrong, or the disk is full.
     """
-    dense = [] if masks is None else ["masks", asdict(masks)]
+    dense = [] if masks is None else ["masks", masks.plain()]
     fingerprint = digest(VERSION, key, asdict(pixels), skip_bad, *dense)
 
     def write(folder: Path) -> None:
