@@ -179,3 +179,50 @@ def test_coarse_maps_move_with_the_image():
 def test_reflection_matches_numpy():
     padded = np.pad(np.arange(6), 4, mode="reflect")
     assert reflect_lines(torch.arange(-4, 10), 6).tolist() == padded.tolist()
+
+
+# Masks of classes
+
+
+@pytest.mark.parametrize("source", [(16, 16), (12, 20)])
+def test_a_whole_box_moves_a_mask_as_numpys_padding_then_a_slice_then_a_flip(source):
+    masks = torch.randint(0, 5, (4, *source), dtype=torch.uint8)
+    corners, flip = [[-5.0, 3.0], [5.0, -5.0], [0.0, 0.0], [-1.0, -2.0]], [True, False, True, False]
+    box = [[*corner, *map(float, source)] for corner in corners]
+    moved = geometry(box, flip, source, whole=True).move_nearest(masks, outside=255)
+    for number, ((top, left), mirror) in enumerate(zip(corners, flip, strict=True)):
+        padded = np.pad(masks[number].numpy(), 5, constant_values=255)
+        expected = padded[5 + int(top) :, 5 + int(left) :][: source[0], : source[1]]
+        assert np.array_equal(moved[number], expected[:, ::-1] if mirror else expected)
+    assert moved.dtype == torch.uint8
+
+
+def test_a_mask_that_is_a_threshold_of_its_picture_stays_one():
+    """On a ramp the picture holds the coordinate of each place exactly, so any crop of the mask is a threshold of its crop."""
+    columns = (torch.arange(30.0) + 0.5)[None, :].expand(20, 30)
+    rows = (torch.arange(20.0) + 0.5)[:, None].expand(20, 30)
+    draw = draw_of(200)
+    boxes = AUGMENTS.build("resized_crop:area=[0.1,0.9],ratio=[0.5,2]").geometry(draw, 0, (20, 30))
+    for ramp, edge in ((columns, 13.0), (rows, 8.0)):
+        picture = ramp.expand(200, 20, 30)
+        moved = boxes.move(picture[:, None], boxes.size)[:, 0]
+        mask = boxes.move_nearest((picture >= edge).to(torch.uint8), outside=255)
+        # bilinear sampling reflects within half a pixel of the image's edge, and rounds to about 1e-5 elsewhere
+        inside = (moved > 0.6) & (moved < float(ramp.max()) - 0.1) & ((moved - edge).abs() > 1e-3)
+        assert inside.float().mean() > 0.9
+        assert torch.equal(mask[inside], (moved >= edge).to(torch.uint8)[inside])
+        assert (mask != 255).all()  # no drawn box leaves the image
+
+
+def test_the_nearest_place_is_that_of_torchs_grid_sampling():
+    draw = draw_of(50)
+    boxes = AUGMENTS.build("resized_crop:area=[0.1,0.9]").geometry(draw, 0, (17, 23))
+    masks = torch.randint(0, 9, (50, 17, 23), dtype=torch.uint8)
+    top, left, height, width = boxes.box.double().unbind(1)
+    mirror = torch.where(boxes.flip, -1.0, 1.0).double()
+    zero = torch.zeros(50, dtype=torch.float64)
+    across = torch.stack([width / 23 * mirror, zero, (2 * left + width) / 23 - 1], 1)
+    down = torch.stack([zero, height / 17, (2 * top + height) / 17 - 1], 1)
+    grid = functional.affine_grid(torch.stack([across, down], 1), [50, 1, 17, 23], align_corners=False)
+    expected = functional.grid_sample(masks[:, None].double(), grid, mode="nearest", align_corners=False)[:, 0]
+    assert (boxes.move_nearest(masks, outside=255) != expected).float().mean() < 1e-4  # but for halves that round

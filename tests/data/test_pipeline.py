@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from distilens.data import from_arrays, source_of, subset
+from distilens.data import Rows, Source, from_arrays, source_of, subset
 from distilens.data.augment import AUGMENTS, crop
 from distilens.data.pipeline import Batches, Streamed, balanced_order, batch_at, free_memory
 from distilens.data.splits import Split
 from distilens.foundation import randomness
+from distilens.foundation.errors import UserError
+from distilens.tasks import VOID, Segmentation
 
 
 @pytest.fixture(scope="module")
@@ -402,3 +404,83 @@ def test_the_free_memory_is_that_of_the_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: {1: (5, 80)}[device.index])
     assert free_memory(torch.device("cuda", 1)) == 5
     assert free_memory(torch.device("cpu")) > 1e6
+
+
+# Masks of classes
+
+
+@pytest.fixture(scope="module")
+def masked(tmp_path_factory):
+    """40 images whose target at each place is 1 where the picture is bright, in memory maps as a cache has them."""
+    folder = tmp_path_factory.mktemp("masked")
+    images = np.repeat(np.random.default_rng(0).integers(0, 256, (40, 16, 12, 1), dtype=np.uint8), 3, axis=3)
+    np.save(folder / "images.npy", images)
+    np.save(folder / "targets.npy", (images[..., 1] > 127).astype(np.uint8))
+    maps = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "targets")]
+    return subset(Source(Rows(*maps), None, None, Segmentation(("dark", "bright")), "masked"), "masked").train
+
+
+def bright(batch):
+    return (batch.images[:, 1] * 255 > 127.5).to(torch.uint8)
+
+
+@pytest.mark.parametrize("resident", [True, False])
+@pytest.mark.parametrize("notation", ["crop:padding=3", "crop:padding=5,flip=alternate", "crop:mix=cutmix", "none"])
+def test_targets_stay_the_threshold_of_their_image(masked, notation, resident):
+    augment = AUGMENTS.build(notation)
+    batches = Batches(masked, 8, augment=augment, resident=resident, workers=0)
+    known = []
+    for batch in [*batches.epoch(0), *batches.epoch(1)]:
+        assert batch.targets.dtype == torch.uint8 and batch.targets.shape == batch.images[:, 0].shape
+        valid = batch.targets != VOID
+        assert torch.equal(batch.targets[valid], bright(batch)[valid])
+        if augment.mix == "none":  # void is what lies outside of the image
+            inside = batch.geometry.move_nearest(torch.ones_like(batch.targets), outside=0)
+            assert torch.equal(valid, inside.bool())
+        known.append(float(valid.float().mean()))
+    assert (min(known) == 1) == (notation == "none") and min(known) > 0.4
+
+
+@pytest.mark.parametrize("part", ["resized_crop:mix=cutmix", "crop:mix=cutmix,erase=0.5,jitter=0.3", None])
+def test_streamed_targets_are_the_resident_ones(masked, part):
+    augment = AUGMENTS.build(part) if part else None
+    ours, theirs = (
+        list(Batches(masked, 16, augment=augment, resident=resident, workers=0).epoch(1)) for resident in (True, False)
+    )
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.equal(one.targets, other.targets) and torch.equal(one.images, other.images)
+        assert torch.equal(one.index, other.index)
+
+
+def test_cutmix_pastes_the_targets_of_what_it_pastes(masked):
+    """Images of one class each: every place has the class of the image that it shows."""
+    rows = masked.rows
+    classes = (np.arange(len(rows)) % 2).astype(np.uint8)
+    images = np.broadcast_to(classes[:, None, None, None] * np.uint8(200), rows.images.shape).copy()
+    targets = np.broadcast_to(classes[:, None, None], rows.targets.shape).copy()
+    split = Split(Rows(images, targets), masked.index, task=masked.task)
+    both = 0
+    for batch in Batches(split, 8, augment=AUGMENTS.build("crop:padding=0,mix=cutmix")).epoch(0):
+        assert torch.equal(batch.targets, bright(batch)) and batch.mixed is None
+        both += sum(len(target.unique()) == 2 for target in batch.targets)
+    assert both > 3
+
+
+def test_mixup_is_refused_for_masks(masked):
+    with pytest.raises(UserError, match="mix=mixup gives each place two classes, which a segmentation cannot have"):
+        next(Batches(masked, 8, augment=AUGMENTS.build("crop:mix=mixup")).epoch(0))
+
+
+def test_erased_places_are_void(masked):
+    augment = AUGMENTS.build("crop:padding=0,flip=none,erase=1")
+    (batch, *_) = Batches(masked, 32, augment=augment).epoch(0)
+    holes = (batch.images == 0.5).all(1)
+    assert torch.equal(batch.targets == VOID, holes) and 0.005 < holes.float().mean() < 0.12
+
+
+def test_the_untransformed_batch_has_its_own_targets(masked):
+    for batch in Batches(masked, 8, augment=AUGMENTS.build("crop:mix=cutmix,erase=1")).epoch(0):
+        plain = batch.untransformed()
+        assert np.array_equal(plain.targets, masked.rows.targets[batch.index.numpy()])
+        assert torch.equal(plain.targets, bright(plain))
+        assert torch.equal(plain.select(np.array([2, 0])).targets, plain.targets[[2, 0]])

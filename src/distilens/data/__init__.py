@@ -1,11 +1,12 @@
 """Data sets by name: `shapes:shortcut=0.9,shots=20`, `parquet:path=data/cifar10`, `torchvision:CIFAR10`.
 
 A name stands for a `Source`. The options that all names share (`limit`, `shots`, `classes`, `min_images`, `val_fraction`, `seed`,
-`draw`) select the rows for a run: a `Data`.
+`draw`, `group`, `where`, `part`, `few`) select the rows for a run: a `Data`.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from distilens.data.masks import Masks
 from distilens.data.pixels import Side
 from distilens.data.source import Rows, Source, digest
 from distilens.data.sources.arrays import from_arrays, source_of
@@ -21,7 +23,7 @@ from distilens.data.splits import Data, Split
 from distilens.data.subset import subset
 from distilens.foundation.errors import UserError, shortened
 from distilens.foundation.notation import Registry, Spec
-from distilens.tasks import Classification, Task
+from distilens.tasks import Classification, Segmentation, Task
 
 __all__ = ["SOURCES", "Data", "Rows", "Source", "Split", "as_data", "from_arrays", "load", "source_of", "subset"]
 
@@ -38,6 +40,10 @@ def options(
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1,
     seed: Annotated[int, Field(ge=0)] = 0,
     draw: Annotated[int, Field(ge=0)] | None = None,
+    group: str | None = None,
+    where: str | None = None,
+    part: str | None = None,
+    few: Annotated[int, Field(ge=1)] | None = None,
 ) -> None:
     """The options that every data set takes: see `subset`."""
 
@@ -86,6 +92,8 @@ SOURCES = Registry(
         "image": "distilens.data.sources.image:image",
         "python": "distilens.data.sources.own:python",
         "torchvision": "distilens.data.sources.hub:torchvision",
+        "voc": "distilens.data.sources.streets:voc",
+        "cityscapes": "distilens.data.sources.streets:cityscapes",
     },
     common=options,
     hint=as_source,
@@ -110,9 +118,7 @@ def load(part: Any, cache: Path | None = None, *, to_explain: bool = False) -> D
         return as_data(part, cache, to_explain=to_explain)
     spec = SOURCES.resolve(part)
     source = SOURCES.build(spec, CACHE if cache is None else Path(cache))
-    selection = {
-        name: spec.options[name] for name in ("limit", "shots", "classes", "min_images", "val_fraction", "seed", "draw")
-    }
+    selection = {name: spec.options[name] for name in inspect.signature(options).parameters}
     name = str(Spec.parse(part))
     if isinstance(source, Data):  # a function of the user's own made it
         usual = SOURCES.resolve(Spec(spec.name, spec.argument)).options
@@ -141,8 +147,10 @@ def as_data(
     class_names: Sequence[str] | None = None,
     task: Task | None = None,
     to_explain: bool = False,
+    values: Sequence[int] | None = None,
+    ignore: int | Sequence[int] = (),
 ) -> Data:
-    """Make a `Data` from Python objects with pictures and labels.
+    """Make a `Data` from Python objects with pictures and labels or masks.
 
     Args:
         given: one of these, or a pair `(train, test)`, a triple `(train, validation, test)` or a dictionary of them:
@@ -152,6 +160,9 @@ def as_data(
             * a `DataLoader`: its data set is taken;
             * a `datasets.Dataset` or `DatasetDict` of Hugging Face.
 
+            In place of labels there may be masks of the size of the pictures: arrays `[n h w]` of whole numbers, or per item a
+            tensor, an array or a Pillow image (in a dictionary under `mask` or a similar key). That is a segmentation.
+
             A notation and a `Data` are handled as in `load`. Each item is read once. A few are read twice to detect random
             transforms, which lead to a remark.
         cache: where the pixels of data sets are kept; `runs/data` by default. Arrays stay in memory.
@@ -160,10 +171,13 @@ def as_data(
         shots: number of training images per class.
         val_fraction: the share of every class that is held out for validation.
         seed: of the hold-out, of `limit` and of `shots`.
-        class_names: one name per class, in the order of the labels; by default the names in the data, or the labels.
+        class_names: one name per class, in the order of the labels; by default the names in the data, or the labels. For masks
+            the names of the values 0, 1, ..., or of `values`.
         task: a task of your own, if the targets are not classes. They are kept as they are, one per image; pictures have one
             size and stay in memory.
         to_explain: also accept images that cannot be trained and tested on: without classes, or one image per class.
+        values: for masks: the value of each class; by default all values that occur.
+        ignore: for masks: values that become void, as 255 does.
 
     Raises:
         UserError: the object does not hold pictures and labels (the message lists what does), or they have a mistake.
@@ -178,15 +192,24 @@ def as_data(
     from distilens.data.sources.own_task import source_of_task
 
     if isinstance(given, Data) or is_notation(given):
-        if (size, limit, shots, val_fraction, seed, class_names, task) != (None, None, None, 0.1, 0, None, None):
+        own = (size, limit, shots, val_fraction, seed, class_names, task, values, ignore)
+        if own != (None, None, None, 0.1, 0, None, None, None, ()):
             raise UserError("write the options of a named data set into its notation: folder:path=pictures,size=96")
         return load(given, cache, to_explain=to_explain)
     if task is not None and not isinstance(task, Classification):
         return subset(
             source_of_task(given, task), task.name, limit=limit, shots=shots, val_fraction=val_fraction, seed=seed
         )
-    source = source_of_objects(given, CACHE if cache is None else Path(cache), size)
-    if class_names is not None:
+    masks = Masks(
+        None if class_names is None else tuple(class_names),
+        None if values is None else tuple(values),
+        ignore if isinstance(ignore, int) else tuple(ignore),
+    )
+    source = source_of_objects(given, CACHE if cache is None else Path(cache), size, masks)
+    dense = isinstance(source.task, Segmentation)
+    if not dense and masks not in (Masks(), Masks(masks.names)):
+        raise UserError("values= and ignore= are about masks, and the data has labels")
+    if class_names is not None and not dense:
         source = rename_classes(source, class_names)
     name = type(given).__name__ if not isinstance(given, tuple | list | dict) else "objects"
     if to_explain and not can_be_split(source, None):

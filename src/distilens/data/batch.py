@@ -82,8 +82,10 @@ class Batch:
         """The same images as in the data set, without augmentation."""
         variant = self.variant and dataclasses.replace(self.variant, number=None)
         mask = variant.masks(self.images.device) if variant else self.mask if self.geometry is None else None
+        dense = variant and variant.split.task.dense  # such targets were moved with the images
+        targets = variant.targets(self.images.device) if variant and dense else self.targets
         return Batch(
-            self.canonical, self.targets, self.index, mask=mask, variant=variant,
+            self.canonical, targets, self.index, mask=mask, variant=variant,
             epoch=self.epoch, step=self.step, progress=self.progress, seed=self.seed,
         )  # fmt: skip
 

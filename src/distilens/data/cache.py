@@ -19,7 +19,7 @@ from distilens.data.copies import Copies
 from distilens.data.source import Inventory, Rows, Source, digest
 from distilens.foundation.errors import UserError
 from distilens.foundation.files import FULL, full_disk, readable
-from distilens.tasks import Classification
+from distilens.tasks import Classification, task_from
 
 ADVICE = "Make room, or choose a smaller size=..."
 """For a full disk."""
@@ -61,10 +61,10 @@ def read_source(folder: Path, fingerprint: str) -> Source:
     rows: dict[str, Rows | None] = {"train": None, "test": None, "validation": None}
     for part in rows:
         if (folder / f"{part}_images.npy").exists():
-            masks = folder / f"{part}_masks.npy"
+            masks, targets = folder / f"{part}_masks.npy", folder / f"{part}_targets.npy"
             rows[part] = Rows(
                 np.load(folder / f"{part}_images.npy", mmap_mode="r"),
-                np.load(folder / f"{part}_labels.npy"),
+                np.load(targets, mmap_mode="r") if targets.exists() else np.load(folder / f"{part}_labels.npy"),
                 np.load(masks, mmap_mode="r") if masks.exists() else None,
             )
     assert rows["train"] is not None
@@ -72,7 +72,7 @@ def read_source(folder: Path, fingerprint: str) -> Source:
         rows["train"],
         rows["test"],
         rows["validation"],
-        Classification(tuple(about["classes"])),
+        task_from(about["task"]) if "task" in about else Classification(tuple(about["classes"])),
         fingerprint,
         tuple(about["skipped"]),
         Inventory(remarks=tuple(about.get("remarks", ()))),

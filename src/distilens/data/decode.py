@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -36,11 +36,13 @@ class Encoded:
         images: yields the n images in the order of `labels`, each as bytes, as a file, or as pixels `[h w 3]`;
             None for a missing image.
         name: gives the name of a row in messages, such as `row 17 of train.parquet`.
+        masks: of a segmentation: yields the mask of each image, in the same order; None for an image without labels.
     """
 
     labels: np.ndarray
     images: Callable[[], Iterable[bytes | Path | np.ndarray | None]]
     name: Callable[[int], str]
+    masks: Callable[[], Iterable[bytes | Path | np.ndarray | None]] | None = None
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,23 @@ def shorter_sides_of(pool: ThreadPoolExecutor, sets: Mapping[str, Encoded]) -> n
 
 
 def decode_all(
-    pool: ThreadPoolExecutor, images: Iterable, pixels: Pixels, remarks: list[str]
-) -> Iterable[np.ndarray | Bad]:
-    """Decode in threads and in order, with at most a few hundred images in memory per CPU core."""
+    pool: ThreadPoolExecutor,
+    images: Iterable,
+    pixels: Pixels,
+    remarks: list[str],
+    how: Callable[..., Any] | None = None,
+) -> Iterable[Any]:
+    """Decode in threads and in order, with at most a few hundred images in memory per CPU core.
+
+    Args:
+        how: decodes one item of `images`, as `decode` does (the default).
+
+    Returns:
+        What `how` returns for each item, or a `Bad`.
+    """
     running: deque[Future] = deque()
     for task in batched(images, TASK):
-        running.append(pool.submit(decode_some, task, pixels, remarks))
+        running.append(pool.submit(decode_some, task, pixels, remarks, decode if how is None else how))
         if len(running) > 8 * (os.cpu_count() or 1):
             yield from running.popleft().result()
     for future in running:
@@ -98,13 +111,11 @@ def batched(items: Iterable, count: int) -> Iterable[tuple]:
         yield batch
 
 
-def decode_some(
-    images: Sequence[bytes | Path | np.ndarray | None], pixels: Pixels, remarks: list[str]
-) -> list[np.ndarray | Bad]:
-    decoded: list[np.ndarray | Bad] = []
+def decode_some(images: Sequence, pixels: Pixels, remarks: list[str], how: Callable[..., Any]) -> list[Any]:
+    decoded: list[Any] = []
     for image in images:
         try:
-            decoded.append(decode(image, pixels, remarks))
+            decoded.append(how(image, pixels, remarks))
         except DeepError:
             raise
         except Exception as error:  # on broken files Pillow's readers raise errors of any kind
@@ -123,13 +134,24 @@ def decode(
     Raises:
         DeepError: the image has more than 8 bits, and `pixels` has no range for them.
     """
+    rgb = upright_rgb(encoded, pixels, [] if remarks is None else remarks, draft=True)
+    return np.asarray(rgb if pixels.sides is None else resize_image(rgb, *pixels.sides))
+
+
+def upright_rgb(
+    encoded: bytes | Path | np.ndarray | None, pixels: Pixels, remarks: list[str], *, draft: bool
+) -> Image.Image:
+    """An image as upright RGB, not yet resized.
+
+    Args:
+        draft: a JPEG may be read at a part of its size, which is quicker.
+    """
     from PIL import ImageOps
 
-    remarks = [] if remarks is None else remarks
     with open_image(encoded) as image:
         if is_cut(image):
             remarks.append("16 bits per colour, only the upper 8 are read")
-        if pixels.sides is not None:
+        if pixels.sides is not None and draft:
             # a JPEG is read at 1/2 to 1/8 of its size if that leaves twice the needed size
             image.draft("RGB", (2 * max(pixels.sides), 2 * max(pixels.sides)))
         if not isinstance(encoded, np.ndarray):
@@ -138,7 +160,7 @@ def decode(
         with suppress(Exception):  # later frames may be broken; only the first is used
             if getattr(image, "n_frames", 1) > 1:
                 remarks.append("animated or with several pages, only the first is read")
-    return np.asarray(rgb if pixels.sides is None else resize_image(rgb, *pixels.sides))
+    return rgb
 
 
 def open_image(encoded: bytes | Path | np.ndarray | None) -> Image.Image:
@@ -151,14 +173,14 @@ def open_image(encoded: bytes | Path | np.ndarray | None) -> Image.Image:
     return Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded)
 
 
-def resize_image(image: Image.Image, height: int, width: int) -> Image.Image:
-    """Scale the image until it covers height and width, then crop its middle."""
+def resize_image(image: Image.Image, height: int, width: int, resample: Image.Resampling | None = None) -> Image.Image:
+    """Scale the image (or its mask) until it covers height and width, then crop its middle; bicubic by default."""
     from PIL import Image
 
     scale = max(width / image.width, height / image.height)
     across, down = max(width, round(image.width * scale)), max(height, round(image.height * scale))
     if image.size != (across, down):
-        image = image.resize((across, down), Image.Resampling.BICUBIC)
+        image = image.resize((across, down), Image.Resampling.BICUBIC if resample is None else resample)
     left, top = (across - width) // 2, (down - height) // 2
     return image.crop((left, top, left + width, top + height))
 

@@ -86,11 +86,12 @@ class Geometry:
         """
         grid = things.shape[-2:]
         height, width = (max(1, round(g * s / o)) for g, s, o in zip(grid, self.size, self.source, strict=True))
-        rows = torch.arange(height, device=things.device, dtype=torch.float64).add(0.5) / height
-        columns = torch.arange(width, device=things.device, dtype=torch.float64).add(0.5) / width
+        kind = torch.float32 if things.device.type == "mps" else torch.float64  # MPS has no float64
+        rows = torch.arange(height, device=things.device, dtype=kind).add(0.5) / height
+        columns = torch.arange(width, device=things.device, dtype=kind).add(0.5) / width
         columns = torch.where(self.flip[:, None], columns.flip(0), columns)
         scale = [cells / length for cells, length in zip(grid, self.source, strict=True)]
-        box = self.box.double() * self.box.new_tensor([*scale, *scale]).double()
+        box = self.box.to(kind) * torch.tensor([*scale, *scale], dtype=kind, device=things.device)
         rows = (box[:, 0:1] + rows * box[:, 2:3]).floor().long()
         columns = (box[:, 1:2] + columns * box[:, 3:4]).floor().long()
         inside_rows, inside_columns = (

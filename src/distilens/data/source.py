@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,21 +18,34 @@ SPLITS = {"train": ("train", "training"), "test": ("test",), "validation": ("val
 """The usual names of splits, by our own names."""
 
 
+Columns = Mapping[str, Callable[[], np.ndarray]]
+"""Other columns of a table by name; each is read when it is asked for, as an array of text or numbers."""
+
+
 @dataclass(frozen=True, eq=False)
 class Rows:
     """One labelled set.
 
     Attributes:
         images: uint8 `[n h w 3]`; may be a read-only memory map.
-        targets: `[n]` or `[n ...]`, as the task has them: in classification int64, positions in the classes; -1 = none.
+        targets: `[n]` or `[n ...]`, as the task has them: in classification int64, positions in the classes; -1 = none. In a
+            segmentation uint8 `[n h w]`, 255 = void; may be a read-only memory map.
         masks: uint8 `[n h w]`, 255 on the evidence for the label, 0 elsewhere; None if there are no masks.
         names: the file of each image, relative to the set's folder; None if the images are not files.
+        columns: what else is known of each image; `path` is the name of its file.
     """
 
     images: np.ndarray
     targets: np.ndarray
     masks: np.ndarray | None = None
     names: tuple[str, ...] | None = None
+    columns: Columns = field(default_factory=dict)
+
+    def column(self, name: str) -> np.ndarray | None:
+        """A column by name; None if there is no such column."""
+        if name == "path" and self.names is not None:
+            return np.array(self.names, dtype=object)
+        return self.columns[name]() if name in self.columns else None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -113,6 +126,11 @@ class Source:
     def classes(self) -> tuple[str, ...]:
         """The names of the classes; empty if the task has none."""
         return self.task.classes
+
+
+def with_remark(source: Source, remark: str) -> Source:
+    """The source with one more remark for the user, in front of the others."""
+    return replace(source, inventory=replace(source.inventory, remarks=(remark, *source.inventory.remarks)))
 
 
 def digest(*parts: Any) -> str:

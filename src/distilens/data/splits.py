@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from distilens.data.places import VOID_NAME, has_places, paint, shares_of, written_share
 from distilens.data.source import NOTHING, Inventory, Rows
 from distilens.foundation import notebook
 from distilens.tasks import Task
@@ -115,6 +116,8 @@ class Data:
         return f"Data({self.name!r}: {counts}; {self.task.summary}, {self.size[0]}×{self.size[1]} pixels)"
 
     def _repr_html_(self) -> str:
+        if has_places(self.train):
+            return notebook.heading(repr(self)) + self.table_of_places() + self.examples_with_masks()
         counts = {
             name: np.bincount(split.strata[split.strata >= 0], minlength=len(self.classes))
             for name, split in self.splits.items()
@@ -125,6 +128,26 @@ class Data:
         rest = len(self.classes) - len(rows)
         rows += [(f"{rest} more classes", *(int(counts[name][SHOWN:].sum()) for name in counts))] if rest else []
         return notebook.heading(repr(self)) + notebook.table(rows, ("class", *counts)) + self.examples()
+
+    def table_of_places(self) -> str:
+        """The share of each class in the places of each split, and that of void, as an HTML table."""
+        shares = {name: shares_of(split) for name, split in self.splits.items()}
+        rows = [
+            (label, *(written_share(own[label]) for own in shares.values())) for label in (*self.classes, VOID_NAME)
+        ]
+        return notebook.table(rows, ("class", *(f"{name} (share of places)" for name in shares)))
+
+    def examples_with_masks(self) -> str:
+        """The first labelled training images, each beside its mask, as HTML."""
+        rows = self.train.index[np.flatnonzero(self.train.strata >= 0)[: PICTURES // 2]]
+        images, targets = self.train.rows.images, self.train.rows.targets
+        return "".join(
+            notebook.picture(
+                np.concatenate([images[row], paint(targets[row], len(self.classes))], axis=1),
+                self.task.describe(targets[row]),
+            )
+            for row in rows
+        )
 
     def examples(self) -> str:
         """The first training image of each of the first classes, in a row, as HTML."""

@@ -1,14 +1,15 @@
-"""Choose the rows of a run: classes, a validation split held out of train, `limit`, `shots`."""
+"""Choose the rows of a run: classes, a validation split held out of train, `part`, `limit`, `shots`, `few`."""
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from distilens.data.copies import describe_copies
+from distilens.data.drawing import check_limited, draw_few, draw_shots, generator, hold_out, keep_targets, limit_rows
+from distilens.data.groups import choose_part, describe_groups, groups_of, where_rows
 from distilens.data.labels import composed, describe_alike_names
 from distilens.data.source import Inventory, Rows, Source, check_count, digest, write_option
 from distilens.data.splits import Data, Split
@@ -30,12 +31,16 @@ def subset(
     val_fraction: float = 0.1,
     seed: int = 0,
     draw: int | None = None,
+    group: str | None = None,
+    where: str | None = None,
+    part: str | None = None,
+    few: int | None = None,
 ) -> Data:
-    """Choose the rows of a run: classes, then a validation split held out of train, then `limit`, then `shots`.
+    """Choose the rows of a run: `where`, classes, a validation split held out of train, `part`, `limit`, `shots`, `few`.
 
-    Every choice is stratified and depends only on the seed and the labels. The rows of a smaller `limit` or `shots` are a subset
-    of those of a larger one, and neither changes what is held out. Rows without a label (-1) stay in train only, and `shots`
-    keeps all of them.
+    Every choice is stratified and depends only on the seed and the labels. The rows of a smaller `limit`, `shots` or `few` are a
+    subset of those of a larger one, and none of them changes what is held out. Rows without a label (-1) stay in train only, and
+    `shots` keeps all of them.
 
     Args:
         limit: the maximum number of images per split, with the same share of every class.
@@ -44,72 +49,152 @@ def subset(
         min_images: leave out classes with fewer training images (counted before validation and test are held out).
         val_fraction: the share of every class for validation, at least one image; not used if the source has a validation set.
         seed: of all choices.
-        draw: another seed for the training images that `limit` and `shots` choose. Validation and test stay the same.
+        draw: another seed for the training images that `part`, `limit`, `shots` and `few` choose. Validation and test stay the
+            same.
+        group: images with the same value stay on one side of what is held out, and in one `part`: a column, or a regular
+            expression with one group for the names of the files, `(case[0-9]+)_`. The shares are met as nearly as whole groups
+            allow.
+        where: only rows with this value in a column, `COLUMN:VALUE`; for the column `path` (names of files) a regular expression.
+            A validation or test set without such rows is held out of train.
+        part: the k-th of n disjoint parts of the training images, `1/4`.
+        few: only so many training images keep their targets, with the same share of every class; the others stay without.
 
     Raises:
-        UserError: a class is unknown, there are fewer than two, or one has too few images.
+        UserError: a class is unknown, there are fewer than two, or one has too few images; too few groups; no row is left.
     """
     if not isinstance(source.task, Classification):
         check_no_classes(source.task, classes=classes, min_images=min_images, shots=shots)
-    task, sets = choose_classes(source, classes)
-    names = task.classes
-    rare = [] if min_images is None else fewer_than(min_images, task, sets)
+    drawn = seed if draw is None else draw
+    task, sets, allowed = choose_sets(source, classes, where)
+    names = names_of_strata(task)
+    rare = [] if min_images is None else fewer_than(min_images, names, sets_of_strata(task, sets, allowed)["train"])
     if rare:
-        task, sets = choose_classes(source, [name for name in names if name not in rare])
-        names = task.classes
+        task, sets, allowed = choose_sets(source, [name for name in names if name not in rare], where)
+        names = names_of_strata(task)
+    strata = sets_of_strata(task, sets, allowed)
     if isinstance(task, Classification):
         check_count(names, source.inventory.hint)
-        check_images(names, sets_of_strata(task, sets))
-    strata = sets_of_strata(task, sets)
-    whole = classes is None and not rare
-    before = source.task.strata(source.train.targets)
-    train = np.arange(len(sets["train"])) if whole else rows_of_kept_classes(before, strata["train"])
-    index = {part: np.flatnonzero(values >= 0) for part, values in strata.items() if part != "train"}
-    for part in index:
-        if not len(index[part]):
-            what = f"image of the classes {shortened(names)}" if names else "image with a target"
-            raise UserError(f"the {part} set has no {what}")
-    for part, fraction, key in (("test", TEST_SHARE, 0), ("validation", val_fraction, seed)):
-        if part not in sets:
-            own_strata = strata["train"][train]
-            held = held_out(own_strata, ranks(own_strata, generator(part, key)), fraction)
-            index[part], train = train[held], train[~held]
-            sets[part], strata[part] = sets["train"], strata["train"]
-    index["train"] = train
-    drawn = seed if draw is None else draw
+        check_images(names, strata)
+    own_sets = tuple(sets)
+    index = choose_rows(source, strata, allowed, names, whole=classes is None and not rare)
+    groups = {} if group is None else {own: groups_of(rows, group, own) for own, rows in sets.items()}
+    for held_part, fraction, key in (("test", TEST_SHARE, 0), ("validation", val_fraction, seed)):
+        if held_part not in sets:
+            sets[held_part], strata[held_part] = sets["train"], strata["train"]
+            groups |= {held_part: groups["train"]} if groups else {}
+            index[held_part], index["train"] = hold_out(
+                index["train"],
+                strata["train"],
+                groups.get("train"),
+                fraction,
+                generator(held_part, key),
+                f"group={group}",
+            )
+    if part is not None:
+        rows = index["train"]
+        own_groups = groups["train"][rows] if groups else None
+        index["train"] = rows[choose_part(part, strata["train"][rows], own_groups, generator("part", drawn))]
     if limit is not None:
         index = {
-            part: limit_rows(rows, strata[part], limit, generator(f"limit {part}", drawn if part == "train" else seed))
-            for part, rows in index.items()
+            own: limit_rows(rows, strata[own], limit, generator(f"limit {own}", drawn if own == "train" else seed))
+            for own, rows in index.items()
         }
-        check_limited(limit, names, strata["train"][index["train"]])
+        check_limited(f"limit={limit}", names, strata["train"][index["train"]])
     if shots is not None:
         index["train"] = draw_shots(index["train"], strata["train"], shots, names, generator("shots", drawn))
-    origins = {part: digest(source.fingerprint, part if has_own_set(source, part) else "train") for part in sets}
-    splits = {
-        part: Split(rows, np.sort(index[part]).astype(np.int64), origins[part], task) for part, rows in sets.items()
-    }
+    if few is not None:
+        kept = draw_few(index["train"], strata["train"], few, names, generator("few", drawn))
+        sets["train"] = keep_targets(sets["train"], kept, task)
+    origins = {own: digest(source.fingerprint, own if own in own_sets else "train") for own in sets}
+    splits = {own: Split(rows, np.sort(index[own]).astype(np.int64), origins[own], task) for own, rows in sets.items()}
     chosen = {"limit": limit, "shots": shots, "classes": names, "val_fraction": val_fraction, "seed": seed}
-    if draw is not None and (limit is not None or shots is not None):
+    more = {"group": group, "where": where, "part": part, "few": few}
+    chosen |= {option: value for option, value in more.items() if value is not None}
+    if draw is not None and any(value is not None for value in (limit, shots, part, few)):
         chosen["draw"] = draw
     height, width = source.train.images.shape[1:3]
+    remarks = describe_where(where, [own for own in allowed if own not in own_sets])
+    if group is not None:
+        of_splits = {own: groups[own][splits[own].index] for own in ("train", "validation", "test")}
+        remarks += describe_groups(f"group={group}", of_splits, [own for own in own_sets if own != "train"])
     return Data(
         name, splits["train"], splits["validation"], splits["test"], task, (height, width),
         digest(source.fingerprint, chosen), seed, source.skipped, source.fingerprint,
-        make_inventory(source, splits, sets, names, rare, min_images),
+        make_inventory(source, splits, sets, names, rare, min_images, own_sets, remarks),
     )  # fmt: skip
+
+
+def choose_sets(
+    source: Source, classes: Sequence[str | int] | None, where: str | None
+) -> tuple[Task, dict[str, Rows], dict[str, np.ndarray]]:
+    """The task with the kept classes, the sets that have rows for it, and which rows `where` allows (empty without `where`).
+
+    Raises:
+        UserError: an unknown class or column; no training image has the value.
+    """
+    task, sets = choose_classes(source, classes)
+    if where is None:
+        return task, sets, {}
+    allowed = {own: where_rows(rows, where, own) for own, rows in sets.items()}
+    if not allowed["train"].any():
+        raise UserError(f"where={where}: no training image has this value")
+    return task, {own: rows for own, rows in sets.items() if allowed[own].any()}, allowed
+
+
+def choose_rows(
+    source: Source,
+    strata: Mapping[str, np.ndarray],
+    allowed: Mapping[str, np.ndarray],
+    names: Sequence[str],
+    *,
+    whole: bool,
+) -> dict[str, np.ndarray]:
+    """The rows of each set: with a target, and in train also those that never had one.
+
+    Args:
+        whole: whether all classes are kept.
+
+    Raises:
+        UserError: a set has no rows.
+    """
+    index = {own: np.flatnonzero(values >= 0) for own, values in strata.items() if own != "train"}
+    for own, rows in index.items():
+        if not len(rows):
+            what = f"image of the classes {shortened(names)}" if names else "image with a target"
+            raise UserError(f"the {own} set has no {what}")
+    if whole:
+        train = np.arange(len(strata["train"]))
+    else:
+        train = rows_of_kept_classes(source.task.strata(source.train.targets), strata["train"])
+    return {**index, "train": train[allowed["train"][train]] if allowed else train}
+
+
+def names_of_strata(task: Task) -> tuple[str, ...]:
+    """The names of the strata: the classes of a classification. An image of another task has no class of its own."""
+    return task.classes if isinstance(task, Classification) else ()
+
+
+def describe_where(where: str | None, gone: Sequence[str]) -> list[str]:
+    """A remark if `where` leaves nothing of sets that the source has."""
+    return [f"where={where} leaves no image of {' and '.join(gone)}: it is held out of train"] if gone else []
 
 
 def check_no_classes(task: Task, **options: object) -> None:
     """Raise a `UserError` if an option about classes is given for a task without classes."""
     given = [name for name, value in options.items() if value is not None]
+    if given and task.dense:
+        raise UserError(
+            f"{', '.join(given)}= is about images of one class, but an image has several in the task {task.name}: take limit=, "
+            "few= or part="
+        )
     if given:
         raise UserError(f"{', '.join(given)}= is about classes, but the task {task.name} has none: take limit=")
 
 
-def sets_of_strata(task: Task, sets: Mapping[str, Rows]) -> dict[str, np.ndarray]:
-    """The stratum per image of each set; -1 means no target."""
-    return {part: task.strata(rows.targets) for part, rows in sets.items()}
+def sets_of_strata(task: Task, sets: Mapping[str, Rows], allowed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The stratum per image of each set; -1 means no target, or a row that is not allowed."""
+    strata = {part: task.strata(rows.targets) for part, rows in sets.items()}
+    return {part: np.where(allowed[part], own, -1) if part in allowed else own for part, own in strata.items()}
 
 
 def make_inventory(
@@ -119,14 +204,13 @@ def make_inventory(
     names: Sequence[str],
     rare: Sequence[str],
     min_images: int | None,
+    own_sets: Sequence[str],
+    remarks: Sequence[str],
 ) -> Inventory:
     """The inventory of the source, with remarks on the chosen rows."""
-    own_set = {part: (part if has_own_set(source, part) else "train", splits[part].index) for part in splits}
-    copies = (
-        describe_copies(source.copies, own_set, {part: rows.targets for part, rows in sets.items()}, names)
-        if names
-        else []
-    )
+    own_set = {part: (part if part in own_sets else "train", splits[part].index) for part in splits}
+    labels = {part: rows.targets if names else np.full(len(rows), -1) for part, rows in sets.items()}
+    copies = describe_copies(source.copies, own_set, labels, names)
     left_out = dict(source.inventory.left_out)
     if source.skipped:
         left_out["pictures that cannot be decoded"] = source.skipped
@@ -137,7 +221,7 @@ def make_inventory(
         for part in ("validation", "test")
         if not source.task.dense  # an image has no single class there
     ]
-    remarks = [*source.inventory.remarks, *(line for line in absent if line), *copies]
+    remarks = [*source.inventory.remarks, *remarks, *(line for line in absent if line), *copies]
     return replace(source.inventory, remarks=tuple(remarks), left_out=left_out)
 
 
@@ -148,21 +232,6 @@ def describe_absent_classes(part: str, names: Sequence[str], labels: np.ndarray)
     if not absent:
         return ""
     return f"the {part} split has no picture of {shortened(absent, quoted=True)}: its accuracy says nothing about them"
-
-
-def check_limited(limit: int, names: Sequence[str], strata: np.ndarray) -> None:
-    """Check that every class keeps a training image.
-
-    Raises:
-        UserError: `limit` leaves a class without a training image.
-    """
-    there = set(strata.tolist())
-    gone = [name for place, name in enumerate(names) if place not in there]
-    if gone:
-        raise UserError(
-            f"limit={limit} leaves no training image of {shortened(gone, quoted=True)}, of {len(names)} classes. Raise it (rare "
-            "classes need more), or choose classes=[...]"
-        )
 
 
 def has_own_set(source: Source, part: str) -> bool:
@@ -207,14 +276,13 @@ def counts_of(names: Sequence[str], strata: np.ndarray) -> np.ndarray:
     return np.bincount(strata[strata >= 0], minlength=len(names))
 
 
-def fewer_than(least: int, task: Task, sets: Mapping[str, Rows]) -> list[str]:
+def fewer_than(least: int, names: Sequence[str], strata: np.ndarray) -> list[str]:
     """The classes with fewer than `least` training images.
 
     Raises:
         UserError: fewer than two classes would be left.
     """
-    names = task.classes
-    counts = counts_of(names, task.strata(sets["train"].targets))
+    counts = counts_of(names, strata)
     rare = [name for name, count in zip(names, counts, strict=True) if count < least]
     if len(names) - len(rare) < 2:
         shown = shortened([f"{names[place]!r} {counts[place]}" for place in np.argsort(-counts)])
@@ -256,53 +324,3 @@ def check_images(names: Sequence[str], sets: Mapping[str, np.ndarray]) -> None:
 def rows_of_kept_classes(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """The rows of the kept classes, and those that never had a label."""
     return np.flatnonzero((after >= 0) | (before < 0))
-
-
-def generator(name: str, seed: int) -> np.random.Generator:
-    """A random generator per purpose, so that one option never changes the random choices of another."""
-    return np.random.default_rng([seed, zlib.crc32(name.encode())])
-
-
-def held_out(strata: np.ndarray, rank: np.ndarray, fraction: float) -> np.ndarray:
-    """True for the rows to hold out: `fraction` of every stratum, at least one image but never all.
-
-    Args:
-        rank: the place of each row in some order of its stratum: the first rows are held out.
-    """
-    counts = np.bincount(strata[strata >= 0], minlength=1)
-    share = np.clip(np.round(counts * fraction), 1, counts - 1)
-    return (strata >= 0) & (rank < share[strata])
-
-
-def ranks(strata: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """The rank of each row in a random order of its stratum: 0, 1, ..."""
-    order = np.argsort(random.random(len(strata)), kind="stable")
-    rank = np.empty(len(strata), dtype=np.int64)
-    for stratum in np.unique(strata):
-        members = order[strata[order] == stratum]
-        rank[members] = np.arange(len(members))
-    return rank
-
-
-def limit_rows(rows: np.ndarray, strata: np.ndarray, limit: int, random: np.random.Generator) -> np.ndarray:
-    """At most `limit` of the rows, with the same share of every stratum (rows without a target count as one)."""
-    own = strata[rows]
-    rank = ranks(own, random)
-    # In the order of quantiles within the class, the first rows have the same share of every class, for any limit.
-    quantile = (rank + 0.5) / np.bincount(own + 1)[own + 1]
-    return rows[np.lexsort((random.random(len(rows)), quantile))[:limit]]
-
-
-def draw_shots(
-    rows: np.ndarray, strata: np.ndarray, shots: int, names: Sequence[str], random: np.random.Generator
-) -> np.ndarray:
-    """`shots` rows of every class, and all rows without a label."""
-    own = strata[rows]
-    counts = np.bincount(own[own >= 0], minlength=len(names))
-    least = int(counts.argmin())
-    if counts[least] < shots:
-        raise UserError(
-            f"shots={shots} asks for {shots} training images of every class, but {names[least]!r} has {counts[least]} "
-            "(after validation and limit). Ask for fewer, or leave the class out with classes=[...]"
-        )
-    return rows[(own < 0) | (ranks(own, random) < shots)]

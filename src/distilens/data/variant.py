@@ -46,6 +46,10 @@ class Variant:
         masks = self.split.rows.masks
         return None if masks is None else to_device(masks[self.index], device).float() / 255
 
+    def targets(self, device: torch.device) -> Tensor:
+        """The targets of the untransformed images."""
+        return to_device(self.split.rows.targets[self.index], device)
+
     @property
     def count(self) -> int:
         """The number of images in the set that `index` refers to."""

@@ -15,6 +15,7 @@ from distilens.core import Model, Teacher
 from distilens.data import load
 from distilens.data.augment import AUGMENTS
 from distilens.data.pipeline import Batches
+from distilens.data.places import describe_places
 from distilens.data.splits import Data
 from distilens.explain import check_taps
 from distilens.foundation.devices import processes
@@ -182,7 +183,7 @@ def about_data(data: Data) -> dict[str, Any]:
         "size": list(data.size),
         "masks": data.test.rows.masks is not None,
         "fingerprint": data.fingerprint,
-        "notes": [*data.inventory.origins(), *data.inventory.lines()],
+        "notes": [*data.inventory.origins(), *data.inventory.lines(), *describe_places(data)],
     }
 
 

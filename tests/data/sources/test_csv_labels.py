@@ -226,3 +226,18 @@ def test_a_column_that_says_which_are_validated_on(root):
 def test_a_name_that_is_no_file_is_refused(root, name):
     table(root, "file,label", [*rows(), (name, "cat")])
     refused(root / "train.csv", re.escape(name))
+
+
+def test_a_column_of_persons_keeps_them_on_one_side(root):
+    """Six persons with pictures of every class; the table has no split, so all that is held out is whole persons."""
+    table(root, "image_id,label,person", [(name, label, f"p{int(name[1]) % 6}") for name, label in rows()])
+    data = loaded(root, ",group=person,val_fraction=0.25")
+    persons = [set(split.rows.column("person")[split.index]) for split in data.splits.values()]
+    assert sum(map(len, persons)) == 6 == len(set().union(*persons)) and all(persons)
+    assert truth(data) == RIGHT
+    for split in data.splits.values():
+        for row, person in zip(split.index, split.rows.column("person")[split.index], strict=True):
+            assert person == f"p{split.rows.images[row, 0, 0, 0] % 10 % 6}"
+    some = loaded(root, r",where=[path:[0-4]\.png]")
+    shown = {int(split.rows.images[row, 0, 0, 0]) for split in some.splits.values() for row in split.index}
+    assert shown == {value for value in RIGHT if value % 10 < 5}

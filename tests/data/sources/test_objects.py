@@ -191,7 +191,10 @@ class Stream(IterableDataset):
             lambda x, y: Pictures(x, [{"boxes": [], "labels": []}] * N, chw),
             "its label is a dictionary of boxes, labels",
         ),
-        (lambda x, y: Pictures(x, [np.zeros((8, 8))] * N, chw), r"its label is \[8, 8\]: expected one class"),
+        (
+            lambda x, y: Pictures(x, [0, *[np.zeros((8, 8))] * (N - 1)], chw),
+            r"its label is \[8, 8\]: expected one class",
+        ),
         (lambda x, y: Pictures([], []), "the train set is empty"),
         (lambda x, y: {"test": (x, y)}, "needs train"),
         (lambda x, y: (x[..., :2], y), "expected 1, 3 or 4 channels"),

@@ -130,3 +130,18 @@ def test_the_settled_pixels_have_not_changed(free):
 
 
 SETTLED = [126.8874, 0.183828, 128.3785]
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_the_same_images_with_masks_as_targets(cache, merge):
+    plain = shapes(cache, train=80, test=40)
+    dense = shapes(cache, train=80, test=40, target="mask", merge=merge)
+    assert dense.classes == ("background", "shape") if merge else ("background", *SHAPES)
+    for ours, theirs in ((dense.train, plain.train), (dense.test, plain.test)):
+        assert np.array_equal(ours.images, theirs.images) and ours.targets.dtype == np.uint8
+        for target, label, mask in zip(ours.targets, theirs.labels, theirs.masks, strict=True):
+            assert set(np.unique(target)) == {0, 1 if merge else label + 1}
+            assert np.array_equal(target > 0, mask == 255)
+    assert plain.fingerprint == shapes(cache, train=80, test=40).fingerprint != dense.fingerprint
+    data = load(f"shapes:train=80,test=40,target=mask,merge={str(merge).lower()},few=8", cache)
+    assert data.task == dense.task and (data.train.strata >= 0).sum() == 8

@@ -663,7 +663,7 @@ def test_names_and_options(cache):
     assert data.seed == 4
     assert load("digits:classes=[3,7],limit=50,seed=4,val_fraction=0.2", cache).fingerprint == data.fingerprint
     with pytest.raises(
-        UserError, match=r"unknown data 'digit'\. Did you mean 'digits'\? Known: csv, digits, folder, hf, "
+        UserError, match=r"unknown data 'digit'\. Did you mean 'digits'\? Known: cityscapes, csv, digits, folder, "
     ):
         load("digit", cache)
     with pytest.raises(UserError, match="option 'shots' of data 'digits': input should be greater than or equal to 1"):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
+
+import numpy as np
 
 from distilens.data.cache import content_of
 from distilens.data.decode import Encoded
@@ -26,7 +28,7 @@ from distilens.data.sources.csv_tables import (
     table_files,
 )
 from distilens.data.sources.layout import split_of
-from distilens.data.sources.listed import Listed, add_file_names, encode_files, hold_out_test, places_of
+from distilens.data.sources.listed import Listed, add_file_names, encode_files, hold_out_test, places_of, readable_name
 from distilens.data.sources.tree import Parts, Tree, check_links, walk_tree
 from distilens.data.writing import decode_source
 from distilens.foundation.errors import UserError, suggest_path
@@ -34,11 +36,12 @@ from distilens.foundation.errors import UserError, suggest_path
 
 @dataclass(frozen=True)
 class Labelled:
-    """A picture of a table: its path below the root, its class or None, and its split in the table, if any."""
+    """A picture of a table: its path below the root, its class or None, its split in the table, if any, and its whole row."""
 
     picture: Parts
     label: str | None
     part: str | None
+    row: Mapping[str, str] = field(default_factory=dict, compare=False)
 
 
 def csv(
@@ -54,6 +57,7 @@ def csv(
     ground: Ground = "white",
     range_: Range = None,
     large: bool = False,
+    group: str | None = None,
 ) -> Source:
     """Labels in a CSV file, and pictures in a folder beside it.
 
@@ -62,7 +66,8 @@ def csv(
     train, test or validation. Columns with usual names are found automatically. `pictures` is the folder with the pictures; by
     default the file's folder and all folders below it are searched. A table may also have a column of 0 and 1 for each class.
     Without test pictures a fixed fifth of every class is held out. `skip_bad` leaves out pictures that are missing or cannot
-    be decoded. For `size`, `ground`, `range` and `large` see `Pixels`.
+    be decoded. For `size`, `ground`, `range` and `large` see `Pixels`. With `group` the test set is held out by `subset`, in
+    whole groups.
 
     Source: https://www.rfc-editor.org/rfc/rfc4180
 
@@ -87,7 +92,7 @@ def csv(
             left["tables without labels"].append(file.name)
             continue
         rows += find_labelled(table, index, part if len(files) > 1 else None, (image, label, split), left, skip_bad)
-    listed, classes = group_by_split(remove_repeats(rows, left), tree)
+    listed, classes = group_by_split(remove_repeats(rows, left), tree, hold_out=group is None)
     content = content_of([file for entries in listed.values() for _, file in entries], root, cache)
     key = digest("csv", content, classes, {part: [name for name, _ in entries] for part, entries in listed.items()})
 
@@ -100,9 +105,25 @@ def csv(
     left_out = {reason: names for reason, names in left.items() if names}
     hint = "Expected at least two classes: name the column that has them, label=..."
     return replace(
-        add_file_names(source, listed, root),
+        add_table_columns(add_file_names(source, listed, root), rows),
         inventory=Inventory(places_of(listed, classes, root, source.skipped), left_out, source.inventory.remarks, hint),
     )
+
+
+def add_table_columns(source: Source, rows: Sequence[Labelled]) -> Source:
+    """Add the columns of the tables to the sets of a source, by the names of the files; a table may lack a column."""
+    by_name = {readable_name("/".join(row.picture)): row.row for row in reversed(rows)}
+    names = dict.fromkeys(name for row in rows for name in row.row)
+
+    def reader(files: Sequence[str], name: str) -> Callable[[], np.ndarray]:
+        return lambda: np.array([by_name[file].get(name) or None for file in files], dtype=object)
+
+    sets = {
+        part: replace(own, columns={name: reader(own.names, name) for name in names})
+        for part in ("train", "validation", "test")
+        if (own := getattr(source, part)) is not None and own.names is not None
+    }
+    return replace(source, **sets)
 
 
 class Index:
@@ -164,8 +185,11 @@ def find_labelled(
         if not pictures:
             missing.append(value)
             continue
+        whole = {name: cell.strip() for name, cell in zip(table.columns, row, strict=False)}
         present.append(
-            Labelled(pictures[0], composed(row[label].strip()) or None, part or split_in_table(table, row, split))
+            Labelled(
+                pictures[0], composed(row[label].strip()) or None, part or split_in_table(table, row, split), whole
+            )
         )
     if missing and (not skip_bad or not present):
         raise UserError(
@@ -206,8 +230,8 @@ def remove_repeats(rows: Sequence[Labelled], left: dict[str, list[str]]) -> list
     return list(seen.values())
 
 
-def group_by_split(rows: Sequence[Labelled], tree: Tree) -> tuple[Listed, list[str]]:
-    """The pictures of each split, and the classes."""
+def group_by_split(rows: Sequence[Labelled], tree: Tree, *, hold_out: bool) -> tuple[Listed, list[str]]:
+    """The pictures of each split, and the classes; without splits a fixed fifth is the test set if `hold_out`."""
     parts: Mapping[Parts, str | None] = {row.picture: row.part for row in rows}
     if not any(parts.values()):
         above = {row.picture: split_of(row.picture[0]) if len(row.picture) > 1 else None for row in rows}
@@ -216,7 +240,7 @@ def group_by_split(rows: Sequence[Labelled], tree: Tree) -> tuple[Listed, list[s
     listed: dict[str, list[tuple[str | None, Path]]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: row.picture):
         listed[parts[row.picture] or "train"].append((labels[row.picture], tree.file(row.picture)))
-    sets = listed if any(parts.values()) else hold_out_test(listed["train"], tree.root)
+    sets = listed if any(parts.values()) or not hold_out else hold_out_test(listed["train"], tree.root)
     if not sets.get("train"):
         raise UserError(f"no row belongs to the training set; the splits are {', '.join(sorted(sets))}")
     return sets, in_order(name for pictures in sets.values() for name, _ in pictures if name is not None)

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
+from distilens.data.drawing import held_out
 from distilens.data.source import Rows, Source, as_rgb, digest
-from distilens.data.subset import TEST_SHARE, held_out
+from distilens.data.subset import TEST_SHARE
 from distilens.tasks import as_task
 
 VERSION = 1

@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from distilens.data.cache import content_of
 from distilens.data.decode import Encoded
 from distilens.data.labels import NAMES, as_declared, classes_in, column_values, in_words
+from distilens.data.masks import Ignored, Masks
 from distilens.data.pixels import Ground, Pixels, Range, Side
-from distilens.data.source import Source, digest
+from distilens.data.source import Source, digest, with_remark
+from distilens.data.sources.mask_columns import (
+    FOUND,
+    add_parquet_columns,
+    ignored_value,
+    mask_column,
+    mask_names,
+    read_pairs,
+)
+from distilens.data.sources.parquet_files import (
+    check_columns,
+    declared_names,
+    explain_arrow_errors,
+    holds_images,
+    open_parquet,
+    read_column,
+    row_namer,
+    schema_of,
+)
 from distilens.data.writing import decode_source
-from distilens.foundation.errors import UserError, nearest, shortened, suggest_path
+from distilens.foundation.errors import UserError, shortened, suggest_path
 
 if TYPE_CHECKING:
     import pyarrow
-    import pyarrow.parquet
 
 PATTERNS = {"train": "train*.parquet", "test": "test*.parquet", "validation": "val*.parquet"}
 
@@ -31,13 +47,18 @@ def parquet(
     path: Path,
     image: str | None = None,
     label: str | None = None,
+    target: str | None = None,
+    class_names: tuple[str, ...] | None = None,
+    values: tuple[int, ...] | None = None,
+    ignore: Ignored | None = None,
+    colours: tuple[str, ...] | None = None,
     size: Side | None = None,
     skip_bad: bool = False,
     ground: Ground = "white",
     range_: Range = None,
     large: bool = False,
 ) -> Source:
-    """Images and labels in parquet files: train*.parquet, test*.parquet, perhaps validation*.parquet.
+    """Images with labels or masks in parquet files: train*.parquet, test*.parquet, perhaps validation*.parquet.
 
     The files are in the folder itself or, as on the Hugging Face hub, in `data/` or one other folder below it. Images are
     structs {bytes, path} or plain bytes, in the column `image`; if there is only one such column, it is found automatically.
@@ -45,6 +66,10 @@ def parquet(
     integers in the training set. Their column is `label`, or the first usual name that exists. With `size` every image is
     resized and cropped to a square. `skip_bad` leaves out images that cannot be decoded; `Source.skipped` lists them. For
     `ground`, `range` and `large` see `Pixels`.
+
+    A set with a column of masks and no labels is a segmentation. `target` names the column of masks; it is needed if there are
+    labels too. For `class_names`, `values`, `ignore` and `colours` see `Masks`; the names may also stand in the metadata of the
+    file (`mask_classes`, a list in JSON), and one void value (`ignore_index`).
 
     Source: https://parquet.apache.org, https://huggingface.co/docs/datasets/image_load
 
@@ -54,9 +79,35 @@ def parquet(
     root = existing_folder(path)
     files = parquet_files(root)
     schema = schema_of(files["train"][0])
-    image = image if image is not None else only_image(schema, files["train"][0])
-    label = label if label is not None else usual_label(schema, files["train"][0])
+    first = files["train"][0]
     content = content_of([file for part in files.values() for file in part], root, cache)
+    pixels = Pixels(size, ground, range_, large)
+    mask = mask_column(schema, first, image, label, target)
+    if mask is not None:
+        image = image if image is not None else only_image(schema, first, mask)
+        masks = Masks(
+            class_names if class_names is not None or values or colours else mask_names(schema),
+            values,
+            ignored_value(schema) if ignore is None else ignore,
+            colours,
+        )
+        source = decode_source(
+            cache,
+            digest("parquet masks", content, image, mask),
+            lambda: ({part: read_pairs(paths, root, image, mask) for part, paths in files.items()}, ()),
+            pixels,
+            skip_bad=skip_bad,
+            masks=masks,
+        )
+        source = source if target is not None else with_remark(source, FOUND.format(mask))
+        return add_parquet_columns(source, files, root, image)
+    given = {"class_names": class_names, "values": values, "ignore": ignore, "colours": colours}
+    if wrong := [name for name, value in given.items() if value is not None]:
+        raise UserError(
+            f"{', '.join(wrong)}= is about masks, and {first.name} is read with labels: name the column of masks, target=..."
+        )
+    image = image if image is not None else only_image(schema, first)
+    label = label if label is not None else usual_label(schema, first)
     key = digest("parquet", content, image, label)
 
     def read() -> tuple[dict[str, Encoded], Sequence[str]]:
@@ -65,7 +116,8 @@ def parquet(
         names, labels = classes_in(columns, declared)
         return {part: read_encoded(paths, root, image, labels[part]) for part, paths in files.items()}, names
 
-    return decode_source(cache, key, read, Pixels(size, ground, range_, large), skip_bad=skip_bad)
+    source = decode_source(cache, key, read, pixels, skip_bad=skip_bad)
+    return add_parquet_columns(source, files, root, image)
 
 
 def existing_folder(path: Path) -> Path:
@@ -90,51 +142,9 @@ def parquet_files(root: Path) -> dict[str, list[Path]]:
     raise UserError(f"no train*.parquet in {root} or {root / 'data'}; there is {there}")
 
 
-@contextmanager
-def explain_arrow_errors(file: Path) -> Iterator[None]:
-    """Turn any error of Arrow about a file into one `UserError` that names it."""
-    import pyarrow
-
-    try:
-        yield
-    except (pyarrow.ArrowException, OSError, OverflowError, MemoryError, UnicodeDecodeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"{file} is not a parquet file, or is damaged: {reason.rstrip('.')}. Fetch or write it again"
-        ) from None
-
-
-def open_parquet(file: Path) -> pyarrow.parquet.ParquetFile:
-    import pyarrow.parquet
-
-    with explain_arrow_errors(file):
-        return pyarrow.parquet.ParquetFile(file, page_checksum_verification=True)
-
-
-def schema_of(file: Path) -> pyarrow.Schema:
-    with explain_arrow_errors(file):
-        return open_parquet(file).schema_arrow
-
-
-def declared_features(schema: pyarrow.Schema) -> Mapping[str, Any]:
-    """The columns as described by Hugging Face datasets in the schema; empty if there is no description."""
-    try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-    except (KeyError, TypeError, ValueError):
-        return {}
-    return features if isinstance(features, dict) else {}
-
-
-def declared_names(schema: pyarrow.Schema, label: str) -> list[str] | None:
-    """The names of the classes in the schema, if any."""
-    feature = declared_features(schema).get(label)
-    names = feature.get("names") if isinstance(feature, dict) else None
-    return names if isinstance(names, list) and names and all(isinstance(name, str) for name in names) else None
-
-
-def only_image(schema: pyarrow.Schema, file: Path) -> str:
-    """The column of encoded images: `img` or `image`, or the only one."""
-    suitable = [field.name for field in schema if holds_images(field.type)]
+def only_image(schema: pyarrow.Schema, file: Path, mask: str | None = None) -> str:
+    """The column of encoded images: `img` or `image`, or the only one that is not the mask."""
+    suitable = [field.name for field in schema if holds_images(field.type) and field.name != mask]
     usual = next((name for name in ("img", "image") if name in suitable), None)
     if usual is None and len(suitable) != 1:
         count = "several columns" if suitable else "no column"
@@ -164,17 +174,7 @@ def label_column(
     columns = []
     for file in files:
         schema = schema_of(file)
-        for option, column in (("image", image), ("label", label)):
-            if column not in schema.names:
-                raise UserError(
-                    f"{file.relative_to(root)} has no column {column!r} ({option}={column})."
-                    f"{nearest(column, schema.names)} Its columns: {', '.join(schema.names)}"
-                )
-        if not holds_images(schema.field(image).type):
-            raise UserError(
-                f"the column {image!r} of {file.name} is {schema.field(image).type}: expected encoded images, as bytes or "
-                "{bytes, path}"
-            )
+        check_columns(file, root, {"image": image, "label": label}, ["image"])
         with explain_arrow_errors(file):
             values = open_parquet(file).read([label]).column(0)
             column = column_values(values, f"the labels in {label!r} of {file.name}")
@@ -184,36 +184,5 @@ def label_column(
     return np.concatenate(columns)
 
 
-def holds_images(kind: pyarrow.DataType) -> bool:
-    """Whether a column can hold encoded images: bytes, or structs {bytes, path}."""
-    from pyarrow import types
-
-    if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        kind = kind.field("bytes").type
-    return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
-
-
 def read_encoded(files: Sequence[Path], root: Path, image: str, labels: np.ndarray) -> Encoded:
-    starts = np.cumsum([0, *(open_parquet(file).metadata.num_rows for file in files)])
-
-    def images() -> Iterator[bytes | Path | None]:
-        for file in files:
-            with explain_arrow_errors(file):
-                for batch in open_parquet(file).iter_batches(256, columns=[image]):
-                    for value in batch.column(0).to_pylist():
-                        yield read_bytes(value, file.parent)
-
-    def name(row: int) -> str:
-        place = int(np.searchsorted(starts, row, side="right")) - 1
-        return f"row {row - starts[place]} of {files[place].relative_to(root)}"
-
-    return Encoded(labels, images, name)
-
-
-def read_bytes(value: Any, folder: Path | None) -> bytes | Path | None:
-    """The encoded image in Hugging Face's format: bytes, or {bytes, path}; a path without bytes names a file."""
-    if isinstance(value, dict):
-        if value["bytes"] is None and value.get("path"):
-            return (folder / value["path"]) if folder else Path(value["path"])
-        return value["bytes"]
-    return value
+    return Encoded(labels, lambda: read_column(files, image), row_namer(files, root))

@@ -7,17 +7,26 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from distilens.data.cache import content_of
 from distilens.data.decode import Encoded
+from distilens.data.masks import Ignored, Masks
 from distilens.data.pixels import Ground, Pixels, Range, Side
 from distilens.data.source import Inventory, Source, digest
 from distilens.data.sources.files import existing_folder
 from distilens.data.sources.layout import Layout, layout_of
 from distilens.data.sources.listed import Listed, add_file_names, encode_files, hold_out_test, places_of
+from distilens.data.sources.paired import (
+    Paired,
+    check_alone,
+    encode_pairs,
+    find_pairs,
+    hold_out_pairs,
+    places_of_pairs,
+)
 from distilens.data.sources.tree import Tree, check_links, is_picture, suffixes, walk_tree
 from distilens.data.writing import decode_source
 from distilens.foundation.errors import UserError, shortened
@@ -34,8 +43,14 @@ def folder(
     large: bool = False,
     splits: bool = True,
     level: Annotated[int, Field(ge=1)] | None = None,
+    target: Literal["mask", "label"] | None = None,
+    class_names: tuple[str, ...] | None = None,
+    values: tuple[int, ...] | None = None,
+    ignore: Ignored = (),
+    colours: tuple[str, ...] | None = None,
+    group: str | None = None,
 ) -> Source:
-    """Images in one folder per class; folders train/ and test/ (and validation/) above or below the classes are optional.
+    """Images in one folder per class, or images and masks; train/ and test/ (and validation/) above or below are optional.
 
     Splits are recognised by their usual names in any case (`Training`, `test_set`, `val`, `dev`). An extra folder around
     everything is passed through. Without a test set, a fixed fifth of every class is the test set: the images whose path has
@@ -55,8 +70,18 @@ def folder(
     if not tree.pictures:
         raise no_pictures(tree)
     check_names(tree)
+    pixels = Pixels(size, ground, range_, large)
+    paired = None if target == "label" else find_pairs(tree, sure=target == "mask")
+    if paired is not None:
+        masks = Masks(class_names, values, ignore, colours)
+        return read_paired(cache, tree, paired, pixels, masks, skip_bad=skip_bad, hold_out=group is None)
+    given = {"class_names": class_names, "values": values, "ignore": ignore or None, "colours": colours}
+    if wrong := [name for name, value in given.items() if value is not None]:
+        raise UserError(
+            f"{', '.join(wrong)}= is about masks, and {path} is read as folders of classes: target=mask reads masks"
+        )
     layout = layout_of(tree, splits=splits, level=level)
-    listed = list_images(tree, layout)
+    listed = list_images(tree, layout, hold_out=group is None)
     content = content_of([file for images in listed.values() for _, file in images], root, cache)
     # A class folder without an image has no content, but must change the key.
     key = digest(
@@ -66,8 +91,36 @@ def folder(
     def read() -> tuple[dict[str, Encoded], Sequence[str]]:
         return {part: encode_files(images, layout.classes, root) for part, images in listed.items()}, layout.classes
 
-    source = decode_source(cache, key, read, Pixels(size, ground, range_, large), skip_bad=skip_bad)
+    source = decode_source(cache, key, read, pixels, skip_bad=skip_bad)
     return replace(add_file_names(source, listed, root), inventory=inventory_of(tree, layout, listed, source))
+
+
+def read_paired(
+    cache: Path, tree: Tree, paired: Paired, pixels: Pixels, masks: Masks, *, skip_bad: bool, hold_out: bool
+) -> Source:
+    """A segmentation from images and their masks; without folders for splits a fixed fifth is the test set.
+
+    Args:
+        hold_out: False: leave it to `subset`.
+    """
+    check_alone(paired, skip_bad=skip_bad)
+    pairs = paired.pairs if paired.named or not hold_out else hold_out_pairs(paired, tree)
+    files = [tree.file(parts) for one in pairs.values() for pair in one for parts in pair]
+    names = {part: [("/".join(image), "/".join(mask)) for image, mask in one] for part, one in pairs.items()}
+    source = decode_source(
+        cache,
+        digest("folder masks", content_of(files, tree.root, cache), names),
+        lambda: ({part: encode_pairs(one, tree) for part, one in pairs.items()}, ()),
+        pixels,
+        skip_bad=skip_bad,
+        masks=masks,
+    )
+    listed = {part: [("images", tree.file(image)) for image, _ in one] for part, one in pairs.items()}
+    outside = {
+        reason: ["/".join(parts) for parts in pictures] for reason, pictures in paired.outside.items() if pictures
+    }
+    inventory = replace(source.inventory, places=places_of_pairs(pairs), left_out={**outside, **tree.left_out})
+    return replace(add_file_names(source, listed, tree.root), inventory=inventory)
 
 
 def check_names(tree: Tree) -> None:
@@ -93,10 +146,10 @@ def no_pictures(tree: Tree) -> UserError:
     )
 
 
-def list_images(tree: Tree, layout: Layout) -> Listed:
-    """The files of each split. Without a test split, a fifth of every class is held out."""
+def list_images(tree: Tree, layout: Layout, *, hold_out: bool = True) -> Listed:
+    """The files of each split. Without a test split, a fifth of every class is held out if `hold_out`."""
     listed = {part: [(name, tree.file(path)) for name, path in files] for part, files in layout.pictures.items()}
-    if layout.classes and not layout.named:
+    if hold_out and layout.classes and not layout.named:
         return hold_out_test(listed["train"], tree.file(layout.base))
     return listed
 

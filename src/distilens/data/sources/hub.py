@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,19 @@ import numpy as np
 
 from distilens.data.decode import Encoded
 from distilens.data.labels import NAMES, as_declared, classes_in, column_values
+from distilens.data.masks import Ignored, Masks
 from distilens.data.pixels import Ground, Pixels, Range, Side
-from distilens.data.source import SPLITS, Source, as_rgb, digest
-from distilens.data.sources.files import read_bytes
-from distilens.data.writing import decode_source
+from distilens.data.source import SPLITS, Source, as_rgb, digest, with_remark
+from distilens.data.sources.mask_columns import FOUND, usual_mask
+from distilens.data.sources.parquet_files import read_bytes
+from distilens.data.writing import add_columns, decode_source
 from distilens.foundation.errors import UserError, nearest, shortened
 
 TORCHVISION = ("CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST", "STL10", "SVHN", "USPS")
 """The sets that torchvision holds as arrays. Sets that it reads file by file are better read as folders."""
+
+
+PLAIN = Masks()
 
 
 def hf(
@@ -30,6 +36,11 @@ def hf(
     config: str | None = None,
     image: str | None = None,
     label: str | None = None,
+    target: str | None = None,
+    class_names: tuple[str, ...] | None = None,
+    values: tuple[int, ...] | None = None,
+    ignore: Ignored = (),
+    colours: tuple[str, ...] | None = None,
     size: Side | None = None,
     skip_bad: bool = False,
     ground: Ground = "white",
@@ -41,7 +52,9 @@ def hf(
     The folder may also be written by `save_to_disk`. By default `image` is the only image column, and `label` the only column
     of class labels, or the first usual name; labels are classes, integers or names. With `size` every image is resized and
     cropped to a square. `skip_bad` leaves out images that cannot be decoded; `Source.skipped` lists them. For `ground`,
-    `range` and `large` see `Pixels`. The download is stored in the hub's own cache (HF_HOME).
+    `range` and `large` see `Pixels`. The download is stored in the hub's own cache (HF_HOME). A set with a second column of
+    images and no labels is a segmentation; `target` names its column of masks. For `class_names`, `values`, `ignore` and
+    `colours` see `Masks`.
 
     Source: https://huggingface.co/docs/datasets
 
@@ -49,7 +62,9 @@ def hf(
         UserError: the set cannot be loaded, lacks these columns, or has no train split.
     """
     pixels = Pixels(size, ground, range_, large)
-    return source_of_splits(hub_splits(name, config), f"hf:{name}", cache, pixels, image, label, skip_bad=skip_bad)
+    masks = Masks(class_names, values, ignore, colours)
+    what, splits = f"hf:{name}", hub_splits(name, config)
+    return source_of_splits(splits, what, cache, pixels, image, label, skip_bad=skip_bad, target=target, masks=masks)
 
 
 def source_of_splits(
@@ -61,9 +76,15 @@ def source_of_splits(
     label: str | None = None,
     *,
     skip_bad: bool = False,
+    target: str | None = None,
+    masks: Masks = PLAIN,
 ) -> Source:
     """Make a source from the splits of a loaded data set, by our split names; `what` is its name in messages."""
     features = splits["train"].features
+    mask = mask_column(features, image, label, target, what)
+    if mask is not None:
+        source = source_of_masks(splits, what, cache, pixels, image, mask, masks, skip_bad=skip_bad)
+        return source if target is not None else with_remark(source, FOUND.format(mask))
     image = image_column(features, image, what)
     label = label_column(features, label, what)
     where = f"the labels in {label!r} of {what}"
@@ -75,16 +96,100 @@ def source_of_splits(
     classes, labels = classes_in(columns, declared["train"])
 
     def encoded(part: str) -> Encoded:
-        return Encoded(
-            labels[part], lambda: hub_images(splits[part], image), lambda row: f"row {row} of {what} ({part})"
-        )
+        return Encoded(labels[part], lambda: hub_images(splits[part], image), partial(name_row, what, part))
 
     # Arrow files of one data set differ between machines (they can hold absolute paths), so the images are hashed.
     content = [digest(part, labels[part], hash_of(hub_images(splits[part], image))) for part in splits]
     key = digest("hf", content, list(classes))
-    return decode_source(
+    source = decode_source(
         cache, key, lambda: ({part: encoded(part) for part in splits}, classes), pixels, skip_bad=skip_bad
     )
+    return add_hub_columns(source, splits, image, what)
+
+
+def source_of_masks(
+    splits: Mapping[str, Any],
+    what: str,
+    cache: Path,
+    pixels: Pixels,
+    image: str | None,
+    mask: str,
+    masks: Masks,
+    *,
+    skip_bad: bool,
+) -> Source:
+    """Make a segmentation from the splits of a loaded data set."""
+    image = image_column({name: kind for name, kind in splits["train"].features.items() if name != mask}, image, what)
+
+    def encoded(part: str) -> Encoded:
+        there = np.array([value is not None for value in hub_images(splits[part], mask)])
+        return Encoded(
+            np.where(there, 0, -1),
+            lambda: hub_images(splits[part], image),
+            partial(name_row, what, part),
+            lambda: hub_images(splits[part], mask),
+        )
+
+    content = [
+        digest(part, *(hash_of(hub_images(splits[part], column)) for column in (image, mask))) for part in splits
+    ]
+    source = decode_source(
+        cache,
+        digest("hf masks", content),
+        lambda: ({part: encoded(part) for part in splits}, ()),
+        pixels,
+        skip_bad=skip_bad,
+        masks=masks,
+    )
+    return add_hub_columns(source, splits, image, what)
+
+
+def mask_column(features: Any, image: str | None, label: str | None, target: str | None, what: str) -> str | None:
+    """The column of masks; None if the set has labels, or no such column."""
+    import datasets
+
+    if target is not None:
+        if label is not None:
+            raise UserError(f"label={label} and target={target}: expected one of them, labels or masks")
+        return choose_column("target", target, [], features, what)
+    pictures = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
+    labels = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    if label is not None or labels or any(column in NAMES and column not in pictures for column in features):
+        return None
+    return usual_mask(pictures, image)
+
+
+def add_hub_columns(source: Source, splits: Mapping[str, Any], image: str, what: str) -> Source:
+    """Add the columns of numbers and text, and the name of each image's file as `path`."""
+    import datasets
+
+    def reader(split: Any, column: str) -> Callable[[], np.ndarray]:
+        def read() -> np.ndarray:
+            if column == image:
+                plain = split.select_columns([image]).cast_column(image, datasets.Image(decode=False))[image]
+                return np.array([value and value["path"] for value in plain], dtype=object)
+            values = arrow_column(split, column).to_pylist()
+            return np.array([None if value is None else str(value) for value in values], dtype=object)
+
+        return read
+
+    def columns(split: Any) -> dict[str, Callable[[], np.ndarray]]:
+        plain = [
+            name for name, kind in split.features.items() if isinstance(kind, datasets.Value | datasets.ClassLabel)
+        ]
+        return {"path": reader(split, image), **{name: reader(split, name) for name in plain}}
+
+    names = {part: partial(name_row, what, part) for part in splits}
+    return add_columns(
+        source,
+        {part: columns(split) for part, split in splits.items()},
+        names,
+        {part: len(split) for part, split in splits.items()},
+    )
+
+
+def name_row(what: str, part: str, row: int) -> str:
+    return f"row {row} of {what} ({part})"
 
 
 def hub_splits(name: str, config: str | None) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,24 +12,41 @@ import numpy as np
 
 from distilens.data.decode import Encoded
 from distilens.data.labels import NAMES, as_declared, classes_in
+from distilens.data.masks import Masks
 from distilens.data.pictures import as_array, as_uint8, channels_last, is_array, is_picture, open_picture, picture_of
 from distilens.data.pixels import Pixels, Side
 from distilens.data.source import SPLITS, Source, digest
 from distilens.data.sources.arrays import label_column, make_rows, source_of_rows
+from distilens.data.sources.object_kinds import (
+    has_pictures,
+    hold_masks,
+    is_columns,
+    is_hub,
+    is_items,
+    is_pair_of_lists,
+    is_set,
+    is_tensors,
+)
 from distilens.data.writing import decode_source, show_decoding
 from distilens.foundation.errors import UserError, shortened
 
 HOW = (
-    "Data are a notation such as folder:path=pictures; images and labels (X, y); a torch Dataset (or a DataLoader, whose data "
-    "set is taken); a Hugging Face Dataset or DatasetDict; a list of (image, label); or a pair (train, test) of these"
+    "Data are a notation such as folder:path=pictures; images and labels (X, y), or images and masks; a torch Dataset (or a "
+    "DataLoader, whose data set is taken); a Hugging Face Dataset or DatasetDict; a list of (image, label); or a pair (train, "
+    "test) of these"
 )
+
+PLAIN = Masks()
 
 REREAD = 8
 """Number of items that are read twice to detect random transforms."""
 
 
-def source_of_objects(given: Any, cache: Path, size: Side | None = None) -> Source:
+def source_of_objects(given: Any, cache: Path, size: Side | None = None, masks: Masks = PLAIN) -> Source:
     """Make a source from Python objects.
+
+    Args:
+        masks: what the values of masks mean, if there are masks.
 
     Raises:
         UserError: the object does not hold pictures and labels; the message lists what does.
@@ -42,7 +58,11 @@ def source_of_objects(given: Any, cache: Path, size: Side | None = None) -> Sour
     if all(is_hub(one) and has_pictures(one) for one in sets.values()):
         from distilens.data.sources.hub import source_of_splits
 
-        source = source_of_splits(sets, "the data set", cache, Pixels(size))
+        source = source_of_splits(sets, "the data set", cache, Pixels(size), masks=masks)
+    elif hold_masks(sets):
+        from distilens.data.sources.object_masks import source_of_masks
+
+        source = source_of_masks(sets, cache, Pixels(size), masks)
     elif size is None and all(is_columns(one) or is_tensors(one) for one in sets.values()):
         source = source_of_columns(sets)
     else:
@@ -71,51 +91,6 @@ def unwrap_loader(given: Any) -> tuple[Any, list[str]]:
             "only the data set of the DataLoader is used: batch size, order and augmentation are settings of the training"
         ]
     return given, []
-
-
-def is_set(given: Any) -> bool:
-    """Whether something is a complete set: a data set, a loader, or images with labels."""
-    return is_columns(given) or is_items(given) or (hasattr(given, "dataset") and hasattr(given, "batch_size"))
-
-
-def is_columns(given: Any) -> bool:
-    """Whether something is `(images, labels)` as two arrays."""
-    if not (isinstance(given, tuple | list) and len(given) == 2):
-        return False
-    images, labels = given
-    return is_array(images) and images.ndim >= 2 and is_column(labels)
-
-
-def is_column(given: Any) -> bool:
-    return (is_array(given) and given.ndim in (1, 2)) or (
-        isinstance(given, list) and bool(given) and np.ndim(as_array(given[0])) in (0, 1) and not is_picture(given[0])
-    )
-
-
-def is_tensors(given: Any) -> bool:
-    """Whether something is torch's `TensorDataset` of images and labels."""
-    return type(given).__name__ == "TensorDataset" and len(getattr(given, "tensors", ())) == 2
-
-
-def is_items(given: Any) -> bool:
-    """Whether items can be read by number: a map-style data set, or a list of pictures with labels."""
-    if isinstance(given, str | bytes | Mapping) or is_array(given) or is_picture(given):
-        return False
-    if not (hasattr(given, "__getitem__") and hasattr(given, "__len__")):
-        return False
-    if isinstance(given, tuple | list):
-        return bool(given) and isinstance(given[0], tuple | Mapping)
-    return True
-
-
-def is_hub(given: Any) -> bool:
-    """Whether something is a `datasets.Dataset` that returns its rows as stored."""
-    library = sys.modules.get("datasets")
-    return library is not None and isinstance(given, library.Dataset) and given.format["type"] != "custom"
-
-
-def has_pictures(split: Any) -> bool:
-    return any(type(feature).__name__ == "Image" for feature in split.features.values())
 
 
 def source_of_columns(sets: Mapping[str, Any]) -> Source:
@@ -177,18 +152,6 @@ def items_of(given: Any, part: str) -> Items:
     alone = is_array(given) and as_array(given).ndim >= 3
     raise UserError(
         f"images without labels: give both, (X, y). {HOW}" if alone else f"no data in a {type(given).__name__}. {HOW}"
-    )
-
-
-def is_pair_of_lists(given: Any) -> bool:
-    """Whether something is `([picture, picture, …], labels)`."""
-    return (
-        isinstance(given, tuple | list)
-        and len(given) == 2
-        and isinstance(given[0], list)
-        and bool(given[0])
-        and is_picture(given[0][0])
-        and is_column(given[1])
     )
 
 

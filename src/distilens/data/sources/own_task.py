@@ -10,7 +10,8 @@ import numpy as np
 from distilens.data.pictures import as_array, channels_last
 from distilens.data.source import Rows, Source, digest
 from distilens.data.sources.arrays import pixels_of
-from distilens.data.sources.objects import is_items, is_tensors, name_sets, picture_of, pixels_of_one, unwrap_loader
+from distilens.data.sources.object_kinds import is_items, is_tensors
+from distilens.data.sources.objects import name_sets, picture_of, pixels_of_one, unwrap_loader
 from distilens.foundation.errors import UserError, shortened
 from distilens.tasks import VOID, Task
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
 
 from distilens.data.cache import cached_folder, read_source
 from distilens.data.source import Rows, Source, digest
+from distilens.tasks import Segmentation
 
 VERSION = 1
 
@@ -41,6 +42,8 @@ def shapes(
     test: Count = 2000,
     seed: Annotated[int, Field(ge=0)] = 0,
     size: Annotated[int, Field(ge=16)] = 32,
+    target: Literal["label", "mask"] = "label",
+    merge: bool = False,
 ) -> Source:
     """Generated shapes on textures, with evidence masks; `shortcut` ties the background to the class.
 
@@ -48,6 +51,8 @@ def shapes(
     a training image is the one tied to its class with probability `shortcut`, and otherwise any of the eight with equal
     probability. So it predicts the class in shortcut + (1 - shortcut)/8 of the images. Nothing else depends on `shortcut`:
     the textures of the test images are independent of the class, and the test images are equal for all values.
+
+    `target=mask` makes a segmentation of the same images: background and the eight shapes; with `merge` all shapes are one class.
 
     Source: after the planted shortcuts of Geirhos et al., "Shortcut learning in deep neural networks", 2020
     """
@@ -63,7 +68,27 @@ def shapes(
                 np.save(folder / f"{part}_{name}.npy", array)
         (folder / "set.json").write_text(json.dumps({"classes": SHAPES, "skipped": []}), encoding="utf-8")
 
-    return read_source(cached_folder(cache, fingerprint, write), fingerprint)
+    source = read_source(cached_folder(cache, fingerprint, write), fingerprint)
+    return source if target == "label" else as_segmentation(cache, source, merge=merge)
+
+
+def as_segmentation(cache: Path, source: Source, *, merge: bool) -> Source:
+    """The same images with masks as targets: 0 is the background, k + 1 the k-th shape, or 1 any shape with `merge`."""
+    fingerprint = digest("shapes as masks", source.fingerprint, merge)
+    sets: dict[str, Rows] = {part: rows for part in ("train", "test") if (rows := getattr(source, part)) is not None}
+
+    def write(folder: Path) -> None:
+        for part, rows in sets.items():
+            assert rows.masks is not None
+            classes = np.ones(len(rows), np.uint8) if merge else (rows.targets + 1).astype(np.uint8)
+            np.save(folder / f"{part}_targets.npy", np.where(rows.masks > 0, classes[:, None, None], np.uint8(0)))
+
+    folder = cached_folder(cache, fingerprint, write)
+    train, test = (
+        Rows(sets[part].images, np.load(folder / f"{part}_targets.npy", mmap_mode="r")) for part in ("train", "test")
+    )
+    task = Segmentation(("background", *(("shape",) if merge else SHAPES)))
+    return Source(train, test, None, task, fingerprint)
 
 
 def draw_rows(random: np.random.Generator, count: int, shortcut: float, size: int) -> Rows:

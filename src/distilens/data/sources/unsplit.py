@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from distilens.data.drawing import generator, limit_rows
 from distilens.data.source import Rows, Source, digest
 from distilens.data.splits import Data, Split
-from distilens.data.subset import choose_classes, generator, has_own_set, limit_rows
+from distilens.data.subset import choose_classes, has_own_set
 from distilens.tasks import Classification
 
 
@@ -16,7 +17,8 @@ def can_be_split(source: Source, classes: Sequence[str | int] | None) -> bool:
     """Whether there are enough images to train, validate and test on: two classes, with enough images each."""
     task, sets = choose_classes(source, classes)
     strata = task.strata(sets["train"].targets)
-    counts = np.bincount(strata[strata >= 0], minlength=max(1, len(task.classes)))
+    count = len(task.classes) if isinstance(task, Classification) else 1
+    counts = np.bincount(strata[strata >= 0], minlength=max(1, count))
     held_out = sum(part not in sets for part in ("test", "validation"))
     enough = len(task.classes) > 1 or not isinstance(task, Classification)
     return enough and int(counts.min()) > held_out
