@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -142,6 +143,11 @@ class Task:
     def check_outputs(self, outputs: Tensor) -> str:
         """What is wrong with the shape of a network's output for one image; empty if it fits."""
         kind = "classes" if self.classes else "outputs"
+        if outputs.ndim == 4 and outputs.shape[2:].numel() > 1:
+            return (
+                f"logits of the shape {list(outputs.shape)} for one image, a class for each place: expected one answer per "
+                f"image, [b {kind}]. Take a classifier, such as resnet20, or data with a mask per image"
+            )
         if outputs.ndim != 2:
             return f"logits of the shape {list(outputs.shape)} for one image: expected one answer per image, [b {kind}]"
         if outputs.shape[1] != self.outputs:
@@ -155,3 +161,8 @@ def as_task(given: Task | Sequence[str]) -> Task:
     from distilens.tasks.classification import Classification
 
     return given if isinstance(given, Task) else Classification(tuple(map(str, given)))
+
+
+def with_classes(task: Task, names: Sequence[str]) -> Task:
+    """The same kind of task with other classes; a task without classes becomes a classification."""
+    return replace(cast(Any, task), classes=tuple(map(str, names))) if task.classes else as_task(names)

@@ -4,12 +4,12 @@
 |---|---|---|---|
 | CIFAR families of distilens | random | `sgd:lr=0.2` | not |
 | CIFAR families of distilens | loaded | `sgd:lr=0.02` | not |
-| timm, torchvision, Hugging Face, your own | random | `adamw:lr=0.001,weight_decay=0.05` | 1 |
-| timm, torchvision, Hugging Face, your own | loaded | `adamw:lr=0.0002,weight_decay=0.05` | 1 |
+| U-Net; timm, torchvision, Hugging Face, smp; your own | random | `adamw:lr=0.001,weight_decay=0.05` | 1 |
+| U-Net; timm, torchvision, Hugging Face, smp; your own | loaded | `adamw:lr=0.0002,weight_decay=0.05` | 1 |
 | your own | unknown | `adamw:lr=0.0005,weight_decay=0.05` | 1 |
 
 For a task of your own, which is not a classification, CIFAR families have the defaults of the others: the rate 0.2 is for the
-cross-entropy.
+cross-entropy. A loaded encoder with a new decoder (`smp:`) counts as loaded.
 
 Stochastic gradient descent with rate 0.2 trains small residual networks with batch norm fastest; most other networks diverge
 with it. ViTs, ConvNeXts and mobile networks are usually trained with AdamW at 0.001 (Steiner et al. 2021, arXiv 2106.10270;
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Literal
 
 from distilens.foundation.errors import UserError
 from distilens.foundation.notation import Spec
-from distilens.models import MODELS
+from distilens.models import DENSE, MODELS
 from distilens.tasks import Classification, Task
 from distilens.training.optimizers import OPTIMIZERS
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 Family = Literal["zoo", "other"]
 Weights = Literal["random", "loaded", "unknown"]
 
-ADAPTERS = ("timm", "torchvision", "hf", "python")
+ADAPTERS = ("timm", "torchvision", "hf", "smp", "python")
 
 OPTIMIZER: dict[tuple[Family, Weights], str] = {
     ("zoo", "random"): "sgd:lr=0.2",
@@ -88,7 +88,7 @@ def kind_of(part: str | Spec) -> Kind:
     if spec.name == "shrink":
         return kind_of(spec.options["model"])
     if spec.name not in ADAPTERS:
-        return Kind("zoo", "random")
+        return Kind("other" if spec.name in DENSE else "zoo", "random")
     if spec.name == "python":
         return Kind("other", "unknown")
     given = spec.options.get("pretrained") or spec.options.get("weights")
