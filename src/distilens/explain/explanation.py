@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from distilens.foundation.errors import UserError
 from distilens.models.model import Model, Output
 from distilens.models.objects import as_model
-from distilens.models.taps import evaluating
+from distilens.models.taps import COARSEST, LAST, evaluating
 from distilens.tasks import Task
 from distilens.tasks.classification import UNNAMED
 
@@ -38,7 +38,7 @@ class Explanation:
     """
 
     maps: Float[Tensor, "b h w"]
-    logits: Float[Tensor, "b classes"]
+    logits: Float[Tensor, "b classes ..."]
     target: Int[Tensor, " b"]
     residual: Float[Tensor, " b"] | None = None
 
@@ -98,9 +98,8 @@ class Explainer:
 
     def attach(self, model: Model) -> None:
         """Prepare a model for `from_output`: call it once, before the model's forward pass."""
-        if self.tap is None:
-            return
-        model.tap(self.tap)
+        if self.tap is not None:
+            model.tap(tap_in(self.tap, model.task))
 
     def from_output(
         self, output: Output, target: Target = None, *, create_graph: bool = True
@@ -125,10 +124,20 @@ class Explainer:
         """Maps that a loss can train through, from their own forward passes in eval mode: batch norm statistics do not change."""
         if self.tap is None:
             raise UserError(f"{type(self).__name__} has no derivative that a loss could use")
-        with explaining(model), model.reading(self.tap) as tap:
+        path = tap_in(self.tap, model.task)
+        with explaining(model), model.reading(path) as tap:
             logits = model.logits(images)
-            output = Output(logits, {self.tap: tap.take()}, task=model.task)
+            output = Output(logits, {path: tap.take()}, task=model.task)
             return self.from_output(output, target, create_graph=create_graph)
+
+
+def tap_in(tap: str, task: Task) -> str:
+    """The tap that an explainer reads in a model of a task: for `last` in a dense task it is `coarsest`.
+
+    The last feature map of a dense network gives the logits by a 1x1 convolution, so a map there would be the logits again.
+    Name the module to read it.
+    """
+    return COARSEST if tap == LAST and task.dense else tap
 
 
 def target_of(logits: Tensor, target: Target, task: Task = UNNAMED) -> Aim:
@@ -167,7 +176,7 @@ def classes_of(logits: Tensor, target: Target, task: Task, name: str) -> Int[Ten
     return aim
 
 
-def scores_of(logits: Float[Tensor, "b classes"], target: Aim, task: Task = UNNAMED) -> Float[Tensor, " b"]:
+def scores_of(logits: Float[Tensor, "b classes ..."], target: Aim, task: Task = UNNAMED) -> Float[Tensor, " b"]:
     """The scalar to explain, one per image: in classification the logit of the target class.
 
     Raises:
@@ -182,7 +191,7 @@ def scores_of(logits: Float[Tensor, "b classes"], target: Aim, task: Task = UNNA
     return scores
 
 
-def confidence_of(logits: Float[Tensor, "b classes"], target: Aim, task: Task = UNNAMED) -> Float[Tensor, " b"]:
+def confidence_of(logits: Float[Tensor, "b classes ..."], target: Aim, task: Task = UNNAMED) -> Float[Tensor, " b"]:
     """How strongly a model answers the target: in classification the probability of the class; the number of a function."""
     return task.confidence(logits, target) if isinstance(target, Tensor) else scores_of(logits, target)
 
