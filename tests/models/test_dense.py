@@ -75,7 +75,7 @@ def test_classifiers_and_dense_networks_are_told_apart_before_training():
     with pytest.raises(UserError, match=re.escape("was made for segmentation, but the data ask for classification")):
         check_classes(unet, Classification(TASK.classes), "teacher")
     places = Model(nn.Conv2d(3, 3, 1), Classification(TASK.classes), size=(8, 8))
-    with pytest.raises(UserError, match="a class for each place: expected one answer per image"):
+    with pytest.raises(UserError, match="For one answer per place, the data need a mask per image"):
         check_classes(places, Classification(TASK.classes), "student")
     with pytest.raises(UserError, match="2 logits per place, but the data has 3 classes"):
         check_classes(as_model(nn.Conv2d(3, 2, 1), TASK, size=(8, 8)), TASK, "student")

@@ -143,13 +143,10 @@ class Task:
     def check_outputs(self, outputs: Tensor) -> str:
         """What is wrong with the shape of a network's output for one image; empty if it fits."""
         kind = "classes" if self.classes else "outputs"
-        if outputs.ndim == 4 and outputs.shape[2:].numel() > 1:
-            return (
-                f"logits of the shape {list(outputs.shape)} for one image, a class for each place: expected one answer per "
-                f"image, [b {kind}]. Take a classifier, such as resnet20, or data with a mask per image"
-            )
         if outputs.ndim != 2:
-            return f"logits of the shape {list(outputs.shape)} for one image: expected one answer per image, [b {kind}]"
+            dense = outputs.ndim == 4 and outputs.shape[2:].numel() > 1
+            advice = ". For one answer per place, the data need a mask per image" if dense and self.classes else ""
+            return f"logits of the shape {list(outputs.shape)} for one image: expected one answer per image, [b {kind}]{advice}"
         if outputs.shape[1] != self.outputs:
             asked = f"data has {self.outputs} classes" if self.classes else f"task {self.name} has {self.outputs}"
             return f"{outputs.shape[1]} {'logits' if self.classes else kind}, but the {asked}"
