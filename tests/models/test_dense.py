@@ -151,6 +151,7 @@ def test_weights_of_torchvision_lose_their_auxiliary_head(monkeypatch):
     assert new.logits(torch.rand(1, 3, 32, 32)).shape == (1, 3, 32, 32)
 
 
+@pytest.mark.slow
 def test_segformer_from_a_folder(tmp_path):
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
