@@ -27,6 +27,7 @@ from .models.folding import prepare as prepare
 from .models.model import Model as Model
 from .models.model import Output as Output
 from .models.objects import as_model as as_model
+from .models.prediction import Masks as Masks
 from .models.prediction import Prediction as Prediction
 from .models.saved import load_model as load_model
 from .models.saved import save_model as save_model

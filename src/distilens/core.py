@@ -24,7 +24,7 @@ from distilens.data.splits import Data
 from distilens.foundation.errors import UserError
 from distilens.foundation.notation import Spec, write
 from distilens.models.model import Model, Output
-from distilens.models.prediction import Prediction
+from distilens.models.prediction import Masks, Prediction
 from distilens.models.taps import INPUT
 from distilens.tasks import Task
 
@@ -33,6 +33,7 @@ __all__ = [
     "Answering",
     "Balance",
     "Batch",
+    "Masks",
     "Method",
     "Mixed",
     "Model",

@@ -79,7 +79,7 @@ def test_a_tap_without_places(tap):
 
 @pytest.mark.parametrize("part", ["gradcam", "eigencam", "captum:LayerGradCam"])
 def test_a_tap_that_does_not_exist_names_the_nearest(part):
-    said = r"no tap 'featurs'.*Did you mean 'features'\? Taps: input, last, features, middle, pool, head"
+    said = r"no tap 'featurs'.*Did you mean 'features'\? Taps: input, last, coarsest, features, middle, pool, head"
     with pytest.raises(UserError, match=said):
         explain(f"{part}{',' if ':' in part else ':'}tap=featurs", small(), images(), TARGET)
     with pytest.raises(UserError, match=said):

@@ -8,6 +8,7 @@ import distilens
 from distilens.core import Model
 from distilens.models import build_model
 from distilens.models.saved import save_model
+from distilens.tasks import Segmentation
 from distilens.training.defaults import CLIP, OPTIMIZER, Kind, in_words, kind_of, kind_of_model, settled
 from distilens.training.settings import Training
 
@@ -26,6 +27,11 @@ from distilens.training.settings import Training
         ("hf:some/model", "other", "loaded"),
         ("hf:some/model,pretrained=false", "other", "random"),
         ("file:some.pth,model=timm:resnet10t", "other", "loaded"),
+        ("unet:width=8", "unet", "random"),
+        ("file:some.pth,model=unet", "unet", "loaded"),
+        ("smp:unet,encoder=resnet18", "other", "random"),
+        ("smp:unet,encoder=resnet18,weights=imagenet", "other", "loaded"),
+        ("torchvision:fcn_resnet50", "other", "random"),
         ("python:nets:mine", "other", "unknown"),
         ("Sequential", "other", "unknown"),
     ],
@@ -42,6 +48,14 @@ def test_kinds_of_saved_models_and_of_modules(tmp_path):
         assert kind_of_model(loaded) == Kind(family, "loaded")
     assert kind_of_model(build_model("resnet8", ("a", "b"), (32, 32))) == Kind("zoo", "random")
     assert kind_of_model(Model(nn.Linear(2, 2), "ab", size=(1, 1))) == Kind("other", "unknown")
+
+
+def test_a_unet_keeps_its_kind_in_a_dense_task():
+    model = build_model("unet:width=4", Segmentation(("a", "b")), (16, 16))
+    assert kind_of_model(model) == Kind("unet", "random")
+    assert settled(Training(), Kind("unet", "random")).optimizer == "adamw:lr=0.01,weight_decay=0.05"
+    assert settled(Training(), Kind("unet", "random")).clip == 1
+    assert str(Kind("unet", "loaded")) == "distilens' U-Net, weights loaded"
 
 
 def test_what_is_asked_for_comes_first():
@@ -72,10 +86,10 @@ def test_the_table_in_the_docs_is_the_one_that_is_used():
     from distilens.training import defaults
 
     for (family, weights), optimizer in OPTIMIZER.items():
-        if (family, weights) != ("zoo", "unknown"):
-            line = next(line for line in defaults.__doc__.splitlines() if f"`{optimizer}`" in line)
-            assert weights in line
-            assert line.rstrip(" |").endswith("not" if not CLIP[family] else f"{CLIP[family]:g}")
+        if weights != "unknown" or family == "other":  # how our own networks were made is known
+            clip = "not" if not CLIP[family] else f"{CLIP[family]:g}"
+            row = f" | {weights} | `{optimizer}` | {clip} |"
+            assert [line.endswith(row) for line in defaults.__doc__.splitlines()].count(True) == 1
 
 
 class Mixer(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +12,7 @@ from pydantic import Field
 
 from distilens.foundation.errors import UserError
 from distilens.foundation.notation import Registry, Spec
-from distilens.tasks import Classification, Task, as_task
+from distilens.tasks import Classification, Segmentation, Task, as_task, with_classes
 
 if TYPE_CHECKING:
     from distilens.models.adapters import Expecting
@@ -48,10 +49,15 @@ def zoo_entries() -> dict[str, str | tuple[str, dict[str, Any]]]:
         entries[f"vgg{depth}"] = ("distilens.models.zoo.vgg:vgg", {"depth": depth})
     entries["mobilenetv2"] = "distilens.models.zoo.mobilenetv2:mobilenetv2"
     entries["shrink"] = "distilens.models.zoo.shrink:shrink"
+    entries["unet"] = "distilens.models.zoo.unet:unet"
     for adapter in ("timm", "torchvision", "hf", "file", "python", "run"):
         entries[adapter] = f"distilens.models.adapters:{adapter}"
+    entries["smp"] = "distilens.models.dense:smp"
     return entries
 
+
+DENSE = ("unet", "smp")
+"""Networks that always give a class for each place of an image."""
 
 OTHERS = re.compile(
     r"(?i)(resne[xs]?t|wide_resnet|vgg|mobilenet|efficientnet|vit|deit|convnext|swin|densenet|regnet|shufflenet|mnasnet|inception)"
@@ -82,13 +88,14 @@ def build_model(
     from distilens.models.heads import keep_classes
     from distilens.models.model import Model
     from distilens.models.named import are_named, check_channels, classes_of_weights, list_names, positions_of
+    from distilens.models.padding import fit_size
 
     if isinstance(part, Model):
         return part
     task = as_task(classes)
-    own = classes_of_weights(MODELS.resolve(part))
+    own = classes_of_weights(MODELS.resolve(part), dense=task.dense)
     positions = positions_of(task.classes, own) if own and task.classes and are_named(own) else None
-    made = build_network(part, len(own) if own and positions else task.outputs)
+    made = build_network(part, len(own) if own and positions else task.outputs, dense=task.dense)
     if isinstance(made, Model):  # `run:` gives a complete model
         return reorder_classes(made, task)
     sides = made.size or size
@@ -97,7 +104,7 @@ def build_model(
     )
     model = Model(
         made.network.float(),
-        own if own and positions else task,
+        with_classes(task, own) if own and positions else task,
         size=(sides, sides) if isinstance(sides, int) else sides,
         mean=made.mean,
         std=made.std,
@@ -111,6 +118,7 @@ def build_model(
         )
     fill_lazy(model)
     check_channels(model)
+    fit_size(model, made.multiple)
     if positions and own:
         keep_classes(model, positions, task.classes)
     elif made.loaded and not made.missing:
@@ -143,13 +151,25 @@ def reorder_classes(model: Model, task: Task) -> Model:
     return model
 
 
-def build_network(part: str | Mapping[str, Any] | Spec, classes: int) -> Expecting | Model:
-    """Build a network with the pixels that it expects, both from the notation; or the complete model of a run."""
+def build_network(part: str | Mapping[str, Any] | Spec, classes: int, *, dense: bool = False) -> Expecting | Model:
+    """Build a network with the pixels that it expects, both from the notation; or the complete model of a run.
+
+    Args:
+        dense: whether it must give the classes for each place of an image. The names of some libraries stand for both kinds.
+
+    Raises:
+        UserError: the name stands for networks of the other kind only.
+    """
     from distilens.models.adapters import Expecting
     from distilens.models.model import Model
 
     spec = MODELS.resolve(part)
-    made = MODELS.build(spec, classes)
+    if spec.name in DENSE and not dense:
+        raise UserError(
+            f"{spec.name} gives a class for each place of an image, but here each image has one: take a classifier, such as "
+            "resnet20, or data with a mask per image"
+        )
+    made = MODELS.build(spec, *context_of(spec.name, classes, dense))
     if isinstance(made, Model):
         return made
     if not isinstance(made, Expecting):
@@ -158,10 +178,23 @@ def build_network(part: str | Mapping[str, Any] | Spec, classes: int) -> Expecti
     return replace(made, **expected)
 
 
+def context_of(name: str, classes: int, dense: bool) -> tuple[int] | tuple[int, bool]:
+    """What the function of a network is called with: the number of classes, and `dense` if it has such a parameter."""
+    parameters = inspect.signature(MODELS.entry(name).constructor).parameters
+    return (classes, dense) if "dense" in parameters else (classes,)
+
+
 def check_classes(model: Model, asked: Sequence[str] | Task, role: str) -> None:
     """Raise a `UserError` if a model does not answer for the data's classes in their order, or for the data's task."""
     task = as_task(asked)
-    same = type(model.task) is type(task) if isinstance(task, Classification) else model.task == task
+    if model.task.dense != task.dense:
+        needed = "one answer per image: take a classifier, such as resnet20"
+        needed = "a class for each place: take a network for segmentation, such as unet" if task.dense else needed
+        raise UserError(
+            f"the {role} {model.name} was made for {model.task.name}, but the data ask for {task.name}, which needs {needed}"
+        )
+    named = isinstance(task, Classification | Segmentation)  # whose classes are compared below
+    same = type(model.task) is type(task) if named else model.task == task
     if not same:
         raise UserError(
             f"the {role} {model.name} answers for {model.task.summary}, but the data ask for {task.summary}"

@@ -55,6 +55,7 @@ class Expecting:
         loaded: whether weights were loaded; None if unknown, as for a user's own module.
         missing: the weights that were not in the loaded file; they are random.
         notes: further remarks for the user.
+        multiple: what height and width must be a multiple of, for a dense network; None if unknown. See `padding.fit_size`.
     """
 
     network: nn.Module
@@ -65,13 +66,18 @@ class Expecting:
     loaded: bool | None = False
     missing: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    multiple: int | None = None
 
 
 def check_name(part: str | Spec) -> None:
-    """Raise a `UserError` if a notation names a model that timm or torchvision does not have."""
+    """Raise a `UserError` if a notation names a model that timm, torchvision or segmentation-models-pytorch does not have."""
     spec = Spec.parse(part)
     if spec.argument and spec.name in ("timm", "torchvision"):
         (check_timm if spec.name == "timm" else check_torchvision)(spec.argument)
+    if spec.argument and spec.name == "smp":
+        from distilens.models.dense import check_architecture
+
+        check_architecture(spec.argument)
 
 
 def check_timm(name: str) -> None:
@@ -81,12 +87,34 @@ def check_timm(name: str) -> None:
         raise UserError(f"timm has no model {name!r}.{nearest(name, library.list_models())}")
 
 
-def check_torchvision(name: str) -> None:
+def check_torchvision(name: str, *, dense: bool | None = None) -> None:
+    """Raise a `UserError` if torchvision has no such model, or only one of the other kind than `dense` says."""
     from torchvision import models as library
 
-    known = library.list_models(module=library)
-    if name not in known:
-        raise UserError(f"torchvision has no classifier {name!r}.{nearest(name, known)}")
+    classifiers, others = library.list_models(module=library), library.list_models(module=library.segmentation)
+    if name not in classifiers + others:
+        raise UserError(f"torchvision has no classifier {name!r}.{nearest(name, classifiers + others)}")
+    if dense and name in classifiers:
+        raise UserError(
+            f"torchvision:{name} is a classifier, but the data ask for a class for each place of an image. "
+            f"For segmentation torchvision has {', '.join(others)}"
+        )
+    if dense is False and name in others:
+        raise UserError(
+            f"torchvision:{name} gives a class for each place of an image, but here each image has one: take a classifier, "
+            "such as torchvision:resnet18, or data with a mask per image"
+        )
+
+
+def weights_of_torchvision(name: str, weights: str) -> Any:
+    """The weights of a model of torchvision, by their name."""
+    from torchvision import models as library
+
+    try:
+        return library.get_model_weights(name)[weights]
+    except KeyError:
+        have = ", ".join(library.get_model_weights(name).__members__)
+        raise UserError(f"torchvision:{name} has no weights {weights!r}; it has {have}") from None
 
 
 def timm(name: str, /, classes: int, *, pretrained: bool = False, size: Side | None = None) -> Expecting:
@@ -113,16 +141,24 @@ def timm(name: str, /, classes: int, *, pretrained: bool = False, size: Side | N
     )  # fmt: skip
 
 
-def torchvision(name: str, /, classes: int, *, weights: str | None = None, size: Side | None = None) -> Expecting:
-    """Any classifier of torchvision; `weights=DEFAULT` for pretrained weights, with a new head for other classes.
+def torchvision(
+    name: str, /, classes: int, dense: bool = False, *, weights: str | None = None, size: Side | None = None
+) -> Expecting:
+    """Any classifier or segmentation model of torchvision; `weights=DEFAULT` for pretrained weights, with a new head if needed.
 
-    `size` is the side of the images; an untrained ViT is built for it, or for 224.
+    `size` is the side of the images; an untrained ViT is built for it, or for 224. A segmentation model (`fcn_resnet50`,
+    `deeplabv3_mobilenet_v3_large`, `lraspp_mobilenet_v3_large`, ...) takes images of any size. Its auxiliary head, which is a
+    second loss in torchvision's training, is left out.
 
     Source: https://pytorch.org/vision/stable/models.html.
     """
     from torchvision import models as library
 
-    check_torchvision(name)
+    check_torchvision(name, dense=dense)
+    if dense:
+        from distilens.models.dense import torchvision_segmentation
+
+        return torchvision_segmentation(name, classes, weights)
     if weights is None:
         if name.startswith("vit_") and isinstance(size, tuple) and size[0] != size[1]:
             raise UserError(f"torchvision:{name} takes square images: size={max(size)} for example; given {list(size)}")
@@ -130,11 +166,7 @@ def torchvision(name: str, /, classes: int, *, weights: str | None = None, size:
         extra: dict[str, Any] = {"image_size": side} if name.startswith("vit_") and side else {}
         network = library.get_model(name, weights=None, num_classes=classes, **extra)
         return Expecting(network, getattr(network, "image_size", None), IMAGENET["mean"], IMAGENET["std"])
-    try:
-        pretrained = library.get_model_weights(name)[weights]
-    except KeyError:
-        have = ", ".join(library.get_model_weights(name).__members__)
-        raise UserError(f"torchvision:{name} has no weights {weights!r}; it has {have}") from None
+    pretrained = weights_of_torchvision(name, weights)
     with explain_download_errors(f"torchvision:{name},weights={weights}"):
         network = library.get_model(name, weights=pretrained)
     new = len(pretrained.meta["categories"]) != classes
@@ -146,20 +178,21 @@ def torchvision(name: str, /, classes: int, *, weights: str | None = None, size:
     )  # fmt: skip
 
 
-def hf(name: str, /, classes: int, *, pretrained: bool = True) -> Expecting:
-    """An image classifier of Hugging Face transformers, from the hub or from a folder; needs the extra `distilens[hf]`.
+def hf(name: str, /, classes: int, dense: bool = False, *, pretrained: bool = True) -> Expecting:
+    """A network of Hugging Face transformers, from the hub or from a folder; needs the extra `distilens[hf]`.
+
+    It is an image classifier, or for data with masks a network for semantic segmentation (SegFormer, DPT, BEiT, ...).
 
     Source: Wolf et al. 2020 (arXiv 1910.03771).
     """
-    try:
-        from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
-    except ImportError:
-        raise UserError("hf: models need transformers: pip install 'distilens[hf]'") from None
+    family = family_of_transformers(dense)
+    from transformers import AutoConfig, AutoImageProcessor
+
     missing: list[str] = []
     with explain_download_errors(f"hf:{name}"):
         if pretrained:
             with quiet_library():  # distilens reports what was not loaded
-                network, about = AutoModelForImageClassification.from_pretrained(
+                network, about = family.from_pretrained(
                     name,
                     num_labels=classes,
                     ignore_mismatched_sizes=True,
@@ -168,8 +201,13 @@ def hf(name: str, /, classes: int, *, pretrained: bool = True) -> Expecting:
                 )
             missing = [*about["missing_keys"], *(key for key, *_ in about["mismatched_keys"])]
         else:
-            network = AutoModelForImageClassification.from_config(AutoConfig.from_pretrained(name, num_labels=classes))
-    pixels = {"mean": IMAGENET["mean"], "std": IMAGENET["std"], "size": size_of_network(network.config)}
+            network = family.from_config(AutoConfig.from_pretrained(name, num_labels=classes))
+    size = size_of_network(network.config)
+    if dense:
+        from distilens.models.dense import takes_size
+
+        size = None if takes_size(network) else size
+    pixels = {"mean": IMAGENET["mean"], "std": IMAGENET["std"], "size": size}
     notes: tuple[str, ...] = ()
     try:
         pixels |= settings_of_processor(AutoImageProcessor.from_pretrained(name), pixels["size"])
@@ -179,19 +217,31 @@ def hf(name: str, /, classes: int, *, pretrained: bool = True) -> Expecting:
     return Expecting(network, **pixels, loaded=pretrained, missing=tuple(missing), notes=notes)
 
 
-def network_of_config(content: Mapping[str, Any], outputs: int) -> nn.Module:
+def family_of_transformers(dense: bool) -> Any:
+    """The class of transformers that builds classifiers, or networks for semantic segmentation.
+
+    Raises:
+        UserError: transformers is missing.
+    """
+    try:
+        import transformers
+    except ImportError:
+        raise UserError("hf: models need transformers: pip install 'distilens[hf]'") from None
+    return transformers.AutoModelForSemanticSegmentation if dense else transformers.AutoModelForImageClassification
+
+
+def network_of_config(content: Mapping[str, Any], outputs: int, *, dense: bool = False) -> nn.Module:
     """A network of Hugging Face transformers with random weights and a number of outputs, from its configuration.
 
     Raises:
         UserError: transformers is missing, or does not know the configuration.
     """
-    try:
-        from transformers import AutoConfig, AutoModelForImageClassification
-    except ImportError:
-        raise UserError("hf: models need transformers: pip install 'distilens[hf]'") from None
+    family = family_of_transformers(dense)
+    from transformers import AutoConfig
+
     try:
         kept = {key: value for key, value in content.items() if key not in ("id2label", "label2id")}
-        return AutoModelForImageClassification.from_config(AutoConfig.for_model(**kept, num_labels=outputs))
+        return family.from_config(AutoConfig.for_model(**kept, num_labels=outputs))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"transformers cannot build a network from this configuration: {error}") from None
 
@@ -260,7 +310,7 @@ def as_tuple(value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, list | tuple) else () if value is None else (value,)
 
 
-def file(path: str, /, classes: int, *, model: str) -> Expecting:
+def file(path: str, /, classes: int, dense: bool = False, *, model: str) -> Expecting:
     """Weights in a file (safetensors, or a state dict that holds no code) for the architecture `model=`.
 
     Wrappers around the state dict (`state_dict`, `model`, `net`, an average of the weights) and prefixes (`module.`,
@@ -268,7 +318,7 @@ def file(path: str, /, classes: int, *, model: str) -> Expecting:
     """
     from distilens.models import build_network
 
-    made = build_network(model, classes)
+    made = build_network(model, classes, dense=dense)
     if not isinstance(made, Expecting):
         raise UserError(
             f"file:{path} needs an architecture as model=, such as resnet20; given {model!r}, a trained model"

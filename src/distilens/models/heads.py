@@ -107,6 +107,7 @@ def make_layer(old: nn.Module, classes: int) -> nn.Module:
         return nn.Linear(old.in_features, classes, old.bias is not None)
     assert isinstance(old, nn.Conv2d)
     sides: dict[str, Any] = {"stride": old.stride, "padding": old.padding, "bias": old.bias is not None}
+    sides |= {"dilation": old.dilation, "padding_mode": old.padding_mode}
     return nn.Conv2d(old.in_channels, classes, cast(tuple[int, int], old.kernel_size), **sides)
 
 

@@ -14,12 +14,12 @@ from torch.nn import functional
 from torch.utils import _pytree
 from torch.utils.hooks import RemovableHandle
 
-from distilens.data.pictures import as_images
 from distilens.foundation import notebook
 from distilens.foundation.errors import UserError
 from distilens.models import places, taps
-from distilens.models.prediction import Prediction, predicted
-from distilens.tasks import Task, as_task
+from distilens.models.padding import Margins, margins_of, pad
+from distilens.models.prediction import Masks, Prediction, by_size, predicted
+from distilens.tasks import Task, as_task, with_classes
 from distilens.tasks.classification import UNNAMED
 
 Interpolation = Literal["bilinear", "bicubic", "nearest"]
@@ -31,8 +31,8 @@ GREY = (0.299, 0.587, 0.114)
 class Output:
     """What a model returns: logits (classes on axis 1) and the features at its taps, by path.
 
-    `size` is the network's input size. Its aspect ratio tells which axes of a feature are spatial. `task` says what the logits
-    are.
+    `size` is the network's input size, with the margins of padded images. Its aspect ratio tells which axes of a feature are
+    spatial. `task` says what the logits are.
     """
 
     logits: Float[Tensor, "b classes ..."]
@@ -106,6 +106,7 @@ class Model(nn.Module):
         self.notes: tuple[str, ...] = ()
         self.taps: dict[str, taps.Tap] = {}
         self.frozen: list[nn.Module] = []
+        self.multiple = 1  # what the network's images are padded to multiples of: see `padding.py`
         self.precision: torch.dtype | None = None  # of the network's weights, if not that of the pixels
         self.folded: frozenset[str] = frozenset()  # modules whose own output no longer exists: see `folding.py`
         self.companion: Callable[[Tensor], Mapping[str, Tensor]] | None = None  # see `core.accompany`
@@ -113,6 +114,7 @@ class Model(nn.Module):
             None  # the linear layer after global average pooling, once known: see `explain/cam.py`
         )
         self._last: str | None = None
+        self._coarsest: str | None = None
         self._finer: dict[int, str] = {}  # cache, by the number of grids finer
         self._overwritten: dict[str, bool] = {}  # cache, by path
         self._places: Mapping[str, places.Finding] | None = None  # cache, by path
@@ -127,7 +129,7 @@ class Model(nn.Module):
 
     @classes.setter
     def classes(self, names: Sequence[str]) -> None:
-        self.task = as_task(names)
+        self.task = with_classes(self.task, names)
 
     @property
     def device(self) -> torch.device:
@@ -169,7 +171,9 @@ class Model(nn.Module):
             raise
         kept = {tap: tap.take() for tap in set(self.taps.values())}
         features = {path: kept[tap] for path, tap in self.taps.items()}
-        return Output(logits if self.precision is None else logits.to(images.dtype), features, self.size, self.task)
+        return Output(
+            logits if self.precision is None else logits.to(images.dtype), features, self.padded_size, self.task
+        )
 
     def empty_taps(self) -> None:
         """Release features that a forward pass left in the taps."""
@@ -180,12 +184,14 @@ class Model(nn.Module):
         """The logits only, without the tapped features."""
         return self(images).logits
 
-    def predict(self, images: Any, *, chunk: int = 256) -> Prediction:
-        """The classes of pictures and their probabilities, in eval mode and without gradients.
+    def predict(self, images: Any, *, chunk: int = 256) -> Prediction | Masks:
+        """A `Prediction`: the classes of pictures and their probabilities, in eval mode and without gradients.
+
+        A model for segmentation gives `Masks`: the class at each pixel of a picture, at the picture's own size.
 
         Args:
             images: tensors or arrays (`[b 3 h w]`, `[b h w 3]`, or a single image; 0 to 1 or 0 to 255), Pillow images, paths, or
-                a list of these. They are resized and normalised here.
+                a list of these, which may have different sizes. They are resized and normalised here.
             chunk: number of images per forward pass.
 
         Raises:
@@ -198,7 +204,7 @@ class Model(nn.Module):
             >>> len(prediction.classes), prediction.probabilities.shape
             (2, torch.Size([2, 2]))
         """
-        return predicted(self, as_images(images), chunk)
+        return predicted(self, by_size(images), chunk)
 
     def prepare(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d height width"]:
         """Resize and normalise pixels in [0, 1] as in the network's training."""
@@ -224,7 +230,7 @@ class Model(nn.Module):
         """Read the output of a module from now on, under the given name; returns the module's own path.
 
         `last` is the last feature map, found by a forward pass. `last-1` is the last one of the next finer grid, and so on.
-        `input` is the images.
+        `coarsest` is the last feature map of the coarsest grid: the end of an encoder. `input` is the images.
 
         Raises:
             UserError: the module does not exist, or the forward pass does not reach it.
@@ -275,11 +281,13 @@ class Model(nn.Module):
         return taps.Tap(path, self._overwritten[path]), module
 
     def path_of(self, tap: str) -> str:
-        """A module's own path; for `last`, `last-1` and so on it is found by a forward pass.
+        """A module's own path; for `coarsest`, `last`, `last-1` and so on it is found by a forward pass.
 
         Raises:
             UserError: the output looks like a spatial grid, but is not one of places in the image: see `places.py`.
         """
+        if tap == taps.COARSEST:
+            return self.coarsest_tap
         start, dash, steps = tap.partition("-")
         if start != taps.LAST or (dash and not steps.isdecimal()):
             if tap != taps.INPUT and tap.partition(".")[0] not in self.parts:
@@ -297,7 +305,7 @@ class Model(nn.Module):
                 for path, entry in self.maps().items()
                 if path == last or (path in seen and seen[path].grid in grids)
             }
-            self._finer[finer] = taps.finer_spatial(maps, last, finer, self.size)
+            self._finer[finer] = taps.finer_spatial(maps, last, finer, self.padded_size)
         return self._finer[finer]
 
     @property
@@ -307,8 +315,22 @@ class Model(nn.Module):
             modules, maps = dict(self.network.named_modules()), self.maps()
             # a linear layer inside an attention or a perceptron is not a feature map of the model, though it has its shape
             seen = {path: entry for path, entry in maps.items() if not path or not isinstance(modules[path], nn.Linear)}
-            self._last = taps.last_spatial(seen, logits_of(seen[""][0]), self.size)
+            self._last = taps.last_spatial(seen, logits_of(seen[""][0]), self.padded_size)
         return self._last
+
+    @property
+    def coarsest_tap(self) -> str:
+        """The path of the last feature map of the coarsest grid: the end of the encoder of a dense network."""
+        if self._coarsest is None:
+            modules, seen = dict(self.network.named_modules()), self.confirmed_places()
+            grids = {finding.grid for finding in seen.values() if finding.followed}
+            maps = {
+                path: entry
+                for path, entry in self.maps().items()
+                if not path or (path in seen and seen[path].grid in grids and not taps.is_linear(modules[path]))
+            }
+            self._coarsest = taps.coarsest_spatial(self.network, maps, logits_of(maps[""][0]), self.padded_size)
+        return self._coarsest
 
     def observe(self) -> dict[str, tuple[object, bool]]:
         """Every module's output for the example image: see `taps.observe`.
@@ -317,7 +339,7 @@ class Model(nn.Module):
             UserError: the network cannot take images of the model's size.
         """
         with self.probing():
-            return taps.observe(self.network, self.in_its_colours(self.example()))
+            return taps.observe(self.network, self.padded_example())
 
     def maps(self) -> dict[str, tuple[object, bool]]:
         """The result of `observe`, without grids that are not grids of places in the image."""
@@ -330,7 +352,7 @@ class Model(nn.Module):
         """For every grid, by path, whether it is one of places in the image. Computed once, by a forward pass."""
         if self._places is None:
             with self.probing():
-                self._places = places.test_places(self.network, self.in_its_colours(self.example()))
+                self._places = places.test_places(self.network, self.padded_example())
         return self._places
 
     def confirmed_places(self) -> Mapping[str, places.Finding]:
@@ -343,7 +365,7 @@ class Model(nn.Module):
             self._confirmed = self.places
             if any(finding.fault for finding in self.places.values()):
                 with self.probing():
-                    again = places.test_places(self.network, -self.in_its_colours(self.example()))
+                    again = places.test_places(self.network, -self.padded_example())
                 self._confirmed = {path: finding for path, finding in self.places.items() if not again[path].fault}
         return self._confirmed
 
@@ -444,6 +466,21 @@ class Model(nn.Module):
         pixels = torch.linspace(-2, 2, channels * self.size[0] * self.size[1], device=self.device)
         parameter = next(self.network.parameters(), self.mean)
         return pixels.sin().view(1, channels, *self.size).expand(batch, -1, -1, -1).to(parameter.dtype).contiguous()
+
+    @property
+    def padded_size(self) -> tuple[int, int]:
+        """Height and width of the images inside the network: its size, or the next multiples if it pads them."""
+        left, right, top, bottom = self.margins
+        return self.size[0] + top + bottom, self.size[1] + left + right
+
+    @property
+    def margins(self) -> Margins:
+        """The rows and columns that are added on each side of the images inside the network."""
+        return margins_of(self.size, int(getattr(self.network, "multiple", self.multiple)))
+
+    def padded_example(self) -> Tensor:
+        """An example image as the inside of the network sees it, so that places in it are those of the features."""
+        return pad(self.in_its_colours(self.example()), self.margins)
 
     def bare_state(self) -> dict[str, Tensor]:
         """The state that is saved and shipped: the network's own, and the parts' under `parts.`."""

@@ -20,7 +20,7 @@ from distilens.models.taps import evaluating
 from distilens.models.weights import match_state, read_state
 
 
-def classes_of_weights(spec: Spec) -> tuple[str, ...] | None:
+def classes_of_weights(spec: Spec, *, dense: bool = False) -> tuple[str, ...] | None:
     """The classes of pretrained weights; numbers if they have no names; None if the data decide."""
     name, options = spec.argument or "", spec.options
     if spec.name == "timm" and options["pretrained"]:
@@ -28,7 +28,7 @@ def classes_of_weights(spec: Spec) -> tuple[str, ...] | None:
     if spec.name == "torchvision" and options["weights"]:
         from torchvision import models as library
 
-        if name in library.list_models(module=library):
+        if name in library.list_models(module=library.segmentation if dense else library):
             for weights in library.get_model_weights(name):
                 if options["weights"] in (weights.name, "DEFAULT"):
                     return tuple(weights.meta["categories"])
@@ -45,7 +45,7 @@ def classes_of_weights(spec: Spec) -> tuple[str, ...] | None:
     if spec.name == "file":
         from distilens.models import build_network
 
-        made = build_network(options["model"], 2)
+        made = build_network(options["model"], 2, dense=dense)
         if isinstance(made, Expecting):
             state, _ = match_state(read_state(Path(name)), made.network)
             weight = state.get(f"{head_of(made.network)}.weight")

@@ -17,7 +17,9 @@ from distilens.models import build_model
 from distilens.models.adapters import settings_of_processor, unwrap_network
 from distilens.models.model import Model, logits_of
 from distilens.models.named import check_channels, positions_of
+from distilens.models.padding import fit_size
 from distilens.models.taps import evaluating
+from distilens.tasks import Classification, Segmentation, Task
 
 UNSAID = (
     "the module does not say how its pixels are normalised: mean 0.5, deviation 0.25 are used. If it was trained with others, "
@@ -63,8 +65,9 @@ def as_model(given: Any, classes: Any = None, size: tuple[int, int] | None = Non
     pixels = pixels_of_network(network, processor)
     made = Model(network, classes or ("0",), size=side, name=name or type(network).__name__, **pixels)
     check_channels(made)
+    fit_size(made)
     if classes is None:
-        made.classes = classes_of(made)
+        made.task = task_of_outputs(made)
     else:
         check_order(network, made)
     if not pixels:
@@ -145,10 +148,18 @@ def check_order(network: nn.Module, model: Model) -> None:
         )
 
 
-def classes_of(model: Model) -> tuple[str, ...]:
-    """The class names in the configuration of a network of transformers; numbers for other networks, one per logit."""
+def task_of_outputs(model: Model) -> Task:
+    """A classification, or a segmentation if there is an output for each place of an image, into the classes of a network.
+
+    Their names are those in the configuration of a network of transformers; numbers for other networks, one per logit.
+    """
     with model.probing(), evaluating(model), torch.no_grad():
-        count = logits_of(model.network(model.prepare(model.example()))).shape[1]
+        logits = logits_of(model.network(model.prepare(model.example())))
+    names = names_of_outputs(model, logits.shape[1])
+    return Segmentation(names) if logits.ndim == 4 and logits.shape[2:].numel() > 1 else Classification(names)
+
+
+def names_of_outputs(model: Model, count: int) -> tuple[str, ...]:
     words = getattr(getattr(model.network, "config", None), "id2label", None) or {}
     names = tuple(str(words.get(number, number)) for number in range(count))
     plain = all(name == f"LABEL_{number}" for number, name in enumerate(names))

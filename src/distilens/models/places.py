@@ -29,6 +29,11 @@ ALIKE = 0.08
 weights deep in a network (64 channels) have at most 0.06; windows, attention and reordered tokens at least 0.13."""
 FEW = 64
 """Grids with fewer places are not averaged over neighbours, so chance matters more if there are few channels."""
+CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
+"""They keep the order of their places, even if a large or dilated kernel spreads a patch over a small image."""
+LOCAL = (nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Hardswish, nn.MaxPool2d, nn.AvgPool2d)
+"""They keep the order of the places of their input. Behind a convolution they are not tested: random weights of a small network
+may hide three of the patches."""
 NEAREST = 3
 """Number of other taps that the message for a refused tap lists."""
 
@@ -68,6 +73,7 @@ def test_places(model: nn.Module, image: Float[Tensor, "1 c h w"]) -> dict[str, 
     size = (image.shape[2], image.shape[3])
     findings: dict[str, Finding] = {}
     before: list[tuple[Tensor, Finding]] = []  # a container often returns the output of its last child
+    ordered: list[Tensor] = []  # the last output of a convolution, or of what keeps its order
 
     def note(module: nn.Module, inputs: tuple, output: object) -> None:
         findings.pop(paths[module], None)
@@ -76,9 +82,11 @@ def test_places(model: nn.Module, image: Float[Tensor, "1 c h w"]) -> dict[str, 
         if not before or before[0][0] is not output:
             before[:] = [(output, make_finding(output, size))]
         finding = before[0][1]
-        # a convolution keeps the order of its places, even if a large or dilated kernel spreads a patch over a small image
-        ordered = isinstance(module, nn.Conv2d) and finding.shows
-        findings[paths[module]] = replace(finding, fault="") if ordered else finding
+        source = inputs[0] if isinstance(module, LOCAL) and inputs else output
+        if (isinstance(module, CONVOLUTIONS) and finding.shows) or (ordered and source is ordered[0]):
+            ordered[:] = [output]
+            finding = replace(finding, fault="")
+        findings[paths[module]] = finding
 
     handles = [module.register_forward_hook(note, prepend=True) for module in paths]
     with taps.evaluating(model), torch.no_grad():

@@ -113,9 +113,10 @@ def load_model(folder: str | Path) -> Model:
     Raises:
         UserError: there is no model, or the weights do not fit its description.
     """
-    from distilens.models import MODELS, fill_lazy
+    from distilens.models import build_network, fill_lazy
     from distilens.models.adapters import Expecting, network_of_config
     from distilens.models.model import Model
+    from distilens.models.padding import fit_size
     from distilens.models.parts import build_part
     from distilens.models.weights import fit, load_state
 
@@ -132,10 +133,10 @@ def load_model(folder: str | Path) -> Model:
         )
     task = Classification(tuple(about.classes or ())) if about.task is None else task_from(about.task)
     if about.config is not None:
-        network = network_of_config(about.config, task.outputs)
+        network, multiple = network_of_config(about.config, task.outputs, dense=task.dense), None
     else:
-        made = MODELS.build(architecture(about.model, about.size), task.outputs)
-        network = made.network if isinstance(made, Expecting) else made
+        made = build_network(architecture(about.model, about.size), task.outputs, dense=task.dense)
+        network, multiple = made.network, made.multiple if isinstance(made, Expecting) else None
     model = Model(
         network.float(),
         task,
@@ -147,6 +148,7 @@ def load_model(folder: str | Path) -> Model:
     )
     model.loaded = True
     fill_lazy(model)
+    fit_size(model, multiple)
     for part in about.parts:
         if part.part is None:
             raise UserError(

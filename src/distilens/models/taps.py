@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from distilens.foundation.errors import UserError, nearest
 
 INPUT = "input"  # the tap of the images themselves
+COARSEST = "coarsest"  # the notation for the last feature map of the coarsest grid
 LAST = "last"  # the notation for the last feature map; `last-1` is the last one of the next finer grid, and so on
 
 
@@ -133,7 +134,7 @@ def find(model: nn.Module, path: str) -> nn.Module:
     shallow = [name for name in known if name.count(".") == 0]
     raise UserError(
         f"no tap {path!r} in this {type(model).__name__}.{nearest(path, known)} "
-        f"Taps: {INPUT}, {LAST}, {', '.join(shallow)} and the modules inside them"
+        f"Taps: {INPUT}, {LAST}, {COARSEST}, {', '.join(shallow)} and the modules inside them"
     )
 
 
@@ -223,6 +224,71 @@ def finer_spatial(seen: dict[str, tuple[object, bool]], last: str, steps: int, s
     before = list(places)[: list(places).index(last)]
     alike = [path for path in before if places[path] == finer[steps - 1]]
     return min(reversed(alike), key=lambda path: path.count("."))
+
+
+ENCODERS = ("encoder", "backbone")
+"""The usual names of the part of a dense network that makes the grid coarser."""
+
+BETWEEN = 2
+"""Along each axis, the number of places of a coarse grid on which one output depends through bilinear upsampling alone."""
+
+
+def coarsest_spatial(
+    model: nn.Module, seen: dict[str, tuple[object, bool]], logits: Tensor, size: tuple[int, int] = (1, 1)
+) -> str:
+    """The tap `coarsest`: the last feature map of the coarsest grid, on which the logits depend at more than one place.
+
+    If the network has a part called `encoder` or `backbone`, only its modules count. Otherwise grids that begin with an adaptive
+    pooling do not count (they are the context of a pyramid), and neither does a map that a dense network only passes through a
+    1x1 convolution and upsampling: Grad-CAM there would be the logits again. One output depends on few places of such a map.
+
+    Args:
+        seen: what `observe` returned, without outputs that are not grids of places; with the model's own output.
+
+    Raises:
+        UserError: no module returns a feature map.
+    """
+    modules = dict(model.named_modules())
+    maps = {path: output for path, (output, _) in seen.items() if path and is_spatial(output, size)}
+    inner = {path: output for path, output in maps.items() if set(ENCODERS) & set(path.split("."))}
+    if not maps:
+        raise UserError("no module of this model returns a feature map: name a tap")
+    places = {path: math.prod(grid(output, size).shape[2:]) for path, output in maps.items()}
+    if not inner:
+        pooled = {places[path] for path in maps if is_adaptive(modules[path])}
+        inner = {path: output for path, output in maps.items() if places[path] not in pooled} or maps
+    fewest = min(places[path] for path in inner)
+    alike = [path for path in reversed(inner) if places[path] == fewest and has_gradient(logits, inner[path], size)]
+    alike = alike or [path for path in reversed(inner) if places[path] == fewest]
+    last = next((path for path in alike if is_mixed(logits, inner[path], size)), alike[0])
+    same = [path for path in inner if inner[path] is inner[last]]  # containers, and modules that change nothing
+    return min(same, key=lambda path: path.count("."))
+
+
+def is_mixed(logits: Tensor, feature: Tensor, size: tuple[int, int]) -> bool:
+    """Whether one place of dense logits depends on more of a feature than bilinear upsampling needs; True for other logits."""
+    if logits.ndim != 4 or not feature.requires_grad:
+        return True
+    middle = logits[..., logits.shape[2] // 2, logits.shape[3] // 2]
+    with torch.enable_grad():
+        score = middle.float().square().sum()
+    (gradient,) = torch.autograd.grad(score, feature, retain_graph=True, allow_unused=True)
+    if gradient is None:
+        return False
+    reached = grid(gradient, size).abs().sum(1)[0].nonzero()
+    return bool((reached.amax(0) - reached.amin(0) + 1 > BETWEEN).any()) if len(reached) else False
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module, such as a perceptron in a transformer, has no layers with weights but linear ones."""
+    layers = [inner for inner in module.modules() if next(inner.parameters(recurse=False), None) is not None]
+    return bool(layers) and all(isinstance(inner, nn.Linear) for inner in layers)
+
+
+def is_adaptive(module: nn.Module) -> bool:
+    """Whether the first layer of a module is an adaptive pooling."""
+    leaves = (inner for inner in module.modules() if not any(inner.children()))
+    return isinstance(next(leaves, None), nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d)
 
 
 def has_gradient(logits: Tensor, feature: Tensor, size: tuple[int, int]) -> bool:

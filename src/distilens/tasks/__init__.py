@@ -7,6 +7,16 @@ from distilens.foundation.metric import Metric
 from distilens.tasks.classification import Classification
 from distilens.tasks.saving import task_from
 from distilens.tasks.segmentation import NOWHERE, VOID, Segmentation
-from distilens.tasks.task import Task, as_task
+from distilens.tasks.task import Task, as_task, with_classes
 
-__all__ = ["NOWHERE", "VOID", "Classification", "Metric", "Segmentation", "Task", "as_task", "task_from"]
+__all__ = [
+    "NOWHERE",
+    "VOID",
+    "Classification",
+    "Metric",
+    "Segmentation",
+    "Task",
+    "as_task",
+    "task_from",
+    "with_classes",
+]

@@ -17,7 +17,6 @@ from distilens.tasks.task import Task
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from distilens.data.geometry import Geometry
 
 VOID = 255
 """The target of a place without a class. So there are at most 255 classes."""
@@ -69,7 +68,7 @@ class Segmentation(Task):
         """0 for images with a target at some place, -1 for the others."""
         return np.array([0 if (target != VOID).any() else -1 for target in targets], dtype=np.int64)
 
-    def moved(self, targets: UInt8[Tensor, "b h w"], geometry: Geometry | None) -> UInt8[Tensor, "b h w"]:
+    def moved(self, targets: UInt8[Tensor, "b h w"], geometry: Any) -> UInt8[Tensor, "b h w"]:
         return targets if geometry is None else geometry.move_nearest(targets, outside=VOID)
 
     def loss(self, outputs: Float[Tensor, "b classes i j"], targets: UInt8[Tensor, "b h w"]) -> Float[Tensor, " b"]:

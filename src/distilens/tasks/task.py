@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -143,7 +144,9 @@ class Task:
         """What is wrong with the shape of a network's output for one image; empty if it fits."""
         kind = "classes" if self.classes else "outputs"
         if outputs.ndim != 2:
-            return f"logits of the shape {list(outputs.shape)} for one image: expected one answer per image, [b {kind}]"
+            dense = outputs.ndim == 4 and outputs.shape[2:].numel() > 1
+            advice = ". For one answer per place, the data need a mask per image" if dense and self.classes else ""
+            return f"logits of the shape {list(outputs.shape)} for one image: expected one answer per image, [b {kind}]{advice}"
         if outputs.shape[1] != self.outputs:
             asked = f"data has {self.outputs} classes" if self.classes else f"task {self.name} has {self.outputs}"
             return f"{outputs.shape[1]} {'logits' if self.classes else kind}, but the {asked}"
@@ -155,3 +158,8 @@ def as_task(given: Task | Sequence[str]) -> Task:
     from distilens.tasks.classification import Classification
 
     return given if isinstance(given, Task) else Classification(tuple(map(str, given)))
+
+
+def with_classes(task: Task, names: Sequence[str]) -> Task:
+    """The same kind of task with other classes; a task without classes becomes a classification."""
+    return replace(cast(Any, task), classes=tuple(map(str, names))) if task.classes else as_task(names)
