@@ -55,7 +55,7 @@ def test_the_loss_is_the_squared_error_of_the_front(data):
     answer = teacher(batch, objective.needs)
     term = objective(batch, answer)["spirit"]
     ours = objective.student(batch.images).features["encoder.4"]
-    assert float(term) == pytest.approx(float((ours - answer.features["encoder.4"]).square().mean()), rel=1e-5)
+    assert term.item() == pytest.approx((ours - answer.features["encoder.4"]).square().mean().item(), rel=1e-5)
 
 
 def test_targets_play_no_part_in_the_first_phase(data):

@@ -8,7 +8,7 @@ or `from_model(model, images, target)`, which runs its own forward passes.
 from collections.abc import Iterable, Sequence
 
 from distilens.data.splits import Data
-from distilens.explain.explanation import Explainer, Explanation, in_chunks, scores_of, tap_in
+from distilens.explain.explanation import Explainer, Explanation, in_chunks, scores_of
 from distilens.explain.reference import reference_images
 from distilens.foundation.errors import UserError
 from distilens.foundation.notation import Registry, Spec, safe
@@ -68,7 +68,6 @@ def check_taps(parts: Iterable[str], model: Model) -> None:
         explainer = EXPLAINERS.build(part)
         tap = getattr(explainer, "tap", None)
         if tap is not None:
-            tap = tap_in(tap, model.task)
             with model.reading(tap) as read:
                 model.probe()
                 feature = read.take()

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from distilens.explain.explanation import Explainer, Explanation, Target, checked, quietly, scores_of, tap_in, target_of
+from distilens.explain.explanation import Explainer, Explanation, Target, checked, quietly, scores_of, target_of
 from distilens.foundation.errors import UserError
 from distilens.models.model import Model, Output
 from distilens.models.taps import LAST, breaks_gradient, cutting, grid
@@ -19,8 +19,8 @@ class ActivationMap(Explainer):
     """A map from the features `A` at a tap and the gradient `g = d y_c / d A` of the class's logit there.
 
     A subclass implements `combine`. For evaluation the trunk runs without a graph, and only the layers behind the tap are
-    recorded. So a map at the last tap costs about one forward pass. In a dense task the default tap `last` stands for `coarsest`,
-    the end of the encoder: see `tap_in`.
+    recorded. So a map at the last tap costs about one forward pass. In a dense task `last` is the
+    end of the encoder.
     """
 
     def __init__(self, *, tap: str = LAST):
@@ -41,7 +41,7 @@ class ActivationMap(Explainer):
 
     def read(self, model: Model, images: Tensor, target: Target, taps: Sequence[str]) -> dict[str, Explanation]:
         with ExitStack() as stack:
-            reading = [stack.enter_context(model.reading(tap_in(tap, model.task))) for tap in taps]
+            reading = [stack.enter_context(model.reading(tap)) for tap in taps]
             stack.enter_context(cutting(*reading))
             logits = model.logits(images)
             features = [tap.take() for tap in reading]
@@ -57,7 +57,7 @@ class ActivationMap(Explainer):
     def from_output(
         self, output: Output, target: Target = None, *, create_graph: bool = True
     ) -> Float[Tensor, "b h w"]:
-        feature = tapped(output, tap_in(self.tap, output.task))
+        feature = tapped(output, self.tap)
         score = scores_of(output.logits, target_of(output.logits, target, output.task), output.task).sum()
         gradients = reaching(score, [feature], create_graph=create_graph, retain_graph=True)
         if gradients is None:
@@ -82,7 +82,7 @@ class FeatureMap(ActivationMap):
 
     def read(self, model: Model, images: Tensor, target: Target, taps: Sequence[str]) -> dict[str, Explanation]:
         with ExitStack() as stack, torch.no_grad():
-            reading = [stack.enter_context(model.reading(tap_in(tap, model.task))) for tap in taps]
+            reading = [stack.enter_context(model.reading(tap)) for tap in taps]
             logits = model.logits(images)
             maps = [self.on_grid(tap.take(), model.size) for tap in reading]
             target = target_of(logits, target, model.task)
@@ -91,7 +91,7 @@ class FeatureMap(ActivationMap):
     def from_output(
         self, output: Output, target: Target = None, *, create_graph: bool = True
     ) -> Float[Tensor, "b h w"]:
-        maps = self.on_grid(tapped(output, tap_in(self.tap, output.task)), output.size)
+        maps = self.on_grid(tapped(output, self.tap), output.size)
         return maps if create_graph else maps.detach()
 
     def on_grid(self, feature: Tensor, size: tuple[int, int]) -> Float[Tensor, "b h w"]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from distilens.foundation.errors import UserError
 from distilens.models.model import Model, Output
 from distilens.models.objects import as_model
-from distilens.models.taps import COARSEST, LAST, evaluating
+from distilens.models.taps import evaluating
 from distilens.tasks import Task
 from distilens.tasks.classification import UNNAMED
 
@@ -103,7 +103,7 @@ class Explainer:
     def attach(self, model: Model) -> None:
         """Prepare a model for `from_output`: call it once, before the model's forward pass."""
         if self.tap is not None:
-            model.tap(tap_in(self.tap, model.task))
+            model.tap(self.tap)
 
     def from_output(
         self, output: Output, target: Target = None, *, create_graph: bool = True
@@ -128,20 +128,10 @@ class Explainer:
         """Maps that a loss can train through, from their own forward passes in eval mode: batch norm statistics do not change."""
         if self.tap is None:
             raise UserError(f"{type(self).__name__} has no derivative that a loss could use")
-        path = tap_in(self.tap, model.task)
-        with explaining(model), model.reading(path) as tap:
+        with explaining(model), model.reading(self.tap) as tap:
             logits = model.logits(images)
-            output = Output(logits, {path: tap.take()}, task=model.task)
+            output = Output(logits, {self.tap: tap.take()}, task=model.task)
             return self.from_output(output, target, create_graph=create_graph)
-
-
-def tap_in(tap: str, task: Task) -> str:
-    """The tap that an explainer reads in a model of a task: for `last` in a dense task it is `coarsest`.
-
-    The last feature map of a dense network gives the logits by a 1x1 convolution, so a map there would be the logits again.
-    Name the module to read it.
-    """
-    return COARSEST if tap == LAST and task.dense else tap
 
 
 def target_of(logits: Tensor, target: Target, task: Task = UNNAMED) -> Aim:

@@ -230,7 +230,8 @@ class Model(nn.Module):
         """Read the output of a module from now on, under the given name; returns the module's own path.
 
         `last` is the last feature map, found by a forward pass. `last-1` is the last one of the next finer grid, and so on.
-        `coarsest` is the last feature map of the coarsest grid: the end of an encoder. `input` is the images.
+        `coarsest` is the last feature map of the coarsest grid: the end of an encoder. In a dense task, `last` is `coarsest`.
+        `input` is the images.
 
         Raises:
             UserError: the module does not exist, or the forward pass does not reach it.
@@ -310,7 +311,9 @@ class Model(nn.Module):
 
     @property
     def last_tap(self) -> str:
-        """The path of the last feature map."""
+        """The path of the last feature map; in a dense task the end of the encoder, because behind it come the logits again."""
+        if self.task.dense:
+            return self.coarsest_tap
         if self._last is None:
             modules, maps = dict(self.network.named_modules()), self.maps()
             # a linear layer inside an attention or a perceptron is not a feature map of the model, though it has its shape

@@ -16,7 +16,7 @@ from distilens.core import Answer, Batch, Model, Teacher
 from distilens.data.source import digest
 from distilens.explain import Explainer, build_explainer
 from distilens.explain.activation import ActivationMap
-from distilens.explain.explanation import known_to_be_sound, tap_in
+from distilens.explain.explanation import known_to_be_sound
 from distilens.foundation.devices import to_device
 from distilens.foundation.errors import UserError
 from distilens.foundation.notation import Spec
@@ -156,7 +156,7 @@ class LiveTeacher(Teacher):
                 explanations = [explainer(model, images, target)]
             else:
                 taps = [cast(str, self.explainer(need.what)[0].tap) for need in needs]
-                model = self.form("float32", [self.model.path_of(tap_in(tap, self.model.task)) for tap in taps])
+                model = self.form("float32", [self.model.path_of(tap) for tap in taps])
                 by_tap = cast(ActivationMap, explainer).at(list(dict.fromkeys(taps)), model, images, target)
                 explanations = [by_tap[tap] for tap in taps]
         return [
@@ -184,7 +184,7 @@ class LiveTeacher(Teacher):
 
     def exact_for(self, explainer: Explainer | None) -> Model:
         """The model in float32, with the tap that an explainer reads."""
-        taps = [tap_in(explainer.tap, self.model.task)] if explainer and explainer.tap else []
+        taps = [explainer.tap] if explainer and explainer.tap else []
         return self.form("float32", [self.model.path_of(tap) for tap in taps])
 
 

@@ -25,7 +25,7 @@ from distilens import __version__
 from distilens.data import Data
 from distilens.data.pictures import as_images, holds_pictures
 from distilens.explain import Explainer, Explanation, in_chunks
-from distilens.explain.explanation import checked, tap_in
+from distilens.explain.explanation import checked
 from distilens.explain.maps import overlay
 from distilens.foundation.devices import now
 from distilens.foundation.errors import UserError
@@ -337,7 +337,7 @@ def gallery(
     chosen = as_chosen(given) if isinstance(given, Tensor) else draw_images(given, split, images)
     if isinstance(given, Data):
         parts = {label: with_references(part, given) for label, part in parts.items()}
-    taps = [tap_in(part.explain.tap, built.task) for part in parts.values() if part.explain.tap]
+    taps = [part.explain.tap for part in parts.values() if part.explain.tap]
     shown = prepare(built, keep=taps) if prepared else built
     checked(shown, chosen.images[:1].to(shown.device))
     logits, forward = answered(shown, chosen.images)
