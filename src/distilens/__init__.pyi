@@ -36,9 +36,12 @@ from .runs.recipe_file import read_recipe as read_recipe
 from .runs.run import Run as Run
 from .runs.run import load_run as load_run
 from .tasks import Metric as Metric
+from .tasks import Segmentation as Segmentation
 from .tasks import Task as Task
+from .teachers import AdaptiveTeacher as AdaptiveTeacher
 from .teachers import BestExplainedTeacher as BestExplainedTeacher
 from .teachers import LiveTeacher as LiveTeacher
+from .teachers import MeanProbabilitiesTeacher as MeanProbabilitiesTeacher
 from .teachers import MeanTeacher as MeanTeacher
 from .teachers import PermutedTeacher as PermutedTeacher
 from .teachers import RandomMapTeacher as RandomMapTeacher

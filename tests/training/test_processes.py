@@ -18,6 +18,12 @@ def grouped(classes):
         nn.Conv2d(8, 8, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes),
     )
 
+def places(classes):
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(8, classes, 1),
+    )
+
 class Frozen(nn.BatchNorm2d):
     def train(self, mode=True):
         return super().train(False)
@@ -37,6 +43,7 @@ GUIDED = (  # small weights: where a training is about to diverge, rounding deci
     '"ce", "kd", "map_match:weight=1", "map_match:classes=all,pool=2,distance=at,every=2,as=all,weight=1", '
     '"at:taps=[last],weight=1"'
 )
+DENSE = '"ce", "dice", "kd:temperature=1", "cwd", "at:taps=[0],weight=1"'
 BANKS = '"ce", "kd", "crd:width=8", "osakd:neighbours=3", "fitnet"'
 
 RECIPE = """
@@ -78,6 +85,7 @@ def launch(place, out: str, processes: int) -> None:
         ("frozen", GUIDED),
         ("frozen", '"ce"'),  # the lists above and below have it
         ("frozen", BANKS),
+        ("places", DENSE),
     ],
 )
 def test_two_processes_train_as_one(tmp_path, net, methods):
@@ -85,7 +93,11 @@ def test_two_processes_train_as_one(tmp_path, net, methods):
     recipe = RECIPE.replace("NET", net).replace("METHODS", methods)
     if methods == BANKS:
         recipe = recipe.replace('select = "last"', 'select = "last"\nbalance = "ratio:0.3,every=5"')
-    (tmp_path / "recipe.toml").write_text(recipe + (TEACHER if methods in (GUIDED, BANKS) else ""))
+    teacher = TEACHER if methods in (GUIDED, BANKS, DENSE) else ""
+    if methods == DENSE:
+        recipe = recipe.replace("val_fraction=0.25", "val_fraction=0.25,target=mask,size=16")
+        teacher = teacher.replace("grouped", "places")
+    (tmp_path / "recipe.toml").write_text(recipe + teacher)
     launch(tmp_path, "one", 1)
     launch(tmp_path, "both", 2)
     one, both = (

@@ -28,7 +28,7 @@ class Spirit(Paired):
     This is ordinary transfer, so a control without the first phase (`until=0`) should start with the same copy.
 
     Args:
-        tap: the end of the front.
+        tap: the end of the front; by default that of the encoder.
         teacher_tap: the teacher's tap, if its name differs.
         until: the share of the steps for the first phase, in [0, 1); 0 leaves it out.
         copy: paths of modules that exist in both networks with the same shapes.
@@ -43,7 +43,7 @@ class Spirit(Paired):
     def __init__(
         self,
         *,
-        tap: str,
+        tap: str = "last",
         teacher_tap: str | None = None,
         until: Annotated[float, Field(ge=0, lt=1)] = 0.5,
         copy: tuple[str, ...] = (),
