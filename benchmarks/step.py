@@ -7,6 +7,7 @@ each; a rate is the median of the rounds, and a ratio the median of the rounds' 
 
     pip install 'distilens[benchmarks]'
     python benchmarks/step.py --data parquet:path=data/cifar10 [--pair resnet56 resnet20] [--steps 20] [--rounds 5]
+    python benchmarks/step.py --data 'parquet:path=data/camvid,size=[96,128]' --pair unet:width=32 unet:width=16 --batch-size 8
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ OURS = {
     "student alone": ["ce"],
     "kd live": ["ce:weight=0.1", KD],
     "kd stored": ["ce:weight=0.1", KD],
+    "kd of the three largest": ["ce:weight=0.1", f"{KD},top=3"],
     "kd + overlay": ["ce:weight=0.1", KD, "ig_overlay:explainer=[ig:steps=2,channels=size]"],
     "kd + gradcam": ["ce:weight=0.1", KD, "map_match"],
     "kd + class maps": ["ce:weight=0.1", KD, "map_match:explainer=cam,classes=all,pool=4"],
@@ -90,7 +92,7 @@ class Bench:
         self.fixed: dict[str, Callable[[], float]] = {}  # what is built once
 
     def model(self, part: str) -> Model:
-        model = build_model(part, self.data.classes, self.data.size).to(self.device)
+        model = build_model(part, self.data.task, self.data.size).to(self.device)
         if lays_channels_last(self.settings, self.device):
             model.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return model
@@ -98,7 +100,8 @@ class Bench:
     def contenders(self) -> dict[str, Callable[[], float]]:
         """By name, what runs one round and returns images a second."""
         ours = {name: partial(self.trained, name) for name in OURS}
-        theirs = {name: partial(self.peer, name) for name in peers(self.folder)}
+        classes = not self.data.task.dense  # peers train classifiers only
+        theirs = {name: partial(self.peer, name) for name in peers(self.folder)} if classes else {}
         return {"floor": self.floor, "teacher's forward": self.forward, **ours, **theirs}
 
     def first(self) -> Batch:
@@ -158,7 +161,7 @@ class Bench:
         methods = build_methods(OURS[name])
         balance = {"balance": BALANCE} if name.endswith("balanced") else {}
         train(
-            build_model(self.pair[1], self.data.classes, self.data.size),
+            build_model(self.pair[1], self.data.task, self.data.size),
             methods,
             self.data,
             self.settings.model_copy(update=balance),
@@ -171,7 +174,7 @@ class Bench:
     def peer(self, name: str) -> float:
         if name not in self.fixed:
             networks: list[nn.Module] = [
-                build_model(part, self.data.classes, self.data.size).network for part in self.pair
+                build_model(part, self.data.task, self.data.size).network for part in self.pair
             ]
             split = self.data.train
             images, labels = split.rows.images[split.index], split.labels
