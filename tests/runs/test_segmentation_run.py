@@ -96,3 +96,26 @@ def test_every_place_follows_its_picture():
     images, masks = squares(6)
     assert ((images[:, 1] > 0.6) == (masks == 1))[:, 2:].float().mean() > 0.97
     assert model().logits(images).shape == (6, 3, 12, 16)
+
+
+def test_a_class_of_the_student_is_explained_from_the_command_line(finished, monkeypatch, capsys):
+    from distilens.cli import main
+
+    monkeypatch.chdir(finished.folder.parent)
+    options = ["--explainer", "gradcam:tap=encoder.4", "--images", "8", "--no-sanity", "--out", "maps"]
+    assert main(["explain", "run", "--of", "class:green", *options]) == 0
+    assert "of 8 images are left out" in capsys.readouterr().out
+    page = (finished.folder.parent / "maps" / "index.html").read_text()
+    assert "explained: <b>green (" in page
+    assert main(["explain", "run", "--of", "class:grean", *options]) == 2
+    assert "the model has no class 'grean'. Did you mean 'green'?" in capsys.readouterr().err
+
+
+def test_a_comparison_is_refused_with_the_reason(finished, monkeypatch, capsys):
+    from distilens.cli import main
+
+    monkeypatch.chdir(finished.folder.parent)
+    assert main(["compare", "run"]) == 2
+    message = capsys.readouterr().err
+    assert "compare is about one class per image: FSS, RS and UniCAM group the images by it" in message
+    assert "segmentation, with a class per place" in message

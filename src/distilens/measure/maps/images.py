@@ -24,7 +24,7 @@ from distilens.models.model import Model
 from distilens.models.named import are_named, classes_of_weights
 from distilens.models.objects import as_model
 from distilens.models.saved import load_model
-from distilens.tasks import NOWHERE, VOID, Task
+from distilens.tasks import NOWHERE, VOID, Task, with_classes
 from distilens.tasks.segmentation import places_of
 
 
@@ -208,7 +208,7 @@ def check_labels(chosen: Chosen, model: Model) -> None:
     if not chosen.classes or not (known.any() if model.task.dense else known.all()):
         raise UserError("target=label explains the images' labels, and some images have no label: use target=top1")
     try:
-        check_classes(model, chosen.classes, "model")
+        check_classes(model, with_classes(model.task, chosen.classes), "model")
     except UserError as error:
         reason = str(error).partition(". Give it")[0]
         raise UserError(
