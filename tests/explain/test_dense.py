@@ -39,9 +39,11 @@ class Summed(nn.Module):
 
 
 CAPTUM = {
-    "ig:steps=12": lambda net, image, number: attr.IntegratedGradients(net)
-    .attribute(image, torch.full_like(image, 0.5), target=number, n_steps=12, method="gausslegendre")
-    .sum(1),
+    "ig:steps=12": lambda net, image, number: (
+        attr.IntegratedGradients(net)
+        .attribute(image, torch.full_like(image, 0.5), target=number, n_steps=12, method="gausslegendre")
+        .sum(1)
+    ),
     "occlusion:window=4,stride=4": lambda net, image, number: attr.Occlusion(net).attribute(
         image, (3, 4, 4), strides=(3, 4, 4), baselines=0.5, target=number
     )[:, 0],

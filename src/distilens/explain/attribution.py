@@ -83,19 +83,20 @@ def aim_from(
         UserError: the model has no such class, or a mask and its classes do not fit.
     """
     names, count = list(map(str, model.classes)), len(images)
-    masked = isinstance(target, Tensor | np.ndarray) and torch.as_tensor(target).dtype == torch.bool
-    if masked != (classes is not None):
+    if isinstance(target, np.ndarray):
+        target = torch.from_numpy(target)
+    mask = target if isinstance(target, Tensor) and target.dtype == torch.bool else None
+    if (mask is None) != (classes is None):
         raise UserError(
             "a mask of booleans needs the class that is explained at its places: classes=NAME or a number"
-            if masked
+            if mask is not None
             else "classes= is for a mask of booleans [b h w]; otherwise the target itself names the class"
         )
-    if masked:
-        mask = torch.as_tensor(target)
+    if mask is not None:
         if not model.task.dense or mask.ndim != 3 or len(mask) != count:
             raise UserError(
-                f"a mask needs a model that answers for each place, and one mask [h w] per image: {count} images, a mask of shape "
-                f"{list(mask.shape)}, the task {model.task.name}"
+                f"a mask needs a model that answers for each place, and one mask [h w] per image: {count} images, a mask of "
+                f"shape {list(mask.shape)}, the task {model.task.name}"
             )
         return masked_aim(mask, class_numbers(classes, names, count))
     if target is None or (callable(target) and not isinstance(target, Tensor)):
@@ -113,5 +114,8 @@ def predicted_aim(wanted: Wanted, model: Model, images: Tensor, chunk: int) -> A
     size = (int(images.shape[-2]), int(images.shape[-1]))
     with evaluating(model), torch.no_grad():
         return torch.cat(
-            [aim_of(wanted, model.logits(part.to(model.device)), size, model.task).cpu() for part in images.split(chunk)]
+            [
+                aim_of(wanted, model.logits(part.to(model.device)), size, model.task).cpu()
+                for part in images.split(chunk)
+            ]
         )

@@ -345,7 +345,9 @@ def test_the_map_inside_the_explained_places_does_not_count():
     other[:, 2:4, 2:6] *= 50
     for measure in (curves, road):
         one, two = (measure(model, pixels, given, aim) for given in (maps, other))
-        for first, second in zip(*((x.insertion, x.deletion) if measure is curves else (x,) for x in (one, two)), strict=True):
+        for first, second in zip(
+            *((x.insertion, x.deletion) if measure is curves else (x,) for x in (one, two)), strict=True
+        ):
             assert torch.equal(first, second)
     assert torch.equal(*(masked_confidence(model, pixels, given, aim)[1] for given in (maps, other)))
 

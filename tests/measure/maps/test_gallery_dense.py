@@ -111,7 +111,9 @@ def test_the_page_shows_the_target_the_prediction_and_the_places(found, tmp_path
     assert f"({100 * share:.1f} % of the places" in row.target
     stored = np.load(tmp_path / "occlusion.npz")
     assert np.array_equal(stored["target"], found.target.numpy())
-    assert json.loads((tmp_path / "scores.json").read_text())["explainers"]["occlusion"]["scores"]["insertion"]["n"] == 6
+    assert (
+        json.loads((tmp_path / "scores.json").read_text())["explainers"]["occlusion"]["scores"]["insertion"]["n"] == 6
+    )
 
 
 def test_images_without_labels_and_labels_of_another_kind(model):
@@ -154,7 +156,9 @@ def test_what_does_not_fit_is_said(model, target, message):
 
 def test_there_must_be_something_to_explain(model):
     dark = torch.zeros(2, 3, 24, 32) + 0.2
-    with pytest.raises(UserError, match="none of the 2 images has one of these places: the places where the model predicts blue"):
+    with pytest.raises(
+        UserError, match="none of the 2 images has one of these places: the places where the model predicts blue"
+    ):
         distilens.gallery(model, dark, target="class:blue", **FAST)
     with pytest.raises(UserError, match="some images have no label"):
         distilens.gallery(model, dark, target="label", **FAST)

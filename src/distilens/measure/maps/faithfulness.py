@@ -128,7 +128,8 @@ class Perturbed:
             strongest = self.rank[part, None] < counts[part, few, None, None]
             shown = strongest | self.inside[part, None] if insert else ~strongest
             images, behind = (
-                pixels[part, None].expand(-1, shown.shape[1], -1, -1, -1).flatten(0, 1) for pixels in (self.images, hidden)
+                pixels[part, None].expand(-1, shown.shape[1], -1, -1, -1).flatten(0, 1)
+                for pixels in (self.images, hidden)
             )
             rows = self.filling(images, shown.flatten(0, 1), behind)
             aims = self.target[part].repeat_interleave(shown.shape[1], 0)

@@ -155,7 +155,8 @@ def draw_images(data: Data, split: str, count: int) -> Chosen:
         :count
     ]
     images, masks = rows.pixels(positions)
-    about = f"{len(positions):,} of {len(rows):,} of the {split} split, drawn with seed 0, the classes in turn"
+    turns = "" if data.task.dense else ", the classes in turn"
+    about = f"{len(positions):,} of {len(rows):,} of the {split} split, drawn with seed 0{turns}"
     index = torch.from_numpy(rows.index[positions])
     labels = torch.from_numpy(rows.targets[positions])
     names = rows.names(positions)
