@@ -105,7 +105,7 @@ def test_all_that_is_wrong_is_said_at_once(command):
         (["explain", "resnet8", "--data", "digit"], "unknown data 'digit'. Did you mean 'digits'"),
         (["explain", "resnet8", "--data", "digits", "--explainer", "gradcan", "ig:step=1"], "Did you mean 'gradcam'"),
         (["explain", "resnet8", "--data", "digits", "--images", "0"], "images=0"),
-        (["explain", "resnet8", "--data", "digits", "--target", "top5"], "top5"),
+        (["explain", "resnet8", "--data", "digits", "--of", "top5"], "top5"),
         (["explain", "resnet8", "--data", "digits", "--out", "no.toml"], "no.toml may not be written"),
         (["explain", "resnet8", "--data", "digits", "--out", "no.toml/deep/er"], "is a file"),
     ],
@@ -186,7 +186,7 @@ def test_a_model_is_explained_in_several_ways(command, tmp_path, monkeypatch):
 
 
 def test_an_explanation_without_tests_of_sanity_and_of_the_labels(command, tmp_path):
-    options = ["--no-sanity", "--no-prepare", "--target", "label", "--out", "there"]
+    options = ["--no-sanity", "--no-prepare", "--of", "label", "--out", "there"]
     code, output, error = command("explain", "resnet8", *SMALL, "--explainer", "gradcam", *options)
     assert code == 0, error
     assert "stability" not in output

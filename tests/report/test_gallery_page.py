@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from distilens.report import charts, gallery_page
-from distilens.report.gallery_page import Column, Content, Line, Row, brief, format_short, page_cell
+from distilens.report.gallery_page import Answers, Column, Content, Line, Row, brief, format_short, page_cell
 
 spec = importlib.util.spec_from_file_location("run_page", Path(__file__).with_name("test_page.py"))
 assert spec is not None and spec.loader is not None
@@ -73,6 +73,39 @@ def test_images_that_are_files_are_named():
     assert "/home/me" not in page
     assert "net from net" in page
     assert "pets/0.jpg" in gallery_page.notebook(dataclasses.replace(named, rows=rows))
+
+
+def dense_content(*, targets: bool = True) -> Content:
+    """The same of a segmentation: the explained places are a square; a tenth of the target is void, a quarter is wrong."""
+    made = content()
+    answers = np.zeros((4, 32, 32), dtype=np.uint8)
+    answers[:, :, 16:] = 1
+    truth = answers.copy()
+    truth[:, 16:, 16:] = 2
+    truth[:, :4] = 255
+    names = (SCRIPT, "road", "a car with a long name", "never seen")
+    return dataclasses.replace(made, dense=Answers(names, answers, truth if targets else None))
+
+
+def test_a_segmentation_shows_its_classes_and_what_is_changed():
+    page = Parsed(gallery_page.page(dense_content()))
+    alternatives = [attributes["alt"] for attributes in page.with_tag("img")]
+    assert sum(words.startswith("The target on image") for words in alternatives) == 4
+    # 16 x 16 of the 28 x 32 places that are not void
+    assert (
+        sum(re.match("The predicted classes on image .*, 28.6 % wrong", words) is not None for words in alternatives)
+        == 4
+    )
+    assert "The line on a map is the outline of the places that are explained." in page.text
+    assert "Only pixels outside them are changed" in page.text
+    assert "Line chart of confidence by other pixels put back (%)." in page.text
+    assert "a car with a long name" in page.text and "never seen" not in page.text
+    assert "evidence mask" not in page.text and "no mask" not in page.text
+    assert not page.with_tag("script")
+    alone = Parsed(gallery_page.page(dense_content(targets=False)))
+    assert not any((image["alt"] or "").startswith("The target") for image in alone.with_tag("img"))
+    assert "a car with a long name" not in alone.text
+    assert "never seen" not in Parsed(gallery_page.notebook(dense_content())).text
 
 
 @pytest.fixture(scope="module")
@@ -224,10 +257,13 @@ def test_cells() -> None:
     assert page_cell(entry | {"low": None, "high": None}, False) == ("0.500", "")
 
 
-@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
-def test_a_browser_shows_the_page(markup: str, tmp_path: Path, scheme: str, browser) -> None:
+@pytest.mark.parametrize(
+    ("kind", "scheme"),
+    [("classes", "light"), ("places", "light"), pytest.param("classes", "dark", marks=pytest.mark.slow)],
+)
+def test_a_browser_shows_the_page(markup: str, tmp_path: Path, kind: str, scheme: str, browser) -> None:
     path = tmp_path / "index.html"
-    path.write_text(markup, encoding="utf-8")
+    path.write_text(markup if kind == "classes" else gallery_page.page(dense_content()), encoding="utf-8")
     complaints: list[str] = []
     context = browser.new_context(color_scheme=scheme, java_script_enabled=True)
     view = context.new_page()

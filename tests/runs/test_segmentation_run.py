@@ -96,3 +96,40 @@ def test_every_place_follows_its_picture():
     images, masks = squares(6)
     assert ((images[:, 1] > 0.6) == (masks == 1))[:, 2:].float().mean() > 0.97
     assert model().logits(images).shape == (6, 3, 12, 16)
+
+
+@pytest.fixture
+def command(finished, monkeypatch, capsys):
+    """The command line beside the run: exit code, output, error."""
+    from distilens.cli import commands
+
+    def go(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.chdir(finished.folder.parent)
+        monkeypatch.setattr(sys, "argv", ["distilens", *arguments])
+        code = 0
+        try:
+            commands.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return go
+
+
+def test_a_class_is_explained_where_it_is_predicted(finished, command):
+    options = ["--explainer", "gradcam:tap=encoder.4", "--images", "8", "--no-sanity", "--out", "maps"]
+    code, output, error = command("explain", "run:run,part=teacher", "--of", "class:green", *options)
+    assert code == 0, error
+    assert "of 8 images are left out, because they have none of the explained places" in output
+    page = (finished.folder.parent / "maps" / "index.html").read_text()
+    assert "explained: <b>green (" in page
+    code, _, error = command("explain", "run:run,part=teacher", "--of", "class:grean", *options)
+    assert code == 2 and "the model has no class 'grean'. Did you mean 'green'?" in error
+
+
+def test_a_comparison_is_refused_with_the_reason(command):
+    code, _, error = command("compare", "run")
+    message = " ".join(error.split())
+    assert code == 2 and "compare is about one class per image: FSS, RS and UniCAM group the images by it" in message
+    assert "segmentation, with a class per place" in message

@@ -52,11 +52,12 @@ Images = Annotated[
     int | None,
     arg(metavar="N", help="Number of random images from the test split.", help_behavior_hint="(default: 32)"),
 ]
-Target = Annotated[
-    Literal["top1", "label"] | None,
+Of = Annotated[
+    str | None,
     arg(
-        metavar="top1|label",
-        help="The class to explain: the predicted one (top1), or the label.",
+        metavar="WHAT",
+        help="What to explain: top1 (the predicted class), label or class:NAME; in a segmentation the places of this class, or "
+        "box:x0,y0,x1,y1 or point:x,y.",
         help_behavior_hint="(default: top1)",
     ),
 ]

@@ -20,6 +20,7 @@ from distilens.cli.options import (
     ModelOrRun,
     MostOfAStep,
     NamedModels,
+    Of,
     Out,
     PageOut,
     PartName,
@@ -28,7 +29,6 @@ from distilens.cli.options import (
     RunsToCompare,
     Seed,
     Share,
-    Target,
     Variants,
     Verify,
 )
@@ -161,7 +161,7 @@ def explain(
     data: DataName = None,
     explainer: Explainers = (),
     images: Images = None,
-    target: Target = None,
+    of: Of = None,
     out: MapsOut = None,
     sanity: bool = True,
     prepare: bool = True,
@@ -180,11 +180,11 @@ def explain(
     check_model(model)
     names = join_words(explainer)
     check_explainers(names)
-    plain = (data, explainer, images, target, out, sanity, prepare) == (None, (), None, None, None, True, True)
+    plain = (data, explainer, images, of, out, sanity, prepare) == (None, (), None, None, None, True, True)
     if plain and Path(model).is_dir() and not (Path(model) / "model.json").is_file():
         explain_run(Path(model), how)
         return
-    options = {"images": 32 if images is None else images, "target": target or "top1", "sanity": sanity}
+    options = {"images": 32 if images is None else images, "target": of or "top1", "sanity": sanity}
     explain_model(model, data, names, out, how, **options, prepared=prepare)
 
 

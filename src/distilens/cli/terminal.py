@@ -44,7 +44,8 @@ def show_gallery(made) -> None:
         start = stop
     floors = ", ".join(label for label in header[1:] if made.floor(label))
     note = f"Mean ± half of the 95 % interval over {len(made)} images; {floors} are independent of the model."
-    for line in (note, *made.remarks, *made.findings()):
+    context = ("Only pixels outside the explained places are changed, so the scores are about the context.",)
+    for line in (note, *context * made.task.dense, *made.remarks, *made.findings()):
         console.print(line, highlight=False, markup=False)
 
 

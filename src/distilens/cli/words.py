@@ -56,7 +56,7 @@ SEVERAL = (
     "--objectives",
 )
 """Options that take all words up to the next option."""
-ONE = ("--out", "--device", "--seed", "--variants", "--part", "--verify", "--step", "--data", "--images", "--target")
+ONE = ("--out", "--device", "--seed", "--variants", "--part", "--verify", "--step", "--data", "--images", "--of")
 ONE_OF_STUDIES = (
     "--seeds",
     "--first",

@@ -9,8 +9,8 @@ from jaxtyping import Float, UInt8
 from markupsafe import Markup
 
 from distilens.foundation.estimate import NOTHING, Estimate, Write, minus
-from distilens.report import charts, pictures
-from distilens.report.cells import Cell, cell, in_percent
+from distilens.report import charts, class_pictures, pictures
+from distilens.report.cells import Cell, cell, in_percent, percent
 from distilens.report.panels import PICTURE_BYTES
 from distilens.report.rendering import render
 
@@ -67,8 +67,20 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Answers:
+    """A segmentation: the class of each pixel by the model and by the target, if it is known; 255 is void."""
+
+    classes: Sequence[str]
+    answers: UInt8[np.ndarray, "b h w"]
+    targets: UInt8[np.ndarray, "b h w"] | None
+
+
+@dataclass(frozen=True)
 class Content:
-    """The content of a gallery's page. `findings` are about the explainers, `remarks` about the model and the images."""
+    """The content of a gallery's page. `findings` are about the explainers, `remarks` about the model and the images.
+
+    With `dense`, `masks` are the explained places.
+    """
 
     model: str
     facts: Sequence[tuple[str, str]]
@@ -80,6 +92,7 @@ class Content:
     images: UInt8[np.ndarray, "b h w 3"]
     masks: UInt8[np.ndarray, "b h w"] | None
     rows: Sequence[Row]
+    dense: Answers | None = None
 
 
 def page(content: Content) -> str:
@@ -93,6 +106,7 @@ def page(content: Content) -> str:
             break
         rows.append(row)
     lines = labels_to_chart(content)
+    pixels = "other pixels" if content.dense else "pixels"
     return render(
         "gallery.html.j2",
         content=content,
@@ -103,12 +117,19 @@ def page(content: Content) -> str:
         charts=[
             (title, chart(name, title, lines, content, axis))
             for name, title, axis in (
-                ("insertion", "Insertion: the strongest pixels are put back first", "pixels put back (%)"),
-                ("deletion", "Deletion: the strongest pixels are removed first", "pixels removed (%)"),
+                ("insertion", "Insertion: the strongest pixels are put back first", f"{pixels} put back (%)"),
+                ("deletion", "Deletion: the strongest pixels are removed first", f"{pixels} removed (%)"),
             )
         ],
         charted=lines,
+        legend=[] if content.dense is None else legend_of(content.dense, len(rows)),
     )
+
+
+def legend_of(dense: Answers, shown: int) -> list[tuple[str, str]]:
+    """The classes of the images that are shown, with their colours."""
+    masks = [dense.answers[:shown]] + ([] if dense.targets is None else [dense.targets[:shown]])
+    return class_pictures.legend(dense.classes, np.stack(masks))
 
 
 def columns_to_show(content: Content) -> list[Column]:
@@ -134,12 +155,29 @@ def draw_row(content: Content, at: int, columns: Sequence[Column]) -> dict[str, 
         )
     row: dict[str, Any] = {
         "image": pictures.image_uri(image),
-        "mask": None if mask is None else pictures.mask_uri(image, mask),
+        "mask": None if mask is None or content.dense else pictures.mask_uri(image, mask),
+        "answers": [] if content.dense is None else draw_answers(content.dense, image, at),
         "maps": maps,
         "about": content.rows[at],
     }
-    uris = [row["image"], row["mask"], *(one["picture"] for one in maps)]
+    uris = [row["image"], row["mask"], *(one["picture"] for one in [*row["answers"], *maps])]
     return row | {"bytes": sum(len(uri) for uri in uris if uri)}
+
+
+def draw_answers(dense: Answers, image: UInt8[np.ndarray, "h w 3"], at: int) -> list[dict[str, str]]:
+    """The classes of one image by the target, if it is known, and by the model, with the share that is wrong."""
+    count, answer = len(dense.classes), dense.answers[at]
+    ours = class_pictures.classes_uri(image, answer, count)
+    if dense.targets is None:
+        return [class_pictures.figure("prediction", ours, "The predicted classes")]
+    target = dense.targets[at]
+    wrong = class_pictures.share_wrong(answer, target)
+    return [
+        class_pictures.figure("target", class_pictures.classes_uri(image, target, count), "The target"),
+        class_pictures.figure(
+            "prediction", ours, "The predicted classes", "" if wrong is None else f"{percent(wrong)} wrong"
+        ),
+    ]
 
 
 def labels_to_chart(content: Content) -> list[str]:

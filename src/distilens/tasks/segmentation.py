@@ -220,6 +220,14 @@ def summed(outputs: Float[Tensor, "b classes h w"], of: Integer[Tensor, "b h w"]
     return chosen.where(of != NOWHERE, 0).flatten(1).sum(1)
 
 
+def places_of(aim: Integer[Tensor, "b i j"], size: tuple[int, int]) -> Bool[Tensor, "b h w"]:
+    """The places of an aim on the grid of the images: of each pixel the nearest place of the aim's grid."""
+    from torch.nn import functional
+
+    places = (aim != NOWHERE).float()[:, None]
+    return functional.interpolate(places, size, mode="nearest-exact")[:, 0] > 0.5
+
+
 def on_grid(outputs: Float[Tensor, "b c i j"], places: Tensor) -> Float[Tensor, "b c h w"]:
     """Outputs on the grid of targets (or of others outputs): resized bilinearly if theirs differs."""
     from torch.nn import functional

@@ -13,6 +13,7 @@ from torchcam.metrics import ClassificationMetric, DeletionInsertionMetric
 
 from distilens import EXPLAINERS, build_model
 from distilens.core import Model
+from distilens.explain.maps import empty
 from distilens.foundation.errors import UserError
 from distilens.measure import (
     average_drop,
@@ -27,6 +28,7 @@ from distilens.measure import (
 )
 from distilens.measure.maps.faithfulness import Perturbed
 from distilens.measure.maps.imputation import filled, imputed
+from distilens.tasks import NOWHERE, Segmentation
 
 CLASSES = tuple("abcd")
 
@@ -266,3 +268,119 @@ def test_an_image_without_removed_pixels_stays_as_it_is():
     filled_in = imputed(image, hole)
     assert torch.allclose(filled_in[:, hole], image[:, hole].to(filled_in))
     assert not torch.allclose(filled_in[:, 5, 5], image[:, 5, 5].to(filled_in))
+
+
+PLACES = Segmentation(("dark", "bright"))
+
+
+class Context(nn.Module):
+    """On half the grid: a place is bright by its own pixels, by those beside it, and by the mean of the image."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen: list[torch.Tensor] = []
+        self.beside = nn.Conv2d(3, 1, 4, 2, 1, bias=False)
+        nn.init.constant_(self.beside.weight, 0.05)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        self.seen.append(pixels)
+        bright = self.beside(pixels) + 3 * pixels.mean((1, 2, 3), keepdim=True)
+        return torch.cat([torch.full_like(bright, 2.0), bright], 1)
+
+
+def dense_net(size: int = 8) -> Model:
+    return Model(Context(), PLACES, size=(size, size), mean=(0.0,) * 3, std=(1.0,) * 3).eval()
+
+
+def aim_at(count: int = 2, grid: int = 4) -> torch.Tensor:
+    """Two places of class 1 on half the grid of 8x8 pixels."""
+    aim = torch.full((count, grid, grid), NOWHERE)
+    aim[:, 1, 1:3] = 1
+    return aim
+
+
+@pytest.mark.parametrize("steps", [5, 7])
+def test_in_a_dense_task_the_curves_are_those_of_the_other_pixels(steps):
+    """By hand: the order of 56 pixels outside 2 x 4 explained ones, and the mean probability over the aim."""
+    model, pixels, aim = dense_net(), images(2, 8), aim_at()
+    maps = torch.rand(2, 8, 8, generator=torch.Generator().manual_seed(5))
+    found = curves(model, pixels, maps, aim, steps=steps, fill="zero")
+    inside = np.zeros((8, 8), dtype=bool)
+    inside[2:4, 2:6] = True
+    assert torch.allclose(found.shares, torch.linspace(0, 1, steps + 1))
+    for image, values, rows in zip(pixels, maps.numpy(), range(2), strict=True):
+        outside = sorted(np.argwhere(~inside).tolist(), key=lambda at, values=values: -values[tuple(at)])
+        for number, share in enumerate(np.linspace(0, 1, steps + 1)):
+            chosen = np.zeros((8, 8), dtype=bool)
+            for row, column in outside[: round(share * 56)]:
+                chosen[row, column] = True
+            for curve, kept in ((found.insertion, chosen | inside), (found.deletion, ~chosen)):
+                logits = model.network(image[None] * torch.from_numpy(kept)).detach().numpy()
+                odds = 1 / (1 + np.exp(logits[0, 0] - logits[0, 1]))  # of class 1 on the coarse grid
+                np.testing.assert_allclose(float(curve[rows, number]), odds[1, 1:3].mean(), rtol=1e-5)
+    assert torch.equal(insertion(model, pixels, maps, aim, steps=steps, fill="zero", chunk=3), found.insertion_auc)
+    assert torch.equal(deletion(model, pixels, maps, aim, steps=steps, fill="zero", chunk=3), found.deletion_auc)
+    assert (found.deletion[:, 0] > found.deletion[:, -1]).all()  # the context counts
+
+
+@pytest.mark.parametrize("fill", ["blur", "mean", "noisy_linear"])
+def test_the_explained_places_are_never_changed(fill):
+    model, pixels, aim = dense_net(), images(2, 8), aim_at()
+    model.network.seen.clear()
+    maps = torch.rand(2, 8, 8)
+    curves(model, pixels, maps, aim, steps=4, fill=fill, chunk=1)
+    masked_confidence(model, pixels, maps, aim)
+    if fill == "noisy_linear":
+        road(model, pixels, maps, aim, shares=(0.3, 1.0), chunk=1)
+    rows = torch.cat(model.network.seen)[..., 2:4, 2:6]
+    assert len(rows) > 16
+    same = [(row == pixels[:, :, 2:4, 2:6]).flatten(1).all(1).any() for row in rows]
+    assert all(same)
+
+
+def test_the_map_inside_the_explained_places_does_not_count():
+    model, pixels, aim = dense_net(), images(2, 8), aim_at()
+    maps = torch.rand(2, 8, 8)
+    other = maps.clone()
+    other[:, 2:4, 2:6] *= 50
+    for measure in (curves, road):
+        one, two = (measure(model, pixels, given, aim) for given in (maps, other))
+        for first, second in zip(
+            *((x.insertion, x.deletion) if measure is curves else (x,) for x in (one, two)), strict=True
+        ):
+            assert torch.equal(first, second)
+    assert torch.equal(*(masked_confidence(model, pixels, given, aim)[1] for given in (maps, other)))
+
+
+def test_the_image_is_weighted_by_its_map_outside_the_explained_places():
+    model, pixels, aim = dense_net(), images(1, 8), aim_at(1)
+    maps = torch.rand(1, 8, 8) * 2 - 0.5
+    inside = np.zeros((8, 8), dtype=bool)
+    inside[2:4, 2:6] = True
+    weights = np.maximum(maps[0].numpy(), 0)
+    low, high = weights[~inside].min(), weights[~inside].max()
+    weights = np.where(inside, 1, (weights - low) / (high - low)).astype(np.float32)
+    whole, masked = masked_confidence(model, pixels, maps, aim)
+    for value, given in ((whole, pixels), (masked, pixels * torch.from_numpy(weights))):
+        assert torch.allclose(value, model.network(given).softmax(1)[:, 1, 1, 1:3].mean(1), atol=1e-6)
+
+
+def test_places_that_are_all_or_none_of_the_image_have_no_number():
+    model, pixels = dense_net(), images(4, 8)
+    aim, maps = aim_at(4), torch.rand(4, 8, 8)
+    aim[0], aim[1] = 1, NOWHERE
+    maps[2, :2], maps[2, 4:], maps[2, :, :2], maps[2, :, 6:] = 0, 0, 0, 0  # nothing outside the explained places
+    assert not empty(maps).any()
+    known = [True, True, True, False]
+    assert curves(model, pixels, maps, aim).insertion_auc.isnan().tolist() == known
+    assert road(model, pixels, maps, aim, shares=(0.5,)).isnan().tolist() == known
+    whole, masked = masked_confidence(model, pixels, maps, aim)
+    assert not whole.isnan().any()
+    for measure in (average_drop, increase_in_confidence, average_gain):
+        # a map that is 0 outside hides all of it, as an empty map does
+        assert measure(whole, masked).isnan().tolist() == [True, True, False, False]
+
+
+def test_a_class_is_not_enough_in_a_dense_task():
+    with pytest.raises(UserError, match=r"measured at the places that were explained, \[b h w\] .* given \[2\]"):
+        curves(dense_net(), images(2, 8), torch.rand(2, 8, 8), torch.tensor([0, 1]))

@@ -473,6 +473,13 @@ def test_labels_can_be_explained(model, data):
     assert "the label" in found.about_images
 
 
+def test_a_class_can_be_named(model, data):
+    found = distilens.gallery(model, data, ["gradcam"], images=4, target=f"class:{data.classes[5]}", sanity=False)
+    assert found.target.tolist() == [5] * 4
+    assert found.about_images.endswith(f"explained: the class {data.classes[5]}")
+    assert found.content().rows[0].target == data.classes[5]
+
+
 def test_a_model_of_other_classes_explains_its_own_first(data):
     model = Model(tiny(5), [f"kind {number}" for number in range(5)], size=data.size)
     found = distilens.gallery(model, data, ["gradcam"], images=3, sanity=False)
@@ -581,7 +588,9 @@ def test_names_of_files(text, name):
         (("MODEL", torch.rand(2, 3, 8, 8), ["expected_gradients"]), {}, "needs reference images"),
         (("MODEL", "DATA"), {"images": 0}, "a gallery needs at least one image; given images=0"),
         (("MODEL", "DATA"), {"split": "tests"}, "split must be train, validation or test; given 'tests'"),
-        (("MODEL", "DATA"), {"target": "top5"}, "target must be top1, label, or one class per image; given 'top5'"),
+        (("MODEL", "DATA"), {"target": "top5"}, "what to explain is top1, label, class:NAME, .* given 'top5'"),
+        (("MODEL", "DATA"), {"target": "class:cyrcle"}, "the model has no class 'cyrcle'"),
+        (("MODEL", "DATA"), {"target": "box:2,2,5,5"}, "a box needs an answer for each place.* take class:NAME"),
         (("MODEL", "DATA"), {"target": torch.tensor([1]), "images": 2}, "one target per image: 2 images"),
         (("MODEL", "DATA"), {"target": torch.tensor([1, 9]), "images": 2}, "targets must be classes from 0 to 7"),
         (("MODEL", torch.rand(2, 3, 8, 8)), {"target": "label"}, "some images have no label: use target=top1"),

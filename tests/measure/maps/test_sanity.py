@@ -9,6 +9,7 @@ from distilens import EXPLAINERS, Explanation, build_model
 from distilens.core import Model
 from distilens.measure import randomisation, randomised, stability
 from distilens.measure.maps.sanity import modules_with_parameters
+from distilens.tasks import Segmentation
 
 CLASSES = tuple("abcd")
 
@@ -115,3 +116,21 @@ def test_the_copy_is_a_copy():
     made = randomised(model, [])
     assert made is not model
     assert torch.equal(made.logits(images()), copy.deepcopy(model).logits(images()))
+
+
+def test_in_a_dense_task_the_places_are_those_of_the_untouched_model():
+    torch.manual_seed(0)
+    made = Model(nn.Conv2d(3, 3, 3, padding=1), Segmentation(("a", "b", "c")), size=(8, 8)).eval()
+    pixels, asked = images(3)[..., :8, :8], []
+    explainer = EXPLAINERS.build("gradient")
+
+    def noting(model: Model, given: torch.Tensor, target: torch.Tensor | None) -> Explanation:
+        asked.append(target)
+        return explainer(model, given, target)
+
+    correlations = randomisation(noting, made, pixels)["all"], stability(noting, made, pixels)
+    own = made.task.explained(made.logits(pixels))
+    for values in correlations:
+        assert values.shape == (3,)
+    assert [target is None for target in asked] == [True, False, True, False, False]
+    assert all(torch.equal(target, own) for target in asked if target is not None)

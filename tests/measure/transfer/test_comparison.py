@@ -192,7 +192,7 @@ def test_what_cannot_be_compared_is_said(world):
         compare(networks)
     with pytest.raises(UserError, match="unknown embedding 'clip'"):
         compare(networks, data, {"embeddings": "clip"})
-    with pytest.raises(UserError, match=r"compare is about classes, but the task of .* is brightness"):
+    with pytest.raises(UserError, match=r"compare is about one class per image: .* the task of .* is brightness$"):
         compare(networks, pictures())
     images, labels = np.zeros((40, 8, 8, 3), np.uint8), np.zeros(40, int)
     with pytest.raises(UserError, match="there is only one class, 'only'"):

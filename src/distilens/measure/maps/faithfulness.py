@@ -1,4 +1,10 @@
-"""Faithfulness: the model's probability when the pixels that a map ranks highest are removed, or shown alone."""
+"""Faithfulness: the model's probability when the pixels that a map ranks highest are removed, or shown alone.
+
+In a dense task a target is an aim `[b h w]` (the class at the explained places, -1 elsewhere). Then only pixels outside the
+explained places are changed, in the order of the map: without its own pixels a place loses its class whatever the map says. The
+probability is that of the aim's class, the mean over its places (`task.confidence`). The aim is fixed. An image whose places are
+none or all of its pixels has no number: NaN.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from distilens.explain.explanation import checked, quietly
@@ -17,6 +23,7 @@ from distilens.measure.maps.imputation import Fill, filled, noisy_linear
 from distilens.models.grids import resized
 from distilens.models.model import Model
 from distilens.models.objects import takes_modules
+from distilens.tasks.segmentation import places_of
 
 SHARES = tuple(tenth / 10 for tenth in range(1, 10))
 
@@ -25,7 +32,8 @@ SHARES = tuple(tenth / 10 for tenth in range(1, 10))
 class Curves:
     """The class's probability by the share of pixels shown (`insertion`) or removed (`deletion`), strongest pixels first.
 
-    An empty map, which has no order, gives NaN. The areas use the trapezoid rule over the true shares.
+    An empty map, which has no order, gives NaN. The areas use the trapezoid rule over the true shares. In a dense task the shares
+    are those of the pixels outside the explained places, rounded to whole pixels.
 
     Attributes:
         shares: from 0 to 1.
@@ -47,7 +55,14 @@ class Curves:
 
 
 class Perturbed:
-    """Images, the ranks of their pixels by their maps, and the model's probabilities for the partly removed images."""
+    """Images, the ranks of their pixels by their maps, and the model's probabilities for the partly removed images.
+
+    Attributes:
+        inside: the explained places of a dense task, which are never changed and rank last; otherwise no pixel.
+        removable: the number of the other pixels, per image.
+        counts: how many pixels have been changed at each point of the curves, per image.
+        empty: which images have no number.
+    """
 
     def __init__(
         self, model: Model, images: Tensor, maps: Tensor, target: Tensor, *, fill: Fill, steps: int, chunk: int | None
@@ -62,42 +77,62 @@ class Perturbed:
         self.chunk = rows_at_once(images, chunk, recorded=False)
         size = (images.shape[2], images.shape[3])
         pixels = size[0] * size[1]
-        step = -(-pixels // steps)
-        self.counts = torch.tensor([*range(0, pixels, step), pixels], device=images.device)
-        self.shares = self.counts.float() / pixels
-        self.rank = ranked(resized(maps, size))
-        self.empty = empty(maps)
+        fine = resized(maps, size)
+        self.inside = places_to_keep(model, images, target)
+        self.removable = pixels - self.inside.flatten(1).sum(1)
+        if model.task.dense:
+            self.shares = torch.linspace(0, 1, min(steps, pixels) + 1, device=images.device)
+            self.counts = (self.shares * self.removable[:, None]).round().long()
+            self.empty = empty(fine.masked_fill(self.inside, 0)) | (self.removable == pixels)
+        else:
+            step = -(-pixels // steps)
+            counts = torch.tensor([*range(0, pixels, step), pixels], device=images.device)
+            self.shares, self.counts = counts.float() / pixels, counts.expand(len(images), -1)
+            self.empty = empty(maps)
+        self.rank = ranked(fine.masked_fill(self.inside, -torch.inf))
         with quietly(model), torch.no_grad():
             self.hidden = filled(model, self.images, fill)
 
-    def probability(self, images: Float[Tensor, "r c h w"], target: Int[Tensor, " r"]) -> Float[Tensor, " r"]:
+    def probability(self, images: Float[Tensor, "r c h w"], target: Int[Tensor, "r ..."]) -> Float[Tensor, " r"]:
         return self.model.task.confidence(self.model.logits(images).float(), target)
 
     def ends(self) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
-        """The probabilities for the whole images and for the fill only: the common ends of both curves."""
+        """The probabilities for the whole images and for the fill only: the common ends of both curves.
+
+        In a dense task the explained places stay.
+        """
         whole = torch.cat([self.probability(*chunk) for chunk in self.split(self.images)])
+        if self.model.task.dense:
+            bare = self.filling(self.images, self.inside, self.hidden.expand_as(self.images))
+            return whole, torch.cat([self.probability(*chunk) for chunk in self.split(bare)])
         if len(self.hidden) == len(self.images):
             return whole, torch.cat([self.probability(*chunk) for chunk in self.split(self.hidden)])
         nothing = self.model.logits(self.hidden).float().expand(len(self.images), -1)
         return whole, self.model.task.confidence(nothing, self.target)
+
+    def filling(self, images: Tensor, shown: Tensor, hidden: Tensor) -> Float[Tensor, "r c h w"]:
+        """The images where they are shown, elsewhere the fill."""
+        if self.fill == "noisy_linear":
+            return noisy_linear(images, shown)
+        return torch.where(shown[:, None], images, hidden)
 
     def split(self, images: Tensor) -> zip[tuple[Tensor, Tensor]]:
         return zip(images.split(self.chunk), self.target.split(self.chunk), strict=True)
 
     def between(self, *, insert: bool) -> Float[Tensor, "b q"]:
         """The probabilities between the ends: with only the strongest pixels, or without them."""
-        counts = self.counts[1:-1]
-        probabilities = self.images.new_empty(len(self.images), len(counts))
+        counts = self.counts[:, 1:-1]
+        probabilities = self.images.new_empty(counts.shape)
         hidden = self.hidden.expand_as(self.images)
-        for part, few in blocks(len(self.images), len(counts), self.chunk):
-            strongest = self.rank[part, None] < counts[few, None, None]
-            shown = strongest if insert else ~strongest
-            images = self.images[part, None].expand(-1, shown.shape[1], -1, -1, -1)
-            if self.fill == "noisy_linear":
-                rows = noisy_linear(images.flatten(0, 1), shown.flatten(0, 1))
-            else:
-                rows = torch.where(shown[:, :, None], images, hidden[part, None]).flatten(0, 1)
-            aims = self.target[part].repeat_interleave(shown.shape[1])
+        for part, few in blocks(len(self.images), counts.shape[1], self.chunk):
+            strongest = self.rank[part, None] < counts[part, few, None, None]
+            shown = strongest | self.inside[part, None] if insert else ~strongest
+            images, behind = (
+                pixels[part, None].expand(-1, shown.shape[1], -1, -1, -1).flatten(0, 1)
+                for pixels in (self.images, hidden)
+            )
+            rows = self.filling(images, shown.flatten(0, 1), behind)
+            aims = self.target[part].repeat_interleave(shown.shape[1], 0)
             probabilities[part, few] = self.probability(rows, aims).view(shown.shape[:2])
         return probabilities
 
@@ -112,7 +147,7 @@ def curves(
     model: Model,
     images: Float[Tensor, "b c h w"],
     maps: Float[Tensor, "b h2 w2"],
-    target: Int[Tensor, " b"],
+    target: Int[Tensor, "b ..."],
     *,
     steps: int = 20,
     fill: Fill = "blur",
@@ -146,7 +181,7 @@ def insertion(
     model: Model,
     images: Float[Tensor, "b c h w"],
     maps: Float[Tensor, "b h2 w2"],
-    target: Int[Tensor, " b"],
+    target: Int[Tensor, "b ..."],
     *,
     steps: int = 20,
     fill: Fill = "blur",
@@ -161,7 +196,7 @@ def deletion(
     model: Model,
     images: Float[Tensor, "b c h w"],
     maps: Float[Tensor, "b h2 w2"],
-    target: Int[Tensor, " b"],
+    target: Int[Tensor, "b ..."],
     *,
     steps: int = 20,
     fill: Fill = "blur",
@@ -183,7 +218,7 @@ def road(
     model: Model,
     images: Float[Tensor, "b c h w"],
     maps: Float[Tensor, "b h2 w2"],
-    target: Int[Tensor, " b"],
+    target: Int[Tensor, "b ..."],
     *,
     shares: Sequence[float] = SHARES,
     noise: float = 0.01,
@@ -199,14 +234,31 @@ def road(
     """
     rows = Perturbed(model, images, maps, target, fill="noisy_linear", steps=1, chunk=chunk)
     with quietly(model), torch.no_grad():
-        pixels = images.shape[2] * images.shape[3]
         total = images.new_zeros(len(images))
         for share in shares:
-            removed = round(share * pixels)
-            for sign, keep in ((1, rows.rank < pixels - removed), (-1, rows.rank >= removed)):
+            removed = (share * rows.removable.cpu().double()).round().long().to(images.device)[:, None, None]
+            strongest = rows.rank < rows.removable[:, None, None] - removed
+            for sign, keep in ((1, strongest | rows.inside), (-1, rows.rank >= removed)):
                 imputed = noisy_linear(rows.images, keep, noise=noise)
                 total += sign * torch.cat([rows.probability(*chunked) for chunked in rows.split(imputed)])
         return (total / (2 * len(shares))).masked_fill(rows.empty, torch.nan)
+
+
+def places_to_keep(model: Model, images: Float[Tensor, "b c h w"], target: Tensor) -> Bool[Tensor, "b h w"]:
+    """The explained places of a dense task, at the images' resolution; otherwise no pixel.
+
+    Raises:
+        UserError: the task is dense, but the target is not an aim.
+    """
+    size = (images.shape[2], images.shape[3])
+    if not model.task.dense:
+        return torch.zeros(len(images), *size, dtype=torch.bool, device=images.device)
+    if target.ndim != 3:
+        raise UserError(
+            f"a {model.task.name} is measured at the places that were explained, [b h w] (explanation.target): the class there, "
+            f"-1 elsewhere; given {list(target.shape)}"
+        )
+    return places_of(target, size)
 
 
 def ranked(maps: Float[Tensor, "b h w"]) -> Int[Tensor, "b h w"]:
@@ -219,23 +271,40 @@ def ranked(maps: Float[Tensor, "b h w"]) -> Int[Tensor, "b h w"]:
 
 @takes_modules
 def masked_confidence(
-    model: Model, images: Float[Tensor, "b c h w"], maps: Float[Tensor, "b h2 w2"], target: Int[Tensor, " b"]
+    model: Model, images: Float[Tensor, "b c h w"], maps: Float[Tensor, "b h2 w2"], target: Int[Tensor, "b ..."]
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
     """The class's probability for the images, and for the images masked by their maps: the inputs of the three measures below.
 
     The map is scaled to [0, 1] (negative values count as 0) and resized to the image. The masked image is
     `E = mean + m (x - mean)`: where the map is 0, it shows the mean colour that the model expects. This equals the product of map
     and normalised image. An empty map hides everything.
+
+    In a dense task the explained places stay as they are, and the map is scaled on the other pixels. An image whose explained
+    places are none or all of its pixels gives NaN for the second number.
     """
     with quietly(model), torch.no_grad():
         images = checked(model, images)
-        seen = resized(normalise_maps(maps, signed=False), (images.shape[2], images.shape[3]))[:, None]
+        size, inside = (images.shape[2], images.shape[3]), places_to_keep(model, images, target)
+        if model.task.dense:
+            seen = normalise_outside(resized(maps, size), inside)[:, None]
+        else:
+            seen = resized(normalise_maps(maps, signed=False), size)[:, None]
         mean = model.mean.to(images)
         first, second = (
             model.task.confidence(model.logits(pixels).float(), target)
             for pixels in (images, mean + seen * (images - mean))
         )
+        if model.task.dense:
+            places = inside.flatten(1)
+            second = second.masked_fill(places.all(1) | ~places.any(1), torch.nan)
         return first, second
+
+
+def normalise_outside(maps: Float[Tensor, "b h w"], inside: Bool[Tensor, "b h w"]) -> Float[Tensor, "b h w"]:
+    """`normalise_maps` by the values outside some places; 1 inside."""
+    positive = maps.clamp_min(0)
+    least = positive.masked_fill(inside, torch.inf).amin((1, 2), keepdim=True)
+    return normalise_maps(torch.where(inside, least, positive), signed=False).masked_fill(inside, 1)
 
 
 def average_drop(whole: Float[Tensor, " b"], masked: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
@@ -253,7 +322,7 @@ def increase_in_confidence(whole: Float[Tensor, " b"], masked: Float[Tensor, " b
 
     Source: Chattopadhay et al. 2018 (Grad-CAM++, arXiv 1710.11063), section 4.1.
     """
-    return (masked > whole).to(whole.dtype)
+    return (masked > whole).to(whole.dtype).masked_fill(masked.isnan(), torch.nan)
 
 
 def average_gain(whole: Float[Tensor, " b"], masked: Float[Tensor, " b"]) -> Float[Tensor, " b"]:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
@@ -25,6 +25,7 @@ from distilens import __version__
 from distilens.data import Data
 from distilens.data.pictures import as_images, holds_pictures
 from distilens.explain import Explainer, Explanation, in_chunks
+from distilens.explain.aims import Wanted
 from distilens.explain.explanation import checked
 from distilens.explain.maps import overlay
 from distilens.foundation.devices import now
@@ -39,12 +40,13 @@ from distilens.measure.maps.images import (
     check_pixels,
     draw_images,
     find_data,
+    fitting_labels,
     run_folder,
     targets,
+    with_places,
 )
 from distilens.measure.maps.scoring import (
     CHUNK,
-    MEASURES,
     SANITY,
     STEPS,
     Measure,
@@ -52,6 +54,7 @@ from distilens.measure.maps.scoring import (
     answered,
     finding,
     means_of,
+    measures_of,
     scored,
     tried,
 )
@@ -59,11 +62,13 @@ from distilens.models.folding import prepare
 from distilens.models.saved import fingerprint_of
 from distilens.report import gallery_page
 from distilens.report.cells import percent
+from distilens.report.class_pictures import names_in
 from distilens.report.gallery_page import brief, format_short, page_cell
 from distilens.tasks import Classification, Task
 from distilens.tasks.classification import UNNAMED
 
 KIND = "distilens gallery 1"  # identifies our scores.json
+MOST_NAMED = 4  # classes of an aim
 
 
 # eq=False: comparing tensors gives no single truth value
@@ -73,8 +78,8 @@ class Gallery:
 
     Attributes:
         images: `[b 3 h w]` in [0, 1]; `labels` are -1 for images without a label, `index` are rows of the source.
-        mask: evidence in [0, 1], if the data set has masks.
-        target: the class that all maps explain; `logits` are the model's.
+        mask: evidence in [0, 1], if the data set has masks. In a dense task these are the explained places.
+        target: the class that all maps explain, in a dense task at each explained place; `logits` are the model's.
         classes: the names of the model's classes; `label_classes` are those of the labels.
         model, data: their notations; `about_images` says how the images were selected.
         fingerprint: the fingerprint of the model's weights.
@@ -92,7 +97,7 @@ class Gallery:
     labels: Shaped[Tensor, "b ..."]
     index: Int[Tensor, " b"]
     mask: Float[Tensor, "b h w"] | None
-    target: Int[Tensor, " b"]
+    target: Int[Tensor, "b ..."]
     logits: Float[Tensor, "b classes ..."]
     classes: tuple[str, ...]
     label_classes: tuple[str, ...]
@@ -132,7 +137,7 @@ class Gallery:
         """The measures that at least one explainer has."""
         return [
             measure
-            for measure in MEASURES
+            for measure in measures_of(self.task)
             if any(scores.get(measure.key, {}).get("mean") is not None for scores in self.scores.values())
         ]
 
@@ -186,11 +191,24 @@ class Gallery:
             images=as_bytes(self.images),
             masks=None if self.mask is None else (self.mask * 255).round().byte().numpy(),
             rows=[self.row(at) for at in range(len(self))],
+            dense=self.answers() if self.task.dense else None,
+        )
+
+    def answers(self) -> gallery_page.Answers:
+        """The classes of each pixel by the model and, if its classes are those of the data, by the target."""
+        pixels = self.images[:, 0]
+        known = self.classes == self.label_classes and bool(self.task.known(self.labels).any())
+        return gallery_page.Answers(
+            classes=self.classes,
+            answers=self.task.compact(self.logits, pixels).numpy(),
+            targets=self.labels.numpy() if known else None,
         )
 
     def row(self, at: int) -> gallery_page.Row:
         """The words about one image: its label, the prediction, what was explained."""
         file = {"index": int(self.index[at]), "name": self.names[at] if self.names else ""}
+        if self.task.dense:
+            return self.dense_row(at, file)
         if not isinstance(self.task, Classification):
             known = self.task.known(self.labels)[at]
             label = self.task.describe(self.labels[at]) if known else None
@@ -207,6 +225,22 @@ class Gallery:
             prediction=name_of(predicted, self.classes) or "",
             confidence=percent(float(confidence)),
             right=bool(predicted == self.labels[at]) if comparable else None,
+        )
+
+    def dense_row(self, at: int, file: dict[str, Any]) -> gallery_page.Row:
+        """The same for an image of a dense task: the largest classes, and the share of the explained places."""
+        aim, logits = self.target[at : at + 1], self.logits[at : at + 1]
+        there = aim[aim >= 0].unique().tolist()
+        classes = ", ".join(self.classes[number] for number in there[:MOST_NAMED]) + ", …" * (len(there) > MOST_NAMED)
+        share, confidence = float((aim >= 0).float().mean()), float(self.task.confidence(logits.float(), aim)[0])
+        answer = self.task.compact(logits, self.images[at : at + 1, 0])[0]
+        return gallery_page.Row(
+            **file,
+            label=names_in(self.labels[at].numpy(), self.label_classes),
+            target=f"{classes} ({percent(share)} of the places, mean probability {percent(confidence)})",
+            prediction=names_in(answer.numpy(), self.classes) or "",
+            confidence="",
+            right=None,
         )
 
     def save(self, folder: str | Path) -> Path:
@@ -292,7 +326,7 @@ def gallery(
     explainers: Sequence[str | Explainer] = ("gradcam", "ig"),
     *,
     images: int = 32,
-    target: Literal["top1", "label"] | Int[Tensor, " b"] = "top1",
+    target: str | Shaped[Tensor, "b ..."] = "top1",
     split: str = "test",
     sanity: bool = True,
     prepared: bool = True,
@@ -309,7 +343,11 @@ def gallery(
         explainers: notations or explainers. The floors `random`, `random:grid=7` and `centre`, which do not depend on the model,
             are always added.
         images: number of images to sample from the data set (a fixed sample, the classes in turn). Given images are all used.
-        target: the class to explain: the model's top-1, the image's label, or one class per given image.
+        target: the class to explain: the model's own choice (`top1`), the image's `label`, `class:NAME`, or one class per given
+            image. In a segmentation these stand for places: those of the largest predicted class, of the largest class of the
+            label, or all places where the model predicts the class. `box:x0,y0,x1,y1` and `point:x,y` explain the largest
+            predicted class there, and integers `[b h w]` name the class at each place (-1 elsewhere). Images without such a place
+            are left out and counted.
         split: `train`, `validation` or `test`.
         sanity: also measure stability and whether maps depend on the model's weights; this takes most of the time.
         prepared: explain a copy with folded batch norms (equal up to rounding, and faster).
@@ -327,6 +365,8 @@ def gallery(
     """
     if images < 1:
         raise UserError(f"a gallery needs at least one image; given images={images}")
+    if isinstance(target, str):
+        Wanted.read(target)  # raises now, before the work
     parts = named([explainers] if isinstance(explainers, str | Explainer) else explainers)
     folder = run_folder(model)
     if holds_pictures(data):
@@ -337,11 +377,15 @@ def gallery(
     chosen = as_chosen(given) if isinstance(given, Tensor) else draw_images(given, split, images)
     if isinstance(given, Data):
         parts = {label: with_references(part, given) for label, part in parts.items()}
+    chosen = fitting_labels(chosen, built.task)
     taps = [part.explain.tap for part in parts.values() if part.explain.tap]
     shown = prepare(built, keep=taps) if prepared else built
     checked(shown, chosen.images[:1].to(shown.device))
     logits, forward = answered(shown, chosen.images)
-    aims = targets(target, chosen, logits, built)
+    aims, what = targets(target, chosen, logits, built), aimed(target, built.task)
+    if built.task.dense:
+        chosen, logits, aims, left_out = with_places(chosen, logits, aims, what)
+        remarks += left_out
     with Work(console, "explain") as work:
         costs = {}
         for label, seconds in tried(shown, chosen.images, aims, parts, work.say).items():
@@ -372,7 +416,7 @@ def gallery(
         label_classes=chosen.classes,
         model=f"{built.name} from {model}" if isinstance(model, str) and model != built.name else built.name,
         data=chosen.name,
-        about_images=f"{chosen.about}; explained: {aimed(target)}",
+        about_images=f"{chosen.about}; explained: {what}",
         fingerprint=fingerprint_of(built),
         parts=parts,
         explanations=explanations,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,7 +13,8 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from distilens.data import Data, Split, load
-from distilens.explain.explanation import classes_of
+from distilens.explain.aims import Wanted, aim_of
+from distilens.explain.explanation import target_of
 from distilens.foundation import randomness
 from distilens.foundation.devices import processes
 from distilens.foundation.errors import UserError
@@ -23,6 +24,8 @@ from distilens.models.model import Model
 from distilens.models.named import are_named, classes_of_weights
 from distilens.models.objects import as_model
 from distilens.models.saved import load_model
+from distilens.tasks import NOWHERE, VOID, Task, with_classes
+from distilens.tasks.segmentation import places_of
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,8 @@ def draw_images(data: Data, split: str, count: int) -> Chosen:
         :count
     ]
     images, masks = rows.pixels(positions)
-    about = f"{len(positions):,} of {len(rows):,} of the {split} split, drawn with seed 0, the classes in turn"
+    turns = "" if data.task.dense else ", the classes in turn"
+    about = f"{len(positions):,} of {len(rows):,} of the {split} split, drawn with seed 0{turns}"
     index = torch.from_numpy(rows.index[positions])
     labels = torch.from_numpy(rows.targets[positions])
     names = rows.names(positions)
@@ -169,31 +173,79 @@ def in_turn(labels: np.ndarray, order: np.ndarray) -> np.ndarray:
     return order[np.argsort(turns, kind="stable")]
 
 
+def fitting_labels(chosen: Chosen, task: Task) -> Chosen:
+    """The images with labels of the model's kind: one per place in a dense task, else one per image.
+
+    Labels of the other kind, and none, become void or -1.
+    """
+    dense = chosen.labels.ndim == 3
+    if dense == task.dense:
+        return chosen
+    b, _, height, width = chosen.images.shape
+    none = torch.full((b, height, width), VOID, dtype=torch.uint8) if task.dense else torch.full((b,), -1)
+    return replace(chosen, labels=none)
+
+
 def targets(
-    target: Literal["top1", "label"] | Tensor, chosen: Chosen, logits: Float[Tensor, "b classes ..."], model: Model
-) -> Int[Tensor, " b"]:
-    """The class to explain, per image.
+    target: str | Tensor, chosen: Chosen, logits: Float[Tensor, "b classes ..."], model: Model
+) -> Int[Tensor, "b ..."]:
+    """What to explain, per image: a class; in a dense task the class at each explained place, and -1 elsewhere.
 
     Raises:
         UserError: an unknown target, or labels that are missing or do not match the model's classes.
     """
     if isinstance(target, Tensor):
-        return classes_of(logits, target.cpu(), model.task, "a gallery")
-    if target == "top1":
-        return model.task.explained(logits)
-    if target != "label":
-        raise UserError(f"target must be top1, label, or one class per image; given {target!r}")
-    if not chosen.classes or (chosen.labels < 0).any():
+        return cast(Tensor, target_of(logits, target.cpu(), model.task))
+    wanted = Wanted.read(target)
+    if wanted.kind == "label":
+        check_labels(chosen, model)
+    size = (int(chosen.images.shape[2]), int(chosen.images.shape[3]))
+    return aim_of(wanted, logits, size, model.task, chosen.labels)
+
+
+def check_labels(chosen: Chosen, model: Model) -> None:
+    """Raise a `UserError` if images have no label, or labels of other classes than the model's."""
+    known = model.task.known(chosen.labels) if model.task.dense else chosen.labels >= 0
+    if not chosen.classes or not (known.any() if model.task.dense else known.all()):
         raise UserError("target=label explains the images' labels, and some images have no label: use target=top1")
     try:
-        check_classes(model, chosen.classes, "model")
+        check_classes(model, with_classes(model.task, chosen.classes), "model")
     except UserError as error:
         reason = str(error).partition(". Give it")[0]
         raise UserError(
             f"target=label explains the images' labels, but {reason}. Use target=top1, or other data"
         ) from None
-    return chosen.labels
 
 
-def aimed(target: Literal["top1", "label"] | Tensor) -> str:
-    return {"top1": "the model's top class", "label": "the label"}.get(str(target), "the given classes")
+def with_places(
+    chosen: Chosen, logits: Tensor, aims: Int[Tensor, "b h w"], what: str
+) -> tuple[Chosen, Tensor, Tensor, tuple[str, ...]]:
+    """The images of a dense task that have an explained place, these places as their `mask`, and a remark if others are left out.
+
+    Raises:
+        UserError: no image has such a place.
+    """
+    kept = (aims != NOWHERE).flatten(1).any(1)
+    count, missing = len(kept), int((~kept).sum())
+    if missing == count:
+        raise UserError(f"there is nothing to explain: none of the {count} images has one of these places: {what}")
+    size = (int(chosen.images.shape[2]), int(chosen.images.shape[3]))
+    rows = kept.nonzero().flatten()
+    names = None if chosen.names is None else tuple(chosen.names[row] for row in rows.tolist())
+    some = replace(
+        chosen,
+        images=chosen.images[rows],
+        labels=chosen.labels[rows],
+        index=chosen.index[rows],
+        mask=places_of(aims[rows], size).float(),
+        names=names,
+    )
+    remark = f"{missing} of {count} images are left out, because they have none of the explained places: {what}."
+    return some, logits[rows], aims[rows], (remark,) * bool(missing)
+
+
+def aimed(target: str | Tensor, task: Task) -> str:
+    """What is explained, in words."""
+    if isinstance(target, Tensor):
+        return "the given places" if task.dense else "the given classes"
+    return Wanted.read(target).describe(task)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -34,6 +34,7 @@ from distilens.measure.maps.images import Chosen
 from distilens.models.model import Model
 from distilens.models.taps import evaluating
 from distilens.report.gallery_page import format_short
+from distilens.tasks import Task
 
 CHUNK = 16  # images per pass
 STEPS = 20  # steps of the insertion and deletion curves
@@ -95,6 +96,29 @@ MEASURES = (
 )
 
 
+OF_PLACES = {
+    "insertion": {"meaning": "confidence while the strongest pixels outside the explained places are put back first"},
+    "deletion": {"meaning": "confidence while the strongest pixels outside the explained places are removed first"},
+    "average_drop": {"meaning": "confidence lost when the other pixels are weighted by the map"},
+    "energy_in_mask": {
+        "title": "energy on the explained places",
+        "meaning": "share of the map there; the rest is context",
+        "better": "",
+    },
+    "pointing_game": {
+        "title": "peak on the explained places",
+        "meaning": "share of images whose map has its peak there",
+        "better": "",
+    },
+}
+"""What differs in a dense task, where only pixels outside the explained places are changed."""
+
+
+def measures_of(task: Task) -> list[Measure]:
+    """The measures, in words that fit the task."""
+    return [replace(measure, **OF_PLACES.get(measure.key, {})) if task.dense else measure for measure in MEASURES]
+
+
 def answered(model: Model, images: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b classes ..."], float]:
     """The logits on the CPU, and the seconds per image of a plain forward pass: the fastest of three, as the first warms up."""
     passes = []
@@ -109,7 +133,7 @@ def answered(model: Model, images: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tens
 def tried(
     model: Model,
     images: Float[Tensor, "b 3 h w"],
-    target: Int[Tensor, " b"],
+    target: Int[Tensor, "b ..."],
     parts: Mapping[str, Part],
     say: Callable[[str], object],
 ) -> dict[str, float]:
@@ -206,6 +230,8 @@ def finding(label: str, own: Float[Tensor, " b"], floors: Mapping[str, Float[Ten
     scores = {name: mean_of(values) for name, values in floors.items()}
     mine = mean_of(own)
     score = f"insertion AUC {mine.with_interval(format_short)}"
+    if not mine.n and not any(score.n for score in scores.values()):
+        return f"{label} has no insertion AUC: the explained places fill every image, or the maps are empty."
     if not mine.n:
         return f"{label} says nothing: all of its maps are empty."
     if mine.ends is None:

@@ -121,7 +121,11 @@ def compare(
 def check_comparable(data: Data) -> None:
     """Raise a `UserError` if the data have no classes: RS and the residual maps are about these."""
     if not isinstance(data.task, Classification):
-        raise UserError(f"compare is about classes, but the task of {data.name} is {data.task.name}")
+        answers = ", with a class per place" if data.task.dense else ""
+        raise UserError(
+            f"compare is about one class per image: FSS, RS and UniCAM group the images by it. But the task of {data.name} is "
+            f"{data.task.name}{answers}"
+        )
 
 
 def models_named(given: Sequence[str]) -> dict[str, str]:
