@@ -70,7 +70,7 @@ class Perturbed:
         with quietly(model), torch.no_grad():
             self.hidden = filled(model, self.images, fill)
 
-    def probability(self, images: Float[Tensor, "r c h w"], target: Int[Tensor, " r"]) -> Float[Tensor, " r"]:
+    def probability(self, images: Float[Tensor, "r c h w"], target: Int[Tensor, "r ..."]) -> Float[Tensor, " r"]:
         return self.model.task.confidence(self.model.logits(images).float(), target)
 
     def ends(self) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
@@ -78,7 +78,8 @@ class Perturbed:
         whole = torch.cat([self.probability(*chunk) for chunk in self.split(self.images)])
         if len(self.hidden) == len(self.images):
             return whole, torch.cat([self.probability(*chunk) for chunk in self.split(self.hidden)])
-        nothing = self.model.logits(self.hidden).float().expand(len(self.images), -1)
+        nothing = self.model.logits(self.hidden).float()
+        nothing = nothing.expand(len(self.images), *nothing.shape[1:])
         return whole, self.model.task.confidence(nothing, self.target)
 
     def split(self, images: Tensor) -> zip[tuple[Tensor, Tensor]]:
@@ -97,7 +98,7 @@ class Perturbed:
                 rows = noisy_linear(images.flatten(0, 1), shown.flatten(0, 1))
             else:
                 rows = torch.where(shown[:, :, None], images, hidden[part, None]).flatten(0, 1)
-            aims = self.target[part].repeat_interleave(shown.shape[1])
+            aims = self.target[part].repeat_interleave(shown.shape[1], 0)
             probabilities[part, few] = self.probability(rows, aims).view(shown.shape[:2])
         return probabilities
 
@@ -112,7 +113,7 @@ def curves(
     model: Model,
     images: Float[Tensor, "b c h w"],
     maps: Float[Tensor, "b h2 w2"],
-    target: Int[Tensor, " b"],
+    target: Int[Tensor, "b ..."],
     *,
     steps: int = 20,
     fill: Fill = "blur",
@@ -146,7 +147,7 @@ def insertion(
     model: Model,
     images: Float[Tensor, "b c h w"],
     maps: Float[Tensor, "b h2 w2"],
-    target: Int[Tensor, " b"],
+    target: Int[Tensor, "b ..."],
     *,
     steps: int = 20,
     fill: Fill = "blur",
@@ -161,7 +162,7 @@ def deletion(
     model: Model,
     images: Float[Tensor, "b c h w"],
     maps: Float[Tensor, "b h2 w2"],
-    target: Int[Tensor, " b"],
+    target: Int[Tensor, "b ..."],
     *,
     steps: int = 20,
     fill: Fill = "blur",
@@ -183,7 +184,7 @@ def road(
     model: Model,
     images: Float[Tensor, "b c h w"],
     maps: Float[Tensor, "b h2 w2"],
-    target: Int[Tensor, " b"],
+    target: Int[Tensor, "b ..."],
     *,
     shares: Sequence[float] = SHARES,
     noise: float = 0.01,
@@ -219,7 +220,7 @@ def ranked(maps: Float[Tensor, "b h w"]) -> Int[Tensor, "b h w"]:
 
 @takes_modules
 def masked_confidence(
-    model: Model, images: Float[Tensor, "b c h w"], maps: Float[Tensor, "b h2 w2"], target: Int[Tensor, " b"]
+    model: Model, images: Float[Tensor, "b c h w"], maps: Float[Tensor, "b h2 w2"], target: Int[Tensor, "b ..."]
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
     """The class's probability for the images, and for the images masked by their maps: the inputs of the three measures below.
 
