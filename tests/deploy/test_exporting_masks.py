@@ -112,6 +112,12 @@ def test_a_file_with_other_masks_is_refused(segmenter, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_of_bytes_and_of_another_size_is_compared_on_the_rounded_pictures(segmenter, tmp_path):
+    plan = Plan(("pt2",), pixels="uint8", size=(48, 64), images=0)
+    test = export_model(segmenter, tmp_path, plan, segments.pictures()).files[0]["answers"]["test"]
+    assert test["different"] == 0 and test["largest"] < 1e-4 and test["places"] == 48 * 64 * test["n"]
+
+
 def test_an_int8_file_that_loses_too_much_says_points_of_miou(segmenter, tmp_path, monkeypatch):
     monkeypatch.setattr(type(EXPORTERS.build("pt2")), "quantizes", True)
     monkeypatch.setattr(Job, "loss", lambda self, found: 3.25)

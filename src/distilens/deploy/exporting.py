@@ -144,7 +144,8 @@ def export_model(
             f"{model.name} has {model.task.outputs} outputs, but the data {data.name} have {data.task.outputs}: name the "
             "data that it was trained on"
         )
-    seen = model if shipped.size == model.size else with_entrance(model, shipped.size)
+    as_it_is = shipped.size == model.size and plan.pixels == "float"
+    seen = model if as_it_is else with_entrance(model, shipped.size, plan.pixels)
     student = Student(seen, data, teacher or {}, plan.images)
     job = Job(folder, stem, plan, {**shipped.about(), **(about or {})}, student, finetune, say)
     entries: list[dict[str, Any]] = []

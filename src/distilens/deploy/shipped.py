@@ -176,13 +176,17 @@ def set_plain(module: nn.Module, values: Mapping[str, Tensor]) -> None:
 
 
 class Resize(nn.Module):
-    """Resize images as a model resizes them, to another size."""
+    """Resize images as a model resizes them, to another size; for a file that takes bytes, round them to 256 levels too."""
 
-    def __init__(self, size: tuple[int, int], interpolation: str):
+    def __init__(self, size: tuple[int, int], interpolation: str, *, rounds: bool = False):
         super().__init__()
-        self.size, self.interpolation = size, interpolation
+        self.size, self.interpolation, self.rounds = size, interpolation, rounds
 
     def forward(self, images: Tensor) -> Tensor:
+        images = self.resized(images)
+        return (images * 255).round() / 255 if self.rounds else images
+
+    def resized(self, images: Tensor) -> Tensor:
         if images.shape[-2:] == self.size:
             return images
         made = functional.interpolate(
@@ -191,8 +195,8 @@ class Resize(nn.Module):
         return made.clamp(0, 1)
 
 
-def with_entrance(model: Model, size: tuple[int, int]) -> Model:
-    """A copy of a student that first brings images to the size of a file's input, as they come to the file."""
+def with_entrance(model: Model, size: tuple[int, int], pixels: Pixels = "float") -> Model:
+    """A copy of a student that first brings images to the size and the type of a file's input, as they come to the file."""
     made = copy.deepcopy(model)
-    made.entrance = Resize(size, model.interpolation)
+    made.entrance = Resize(size, model.interpolation, rounds=pixels == "uint8")
     return made
