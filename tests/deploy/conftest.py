@@ -1,8 +1,9 @@
-"""A small student, its data, and its exported files, made once."""
+"""A small student, its data, and a small network for segmentation, made once."""
 
 import pytest
 import torch
 
+import segments
 from distilens import Model, distill
 from distilens.data import from_arrays
 
@@ -24,3 +25,18 @@ def student(data) -> Model:
     """A student that knows the two classes well, but not all pictures."""
     student, _ = distill("resnet8", None, data, epochs=8, batch_size=12, progress=False)
     return student
+
+
+@pytest.fixture(scope="session")
+def segmenter() -> Model:
+    """A tiny U-Net that finds most of the squares of `segments`."""
+    model, _ = distill(
+        "unet:width=4,depth=2",
+        None,
+        segments.pictures(),
+        epochs=4,
+        batch_size=8,
+        optimizer="adamw:lr=0.02",
+        progress=False,
+    )
+    return model.eval()

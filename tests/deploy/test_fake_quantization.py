@@ -16,6 +16,23 @@ def test_a_weight_is_rounded_to_255_levels_of_its_channel():
         assert (channel - own).abs().max() <= own.abs().max() / 127 / 2 * 1.001
 
 
+def test_a_transposed_convolution_has_a_scale_per_output_channel():
+    weight = (
+        torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+        * torch.tensor([1, 10, 100, 1000.0])[:, None, None]
+    )
+    rounded = RoundWeight(axis=1)(weight)
+    for number in range(4):
+        step = weight[:, number].abs().max() / 127
+        assert (rounded[:, number] - weight[:, number]).abs().max() <= step / 2 * 1.001
+    model = Model(
+        nn.Sequential(nn.ConvTranspose2d(3, 4, 2, 2), nn.Flatten(), nn.Linear(64, 2)), "ab", size=(2, 2)
+    ).eval()
+    rounded = fake_quantize(model, torch.rand(4, 3, 2, 2))
+    assert rounded.network[0].parametrizations["weight"][0].axis == 1
+    assert torch.equal(remove_rounding(rounded).network[0].weight, model.network[0].weight)
+
+
 def test_an_input_is_rounded_within_the_range_that_was_seen():
     rounding = RoundInput()
     rounding(torch.tensor([-1.0, 3.0]))

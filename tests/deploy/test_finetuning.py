@@ -4,6 +4,7 @@ import copy
 
 import torch
 
+import segments
 from distilens import LiveTeacher, Training
 from distilens.data.pipeline import batch_at
 from distilens.deploy.fake_quantization import fake_quantize
@@ -40,3 +41,20 @@ def test_the_loss_with_rounding_falls_and_the_student_is_float_again(student, da
     after = data.task.loss(fake_quantize(tuned, images).logits(rows.images), rows.targets).mean()
     assert after < 0.7 * before
     assert all(torch.equal(state[key], value) for key, value in worse.bare_state().items()), "the student is unchanged"
+
+
+def test_a_segmentation_is_trained_with_rounding_also_of_transposed_convolutions(segmenter):
+    dense = segments.pictures()
+    images = batch_at(dense.validation, torch.arange(len(dense.validation))).images
+    rows = batch_at(dense.train, torch.arange(len(dense.train)))
+    worse = copy.deepcopy(segmenter)
+    with torch.no_grad():
+        worse.network.decoder[0].up.weight.mul_(0.5)
+    before = dense.task.loss(fake_quantize(worse, images).logits(rows.images), rows.targets).mean()
+    settings = Training(batch_size=12, augment="none", epochs=3)
+    tuned = finetune(
+        worse, images, dense, teacher=LiveTeacher(segmenter), methods=["ce", "kd"], settings=settings, epochs=4
+    )
+    assert not any("parametrizations" in name for name, _ in tuned.named_parameters())
+    assert not torch.equal(tuned.network.decoder[0].up.weight, worse.network.decoder[0].up.weight)
+    assert dense.task.loss(fake_quantize(tuned, images).logits(rows.images), rows.targets).mean() < before

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
+import segments
 from distilens import Model, UserError, build_model
 from distilens.deploy.shipped import Shipped
 from distilens.explain import build_explainer
@@ -39,6 +40,39 @@ def test_a_network_without_closed_form_maps_is_refused():
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 6 * 6, 2))
     with pytest.raises(UserError, match="closed-form"):
         Shipped(Model(network, "ab", size=(8, 8)), maps=True)
+
+
+def test_a_segmentation_gives_logits_and_mask_of_the_size_of_the_input():
+    model, images = segments.model().eval(), torch.rand(2, 3, 30, 20)  # its own grid is half of 24 x 32
+    shipped = Shipped(model, size=(30, 20))
+    assert shipped.outputs == ("logits", "mask")
+    logits, mask = shipped(images)
+    own = model.logits(images)
+    assert own.shape == (2, 3, 12, 16) and logits.shape == (2, 3, 30, 20)
+    assert torch.allclose(logits, bilinear(own, 30, 20), atol=1e-5)
+    assert mask.dtype == torch.uint8 and torch.equal(mask.long(), logits.argmax(1)) and len(mask.unique()) > 1
+    about = shipped.about()
+    assert (about["task"], about["classes"], about["void"]) == ("segmentation", ["ground", "green", "blue"], 255)
+    assert about["input"]["size"] == [30, 20] and about["outputs"] == ["logits", "mask"]
+
+
+def bilinear(values, height, width):
+    """Resized with half-pixel centres (align_corners=False), written out: first the rows, then the columns."""
+    for axis, length in ((2, height), (3, width)):
+        old = values.shape[axis]
+        at = ((torch.arange(length) + 0.5) * old / length - 0.5).clamp(0, old - 1)
+        low = at.floor().long()
+        share = (at - low).view([-1 if number == axis else 1 for number in range(4)])
+        values = (
+            values.index_select(axis, low) * (1 - share)
+            + values.index_select(axis, (low + 1).clamp_max(old - 1)) * share
+        )
+    return values
+
+
+def test_maps_of_a_class_are_refused_for_a_segmentation():
+    with pytest.raises(UserError, match=r"a class for each place.*--maps.*leave it out"):
+        Shipped(segments.model(), maps=True)
 
 
 def test_the_student_is_not_changed_and_its_taps_stay(student):

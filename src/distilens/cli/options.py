@@ -148,7 +148,20 @@ ExportedFile = Annotated[Positional[str], arg(metavar="FILE", help="The exported
 Pictures = Annotated[
     Positional[tuple[str, ...]], arg(metavar="IMAGES", help="Pictures, folders, and patterns such as 'photos/*.jpg'.")
 ]
-Top = Annotated[int, arg(metavar="K", help="The number of classes per picture.")]
+Top = Annotated[
+    int | None,
+    arg(
+        metavar="K",
+        help="The number of classes per picture: 1; in a segmentation all that occur.",
+        help_behavior_hint="",
+    ),
+]
+MasksFolder = Annotated[
+    Path | None,
+    arg(
+        metavar="DIR", help="Of a segmentation: write the mask of each picture into this folder.", help_behavior_hint=""
+    ),
+]
 MapsFolder = Annotated[
     Path | None,
     arg(metavar="DIR", help="Write a picture of each answer's map into this folder.", help_behavior_hint=""),

@@ -23,6 +23,12 @@ HUB = "hub"
 MOST_CLASSES = 20
 """The number of class names that the card lists."""
 
+ON_HUB = {
+    "classification": ("image-classification", "accuracy", "accuracy"),
+    "segmentation": ("image-segmentation", "mean_iou", "mIoU"),
+}
+"""By task: the hub's name of the task, the hub's name of the metric, and our name of it."""
+
 Plain = Mapping[str, Any]
 
 
@@ -64,6 +70,7 @@ def card(
             metadata=Markup(block),
             name=name_of(student),
             student=student,
+            dense=deployment_section.is_dense(exported),
             classes=shortened(student.get("classes") or [], most=MOST_CLASSES),
             data=exported["data"],
             headline=table.headline(found) if found else None,
@@ -119,20 +126,22 @@ def metadata(exported: Plain, scores: Plain, *, timm: bool) -> dict[str, Any]:
         "library_name": "timm" if timm else "distilens",
         "tags": list(dict.fromkeys(["distilens", "knowledge-distillation", *formats])),
     }
-    if exported["student"].get("task") != "classification":
+    task = exported["student"].get("task")
+    if not isinstance(task, str) or task not in ON_HUB:
         return block
-    block["pipeline_tag"] = "image-classification"
+    tag, metric, key = ON_HUB[task]
+    block["pipeline_tag"] = tag
     if dataset := dataset_on_hub(exported["data"]):
         block["datasets"] = [dataset]
-    accuracy = test_accuracy(exported, scores)
-    if accuracy is not None:
+    score = test_score(exported, scores, key)
+    if score is not None:
         name = one_line(str(exported["data"]))
         result = {
-            "task": {"type": "image-classification"},
+            "task": {"type": tag},
             "dataset": {"type": dataset or name, "name": name, "split": "test"},
-            "metrics": [{"type": "accuracy", "value": round(accuracy, 5), "name": "test accuracy"}],
+            "metrics": [{"type": metric, "value": round(score, 5), "name": f"test {key}"}],
         }
-        block["metrics"] = ["accuracy"]
+        block["metrics"] = [metric]
         block["model-index"] = [{"name": name_of(exported["student"]), "results": [result]}]
     return block
 
@@ -148,11 +157,11 @@ def dataset_on_hub(data: str | None) -> str | None:
     return name if spec.name == "hf" and name and not is_path else None
 
 
-def test_accuracy(exported: Plain, scores: Plain) -> float | None:
-    """The student's accuracy on the test split, as the run or the export measured it."""
+def test_score(exported: Plain, scores: Plain, metric: str) -> float | None:
+    """The student's accuracy, or its mIoU, on the test split, as the run or the export measured it."""
     measured = [student_in(scores).get("test")]
     measured += [(entry["answers"].get("test") or {}).get("student") for entry in exported["files"]]
-    return next((found["accuracy"] for found in measured if found and found.get("accuracy") is not None), None)
+    return next((found[metric] for found in measured if found and found.get(metric) is not None), None)
 
 
 def limits(exported: Plain, scores: Plain) -> list[str]:
@@ -162,18 +171,23 @@ def limits(exported: Plain, scores: Plain) -> list[str]:
     absent = [name for name in by_class if not by_class[name]]
     known = {name: entry["accuracy"] for name, entry in by_class.items() if entry}
     guess = (scores.get("data") or {}).get("commonest")
+    dense = deployment_section.is_dense(exported)
+    score = "IoU" if dense else "accuracy"
     lines = []
-    if classes:
+    if classes and dense:
+        lines.append(f"It gives every pixel one of its {len(classes):,} classes, also a pixel of something else.")
+    elif classes:
         lines.append(
             f"It answers every image with one of its {len(classes):,} classes, also an image of something else."
         )
     if exported["data"] is not None:
-        lines.append("The numbers are for images of one data set. Accuracy on other images can be lower.")
+        measured = "The mIoU" if dense else "Accuracy"
+        lines.append(f"The numbers are for images of one data set. {measured} on other images can be lower.")
     if absent:
-        lines.append(f"There is no test image of {shortened(absent)}: the accuracy on them is unknown.")
+        lines.append(f"There is no test image of {shortened(absent)}: the {score} on them is unknown.")
     if len(known) > 1:
         worst = min(known, key=lambda name: known[name])
-        lines.append(f"Its lowest test accuracy is {in_percent(known[worst])} %, on the class {worst}.")
+        lines.append(f"Its lowest test {score} is {in_percent(known[worst])} %, on the class {worst}.")
     if guess:
         lines.append(
             f"The answer {guess['class']} for every image would be right for {in_percent(guess['share'])} % of the test images."

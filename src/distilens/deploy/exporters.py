@@ -108,6 +108,14 @@ class RuntimeNetwork(nn.Module):
         return torch.from_numpy(np.array(run_batches(self.runtime, images)[0]))
 
 
+def named_outputs(runtime: Runtime, images: Tensor) -> dict[str, Tensor]:
+    """All outputs by name for images in [0, 1] of the file's size."""
+    made = run_batches(runtime, images)
+    return {
+        name: torch.from_numpy(np.array(values)) for name, values in zip(runtime.about["outputs"], made, strict=True)
+    }
+
+
 def run_batches(runtime: Runtime, images: Tensor) -> list[np.ndarray]:
     """All outputs for images in [0, 1], converted to the file's type, in batches of its size."""
     pixels = images.detach().cpu().contiguous()

@@ -42,6 +42,9 @@ def export(
 ) -> Exported:
     """Export any model, verified: `distilens.export(model, "student.onnx", data="folder:path=photos")`.
 
+    The file returns `logits` and `probabilities`; for a segmentation `logits [b classes h w]` and `mask [b h w]`, of the size of
+    its input.
+
     Args:
         model: a `Model`, or any module from normalised images to logits (see `as_model`).
         out: a file (`student.onnx`, `.pte`, `.pt2`), or a folder for all formats.
@@ -54,7 +57,7 @@ def export(
         pixels: what the file takes: `float` in [0, 1] or `uint8`.
         input_size: height and width that the file takes; it resizes to the model's size.
         maps: the file also returns the class maps.
-        tolerance: points of accuracy that INT8 may lose.
+        tolerance: points of accuracy (in a segmentation of mIoU) that INT8 may lose.
 
     Raises:
         UserError: the model cannot be exported, or the file does not answer as the model does. No file remains then.
@@ -130,12 +133,19 @@ def export_model(
     shipped = Shipped(model, pixels=plan.pixels, size=plan.size, maps=plan.maps)
     if plan.quantize == "int8" and data is None:
         raise UserError("INT8 needs images to find the ranges of the activations: name the data (data=, --data)")
+    if data is not None and data.task.dense != model.task.dense:
+        names = {True: "a class for each place", False: "one answer per image"}
+        raise UserError(
+            f"{model.name} gives {names[model.task.dense]}, but the data {data.name} have {names[data.task.dense]}: name the "
+            "data that it was trained on"
+        )
     if data is not None and data.task.outputs != model.task.outputs:
         raise UserError(
             f"{model.name} has {model.task.outputs} outputs, but the data {data.name} have {data.task.outputs}: name the "
             "data that it was trained on"
         )
-    seen = model if shipped.size == model.size else with_entrance(model, shipped.size)
+    as_it_is = shipped.size == model.size and plan.pixels == "float"
+    seen = model if as_it_is else with_entrance(model, shipped.size, plan.pixels)
     student = Student(seen, data, teacher or {}, plan.images)
     job = Job(folder, stem, plan, {**shipped.about(), **(about or {})}, student, finetune, say)
     entries: list[dict[str, Any]] = []

@@ -16,19 +16,29 @@ from distilens.deploy.shipped import make_bare, set_plain
 from distilens.models.model import Model
 from distilens.models.taps import evaluating
 
-LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d)
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear, *TRANSPOSED)
 LEVELS = 255
 SMALLEST = 1e-8
 """The smallest scale: an input or a channel that is 0 everywhere."""
 
 
 class RoundWeight(nn.Module):
-    """Round a weight to INT8, symmetric per output channel; the gradient passes unchanged."""
+    """Round a weight to INT8, symmetric per output channel; the gradient passes unchanged.
+
+    Args:
+        axis: that of the output channels: 1 for a transposed convolution.
+    """
+
+    def __init__(self, axis: int = 0):
+        super().__init__()
+        self.axis = axis
 
     def forward(self, weight: Tensor) -> Tensor:
-        scale = (weight.detach().abs().flatten(1).amax(1) / 127).clamp_min(SMALLEST)
+        largest = weight.detach().abs().transpose(0, self.axis).flatten(1).amax(1)
+        scale = (largest / 127).clamp_min(SMALLEST)
         zeros = torch.zeros_like(scale, dtype=torch.int32)
-        return torch.fake_quantize_per_channel_affine(weight, scale, zeros, 0, -127, 127)
+        return torch.fake_quantize_per_channel_affine(weight, scale, zeros, self.axis, -127, 127)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         return weight
@@ -80,7 +90,7 @@ def fake_quantize(model: Model, calibration: Tensor) -> Model:
             rounding = RoundInput().to(model.device)
             module.register_module("round_input", rounding)
             module.register_forward_pre_hook(before(rounding))
-            register_parametrization(module, "weight", RoundWeight())
+            register_parametrization(module, "weight", RoundWeight(1 if isinstance(module, TRANSPOSED) else 0))
             roundings.append(rounding)
     with evaluating(made), torch.no_grad():
         for images in calibration.to(model.device).split(64):

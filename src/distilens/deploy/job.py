@@ -25,6 +25,8 @@ from distilens.models.model import Model
 
 CALIBRATION = 256
 """The number of validation images for the ranges of INT8 activations."""
+FEWEST, MOST_PIXELS = 16, 2**25
+"""In a segmentation, whose images are large: fewer images, so that they have about this many pixels together, but at least 16."""
 
 Finetune = Callable[[Model, Tensor], Model]
 Say = Callable[[str], object]
@@ -56,7 +58,8 @@ class Job:
             refused = None
             if wrong:
                 n = sum(answers["n"] for answers in found["answers"].values())
-                refused = f"its top class differs from the student's on {wrong:,} of {n:,} images"
+                answer = "mask" if self.student.model.task.dense else "top class"
+                refused = f"its {answer} differs from the student's on {wrong:,} of {n:,} images"
             return self.finish(entry, temporary, found, refused)
 
     def export_int8(self, name: str, exporter: Exporter, shipped: Shipped) -> dict[str, Any]:
@@ -80,7 +83,8 @@ class Job:
             refused = None
             if lost > self.plan.tolerance:
                 more = "" if entry["finetuned"] else ". Fine-tune it (--finetune 5), or allow more (--tolerance)"
-                refused = f"INT8 loses {lost:.2f} points of accuracy, and {self.plan.tolerance:g} are allowed{more}"
+                metric = self.student.model.task.metric.name
+                refused = f"INT8 loses {lost:.2f} points of {metric}, and {self.plan.tolerance:g} are allowed{more}"
             return self.finish(entry, temporary, found, refused)
 
     def write_int8(self, exporter: Exporter, path: Path, shipped: Shipped) -> dict[str, Any]:
@@ -106,7 +110,11 @@ class Job:
             data = self.student.data
             assert data is not None
             split = data.validation if len(data.validation) else data.train
-            self.kept["images"] = batch_at(split, draw_positions(split, CALIBRATION)).images.cpu()
+            count = CALIBRATION
+            if split.task.dense:
+                height, width = split.rows.images.shape[1:3]
+                count = min(CALIBRATION, max(FEWEST, MOST_PIXELS // (height * width)))
+            self.kept["images"] = batch_at(split, draw_positions(split, count)).images.cpu()
         return self.kept["images"]
 
     def calibration(self) -> Tensor:

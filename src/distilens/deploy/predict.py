@@ -1,6 +1,7 @@
 """Answer pictures with an exported model. This file works alone: it needs NumPy, Pillow and onnxruntime, and never imports torch.
 
     python predict.py student.onnx pictures/ photo.jpg [--top 3] [--json] [--explain maps/]
+    python predict.py segmenter.onnx pictures/ --out masks/
 
 An export writes a copy of this file beside the model. `distilens predict` is the same program.
 """
@@ -30,6 +31,12 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".gif", ".
 SUFFIXES |= {".pbm", ".pnm", ".tga", ".jp2", ".avif"}
 """The files of a folder that are taken as pictures."""
 GROUNDS = {"white": (255, 255, 255, 255), "black": (0, 0, 0, 255), "grey": (128, 128, 128, 255)}
+SEGMENTATION = ["logits", "mask"]
+"""The outputs of a model for segmentation, which gives a class for each pixel."""
+ORIENTATION = 274
+"""The number of EXIF's orientation."""
+SIDEWAYS = (5, 6, 7, 8)
+"""The values of EXIF's orientation with which height and width are exchanged."""
 LARGEST = 8192
 """The longest side of an input that is believed."""
 PROBES = 256
@@ -305,8 +312,11 @@ def find_wrong(about: Mapping[str, Any]) -> str:
         return f"its mean colour is {shorten(mean)}"
     if not is_list(outputs, str) or outputs[0] != "logits" or len(set(outputs)) < len(outputs):
         return f"its outputs are {shorten(outputs)}"
-    if "probabilities" in outputs and not is_list(about.get("classes"), str):
-        return f"its classes are {shorten(about.get('classes'))}"
+    named: Any = about.get("classes")
+    if ("probabilities" in outputs or "mask" in outputs) and not is_list(named, str):
+        return f"its classes are {shorten(named)}"
+    if "mask" in outputs and (outputs != SEGMENTATION or len(named) > 255):
+        return f"a mask needs the outputs logits, mask and at most 255 classes; it has {shorten(outputs)}, {len(named)} classes"
     pixels: Any = about.get("pixels", {})
     if not isinstance(pixels, dict) or pixels.get("ground") not in (None, *GROUNDS):
         return f"its pixels are {shorten(pixels)}"
@@ -409,7 +419,15 @@ def pictures_of(folder: Path) -> list[tuple[Path, str]]:
 
 
 def read_picture(path: Path, about: Mapping[str, Any]) -> np.ndarray:
-    """A picture as the network expects it: uint8 `[h w 3]`, upright, scaled to cover the input, its middle cut out.
+    """A picture as the network expects it, without its own size: see `read_sized`."""
+    return read_sized(path, about)[0]
+
+
+def read_sized(path: Path, about: Mapping[str, Any]) -> tuple[np.ndarray, tuple[int, int]]:
+    """A picture as the network expects it, uint8 `[h w 3]` and upright; and the picture's own height and width.
+
+    It is scaled to cover the input, and its middle is cut out. For a segmentation the whole picture is scaled to the input, so
+    that each of its pixels gets a class.
 
     Raises:
         BadPicture: it cannot be read.
@@ -425,9 +443,14 @@ def read_picture(path: Path, about: Mapping[str, Any]) -> np.ndarray:
             with Image.open(path) as image:
                 if image.format == "EPS":
                     raise BadPicture("EPS is a program and not a picture: convert it")
+                across, down = image.size if image.getexif().get(ORIENTATION) not in SIDEWAYS else image.size[::-1]
                 image.draft("RGB", (2 * max(height, width), 2 * max(height, width)))
                 ImageOps.exif_transpose(image, in_place=True)
-                return np.asarray(fit(as_rgb(image, about.get("pixels") or {}), height, width))
+                rgb = as_rgb(image, about.get("pixels") or {})
+                if "mask" in about["outputs"]:
+                    rgb = rgb if rgb.size == (width, height) else rgb.resize((width, height), Image.Resampling.BICUBIC)
+                    return np.asarray(rgb), (down, across)
+                return np.asarray(fit(rgb, height, width)), (down, across)
     except Exception as error:  # on broken files Pillow's readers raise errors of any kind
         raise BadPicture(explain_picture(path, error)) from None
 
@@ -496,12 +519,19 @@ def answer(model: Any, images: np.ndarray) -> dict[str, np.ndarray]:
     if any(len(part) != len(names) for part in parts):
         raise BadFile(f"{model.path} does not fit its own description: it has {len(parts[0])} outputs")
     found = {name: np.concatenate(values) for name, values in zip(names, zip(*parts, strict=True), strict=True)}
-    expected = (len(images), len(model.about["classes"])) if "probabilities" in found else found["logits"].shape[:1]
+    classes = len(model.about.get("classes") or ())
+    expected = (len(images), classes) if {"probabilities", "mask"} & found.keys() else found["logits"].shape[:1]
     for name, values in found.items():
-        if values.dtype != np.float32 or values.shape[: len(expected)] != expected or len(values) != len(images):
+        fits = values.dtype == np.float32 and values.shape[: len(expected)] == expected and len(values) == len(images)
+        if "mask" in found:
+            places = (len(images), *images.shape[2:])
+            fits = fits and values.shape[2:] == places[1:]
+            if name == "mask":
+                fits = values.dtype == np.uint8 and values.shape == places and bool((values < classes).all())
+        if not fits:
             raise BadFile(
                 f"{model.path} does not fit its own description: its {shorten(name)} are {values.dtype} {values.shape}, "
-                f"for {len(images)} images and {len(model.about.get('classes') or ())} classes"
+                f"for {len(images)} images and {classes} classes"
             )
     return found
 
@@ -552,6 +582,34 @@ def explain(model: Any, image: np.ndarray, outputs: Mapping[str, np.ndarray]) ->
     return outputs["maps"][0, target] if "maps" in outputs else occlusion(model, image, target)
 
 
+def mask_at(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A mask uint8 `[h w]` at another height and width, by nearest neighbour."""
+    from PIL import Image
+
+    height, width = size
+    return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
+
+
+def as_palette(mask: np.ndarray) -> Any:
+    """A picture with a palette whose indices are the numbers of the classes. Its colours are those of PASCAL VOC: 0 is black."""
+    from PIL import Image
+
+    colours = np.zeros((256, 3), np.uint8)
+    for bit in range(8):  # three bits of the number at a time, from the colours' highest bit to their lowest
+        for channel in range(3):
+            colours[:, channel] |= ((np.arange(256) >> (3 * bit + channel) & 1) << (7 - bit)).astype(np.uint8)
+    image = Image.fromarray(mask)
+    image.putpalette(colours.tobytes())
+    return image
+
+
+def describe_mask(about: Mapping[str, Any], mask: np.ndarray, top: int | None) -> list[tuple[str, float]]:
+    """The classes of a mask, each with its share of the pixels, the largest first; all that occur, or the first `top`."""
+    counts = np.bincount(mask.ravel(), minlength=len(about["classes"]))
+    order = [number for number in np.argsort(-counts, kind="stable") if counts[number]]
+    return [(about["classes"][number], float(counts[number] / mask.size)) for number in order[:top]]
+
+
 def describe(about: Mapping[str, Any], outputs: Mapping[str, np.ndarray], top: int) -> list[tuple[str, float]]:
     """The most probable classes of one picture, each with its probability; the plain numbers for other tasks."""
     if "probabilities" not in outputs:
@@ -565,41 +623,49 @@ def describe(about: Mapping[str, Any], outputs: Mapping[str, np.ndarray], top: i
 
 
 def predict(
-    file: str | Path, images: Sequence[str], *, top: int = 1, as_json: bool = False, explained: Path | None = None
+    file: str | Path,
+    images: Sequence[str],
+    *,
+    top: int | None = None,
+    as_json: bool = False,
+    explained: Path | None = None,
+    out: Path | None = None,
 ) -> int:
     """Print the answer for each picture. Bad pictures are named on stderr, and the others go on.
 
     Args:
         file: the exported model.
         images: files, folders and patterns.
-        top: the number of classes per picture, at least 1.
+        top: the number of classes per picture, at least 1; by default 1, and in a segmentation all that occur.
         as_json: one JSON object per picture.
         explained: the folder for pictures of the maps.
+        out: of a segmentation: the folder for the masks. A mask is a PNG of the picture's own size with the number of each
+            pixel's class; its colours are a palette.
 
     Returns:
         the exit status: 0, or 1 if a picture could not be read.
 
     Raises:
-        BadFile: the model cannot be used, or a map cannot be written.
+        BadFile: the model cannot be used, or a map or a mask cannot be written.
     """
-    if top < 1:
+    if top is not None and top < 1:
         raise BadFile(f"--top is the number of classes per picture, 1 or more; given {top}")
     if not images:
         raise BadFile("name the pictures: files, folders, or patterns such as 'photos/*.jpg'")
     model = open_model(file)
     if model.about["input"]["channels"] != 3:
         raise BadFile(f"{file} takes images of {model.about['input']['channels']} channels, and pictures have 3")
+    check_folders(model.about, str(file), explained, out)
     pictures = list(find_pictures(images))
-    if explained:
-        if "probabilities" not in model.about["outputs"]:
-            raise BadFile(f"--explain shows maps of classes, and {file} is not a classification")
-        prepare_folder(explained, [path for path, _ in pictures])
+    for folder, option, what in ((explained, "--explain", "Maps"), (out, "--out", "Masks")):
+        if folder:
+            prepare_folder(folder, [path for path, _ in pictures], option, what)
     failed, names = False, set[Path]()
     for path, problem in pictures:
         try:
             if problem:
                 raise BadPicture(problem)
-            picture = read_picture(path, model.about)
+            picture, size = read_sized(path, model.about)
             image = as_input(picture[None], model.about)
             outputs = answer(model, image)
             if not all(np.isfinite(values).all() for values in outputs.values()):
@@ -610,26 +676,49 @@ def predict(
             if as_json:
                 print(json.dumps({"file": str(path), "error": str(error)}), flush=True)
             continue
-        map_file = None
-        if explained:
-            map_file = free_name(explained, path, names)
-            save(overlay(picture, explain(model, image[0], outputs)), map_file)
-        print_answer(path, describe(model.about, outputs, top), model.about, as_json, map_file)
+        written = None
+        if "mask" in outputs:
+            mask = mask_at(outputs["mask"][0], size)
+            if out:
+                written = free_name(out, path, names)
+                save(as_palette(mask), written)
+            best = describe_mask(model.about, mask, top)
+        else:
+            if explained:
+                written = free_name(explained, path, names)
+                save(overlay(picture, explain(model, image[0], outputs)), written)
+            best = describe(model.about, outputs, top or 1)
+        print_answer(path, best, model.about, as_json, written)
     return int(failed)
 
 
+def check_folders(about: Mapping[str, Any], file: str, explained: Path | None, out: Path | None) -> None:
+    """Raise `BadFile` if maps or masks are asked of a model that gives none."""
+    dense = "mask" in about["outputs"]
+    if explained and "probabilities" not in about["outputs"]:
+        advice = ". It gives a class for each pixel: --out DIR writes the masks" if dense else ""
+        raise BadFile(f"--explain shows maps of classes, and {file} is not a classification{advice}")
+    if out and not dense:
+        raise BadFile(
+            f"--out writes the masks of a segmentation, and {file} gives one answer per picture: leave it out"
+        )
+
+
 def print_answer(
-    path: Path, best: Sequence[tuple[str, float]], about: Mapping[str, Any], as_json: bool, map_file: Path | None
+    path: Path, best: Sequence[tuple[str, float]], about: Mapping[str, Any], as_json: bool, written: Path | None
 ) -> None:
     """One line for a picture. JSON is in ASCII, and other text has no control characters: no name can steer the terminal."""
     if as_json:
-        classes = "probabilities" in about["outputs"]
         entry: dict[str, Any] = {"file": str(path)}
-        if classes:
+        if "mask" in about["outputs"]:
+            entry["shares"] = [{"class": name, "share": share} for name, share in best]
+        elif "probabilities" in about["outputs"]:
             entry["top"] = [{"class": name, "probability": share} for name, share in best]
         else:
             entry["outputs"] = [value for _, value in best]
-        print(json.dumps({**entry, **({"map": str(map_file)} if map_file else {})}), flush=True)
+        if written:
+            entry["mask" if "mask" in about["outputs"] else "map"] = str(written)
+        print(json.dumps(entry), flush=True)
     else:
         print(printable(str(path)), *(f"{printable(name)} {share:.3f}" for name, share in best), sep="\t", flush=True)
 
@@ -644,8 +733,8 @@ def complain(text: str) -> None:
     print(printable(text), file=sys.stderr, flush=True)
 
 
-def prepare_folder(folder: Path, pictures: Sequence[Path]) -> None:
-    """Make the folder for maps. A folder that holds one of the pictures is refused: a map could replace a picture.
+def prepare_folder(folder: Path, pictures: Sequence[Path], option: str, what: str) -> None:
+    """Make the folder for maps or masks. A folder that holds one of the pictures is refused: a map could replace a picture.
 
     Raises:
         BadFile: it cannot be made, or it holds a picture.
@@ -656,11 +745,11 @@ def prepare_folder(folder: Path, pictures: Sequence[Path]) -> None:
         raise BadFile(f"the folder {folder} cannot be made: {error.strerror}") from None
     inside = next((path for path in pictures if os.path.realpath(path.parent) == os.path.realpath(folder)), None)
     if inside is not None:
-        raise BadFile(f"--explain {folder}: this folder holds {inside}. Maps need a folder of their own")
+        raise BadFile(f"{option} {folder}: this folder holds {inside}. {what} need a folder of their own")
 
 
 def free_name(folder: Path, picture: Path, names: set[Path]) -> Path:
-    """The file for a picture's map; pictures of one name in different folders get numbers."""
+    """The file for a picture's map or mask; pictures of one name in different folders get numbers."""
     stem = picture.stem[:50]  # a system allows 255 bytes
     name, number = folder / f"{stem}.png", 2
     while name in names:
@@ -688,7 +777,16 @@ def save(image: Any, path: Path) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def run(file: str, images: Sequence[str], *, top: int, as_json: bool, explained: Path | None, name: str) -> int:
+def run(
+    file: str,
+    images: Sequence[str],
+    *,
+    top: int | None,
+    as_json: bool,
+    explained: Path | None,
+    name: str,
+    out: Path | None = None,
+) -> int:
     """`predict` as a command.
 
     Returns:
@@ -697,7 +795,7 @@ def run(file: str, images: Sequence[str], *, top: int, as_json: bool, explained:
     with contextlib.suppress(AttributeError):
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        return predict(file, images, top=top, as_json=as_json, explained=explained)
+        return predict(file, images, top=top, as_json=as_json, explained=explained, out=out)
     except BadFile as error:
         complain(f"{name}: {error}")
         return 2
@@ -716,20 +814,37 @@ def main(words: Sequence[str] | None = None, name: str = "predict.py") -> int:
     """The command line of this file; `name` is its name in messages."""
     parser = argparse.ArgumentParser(
         name,
-        description="Answer pictures with a model that distilens exported: a line per picture, with class and probability.",
+        description="Answer pictures with a model that distilens exported: a line per picture, with class and probability; for a "
+        "segmentation with the classes and their shares of the pixels.",
         epilog="Exit status: 1 if a picture could not be read (the others are answered), 2 if the model cannot be used.",
     )
     parser.add_argument("file", metavar="FILE", help="the exported model, .onnx or .pte")
     parser.add_argument(
         "images", metavar="IMAGES", nargs="+", help="pictures, folders, and patterns such as 'photos/*.jpg'"
     )
-    parser.add_argument("--top", type=int, default=1, metavar="K", help="the number of classes per picture")
+    parser.add_argument(
+        "--top",
+        type=int,
+        metavar="K",
+        help="the number of classes per picture (1; in a segmentation all that occur)",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object per picture")
     parser.add_argument(
         "--explain", type=Path, metavar="DIR", help="write a picture of each answer's map into this folder"
     )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="of a segmentation: write the mask of each picture into this folder"
+    )
     given = parser.parse_args(words)
-    return run(given.file, given.images, top=given.top, as_json=given.json, explained=given.explain, name=name)
+    return run(
+        given.file,
+        given.images,
+        top=given.top,
+        as_json=given.json,
+        explained=given.explain,
+        name=name,
+        out=given.out,
+    )
 
 
 if __name__ == "__main__":

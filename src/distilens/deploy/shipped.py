@@ -1,4 +1,4 @@
-"""The student as it is shipped: pixels in, logits and probabilities out. No teacher, no taps, no training form."""
+"""The student as it is shipped: pixels in, logits and probabilities (or a mask) out. No teacher, no taps, no training form."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Num
+from jaxtyping import Float, Num, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
@@ -20,7 +20,7 @@ from distilens.models.folding import prepare
 from distilens.models.model import Model
 from distilens.models.saved import fingerprint_of
 from distilens.models.taps import grid
-from distilens.tasks import Classification
+from distilens.tasks import VOID, Classification, Segmentation
 from distilens.tasks.saving import plain_task
 
 Pixels = Literal["float", "uint8"]
@@ -30,6 +30,9 @@ Pixels = Literal["float", "uint8"]
 class Shipped(nn.Module):
     """A copy of a student for export: `images -> logits, probabilities[, maps]`, with the normalisation inside.
 
+    A student for segmentation gives `logits [b classes h w]` and `mask [b h w]`, uint8: the class with the largest logit at each
+    place. Both have the size of the input; logits on a coarser grid are resized bilinearly (`align_corners=False`).
+
     Args:
         model: the finished student; it is not changed.
         pixels: the type of the input `[b 3 h w]`: `float` in [0, 1], or `uint8` in [0, 255].
@@ -38,7 +41,8 @@ class Shipped(nn.Module):
             network must end in a mean over places and one linear layer.
 
     Raises:
-        UserError: the student needs its teacher at inference, or the network has no closed-form maps.
+        UserError: the student needs its teacher at inference, the network has no closed-form maps, or `maps` are asked of a
+            student for segmentation.
     """
 
     def __init__(
@@ -46,6 +50,11 @@ class Shipped(nn.Module):
     ):
         super().__init__()
         check_alone(model)
+        if maps and model.task.dense:
+            raise UserError(
+                f"{model.name} gives a class for each place, and maps= (--maps) adds the class activation maps of a network that "
+                "gives one class per image: leave it out. The mask is in the file in any case"
+            )
         self.kept = [model]  # in a list, so that it is not a part of this module
         self.model = make_bare(model)
         self.pixels: Pixels = pixels
@@ -65,13 +74,16 @@ class Shipped(nn.Module):
     @property
     def outputs(self) -> tuple[str, ...]:
         """The names of the outputs, in order."""
-        probabilities = ("probabilities",) if isinstance(self.model.task, Classification) else ()
-        return ("logits", *probabilities, *(("maps",) if self.cam else ()))
+        answer = {Classification: ("probabilities",), Segmentation: ("mask",)}.get(type(self.model.task), ())
+        return ("logits", *answer, *(("maps",) if self.cam else ()))
 
     def forward(self, images: Num[Tensor, "b c h w"]) -> tuple[Tensor, ...]:
         if self.pixels == "uint8":
             images = images.float() / 255
         output = self.model(images)
+        if "mask" in self.outputs:
+            logits = at_size(output.logits, self.size)
+            return logits, mask_of(logits)
         made = [output.logits]
         if "probabilities" in self.outputs:
             made.append(output.logits.softmax(1))
@@ -90,11 +102,11 @@ class Shipped(nn.Module):
     def about(self) -> dict[str, Any]:
         """What a reader of the file must know, as plain data: it travels inside the file."""
         model = self.model
-        task = (
-            {"task": model.task.name, "classes": list(model.classes)}
-            if isinstance(model.task, Classification)
-            else {"task": plain_task(model.task)}
-        )
+        task: dict[str, Any] = {"task": plain_task(model.task)}
+        if isinstance(model.task, Classification | Segmentation):
+            task = {"task": model.task.name, "classes": list(model.classes)}
+        if isinstance(model.task, Segmentation):
+            task["void"] = VOID
         return {
             "kind": "distilens export 1",
             "distilens": __version__,
@@ -115,6 +127,18 @@ class Shipped(nn.Module):
             "interpolation": model.interpolation,
             "outputs": list(self.outputs),
         }
+
+
+def at_size(logits: Float[Tensor, "b classes i j"], size: tuple[int, int]) -> Float[Tensor, "b classes h w"]:
+    """Logits of a segmentation at a size: bilinear, `align_corners=False`."""
+    if logits.shape[-2:] == size:
+        return logits
+    return functional.interpolate(logits, size, mode="bilinear", align_corners=False)
+
+
+def mask_of(logits: Float[Tensor, "b classes h w"]) -> UInt8[Tensor, "b h w"]:
+    """The class with the largest logit at each place."""
+    return logits.argmax(1).to(torch.uint8)
 
 
 def check_alone(model: Model) -> None:
@@ -152,13 +176,17 @@ def set_plain(module: nn.Module, values: Mapping[str, Tensor]) -> None:
 
 
 class Resize(nn.Module):
-    """Resize images as a model resizes them, to another size."""
+    """Resize images as a model resizes them, to another size; for a file that takes bytes, round them to 256 levels too."""
 
-    def __init__(self, size: tuple[int, int], interpolation: str):
+    def __init__(self, size: tuple[int, int], interpolation: str, *, rounds: bool = False):
         super().__init__()
-        self.size, self.interpolation = size, interpolation
+        self.size, self.interpolation, self.rounds = size, interpolation, rounds
 
     def forward(self, images: Tensor) -> Tensor:
+        images = self.resized(images)
+        return (images * 255).round() / 255 if self.rounds else images
+
+    def resized(self, images: Tensor) -> Tensor:
         if images.shape[-2:] == self.size:
             return images
         made = functional.interpolate(
@@ -167,8 +195,8 @@ class Resize(nn.Module):
         return made.clamp(0, 1)
 
 
-def with_entrance(model: Model, size: tuple[int, int]) -> Model:
-    """A copy of a student that first brings images to the size of a file's input, as they come to the file."""
+def with_entrance(model: Model, size: tuple[int, int], pixels: Pixels = "float") -> Model:
+    """A copy of a student that first brings images to the size and the type of a file's input, as they come to the file."""
     made = copy.deepcopy(model)
-    made.entrance = Resize(size, model.interpolation)
+    made.entrance = Resize(size, model.interpolation, rounds=pixels == "uint8")
     return made

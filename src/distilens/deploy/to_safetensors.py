@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from distilens.deploy.exporters import Exporter, Runtime
-from distilens.deploy.shipped import Shipped
+from distilens.deploy.shipped import Shipped, at_size, mask_of
 from distilens.foundation.errors import UserError
 from distilens.foundation.files import read_json, write_json
 from distilens.models.model import Model
@@ -50,11 +50,11 @@ class Folder:
     def __call__(self, images: np.ndarray) -> Sequence[np.ndarray]:
         with torch.no_grad():
             logits = self.model.logits(torch.from_numpy(images))
-        made = {
-            "logits": logits,
-            "probabilities": logits.softmax(1) if "probabilities" in self.about["outputs"] else None,
-        }
-        return [made[name].numpy() for name in self.about["outputs"]]
+        outputs = self.about["outputs"]
+        if "mask" in outputs:
+            logits = at_size(logits, self.model.size)
+        made = {"logits": lambda: logits, "probabilities": lambda: logits.softmax(1), "mask": lambda: mask_of(logits)}
+        return [made[name]().numpy() for name in outputs]
 
 
 def config_of(model: Model, about: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from distilens.data.pipeline import batch_at
 from distilens.data.splits import Data, Split
+from distilens.deploy.mask_verification import compare_images, compare_split
+from distilens.deploy.shipped import at_size
 from distilens.explain import build_explainer
 from distilens.foundation.errors import UserError
 from distilens.foundation.estimate import mcnemar, share_of
@@ -19,10 +21,11 @@ from distilens.measure.accuracies import agreement, evaluation_batches, predict
 from distilens.measure.answers import main_score
 from distilens.measure.maps.faithfulness import insertion
 from distilens.measure.maps.likeness import cosine, mean_interval, spearman
+from distilens.measure.places import same_answers
 from distilens.measure.reliability import calibration
 from distilens.measure.scores import draw_positions
 from distilens.models.model import Model
-from distilens.tasks import Classification
+from distilens.tasks import Classification, Segmentation
 
 TIE = 1e-4
 """Two classes whose probabilities differ by less are tied: a float file may order them differently."""
@@ -42,7 +45,8 @@ class Student:
         data: the images; None compares on example images only.
         teacher: the teacher's logits by split, if known.
         images: the number of test images for the maps; 0 compares no maps.
-        logits: the student's own logits, by split.
+        logits: the student's own logits, by split; in a segmentation its classes at the places of the targets.
+        maps: the student's own maps, by explainer and size of the file's input.
     """
 
     model: Model
@@ -50,7 +54,7 @@ class Student:
     teacher: Mapping[str, Tensor] = field(default_factory=dict)
     images: int = 32
     logits: dict[str, Tensor] = field(default_factory=dict)
-    maps: dict[str, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
+    maps: dict[tuple[str, tuple[int, int]], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.logits = {name: self.answers_of(self.model, split) for name, split in self.splits().items()}
@@ -63,8 +67,8 @@ class Student:
         return {name: split for name, split in found.items() if len(split)}
 
     @staticmethod
-    def answers_of(model: Model, split: Split) -> Float[Tensor, "n classes"]:
-        """A model's logits on a whole split."""
+    def answers_of(model: Model, split: Split) -> Float[Tensor, "n classes"] | UInt8[Tensor, "n h w"]:
+        """A model's logits on a whole split; in a segmentation its classes at the places of the targets."""
         return predict(model, evaluation_batches(split, model.device))
 
 
@@ -78,19 +82,22 @@ def verify(student: Student, file: Model) -> dict[str, Any]:
     Returns:
         `answers` by split, `maps` by explainer, all with n and intervals.
     """
+    is_dense = isinstance(student.model.task, Segmentation)
     if student.data is None:
         images = examples(student.model)
+        if is_dense:
+            return {"answers": {"examples": compare_images(student.model, file, images)}, "maps": {}}
         with torch.no_grad():
             ours = student.model.logits(images)
             return {"answers": {"examples": compare_outputs(student, ours, file.logits(images))}, "maps": {}}
     answers = {}
     for name, split in student.splits().items():
-        theirs = student.answers_of(file, split)
-        targets = torch.from_numpy(split.targets)
-        answers[name] = {
-            **compare_outputs(student, student.logits[name], theirs),
-            **compare_scores(student, name, theirs, targets),
-        }
+        if is_dense:
+            compared, theirs = compare_split(student.model, file, split)
+        else:
+            theirs = student.answers_of(file, split)
+            compared = compare_outputs(student, student.logits[name], theirs)
+        answers[name] = {**compared, **compare_scores(student, name, theirs, torch.from_numpy(split.targets))}
     return {"answers": answers, "maps": compare_maps(student, file)}
 
 
@@ -124,6 +131,7 @@ def compare_scores(student: Student, name: str, theirs: Tensor, targets: Tensor)
     apart = task.apart(theirs, ours, targets)
     entry: dict[str, Any] = {
         "metric": task.metric.name,
+        "unit": task.metric.unit,
         "student": main_score(task, ours, targets),
         "file": main_score(task, theirs, targets),
         "apart": apart and apart.plain(),
@@ -139,30 +147,34 @@ def compare_scores(student: Student, name: str, theirs: Tensor, targets: Tensor)
         if name in student.teacher:
             entry["agreement"] = agreement(theirs, student.teacher[name])
             entry["student's agreement"] = agreement(ours, student.teacher[name])
+    if isinstance(task, Segmentation) and name in student.teacher:
+        for key, masks in (("agreement", theirs), ("student's agreement", ours)):
+            entry[key] = same_answers(masks, student.teacher[name]).plain("accuracy")
     return entry
 
 
 def compare_maps(student: Student, file: Model) -> dict[str, Any]:
     """The likeness of the file's maps to the student's (cosine, rank correlation), and insertion beside the floors.
 
-    Both explain the student's top class, on the same test images.
+    Both explain the student's top class, on the same test images. In a segmentation they explain the class that the student
+    predicts at most places, at these places.
     """
     data = student.data
     assert data is not None
     split = data.test if len(data.test) else data.validation
     positions = draw_positions(split, student.images)
-    if not len(positions) or not isinstance(student.model.task, Classification):
+    if not len(positions) or not isinstance(student.model.task, Classification | Segmentation):
         return {}
     images = batch_at(split, positions).images.cpu()
     model = student.model.cpu()
-    target = model.task.explained(model.logits(images)).detach()
+    target = aim_of(model, images, file.size)
     found: dict[str, Any] = {}
     for part in EXPLAINERS_OF_FILES:
-        if part not in student.maps:
+        if (part, file.size) not in student.maps:
             explain = build_explainer(part)
             ours = explain(model, images, target).maps
-            student.maps[part] = (ours, insertion(model, images, ours, target), target)
-        ours, before, _ = student.maps[part]
+            student.maps[part, file.size] = (ours, insertion(model, images, ours, target))
+        ours, before = student.maps[part, file.size]
         theirs = build_explainer(part)(file, images, target).maps
         found[part] = {
             "cosine": mean_interval(cosine(theirs, ours)),
@@ -175,6 +187,13 @@ def compare_maps(student: Student, file: Model) -> dict[str, Any]:
         maps = build_explainer(part)(model, images, target).maps
         floors[part] = mean_interval(insertion(file, images, maps, target))
     return {"n": len(images), "explainers": found, "floors": floors}
+
+
+def aim_of(model: Model, images: Tensor, size: tuple[int, int]) -> Tensor:
+    """What is explained: the student's top class. In a segmentation its largest class, at the places of a file's mask."""
+    with torch.no_grad():
+        logits = model.logits(images)
+    return model.task.explained(at_size(logits, size) if model.task.dense else logits)
 
 
 def compare_gradcam(student: Student, simulated: Model) -> dict[str, Any]:

@@ -18,28 +18,48 @@ Table = tuple[list[str], list[list[str]]]
 
 def table(exported: Mapping[str, Any]) -> Table:
     """The verification of the files, one row per file."""
-    header = ["file", "size", "same top-1", "largest difference", "accuracy", "to the student", "maps (occlusion)"]
+    same = ("same mask", "largest difference of logits") if is_dense(exported) else ("same top-1", "largest difference")
+    header = ["file", "size", *same, metric_of(exported), "to the student", "maps (occlusion)"]
     return header, [row(entry) for entry in exported["files"]]
+
+
+def is_dense(exported: Mapping[str, Any]) -> bool:
+    """Whether the student gives a class for each place of an image."""
+    return (exported.get("student") or {}).get("task") == "segmentation"
+
+
+def metric_of(exported: Mapping[str, Any]) -> str:
+    """The name of the metric that the files were verified by."""
+    names = [found.get("metric") for entry in exported["files"] for found in entry["answers"].values()]
+    return next(filter(None, names), "mIoU" if is_dense(exported) else "accuracy")
 
 
 def row(entry: Mapping[str, Any]) -> list[str]:
     """A file's cells; of the test split, else of the split that there is."""
     answers = entry["answers"]
     found = answers.get("test") or answers.get("validation") or answers.get("examples") or {}
-    same = Estimate.read(found.get("same top-1"), "share")
+    same = found.get("same mask") or found.get("same top-1")
     metric = found.get("metric") or "accuracy"
     score, apart = Estimate.read(found.get("file"), metric), Estimate.read(found.get("apart"))
     alike = Estimate.read(((entry.get("maps") or {}).get("explainers") or {}).get("occlusion", {}).get("cosine"))
-    shares = metric == "accuracy"
+    shares = metric == "accuracy" or found.get("unit") == "%"
     return [
         entry["file"] + (" (not kept)" if entry.get("refused") else ""),
         readable(entry["bytes"]),
-        f"{same.number(in_percent)} %" if same else NOTHING,
+        share_of_same(same, places="same mask" in found) if same else NOTHING,
         f"{found['largest']:.1e}" if "largest" in found else NOTHING,
         (f"{score.number(in_percent)} %" if shares else score.number()) if score else NOTHING,
         difference(apart, shares) if apart else NOTHING,
         alike.number() if alike else NOTHING,
     ]
+
+
+def share_of_same(entry: Mapping[str, Any], *, places: bool) -> str:
+    """The share of equal answers: of images `99.1 %`, of places with its interval `99.12 [98.90 to 99.31] %`."""
+    found = Estimate.read(entry, "share")
+    if found is None:
+        return NOTHING
+    return f"{found.with_interval('{:.2%}'.format).replace('%', '')} %" if places else f"{found.number(in_percent)} %"
 
 
 def difference(apart: Estimate, shares: bool) -> str:
@@ -78,7 +98,7 @@ def conclusions(exported: Mapping[str, Any]) -> list[str]:
             lines.append(f"{entry['file']} takes one image per call.")
     if exported.get("data") is None:
         lines.append(
-            "The files were compared with the student on example images only: name the data to verify accuracy."
+            f"The files were compared with the student on example images only: name the data to verify {metric_of(exported)}."
         )
     return lines
 

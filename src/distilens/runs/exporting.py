@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -72,7 +73,7 @@ def export_run(run: Run, plan: Plan, folder: Path | None = None) -> Exported:
 
 
 def teacher_logits(run: Run) -> dict[str, Tensor]:
-    """The teacher's logits by split, if the run was measured completely."""
+    """The teacher's logits (in a segmentation its classes, uint8) by split, if the run was measured completely."""
     try:
         found = run.predictions()
     except UserError:
@@ -80,7 +81,7 @@ def teacher_logits(run: Run) -> dict[str, Tensor]:
     splits = {"test": found.test, "validation": found.validation}
     own = {"test": run.data.test, "validation": run.data.validation}
     return {
-        name: torch.from_numpy(split.logits["teacher"]).float()
+        name: torch.from_numpy(split.logits["teacher"] if run.data.task.dense else np.float32(split.logits["teacher"]))
         for name, split in splits.items()
         if "teacher" in split.logits and split.index.tolist() == own[name].index.tolist()
     }

@@ -107,7 +107,8 @@ class Perturbed:
             return whole, torch.cat([self.probability(*chunk) for chunk in self.split(bare)])
         if len(self.hidden) == len(self.images):
             return whole, torch.cat([self.probability(*chunk) for chunk in self.split(self.hidden)])
-        nothing = self.model.logits(self.hidden).float().expand(len(self.images), -1)
+        nothing = self.model.logits(self.hidden).float()
+        nothing = nothing.expand(len(self.images), *nothing.shape[1:])
         return whole, self.model.task.confidence(nothing, self.target)
 
     def filling(self, images: Tensor, shown: Tensor, hidden: Tensor) -> Float[Tensor, "r c h w"]:
