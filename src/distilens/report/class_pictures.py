@@ -90,7 +90,8 @@ def names_in(mask: UInt8[np.ndarray, "h w"], classes: Sequence[str]) -> str | No
     if not len(numbers):
         return None
     order = np.argsort(-counts, kind="stable")
-    shown = [f"{classes[numbers[at]]} {percent(counts[at] / counts.sum())}" for at in order[:NAMED]]
+    shares = zip(numbers[order].tolist(), (counts[order] / counts.sum()).tolist(), strict=True)
+    shown = [f"{classes[number]} {percent(share)}" for number, share in list(shares)[:NAMED]]
     return ", ".join(shown) + (f" and {len(order) - NAMED} more" if len(order) > NAMED else "")
 
 

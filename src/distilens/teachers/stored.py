@@ -217,8 +217,11 @@ class StoredTeacher(Teacher):
         there = self.description(need)
         if self.teacher is None and there is None:
             raise UserError(f"no answers to {need.name} in {self.folder}. Record them: {self.again}")
-        first = None if there else self.ask(batch, [need], np.arange(1))[0]
-        shape = tuple(there["shape"] if first is None else first[0].shape[1:])
+        if there:
+            first, shape = None, tuple(there["shape"])
+        else:
+            first = self.ask(batch, [need], np.arange(1))[0]
+            shape = tuple(first[0].shape[1:])
         as_written = there["made from"].get("written as") if there and self.teacher is None else None
         codec = codec_of(need, shape, maps={"byte": "uint8", "half": "float16"}.get(str(as_written), self.maps))
         target = [("target", *target_field(there, first))] if need.kind == "maps" else []
