@@ -25,5 +25,8 @@ class Lovasz(Method):
     tasks = DENSE
     because = "it compares the masks of an image, and a class of a whole image is no mask"
 
+    def __init__(self) -> None:
+        super().__init__()
+
     def loss(self, batch: Batch, output: Output, answer: Answer) -> Float[Tensor, " b"]:
         return of_labels(batch, lambda targets: losses.lovasz(output.logits, targets, reduction="none"))
