@@ -75,6 +75,29 @@ def test_an_int8_file_that_loses_too_much_is_refused_and_not_left(student, data,
     ]
 
 
+def test_an_int8_file_that_its_runtime_does_not_take_is_refused_and_the_float_file_stays(
+    student, data, tmp_path, monkeypatch, quick_int8
+):
+    from distilens.deploy.to_onnx import Onnx
+    from distilens.report.deployment_section import refusals, table
+
+    real = Onnx.open
+
+    def open_file(self, path):
+        if "int8" in path.name:
+            raise UserError(f"{path} is damaged: error 0x1")
+        return real(self, path)
+
+    monkeypatch.setattr(Onnx, "open", open_file)
+    found = export_model(student, tmp_path, Plan(("onnx",), "int8", images=0), data)
+    assert [entry["file"] for entry in found.refused] == ["student-int8.onnx"]
+    assert found.refused[0]["refused"] == "the file is damaged: error 0x1"
+    assert [path.name for path in found.paths()] == ["student.onnx"]
+    assert sorted(path.name for path in tmp_path.iterdir() if "onnx" in path.name) == ["student.onnx"]
+    assert read_exported(tmp_path).plain() == found.plain()
+    assert "student-int8.onnx (not kept)" in str(table(found.plain())) and "0x1" in str(refusals(found.plain()))
+
+
 def test_a_file_that_answers_differently_is_refused_and_an_old_one_removed(student, data, tmp_path, monkeypatch):
     monkeypatch.setattr(verification, "EXPLAINERS_OF_FILES", ("occlusion",))
     (tmp_path / "student.pt2").write_text("of an earlier export")

@@ -19,6 +19,7 @@ from distilens.deploy.fake_quantization import fake_quantize
 from distilens.deploy.plan import Plan
 from distilens.deploy.shipped import Shipped
 from distilens.deploy.verification import Student, compare_gradcam, verify
+from distilens.foundation.errors import UserError
 from distilens.foundation.files import explain_disk_errors
 from distilens.measure.scores import draw_positions
 from distilens.models.model import Model
@@ -68,8 +69,12 @@ class Job:
         self.say(f"export: {file}")
         entry: dict[str, Any] = {"file": file, "format": name, "precision": "int8", "finetuned": 0}
         with self.unfinished(file) as temporary:
-            found = self.write_int8(exporter, temporary, shipped)
             entry["before finetuning"] = None
+            try:
+                found = self.write_int8(exporter, temporary, shipped)
+            except UserError as error:  # such as a file that its own runtime does not take: the float file is kept
+                nothing = {"batch": None, "answers": {}, "maps": None}
+                return self.finish(entry, temporary, nothing, str(error).replace(str(temporary), "the file"))
             lost = self.loss(found)
             if self.plan.finetune and self.finetune and lost > self.plan.tolerance:
                 self.say(
@@ -157,7 +162,7 @@ class Job:
     ) -> dict[str, Any]:
         """Rename a file that passed; its entry with size and verification."""
         final = self.folder / entry["file"]
-        entry |= {"bytes": size_of(temporary), "refused": refused, **found}
+        entry |= {"bytes": size_of(temporary) if temporary.exists() else 0, "refused": refused, **found}
         remove(final)
         if refused is None:
             temporary.rename(final)
