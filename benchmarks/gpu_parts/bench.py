@@ -16,7 +16,8 @@ from distilens.data import Data, Split, load
 from distilens.data.pipeline import Batches
 from distilens.foundation.notation import Spec
 from distilens.measure import predict
-from distilens.measure.scores import EVALUATION_BATCH, labels_of
+from distilens.measure.accuracies import EVALUATION_BATCH
+from distilens.measure.scores import labels_of
 from distilens.models import build_model
 from distilens.teachers import nobody
 from distilens.training.log import Log
