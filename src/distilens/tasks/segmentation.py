@@ -114,7 +114,7 @@ class Segmentation(Task):
 
         made = []
         for answer, target in zip(self.compact(outputs, targets), targets, strict=True):
-            matrix = self.confusion(answer[None], target[None]).double()
+            matrix = self.confusion(answer[None], target[None]).cpu().double()
             made.append(torch.stack([matrix.diagonal(), matrix.sum(1), matrix.sum(0)[:-1]]))
         return torch.stack(made) if made else torch.zeros(0, 3, self.outputs, dtype=torch.float64)
 
@@ -122,7 +122,7 @@ class Segmentation(Task):
         """The mIoU of each image by itself: over the classes that are there or predicted."""
         import torch
 
-        return torch.from_numpy(mean_iou(self.counts(outputs, targets).cpu().numpy())).to(targets.device)
+        return torch.from_numpy(mean_iou(self.counts(outputs, targets).numpy())).float().to(targets.device)
 
     def tally(self, outputs: Tensor, targets: UInt8[Tensor, "b h w"]) -> Float[Tensor, " k"]:
         """The confusion matrix, flattened, and the number of images with a target; exact up to 2^53 places."""
@@ -134,7 +134,7 @@ class Segmentation(Task):
 
     def matrix_of(self, tally: Float[Tensor, " k"]) -> tuple[Float[np.ndarray, "3 classes"], int]:
         """From a tally: what `counts` gives for all images together, and the number of images."""
-        matrix = tally[:-1].view(self.outputs, self.outputs + 1).double().cpu().numpy()
+        matrix = tally[:-1].view(self.outputs, self.outputs + 1).cpu().double().numpy()  # MPS has no float64
         return np.stack([matrix.diagonal(), matrix.sum(1), matrix.sum(0)[:-1]]), int(tally[-1])
 
     def value(self, tally: Float[Tensor, " k"]) -> float | None:
