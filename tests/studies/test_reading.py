@@ -1,5 +1,9 @@
 """The test split: read once, at the end, and recorded; with the verdicts before and after."""
 
+import json
+import sys
+
+import numpy as np
 import pytest
 
 from distilens.foundation.errors import UserError
@@ -30,12 +34,36 @@ def counted(monkeypatch):
     """The runs that were measured."""
     measured, real = [], reading.measure_stage
 
-    def measure_stage(run):
+    def measure_stage(run, **options):
         measured.append(run.folder.name)
-        real(run)
+        real(run, **options)
 
     monkeypatch.setattr(reading, "measure_stage", measure_stage)
     return measured
+
+
+def test_the_teacher_of_many_students_is_asked_once(place, content):
+    """Its accuracy on clean and on corrupted images is the same for every student."""
+    corrupted = {**content, "measure": {"corruptions": ["blur", "contrast"]}}
+    row = Row("all", corrupted)
+    study = Study(place / "once", "seeds", (row,), (0, 1), (), "made by")
+    study.save()
+    train_study(study)
+    calls = sys.modules["study_nets"].CALLS
+    calls.clear()
+    read_test(study, ["all"], "the command")
+    assert calls.count(40) == 3  # all test images: clean, blurred, with less contrast
+    scores = [json.loads((study.place(row, seed) / "scores.json").read_text())["models"] for seed in (0, 1)]
+    assert scores[0]["teacher"]["shift"] == scores[1]["teacher"]["shift"]
+    assert list(scores[1]["teacher"]["shift"]) == ["blur", "contrast"]
+    assert scores[0]["student"]["shift"] != scores[1]["student"]["shift"]
+    with (
+        np.load(study.place(row, 0) / "predictions.npz") as first,
+        np.load(study.place(row, 1) / "predictions.npz") as second,
+    ):
+        names = [name for name in first.files if "teacher" in name and "test" in name]
+        assert names
+        assert all(np.array_equal(first[name], second[name]) for name in names)
 
 
 def test_the_test_split_is_read_once_and_recorded(study, counted, monkeypatch):
@@ -93,8 +121,6 @@ def test_the_test_split_is_read_once_and_recorded(study, counted, monkeypatch):
 
 
 def reading_of(study, name):
-    import json
-
     scores = json.loads((study.folder / "runs" / name / "scores.json").read_text())
     return scores["models"]["student"]["test"]["accuracy"]
 
@@ -109,7 +135,7 @@ def test_a_row_with_one_failed_seed_is_read_where_it_was_trained(tmp_path, monke
         (place / "result.json").write_text('{"failed": "no"}' if failed else '{"seconds": 1}')
     monkeypatch.setattr(reading, "run_of", lambda study, row, seed: study.place(row, seed))
     monkeypatch.setattr(reading, "wait_and_lock", lambda run: reading.Work(None, "", 1))
-    monkeypatch.setattr(reading, "measure_stage", lambda place: (place / "scores.json").write_text("{}"))
+    monkeypatch.setattr(reading, "measure_stage", lambda place, **_: (place / "scores.json").write_text("{}"))
     monkeypatch.setattr(reading, "report_stage", lambda place: None)
     read = read_test(study, ["a", "b"], "c")
     assert [(entry["rows"], entry["seeds"]) for entry in read.readings] == [(["a"], [0, 1]), (["b"], [0])]

@@ -313,8 +313,7 @@ def test_the_database_stays_away_and_the_same_command_continues(server, place, c
     folder = tmp_path / "runs" / "small-search"
     with Workers(place, content, address, count, retries=2) as workers:
         started = [workers.start(tmp_path) for _ in range(2)]
-        for worker in started:
-            until(lambda worker=worker: trained_by(server, "away", worker))
+        until(lambda: all(trained_by(server, "away", worker) for worker in started))  # both at once
         server.stop()
         try:
             assert workers.ends(*started) == [2, 2]
@@ -328,12 +327,13 @@ def test_the_database_stays_away_and_the_same_command_continues(server, place, c
         finally:
             server.start()
         before = trials_in(server, "away")
-        assert len([trial for trial in before if trial["state"] == "RUNNING"]) == 2
+        running = {trial["number"] for trial in before if trial["state"] == "RUNNING"}
+        assert 1 <= len(running) <= 2  # one of them may have ended in the moment before
         again = [workers.start(tmp_path) for _ in range(2)]
         assert workers.ends(*again) == [0, 0], [worker.log.read_text() for worker in again]
     trials = trials_in(server, "away")
     lost = check_trials(trials, count)
-    assert {trial["number"] for trial in before if trial["state"] == "RUNNING"} <= {trial["number"] for trial in lost}
+    assert running <= {trial["number"] for trial in lost}
     assert {path: path.stat().st_mtime_ns for path in kept} == kept  # and not a second time
     check_result(folder, trials)
     check_no_password(tmp_path)

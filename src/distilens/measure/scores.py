@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from distilens.measure.accuracies import commonest, evaluation_batches, predict
 from distilens.measure.answers import score_answers
 from distilens.measure.corruptions import accuracy_under_shift
 from distilens.measure.cost import latency, macs, parameters
+from distilens.measure.known import Known
 from distilens.measure.maps.likeness import cosine, mean_interval
 from distilens.measure.maps.localisation import energy_in_mask
 from distilens.measure.predictions import Predictions, SplitPredictions, predictions_of
@@ -27,15 +29,25 @@ from distilens.tasks import Classification, Task
 Say = Callable[[str], object]
 
 
-def predict_all(models: Mapping[str, Model], data: Data, *, say: Say = lambda text: None) -> Predictions:
-    """All models' predictions for all images of test and validation. The test split is read here."""
+def predict_all(
+    models: Mapping[str, Model], data: Data, *, teachers: Known | None = None, say: Say = lambda text: None
+) -> Predictions:
+    """All models' predictions for all images of test and validation. The test split is read here.
+
+    Args:
+        teachers: the results of teachers from earlier calls; a teacher that is in it is not asked again.
+    """
+    known = Known() if teachers is None else teachers
 
     def answered(split: Split, name: str) -> SplitPredictions:
-        logits = {}
-        for role, model in models.items():
-            say(f"predictions of {role} on {name}")
-            logits[role] = predict(model, evaluation_batches(split, model.device))
-        return predictions_of(split, logits)
+        def ask(role: str, model: Model) -> Tensor:
+            def compute() -> Tensor:
+                say(f"predictions of {role} on {name}")
+                return predict(model, evaluation_batches(split, model.device))
+
+            return known.get(model, split, "predictions", compute) if role == "teacher" else compute()
+
+        return predictions_of(split, {role: ask(role, model) for role, model in models.items()})
 
     return Predictions(data.task, answered(data.test, "test"), answered(data.validation, "validation"))
 
@@ -48,6 +60,7 @@ def score_models(
     measured: int,
     predictions: Predictions | None = None,
     corruptions: Sequence[str] = (),
+    teachers: Known | None = None,
     say: Say = lambda text: None,
 ) -> dict[str, Any]:
     """Score models by role (`teacher`, `base`, `student`): their predictions, maps and cost.
@@ -57,8 +70,10 @@ def score_models(
     Args:
         predictions: the models' predictions, if they exist already.
         corruptions: also score the models on test images that are corrupted in these ways.
+        teachers: the results of teachers from earlier calls; a teacher that is in it is not asked again.
     """
-    answers = predict_all(models, data, say=say) if predictions is None else predictions
+    known = Known() if teachers is None else teachers
+    answers = predict_all(models, data, teachers=known, say=say) if predictions is None else predictions
     say("scores of the predictions")
     scores = score_answers(answers)
     for role, model in models.items():
@@ -74,7 +89,8 @@ def score_models(
         }
         if corruptions:
             say(f"corrupted images of {role}")
-            under = accuracy_under_shift(model, data.test, corruptions)
+            compute = partial(accuracy_under_shift, model, data.test, corruptions)
+            under = known.get(model, data.test, tuple(corruptions), compute) if role == "teacher" else compute()
             scores[role]["shift"] = {kind: found.plain(data.task.metric.name) for kind, found in under.items()}
     positions = draw_positions(data.test, measured)
     logits = answers.test.logits

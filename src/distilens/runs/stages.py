@@ -26,6 +26,7 @@ from distilens.foundation.settings import resolve_section
 from distilens.measure import predict
 from distilens.measure.accuracies import evaluation_batches
 from distilens.measure.answers import errors_of
+from distilens.measure.known import Known
 from distilens.measure.maps.side_by_side import as_pixels, choose, explained, named_files
 from distilens.measure.predictions import FILE as PREDICTIONS
 from distilens.measure.scores import predict_all, score_models
@@ -61,10 +62,13 @@ def run_all(run: Run) -> None:
         processes().wait_for_everyone()
 
 
-def measure_stage(run: Run) -> None:
+def measure_stage(run: Run, *, teachers: Known | None = None) -> None:
     """Score the answers, maps and costs of all models. The test split is read here.
 
     It writes the answers (`predictions.npz`), the scores, and the student's most confident errors (`errors.npz`).
+
+    Args:
+        teachers: the results of teachers from earlier runs; a teacher that is in it is not asked again.
     """
     explain, more = run.recipe.explain, run.recipe.measure or MeasureSettings()
     weights = [run.weights_key(role) for role in ROLES]
@@ -84,7 +88,7 @@ def measure_stage(run: Run) -> None:
             run.say(f"measure: {text}")
 
         models = run.models()
-        answers = predict_all(models, run.data, say=say)
+        answers = predict_all(models, run.data, teachers=teachers, say=say)
         answers.save(answers_file)
         scores = score_models(
             models,
@@ -93,6 +97,7 @@ def measure_stage(run: Run) -> None:
             measured=explain.measured,
             predictions=answers,
             corruptions=more.corruptions,
+            teachers=teachers,
             say=say,
         )
         scores["errors"] = errors_of(answers)

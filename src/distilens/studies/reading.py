@@ -11,6 +11,7 @@ from rich.console import Console
 
 from distilens.foundation.errors import UserError, shortened
 from distilens.foundation.progress import Work
+from distilens.measure.known import Known
 from distilens.runs.run import wait_and_lock
 from distilens.runs.stages import measure_stage, report_stage
 from distilens.studies.study import Study, updating
@@ -40,12 +41,13 @@ def read_test(study: Study, rows: Sequence[str], command: str, console: Console 
         study = replace(known, readings=(*known.readings, *new_readings(known, rows, command)))
         study.write()  # before the split is read: a stop in between does not hide it
     unread = [(row, seed) for row in rows for seed in study.results(study.row(row)) if not is_read(study, row, seed)]
+    teachers = Known()
     with Work(console, "test split", len(unread), unit="students") as work:
         for name, seed in unread:
             work.say(f"test split: {name}, seed {seed}")
             run = run_of(study, study.row(name), seed)
             with wait_and_lock(run):
-                measure_stage(run)
+                measure_stage(run, teachers=teachers)
                 report_stage(run)
             work.advance()
     return study
