@@ -1,12 +1,15 @@
 """Whole groups on one side of a split, disjoint parts, and rows of one value."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from distilens.data import Rows, Source, from_arrays, subset
+from distilens.data.copies import Copies
 from distilens.data.groups import choose_part, groups_of, hold_out_groups, nearest_choice, where_rows
+from distilens.data.subset import take_set
 from distilens.foundation.errors import UserError
 from distilens.tasks import VOID, Segmentation, as_task
 
@@ -255,3 +258,32 @@ def test_the_options_change_nothing_if_they_are_not_given():
 
 
 FINGERPRINT = "2d06988f70fc0011"
+
+
+def test_all_images_can_come_from_one_set():
+    """Of a drive that only the test set has, for example. Stored answers stay valid: the rows are those of the test set."""
+    source = source_of_people(own=True)
+    swapped = replace(source, train=source.test, test=source.train, copies=(
+        Copies(True, (("test", 3), ("test", 5), ("train", 0)), ("a", "b", "c")),
+        Copies(True, (("test", 7), ("train", 1)), ("d", "e")),
+    ))  # fmt: skip
+    data = subset(swapped, "x", from_split="test", group="person", val_fraction=0.25)
+    assert sum(map(len, data.splits.values())) == 60
+    assert all(split.rows is swapped.test for split in data.splits.values())
+    plain = subset(swapped, "x", group="person")
+    assert {split.origin for split in data.splits.values()} == {plain.test.origin}
+    assert data.fingerprint != subset(replace(swapped, train=source.train, test=None), "x", group="person").fingerprint
+    assert take_set(swapped, "test").copies == (Copies(True, (("train", 3), ("train", 5)), ("a", "b")),)
+    assert subset(source, "x", from_split="train").train.origin == subset(source, "x").train.origin
+    with pytest.raises(UserError, match="from_split=validation: the data has no such set; it has train, test"):
+        subset(source, "x", from_split="validation")
+
+
+def test_rows_that_are_not_used_need_no_group():
+    source = source_of_people()
+    with pytest.raises(UserError, match=r"group=p0\(\\d\): 26 of 60 images of train have no group"):
+        subset(source, "x", group=r"p0(\d)")
+    data = subset(source, "x", where="path:^p0", group=r"p0(\d)", val_fraction=0.3)
+    sides = [people_of(split) for split in data.splits.values()]
+    assert set.union(*sides) == {f"p0{number}" for number in range(10)}
+    assert all(sides) and not any(one & other for one, other in itertools.combinations(sides, 2))

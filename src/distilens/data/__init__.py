@@ -1,7 +1,7 @@
 """Data sets by name: `shapes:shortcut=0.9,shots=20`, `parquet:path=data/cifar10`, `torchvision:CIFAR10`.
 
 A name stands for a `Source`. The options that all names share (`limit`, `shots`, `classes`, `min_images`, `val_fraction`, `seed`,
-`draw`, `group`, `where`, `part`, `few`) select the rows for a run: a `Data`.
+`draw`, `group`, `where`, `part`, `few`, `from_split`) select the rows for a run: a `Data`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -44,6 +44,7 @@ def options(
     where: str | None = None,
     part: str | None = None,
     few: Annotated[int, Field(ge=1)] | None = None,
+    from_split: Literal["train", "validation", "test"] | None = None,
 ) -> None:
     """The options that every data set takes: see `subset`."""
 

@@ -38,11 +38,12 @@ def where_rows(rows: Rows, where: str, part: str) -> np.ndarray:
     return np.array([one is not None and pattern.search(str(one)) is not None for one in values], dtype=bool)
 
 
-def groups_of(rows: Rows, group: str, part: str) -> np.ndarray:
+def groups_of(rows: Rows, group: str, part: str, allowed: np.ndarray | None = None) -> np.ndarray:
     """The group of each row, as text `[n]`.
 
     Args:
         group: a column, or a regular expression with one group for the name of the image's file.
+        allowed: bool `[n]`, the rows that are used; the others need no group, and have the group "".
 
     Raises:
         UserError: there is no such column, or the expression does not fit all names; the message names the first.
@@ -61,6 +62,8 @@ def groups_of(rows: Rows, group: str, part: str) -> np.ndarray:
             raise UserError(f"group={group}: the expression has {pattern.groups} groups, expected one (...)")
         matches = [pattern.search(str(path)) for path in paths]
         values = np.array([match and match[1] for match in matches], dtype=object)
+    if allowed is not None:
+        values = np.where(allowed, values, "")
     without = [row for row, value in enumerate(values) if value is None]
     if without:
         paths = rows.column("path")

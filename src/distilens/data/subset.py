@@ -35,6 +35,7 @@ def subset(
     where: str | None = None,
     part: str | None = None,
     few: int | None = None,
+    from_split: str | None = None,
 ) -> Data:
     """Choose the rows of a run: `where`, classes, a validation split held out of train, `part`, `limit`, `shots`, `few`.
 
@@ -58,10 +59,14 @@ def subset(
             A validation or test set without such rows is held out of train.
         part: the k-th of n disjoint parts of the training images, `1/4`.
         few: only so many training images keep their targets, with the same share of every class; the others stay without.
+        from_split: all images come from this set of the source, `train`, `validation` or `test`. What it holds is split anew, and the
+            source's other sets are left out.
 
     Raises:
-        UserError: a class is unknown, there are fewer than two, or one has too few images; too few groups; no row is left.
+        UserError: the source has no such set; a class is unknown, there are fewer than two, or one has too few images; too few groups; no row is left.
     """
+    if from_split is not None:
+        source = take_set(source, from_split)
     if not isinstance(source.task, Classification):
         check_no_classes(source.task, classes=classes, min_images=min_images, shots=shots)
     drawn = seed if draw is None else draw
@@ -77,7 +82,7 @@ def subset(
         check_images(names, strata)
     own_sets = tuple(sets)
     index = choose_rows(source, strata, allowed, names, whole=classes is None and not rare)
-    groups = {} if group is None else {own: groups_of(rows, group, own) for own, rows in sets.items()}
+    groups = {} if group is None else {own: groups_of(rows, group, own, allowed.get(own)) for own, rows in sets.items()}
     for held_part, fraction, key in (("test", TEST_SHARE, 0), ("validation", val_fraction, seed)):
         if held_part not in sets:
             sets[held_part], strata[held_part] = sets["train"], strata["train"]
@@ -105,10 +110,11 @@ def subset(
     if few is not None:
         kept = draw_few(index["train"], strata["train"], few, names, generator("few", drawn))
         sets["train"] = keep_targets(sets["train"], kept, task)
-    origins = {own: digest(source.fingerprint, own if own in own_sets else "train") for own in sets}
+    base = from_split or "train"
+    origins = {own: digest(source.fingerprint, own if own in own_sets and own != "train" else base) for own in sets}
     splits = {own: Split(rows, np.sort(index[own]).astype(np.int64), origins[own], task) for own, rows in sets.items()}
     chosen = {"limit": limit, "shots": shots, "classes": names, "val_fraction": val_fraction, "seed": seed}
-    more = {"group": group, "where": where, "part": part, "few": few}
+    more = {"group": group, "where": where, "part": part, "few": few, "from_split": from_split}
     chosen |= {option: value for option, value in more.items() if value is not None}
     if draw is not None and any(value is not None for value in (limit, shots, part, few)):
         chosen["draw"] = draw
@@ -122,6 +128,24 @@ def subset(
         digest(source.fingerprint, chosen), seed, source.skipped, source.fingerprint,
         make_inventory(source, splits, sets, names, rare, min_images, own_sets, remarks),
     )  # fmt: skip
+
+
+def take_set(source: Source, name: str) -> Source:
+    """A source whose only set, `train`, is one set of another source.
+
+    Raises:
+        UserError: the source has no such set.
+    """
+    sets = {part: rows for part in ("train", "validation", "test") if (rows := getattr(source, part)) is not None}
+    if name not in sets:
+        raise UserError(f"from_split={name}: the data has no such set; it has {', '.join(sets)}")
+    copies = []
+    for group in source.copies:
+        inside = [place for place, (part, _) in enumerate(group.rows) if part == name]
+        if len(inside) > 1:
+            rows = tuple(("train", group.rows[place][1]) for place in inside)
+            copies.append(replace(group, rows=rows, names=tuple(group.names[place] for place in inside)))
+    return replace(source, train=sets[name], validation=None, test=None, copies=tuple(copies))
 
 
 def choose_sets(
