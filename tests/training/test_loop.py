@@ -63,6 +63,26 @@ def test_it_learns_and_logs(data, tmp_path):
     assert log.metrics.rows() == log.rows
 
 
+def test_it_validates_after_every_nth_epoch_and_after_the_last(data, tmp_path):
+    """With `select="last"` the weights, and so the run's key, do not depend on it."""
+
+    def scored(log):
+        return {row["epoch"]: row["validation"] for row in log.rows if "validation" in row}
+
+    always, seldom, best = Log(), Log(), Log()
+    every = run(data, epochs=5, select="last", log=always)
+    some = run(data, epochs=5, select="last", validate_every=2, log=seldom)
+    assert list(scored(always)) == [0, 1, 2, 3, 4]
+    assert scored(seldom) == {epoch: scored(always)[epoch] for epoch in (1, 3, 4)}
+    for ours, theirs in zip(every.state_dict().values(), some.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
+    run(data, epochs=5, validate_every=3, log=best, folder=tmp_path)
+    kept = torch.load(tmp_path / "best.pt", weights_only=True)["place"]
+    assert kept["best"] == max(row["accuracy"] for row in scored(best).values())
+    assert settings(select="last", validate_every=2).decisive() == settings(select="last").decisive()
+    assert settings(validate_every=2).decisive() != settings().decisive() == settings(validate_every=1).decisive()
+
+
 def test_the_test_split_is_not_touched(data):
     poisoned = copy.deepcopy(data)
     poisoned.test.rows.images.setflags(write=True)

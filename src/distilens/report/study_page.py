@@ -291,7 +291,7 @@ def curves(content: Content) -> Markup:
     lines = [
         Series(
             row["name"],
-            list(range(1, len(row["curve"]) + 1)),
+            (row.get("epochs") or list(range(1, len(row["curve"]) + 1)))[: len(row["curve"])],
             [entry["mean"] for entry in row["curve"]],
             number,
             band(row["curve"], content),

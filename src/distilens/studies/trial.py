@@ -88,14 +88,14 @@ def score(run: Run) -> dict[str, Any]:
     student, validation, task = run.models()["student"], run.data.validation, run.data.task
     logits = predict(student, evaluation_batches(validation, student.device))
     metric = task.metric
+    scored = [
+        row for row in run.metrics.rows() if row["stage"] == "student" and metric.name in row.get("validation", {})
+    ]
     found: dict[str, Any] = {
         "metric": metric.plain(),
         "validation": main_score(task, logits, labels_of(validation)),
-        "curve": [
-            row["validation"][metric.name]
-            for row in run.metrics.rows()
-            if row["stage"] == "student" and metric.name in row.get("validation", {})
-        ],
+        "curve": [row["validation"][metric.name] for row in scored],
+        "epochs": [row["epoch"] + 1 for row in scored],
         "fingerprint": fingerprint_of(student),
         "parameters": parameters(student),
         "macs": macs(student),

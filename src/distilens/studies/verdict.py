@@ -88,6 +88,7 @@ def describe_row(study: Study, row: Row, values: Values, failed: str | None, spl
         "parameters": first.get("parameters"),
         "macs": first.get("macs"),
         "curve": mean_curve(curves),
+        "epochs": first.get("epochs"),
         "learning": mean_over_seeds(means_of_curves(study, row)).plain(),
         "diverged": [seed for seed, result in results.items() if "diverged" in result],
         "failed": failed,

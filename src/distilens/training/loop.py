@@ -161,10 +161,12 @@ def train_alone(
                     log.flush()
                     state.save(place)
             log.flush()
-            scores = validate(student_to_save(objective, average), validation, accelerator)
             place.next_epoch()
-            log.epoch(epoch, scores, objective.notes() | teacher.notes())
-            score = metric.rank(scores[metric.name]) if scores["n"] else None
+            score = None
+            if place.epoch % settings.validate_every == 0 or place.epoch == settings.epochs:
+                scores = validate(student_to_save(objective, average), validation, accelerator)
+                log.epoch(epoch, scores, objective.notes() | teacher.notes())
+                score = metric.rank(scores[metric.name]) if scores["n"] else None
             state.save(place, score=score, keep=settings.keep_every)
             if stop.requested:  # during validation
                 raise Interrupted(stop.signal, folder)

@@ -20,7 +20,8 @@ class Training(Section):
     seed: so all seeds of an experiment see the same pictures and can read the same stored answers. With `sampling="balanced"`
     an epoch shows the same number of images per class, and repeats those of rare classes. `optimizer="auto"` and `clip="auto"`
     are the defaults for the network (`training/defaults.py`); `clip=0` turns clipping off. `select` says which weights are kept:
-    the `best` epoch on validation, or the `last`. `balance` weights the terms of the loss: by their weights (`fixed`), or by
+    the `best` epoch on validation, or the `last`. `validate_every=10` validates after every tenth epoch and after the last: with
+    few training images, validation can take longer than training. `balance` weights the terms of the loss: by their weights (`fixed`), or by
     their gradients or losses (`training/balance.py`). `compile` compiles the student's network for training. On a GPU, `graphs`
     also replays its kernels as CUDA graphs: this helps small networks, whose kernels run shorter than their launches. Images are
     `resident` in the device's memory if they fit; otherwise `workers` processes read them. `tracker` names services that show
@@ -42,6 +43,7 @@ class Training(Section):
     channels_last: bool | Literal["auto"] = "auto"
     compile: bool | Literal["graphs"] = False
     select: Literal["best", "last"] = "best"
+    validate_every: Count = 1
     log_every: Count = 20
     keep_every: Annotated[int, Field(ge=0)] = 0
     workers: Annotated[int, Field(ge=0)] = 2
@@ -71,8 +73,12 @@ class Training(Section):
 
     def decisive(self) -> dict[str, Any]:
         """The settings that the weights depend on, with every option written out: not those of the log or of reading images."""
-        # `sampling` is newer than some runs, whose keys must stay valid
+        # these settings are newer than some runs, whose keys must stay valid
         usual = {"sampling"} if self.sampling == "uniform" else set()
+        if (
+            self.validate_every == 1 or self.select == "last"
+        ):  # the last weights are the same, however often they are scored
+            usual.add("validate_every")
         outside = {"log_every", "keep_every", "workers", "resident", "tracker"}
         return resolve_section(Training, self.model_dump(exclude=outside | usual))
 
@@ -96,6 +102,7 @@ class TrainingOptions(TypedDict, total=False):
     channels_last: bool | Literal["auto"]
     compile: bool | Literal["graphs"]
     select: Literal["best", "last"]
+    validate_every: int
     log_every: int
     keep_every: int
     workers: int
