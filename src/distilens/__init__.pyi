@@ -44,6 +44,7 @@ from .teachers import LiveTeacher as LiveTeacher
 from .teachers import MeanProbabilitiesTeacher as MeanProbabilitiesTeacher
 from .teachers import MeanTeacher as MeanTeacher
 from .teachers import PermutedTeacher as PermutedTeacher
+from .teachers import RandomFeatureTeacher as RandomFeatureTeacher
 from .teachers import RandomMapTeacher as RandomMapTeacher
 from .teachers import StoredTeacher as StoredTeacher
 from .training.distill import distill as distill

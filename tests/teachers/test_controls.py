@@ -1,5 +1,7 @@
 """Each control takes one thing from the answers, and nothing else."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from distilens.methods import build_methods
 from distilens.teachers import (
     CONTROLS,
     BestExplainedTeacher,
+    LiveTeacher,
     MisregisteredTeacher,
     PermutedTeacher,
     RandomMapTeacher,
@@ -256,6 +259,26 @@ def test_a_random_network_needs_one_live_teacher(tmp_path, shapes, live_of):
         with pytest.raises(UserError, match=r"needs one live teacher; given a"):
             RandomMapTeacher(inner, kind="network")
     RandomMapTeacher(StoredTeacher(tmp_path, live_of(shapes)), kind="network")
+
+
+def test_features_of_a_random_network_and_nothing_else(tmp_path, shapes, live_of, batches_of):
+    own = live_of(shapes)
+    batch = next(batches_of(shapes).epoch(0))
+    stored = StoredTeacher(tmp_path, own)
+    teacher = CONTROLS.build("random_features:seed=3", stored)
+    needs = [*REST, *MAPS, "module:0"]
+    found, plain = teacher(batch, needs), stored(batch, needs)
+    other = teacher.network.model
+    assert torch.allclose(found.features["last"], LiveTeacher(other)(batch, ["features:last"]).features["last"])
+    assert not torch.allclose(found.features["last"], plain.features["last"])
+    own_parts_are_equal(replace(found, features=plain.features), plain)
+    assert all(torch.equal(found.maps[need], plain.maps[need]) for need in MAPS)
+    assert torch.equal(found.modules["0"].weight, plain.modules["0"].weight)
+    assert not torch.equal(other.network[0].weight, own.model.network[0].weight)
+    without = CONTROLS.build("random_features", own)
+    assert not without(batch, ["logits"]).features and without.network is None
+    with pytest.raises(UserError, match="random features come from a copy of the teacher's network"):
+        CONTROLS.build("random_features", StoredTeacher(tmp_path))
 
 
 # nested

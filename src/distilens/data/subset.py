@@ -59,11 +59,12 @@ def subset(
             A validation or test set without such rows is held out of train.
         part: the k-th of n disjoint parts of the training images, `1/4`.
         few: only so many training images keep their targets, with the same share of every class; the others stay without.
-        from_split: all images come from this set of the source, `train`, `validation` or `test`. What it holds is split anew, and the
+        from_split: all images come from this set of the source, `train`, `validation` or `test`. It is split anew, and the
             source's other sets are left out.
 
     Raises:
-        UserError: the source has no such set; a class is unknown, there are fewer than two, or one has too few images; too few groups; no row is left.
+        UserError: the source has no such set; a class is unknown, there are fewer than two, or one has too few images; too few
+            groups; no row is left.
     """
     if from_split is not None:
         source = take_set(source, from_split)

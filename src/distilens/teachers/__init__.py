@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from distilens.core import Teacher
 from distilens.foundation.notation import Registry
 from distilens.teachers.best_explained import BestExplainedTeacher
-from distilens.teachers.controls import MisregisteredTeacher, PermutedTeacher, RandomMapTeacher
+from distilens.teachers.controls import MisregisteredTeacher, PermutedTeacher, RandomFeatureTeacher, RandomMapTeacher
 from distilens.teachers.live import LiveTeacher, nobody
 from distilens.teachers.mean import MeanTeacher, RandomTeacher
 from distilens.teachers.several import Several
@@ -35,6 +35,7 @@ CONTROLS = Registry(
         "permuted": "distilens.teachers.controls:PermutedTeacher",
         "misregistered": "distilens.teachers.controls:MisregisteredTeacher",
         "random_maps": "distilens.teachers.controls:RandomMapTeacher",
+        "random_features": "distilens.teachers.controls:RandomFeatureTeacher",
     },
 )
 
@@ -61,6 +62,7 @@ __all__ = [
     "MeanTeacher",
     "MisregisteredTeacher",
     "PermutedTeacher",
+    "RandomFeatureTeacher",
     "RandomMapTeacher",
     "RandomTeacher",
     "StoredTeacher",

@@ -36,6 +36,9 @@ CALIBRATION = 128
 class Control(Teacher):
     """A teacher that wraps another one."""
 
+    seed = 0
+    network: LiveTeacher | None = None
+
     def __init__(self, teacher: Teacher):
         self.inner = as_teacher(teacher)
 
@@ -62,6 +65,32 @@ class Control(Teacher):
 
     def notes(self) -> dict[str, float]:
         return self.inner.notes()
+
+    def check_one_live(self, what: str) -> None:
+        """Check that there is one network of which a copy can be made.
+
+        Raises:
+            UserError: there are several, or none.
+        """
+        if not isinstance(self.live(), LiveTeacher):
+            raise UserError(
+                f"{what} come from a copy of the teacher's network, so the control needs one live teacher; given a "
+                f"{type(self.live()).__name__}. If there are several teachers, give each its own control"
+            )
+
+    def random_network(self, batch: Batch) -> LiveTeacher:
+        """A copy of the teacher with random weights.
+
+        The batch norm statistics are computed on the first 128 images of the set of the first batch.
+        """
+        if self.network is None:
+            images, variant = batch.images, batch.variant
+            if variant is not None:  # so the first batch does not matter, in any process
+                images = variant.split.pixels(np.arange(min(CALIBRATION, len(variant.split))))[0].to(images)
+            live = self.live()
+            assert isinstance(live, LiveTeacher)
+            self.network = LiveTeacher(randomised(live.model, calibrate=images, seed=self.seed))
+        return self.network
 
 
 class PermutedTeacher(Control):
@@ -182,8 +211,7 @@ class RandomMapTeacher(Control):
       each time. So the map has exactly the values of the true map, in blobs at other places.
     * `centre`: the values of the true map, sorted by distance from the centre, the largest in the middle.
     * `constant`: 1 everywhere.
-    * `network`: the maps of a copy of the teacher with random weights, for the same classes. The batch norm statistics are
-      computed on the first 128 images of the set of the first batch.
+    * `network`: the maps of a copy of the teacher with random weights, for the same classes.
 
     Maps of `of=canonical` are replaced before they are moved with the image.
 
@@ -202,12 +230,8 @@ class RandomMapTeacher(Control):
     ):
         super().__init__(teacher)
         self.kind, self.seed = kind, seed
-        self.network: LiveTeacher | None = None
-        if kind == "network" and not isinstance(self.live(), LiveTeacher):
-            raise UserError(
-                "random maps of kind=network come from a copy of the teacher's network, so the control needs one live teacher; "
-                f"given a {type(self.live()).__name__}. If there are several teachers, give each its own control"
-            )
+        if kind == "network":
+            self.check_one_live("random maps of kind=network")
 
     def __call__(self, batch: Batch, needs: Sequence[str]) -> Answer:
         answer = self.inner(batch, needs)
@@ -239,16 +263,29 @@ class RandomMapTeacher(Control):
         values = maps.flatten(-2).sort(dim=-1).values
         return torch.zeros_like(values).scatter(-1, order, values).view_as(maps)
 
-    def random_network(self, batch: Batch) -> LiveTeacher:
-        """A copy of the teacher with random weights."""
-        if self.network is None:
-            images, variant = batch.images, batch.variant
-            if variant is not None:  # so the first batch does not matter, in any process
-                images = variant.split.pixels(np.arange(min(CALIBRATION, len(variant.split))))[0].to(images)
-            live = self.live()
-            assert isinstance(live, LiveTeacher)
-            self.network = LiveTeacher(randomised(live.model, calibrate=images, seed=self.seed))
-        return self.network
+
+class RandomFeatureTeacher(Control):
+    """Features of a network without training: those of a copy of the teacher with random weights.
+
+    Only the features are replaced; logits, maps and modules are the teacher's own. A student that gains as much from these
+    features does not learn what the teacher learnt, but only to spread its features like any network.
+
+    Args:
+        teacher: a live teacher, or stored answers with a live teacher.
+        seed: determines the random weights.
+    """
+
+    def __init__(self, teacher: Teacher, *, seed: int = 0):
+        super().__init__(teacher)
+        self.seed = seed
+        self.check_one_live("random features")
+
+    def __call__(self, batch: Batch, needs: Sequence[str]) -> Answer:
+        features = [need for need in needs if Need.parse(need).kind == "features"]
+        answer = self.inner(batch, [need for need in needs if need not in features])
+        if not features:
+            return answer
+        return replace(answer, features=self.random_network(batch)(batch, features).features)
 
 
 def centred(maps: Float[Tensor, "*b h w"]) -> Float[Tensor, "*b h w"]:

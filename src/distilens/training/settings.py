@@ -15,17 +15,18 @@ TrackerName = Literal["tensorboard", "wandb", "mlflow"]
 class Training(Section):
     """How a model is trained: `[train]`, and overrides in `[teacher.train]`.
 
-    With `auto`, `precision` and `channels_last` depend on the processor. `variants` is the number of augmented variants per image
-    (0: a new one each epoch; 16 by default if the teacher's answers are stored). Their seed is `variant_seed`, not the run's
-    seed: so all seeds of an experiment see the same pictures and can read the same stored answers. With `sampling="balanced"`
-    an epoch shows the same number of images per class, and repeats those of rare classes. `optimizer="auto"` and `clip="auto"`
-    are the defaults for the network (`training/defaults.py`); `clip=0` turns clipping off. `select` says which weights are kept:
-    the `best` epoch on validation, or the `last`. `validate_every=10` validates after every tenth epoch and after the last: with
-    few training images, validation can take longer than training. `balance` weights the terms of the loss: by their weights (`fixed`), or by
-    their gradients or losses (`training/balance.py`). `compile` compiles the student's network for training. On a GPU, `graphs`
-    also replays its kernels as CUDA graphs: this helps small networks, whose kernels run shorter than their launches. Images are
-    `resident` in the device's memory if they fit; otherwise `workers` processes read them. `tracker` names services that show
-    the training live: `tensorboard`, `wandb`, `mlflow` (`training/trackers.py`).
+    With `auto`, `precision` and `channels_last` depend on the processor. `variants` is the number of augmented variants per
+    image (0: a new one each epoch; 16 by default if the teacher's answers are stored). Their seed is `variant_seed`, not the
+    run's seed: so all seeds of an experiment see the same pictures and can read the same stored answers. With
+    `sampling="balanced"` an epoch shows the same number of images per class, and repeats those of rare classes.
+    `optimizer="auto"` and `clip="auto"` are the defaults for the network (`training/defaults.py`); `clip=0` turns clipping
+    off. `select` says which weights are kept: the `best` epoch on validation, or the `last`. `validate_every=10` validates
+    after every tenth epoch and after the last: with few training images, validation can take longer than training. `balance`
+    weights the terms of the loss: by their weights (`fixed`), or by their gradients or losses (`training/balance.py`).
+    `compile` compiles the student's network for training. On a GPU, `graphs` also replays its kernels as CUDA graphs: this
+    helps small networks, whose kernels run shorter than their launches. Images are `resident` in the device's memory if they
+    fit; otherwise `workers` processes read them. `tracker` names services that show the training live: `tensorboard`,
+    `wandb`, `mlflow` (`training/trackers.py`).
     """
 
     epochs: Count = 10
