@@ -172,6 +172,7 @@ def test_a_folder_without_a_study_is_named(tmp_path):
 
 def test_a_seed_also_chooses_few_images():
     assert seeded({**DATA, "data": "digits:limit=60"}, 3)["data"] == "digits:limit=60,draw=3"
+    assert seeded({**DATA, "data": "digits:few=16"}, 3)["data"] == "digits:few=16,draw=3"
     assert seeded({**DATA, "data": "digits:shots=5"}, 3)["data"] == "digits:shots=5,draw=3"
     assert seeded({**DATA, "data": "digits:limit=60,draw=1"}, 3)["data"] == "digits:limit=60,draw=1"
     assert seeded(DATA, 3) == {**DATA, "seed": 3}

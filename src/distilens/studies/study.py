@@ -257,7 +257,7 @@ def plain(content: Any) -> Any:
 def seeded(recipe: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """The content of a recipe for a seed: of the student's first weights, of the order, and of the images if few are chosen."""
     spec = Spec.parse(recipe["data"])
-    few = any(spec.options.get(key) is not None for key in ("limit", "shots")) and "draw" not in spec.options
+    few = any(spec.options.get(key) is not None for key in ("limit", "shots", "few")) and "draw" not in spec.options
     data = spec.replaced(draw=seed) if few else spec
     return {**recipe, "seed": seed, "data": str(data)}
 
