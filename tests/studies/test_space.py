@@ -139,3 +139,10 @@ def test_the_list_of_methods_may_be_named_in_full():
     (short,), (full,) = (read_space([f"{name}=[ce]|[kd]"], RECIPE) for name in ("methods", "student.methods"))
     assert short == full
     assert change_of(short, ["ce", "kd:weight=2.0"]) == "student.methods=['ce', 'kd:weight=2.0']"
+
+
+def test_lists_of_methods_may_be_written_as_in_a_recipe():
+    (plain,) = read_space(["methods=[ce,kd:temperature=3]|[kd]"], RECIPE)
+    (quoted,) = read_space(['methods=["ce","kd:temperature=3,weight=2"]|["kd"]'], RECIPE)
+    assert plain.examples == [["ce", "kd:temperature=3"], ["kd"]]
+    assert quoted.examples == [["ce", "kd:temperature=3,weight=2"], ["kd"]]

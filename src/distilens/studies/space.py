@@ -58,8 +58,9 @@ class Dimension:
         return [self.low, self.low + 0.382 * (self.high - self.low), self.high]
 
     def read(self, choice: str) -> Any:
-        """The value of a choice: a list of methods, or a TOML value."""
-        return as_list(choice) if self.key == METHODS else toml_value(choice)
+        """The value of a choice: a TOML value, or a list of methods in the notation."""
+        value = toml_value(choice)
+        return as_list(choice) if self.key == METHODS and not isinstance(value, list) else value
 
     def suggest(self, trial: Any) -> Any:
         """The value that an Optuna trial tries."""
