@@ -276,7 +276,8 @@ def test_features_of_a_random_network_and_nothing_else(tmp_path, shapes, live_of
     assert torch.equal(found.modules["0"].weight, plain.modules["0"].weight)
     assert not torch.equal(other.network[0].weight, own.model.network[0].weight)
     without = CONTROLS.build("random_features", own)
-    assert not without(batch, ["logits"]).features and without.network is None
+    assert without(batch, ["logits"]).features == {}
+    assert without.network is None  # no copy is made before features are asked for
     with pytest.raises(UserError, match="random features come from a copy of the teacher's network"):
         CONTROLS.build("random_features", StoredTeacher(tmp_path))
 

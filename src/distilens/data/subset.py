@@ -83,7 +83,9 @@ def subset(
         check_images(names, strata)
     own_sets = tuple(sets)
     index = choose_rows(source, strata, allowed, names, whole=classes is None and not rare)
-    groups = {} if group is None else {own: groups_of(rows, group, own, allowed.get(own)) for own, rows in sets.items()}
+    groups = {}
+    if group is not None:
+        groups = {own: groups_of(rows, group, own, allowed.get(own)) for own, rows in sets.items()}
     for held_part, fraction, key in (("test", TEST_SHARE, 0), ("validation", val_fraction, seed)):
         if held_part not in sets:
             sets[held_part], strata[held_part] = sets["train"], strata["train"]

@@ -37,7 +37,7 @@ def predict_all(
     Args:
         teachers: the results of teachers from earlier calls; a teacher that is in it is not asked again.
     """
-    known = Known() if teachers is None else teachers
+    known = teachers or Known()
 
     def answered(split: Split, name: str) -> SplitPredictions:
         def ask(role: str, model: Model) -> Tensor:
@@ -72,7 +72,7 @@ def score_models(
         corruptions: also score the models on test images that are corrupted in these ways.
         teachers: the results of teachers from earlier calls; a teacher that is in it is not asked again.
     """
-    known = Known() if teachers is None else teachers
+    known = teachers or Known()
     answers = predict_all(models, data, teachers=known, say=say) if predictions is None else predictions
     say("scores of the predictions")
     scores = score_answers(answers)

@@ -76,9 +76,8 @@ class Training(Section):
         """The settings that the weights depend on, with every option written out: not those of the log or of reading images."""
         # these settings are newer than some runs, whose keys must stay valid
         usual = {"sampling"} if self.sampling == "uniform" else set()
-        if (
-            self.validate_every == 1 or self.select == "last"
-        ):  # the last weights are the same, however often they are scored
+        # the last weights are the same, however often they are scored
+        if self.validate_every == 1 or self.select == "last":
             usual.add("validate_every")
         outside = {"log_every", "keep_every", "workers", "resident", "tracker"}
         return resolve_section(Training, self.model_dump(exclude=outside | usual))
