@@ -224,7 +224,8 @@ def named_commands() -> list[str]:
 @pytest.mark.parametrize("line", named_commands())
 def test_the_commands_of_our_tables_can_be_planned(command, line, monkeypatch):
     planned = []
-    Path("data/cifar10").mkdir(parents=True)
+    for name in ("cifar10", "camvid"):
+        Path("data", name).mkdir(parents=True)
 
     def run_study(kind, name, plan, options, *, as_json, how):
         planned.append((kind, plan(), options.numbers))
