@@ -1,9 +1,11 @@
 """A search: its trials are shared, resumed, pruned and never too many; what cannot be trained ends it; its result."""
 
+import io
 import json
 import threading
 
 import pytest
+from rich.console import Console
 
 from distilens.foundation.errors import UserError
 from distilens.studies import search as searching
@@ -196,8 +198,10 @@ def test_a_setting_that_cannot_be_trained_counts_and_the_search_ends(place, cont
     """It would be tried for ever if only trained settings counted."""
     study, search = plan(place / "failing", content, 3, SPACE[:1])
     monkeypatch.setattr(searching, "train_row", lambda *_, **__: {"failed": "no such layer"})
+    console = Console(record=True, file=io.StringIO(), width=200)
     with pytest.raises(UserError, match="no trial of the search was finished: no such layer"):
-        run_search(study, search)
+        run_search(study, search, console=console)
+    assert "trial 2 cannot be trained: no such layer" in console.export_text()
     study, search = plan(place / "lonely", lonely, 2, ("train.epochs=1..2:int",), objectives=("score", "maps"))
     monkeypatch.setattr(searching, "train_row", lambda *_, **__: {"validation": {}, "metric": {"name": "a"}})
     monkeypatch.setattr(searching, "value_of", lambda *_: (_ for _ in ()).throw(UserError("no [teacher]")))

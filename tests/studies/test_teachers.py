@@ -1,10 +1,15 @@
 """The teachers of a study: which rows share one, and what a run reads."""
 
+import os
+
 import torch
 
 from distilens.runs.recipe_file import make_recipe
 from distilens.studies.study import Row, Study
 from distilens.studies.teachers import is_trained, teacher_name, train_teachers, with_own_training, with_trained_teacher
+from distilens.studies.trial import run_of
+from distilens.studies.work import failures, train_study
+from distilens.teachers import ANSWERS
 
 
 def make(folder, *contents) -> Study:
@@ -54,7 +59,6 @@ def test_a_teacher_keeps_its_training_when_the_students_changes(content, place):
 
 def test_logits_on_validation_are_computed_once(content, place, monkeypatch):
     from distilens.studies import teachers
-    from distilens.studies.trial import run_of
 
     study = make(place / "logits", content)
     train_teachers(study)
@@ -63,3 +67,24 @@ def test_logits_on_validation_are_computed_once(content, place, monkeypatch):
     first = teachers.validation_logits(model, run.data.validation, place / "logits" / "kept")
     monkeypatch.setattr(teachers, "predict", None)
     assert torch.equal(first, teachers.validation_logits(model, run.data.validation, place / "logits" / "kept"))
+
+
+def test_rows_with_other_pictures_record_their_answers_apart(content, place):
+    """Mixed pictures depend on the chosen images, so each seed has its own there."""
+    few = {**content, "data": content["data"] + ",shots=4", "train": {**content["train"], "variants": 2}}
+    mixed = {**few, "train": {**few["train"], "augment": "crop:mix=mixup"}}
+    rows = (Row("usual", few), Row("still", {**few, "train": {**few["train"], "augment": "none"}}), Row("mixed", mixed))
+    study = Study(place / "apart", "seeds", rows, (0, 1))
+    train_study(study)
+    assert failures(study) == {}
+    paths = {
+        (row.name, seed): ANSWERS.resolve(run_of(study, row, seed).recipe.teacher.answers).options["path"]
+        for row in rows
+        for seed in (0, 1)
+    }
+    assert paths["usual", 0] is paths["usual", 1] is None
+    assert paths["still", 0] == paths["still", 1]
+    assert len({paths["still", 0], paths["mixed", 0], paths["mixed", 1]}) == 3
+    assert all(
+        (study.folder / "answers" / name / "logits.bin").is_file() for name in os.listdir(study.folder / "answers")
+    )

@@ -20,10 +20,9 @@ if TYPE_CHECKING:
 
 
 def content_of(name: str, changes: Sequence[str], how: Manner) -> dict[str, Any]:
-    """A checked recipe as plain data. The teacher's answers are stored unless a change says otherwise."""
+    """A checked recipe as plain data. The teacher's answers are stored unless the recipe or a change says otherwise."""
     outline = outline_of(name, changes)
-    says = any(change.startswith("teacher.answers") for change in changes)
-    if outline.teacher and outline.teacher.answers.startswith("live") and not says:
+    if outline.teacher and "answers" not in outline.teacher.model_fields_set:
         changes = [*changes, "teacher.answers=stored"]
     return recipe_of(name, changes, how).model_dump(mode="json", exclude_none=True)
 

@@ -200,6 +200,7 @@ def try_setting(study: Study, search: Search, space: Sequence[Dimension], shared
                 shared.give_back(trial)
                 raise
             shared.finish(trial, note=FAILED, reason=str(error))
+            shared.say(f"trial {trial.number} cannot be trained: {error}")
         except Exception as error:
             shared.finish(trial, note=FAILED, reason=f"{type(error).__name__}: {error}")
             raise

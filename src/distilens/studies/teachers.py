@@ -6,6 +6,7 @@ import functools
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from rich.console import Console
 from torch import Tensor
 
 from distilens.core import Model
+from distilens.data.augment import AUGMENTS
 from distilens.data.splits import Split
 from distilens.foundation.files import write_arrays
 from distilens.foundation.fingerprints import key_of
@@ -27,9 +29,12 @@ from distilens.runs.recipe_file import make_recipe
 from distilens.runs.run import Run, wait_and_lock
 from distilens.runs.training import finetuning_of, train_teacher
 from distilens.studies.study import Study
+from distilens.teachers import ANSWERS
 
 TRAINING = ("data", "data_of_others", "methods", "finetune", "train")
 """The keys of `[teacher]` that its training needs, and a trained teacher does not."""
+CHOOSING = ("limit", "shots", "few", "draw", "min_images", "val_fraction", "seed")
+"""The options of data that choose among the images of a set."""
 
 
 def train_teachers(study: Study, console: Console | None = None) -> None:
@@ -99,6 +104,33 @@ def with_trained_teacher(study: Study, content: Mapping[str, Any]) -> dict[str, 
         part = {key: value for key, value in part.items() if key not in TRAINING} | {"model": models[0]}
         part |= {"others": models[1:]} if len(models) > 1 else {}
     return {**content, "teacher": part}
+
+
+def with_own_answers(study: Study, content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a recipe that records its answers apart if it shows other pictures than the study's first row.
+
+    The folder beside the teacher's weights holds the answers for one augmentation. Rows with another one share a folder in the
+    study. Mixing shows pairs of the run's own images, so there each draw of them has a folder.
+    """
+    recipe, usual = make_recipe(content), make_recipe(study.rows[0].recipe)
+    if recipe.teacher is None:
+        return dict(content)
+    answers = ANSWERS.resolve(recipe.teacher.answers)
+    shown = shown_by(recipe)
+    if answers.name != "stored" or answers.options.get("path") or shown == shown_by(usual):
+        return dict(content)
+    folder = study.folder / "answers" / key_of(list(recipe.teacher.models.values()), shown)[:8]
+    return {**content, "teacher": {**content["teacher"], "answers": str(answers.replaced(path=str(folder)))}}
+
+
+def shown_by(recipe: Recipe) -> list[Any]:
+    """What the pictures of a recipe's student depend on: the augmentation, its seed, and the data.
+
+    Which images are chosen matters only if they are mixed: answers are stored by the index in the whole set.
+    """
+    augment, data = AUGMENTS.build(recipe.train.augment), Spec.parse(recipe.data)
+    options = {key: value for key, value in data.options.items() if augment.mix != "none" or key not in CHOOSING}
+    return [asdict(augment), recipe.train.variant_seed, str(Spec(data.name, data.argument, options))]
 
 
 def validation_logits(teacher: Model, split: Split, folder: Path) -> Tensor:

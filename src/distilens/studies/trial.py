@@ -24,7 +24,7 @@ from distilens.runs.recipe_file import make_recipe
 from distilens.runs.run import Run, lock_run
 from distilens.runs.training import source_key, train_stage
 from distilens.studies.study import RESULT, Row, Study, seeded
-from distilens.studies.teachers import validation_logits, with_trained_teacher
+from distilens.studies.teachers import validation_logits, with_own_answers, with_trained_teacher
 from distilens.tasks import Classification
 from distilens.training.log import NotFinite
 from distilens.training.trackers import Trackers
@@ -39,8 +39,8 @@ def sources_of(run: Run) -> str:
 
 def run_of(study: Study, row: Row, seed: int, console: Console | None = None) -> Run:
     """The run of a row and a seed."""
-    content = with_trained_teacher(study, row.recipe)
-    return Run(study.place(row, seed), make_recipe(seeded(content, seed)), console)
+    content = seeded(with_trained_teacher(study, row.recipe), seed)
+    return Run(study.place(row, seed), make_recipe(with_own_answers(study, content)), console)
 
 
 def train_row(
