@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from distilens.data.classes import choose_classes
 from distilens.data.drawing import generator, limit_rows
 from distilens.data.source import Rows, Source, digest
 from distilens.data.splits import Data, Split
-from distilens.data.subset import choose_classes, has_own_set
+from distilens.data.subset import has_own_set
 from distilens.tasks import Classification
 
 
