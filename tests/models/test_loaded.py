@@ -237,8 +237,8 @@ def test_a_module_of_timm_brings_its_pixels(cache):
 @pytest.mark.parametrize(
     ("notation", "first"),
     [
-        ("timm:resnet18,pretrained=true", "tench, Tinca tinca"),
-        ("torchvision:resnet18,weights=DEFAULT", "tench"),
+        ("timm:resnet18,pretrained=true", "tench, Tinca tinca, n01440764"),
+        ("torchvision:resnet18,weights=DEFAULT", "tench, n01440764"),
     ],
 )
 def test_the_names_of_pretrained_classes(notation, first):
@@ -247,6 +247,7 @@ def test_the_names_of_pretrained_classes(notation, first):
     assert len(own) == 1000
     assert own[0] == first
     assert positions_of(("goldfish", "Tench"), own) == [1, 0]
+    assert positions_of(("n01443537", "n01440764"), own) == [1, 0]
 
 
 def test_pretrained_weights_without_names_or_a_wrong_notation_have_no_classes():

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from distilens.foundation.errors import UserError
 from distilens.models import build_model
@@ -99,3 +100,116 @@ def test_weights_of_another_network_are_named_as_in_the_file(tmp_path):
     torch.save({"module.encoder.weight": torch.ones(2), "module.encoder.bias": torch.ones(2)}, path)
     with pytest.raises(UserError, match=r"unknown: module\.encoder\.weight, module\.encoder\.bias"):
         build_model(f"file:{path},model=resnet8", CLASSES, (32, 32))
+
+
+def renamed(state):
+    """The same tensors in the same order under names that share nothing with the network's."""
+    modules = {name: f"m{number}" for number, name in enumerate(dict.fromkeys(key.rpartition(".")[0] for key in state))}
+    return {f"{modules[key.rpartition('.')[0]]}.{key.rpartition('.')[2]}": value for key, value in state.items()}
+
+
+@pytest.mark.parametrize("write", [renamed, lambda s: {"ema": prefixed("module.", renamed(s))}])
+def test_other_names_are_matched_by_order(tmp_path, state, write):
+    path = tmp_path / "w.pt"
+    torch.save(write(state), path)
+    with pytest.raises(UserError, match=r"All tensors fit by their order and shape.*match=order takes them so"):
+        build_model(f"file:{path},model=resnet8", CLASSES, (32, 32))
+    model = build_model(f"file:{path},model=resnet8,match=order", CLASSES, (32, 32))
+    assert all(torch.equal(value, state[key]) for key, value in model.network.state_dict().items())
+    assert model.loaded
+    assert not model.missing
+    assert [*model.matched.values()][:2] == ["conv1", "bn1"]
+    assert "matched by order and shape" in " ".join(model.notes)
+
+
+def swapped(state):
+    """Two neighbours of equal shape in the other order."""
+    keys = list(state)
+    at = keys.index("bn1.weight")
+    keys[at], keys[at + 1] = keys[at + 1], keys[at]
+    return {key: state[key] for key in keys}
+
+
+@pytest.mark.parametrize(
+    ("write", "said"),
+    [
+        (swapped, r"tensor 2 of .* is bn1.bias \[16\], but that of the network is bn1.weight"),
+        (
+            lambda s: {"more": torch.ones(3), **s},
+            r"tensor 1 of .* is more \[3\], but that of the network is conv1.weight",
+        ),
+        (lambda s: {**s, "more": torch.ones(3)}, r"has 48 tensors, the network has 47.*goes on with more"),
+        (lambda s: {key: s[key] for key in list(s)[:-1]}, r"the network has .*; the network goes on with fc.bias"),
+    ],
+)
+def test_another_order_is_refused(tmp_path, state, write, said):
+    torch.save(write(state), tmp_path / "w.pt")
+    with pytest.raises(UserError, match=said):
+        build_model(f"file:{tmp_path / 'w.pt'},model=resnet8,match=order", CLASSES, (32, 32))
+
+
+def test_a_safetensors_file_has_no_order(tmp_path, state):
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match="a safetensors file, which sorts its tensors"):
+        build_model(f"file:{tmp_path / 'w.safetensors'},model=resnet8,match=order", CLASSES, (32, 32))
+
+
+@pytest.mark.parametrize("match", ["name", "order"])
+def test_the_head_of_other_classes_is_not_loaded(tmp_path, state, match):
+    torch.save(state, tmp_path / "w.pt")
+    model = build_model(f"file:{tmp_path / 'w.pt'},model=resnet8,match={match}", tuple("abcde"), (32, 32))
+    own = model.network.state_dict()
+    assert model.missing == ("fc",)
+    assert own["fc.weight"].shape == (5, 64)
+    assert torch.equal(own["conv1.weight"], state["conv1.weight"])
+
+
+def thousand(path):
+    """A weight file of a network with ImageNet's classes."""
+    torch.manual_seed(0)
+    network = build_model("resnet8", tuple(map(str, range(1000))), (32, 32)).network
+    torch.save(renamed(network.state_dict()), path)
+    return network.eval()
+
+
+@pytest.mark.parametrize(
+    ("asked", "names"),
+    [
+        ("imagenet", ("English springer", "tench")),
+        ("imagenet", ("n02102040", "n01440764")),
+        ("[217,0]", ("dog", "fish")),
+        ("[n02102040,n01440764]", ("dog", "fish")),
+        ("[english_springer,tench]", ("dog", "fish")),
+    ],
+)
+def test_outputs_of_a_larger_head_answer_for_the_datas_classes(tmp_path, asked, names):
+    network = thousand(tmp_path / "w.pt")
+    notation = f"file:{tmp_path / 'w.pt'},model=resnet8,match=order,classes={asked}"
+    model = build_model(notation, names, (32, 32)).eval()
+    assert model.classes == names
+    assert not model.missing
+    pixels = model.prepare(torch.rand(2, 3, 32, 32))
+    torch.testing.assert_close(model.network(pixels), network(pixels)[:, [217, 0]])
+    assert f"of its 1000 outputs it answers with {names[0]}: 217, {names[1]}: 0" in " ".join(model.notes)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("[217,0,1]", "classes= names 3 outputs, but the data has 2 classes: dog, fish"),
+        ("[217,1000]", "the weights have no output for 1000; they have 1000"),
+        ("[217,a fish]", "the weights have no output for a fish"),
+        ("[217,217]", "classes= names the output of 217, 217 more than once"),
+        ("imagenet", "the weights have no output for dog, fish"),
+    ],
+)
+def test_outputs_that_do_not_fit_are_refused(tmp_path, asked, said):
+    thousand(tmp_path / "w.pt")
+    with pytest.raises(UserError, match=re.escape(said)):
+        build_model(f"file:{tmp_path / 'w.pt'},model=resnet8,match=order,classes={asked}", ("dog", "fish"), (32, 32))
+
+
+def test_names_need_a_thousand_classes(tmp_path, state):
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.raises(UserError, match="has 3 classes without names, and they are not ImageNet's 1,000"):
+        build_model(f"file:{tmp_path / 'w.pt'},model=resnet8,classes=imagenet", ("a", "b"), (32, 32))

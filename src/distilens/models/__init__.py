@@ -87,14 +87,15 @@ def build_model(
     """
     from distilens.models.heads import keep_classes
     from distilens.models.model import Model
-    from distilens.models.named import are_named, check_channels, classes_of_weights, list_names, positions_of
+    from distilens.models.named import are_named, check_channels, classes_of_weights, list_names, outputs_for
     from distilens.models.padding import fit_size
 
     if isinstance(part, Model):
         return part
     task = as_task(classes)
-    own = classes_of_weights(MODELS.resolve(part), dense=task.dense)
-    positions = positions_of(task.classes, own) if own and task.classes and are_named(own) else None
+    spec = MODELS.resolve(part)
+    own = classes_of_weights(spec, dense=task.dense)
+    positions = outputs_for(task.classes, own, spec.options["classes"] if spec.name == "file" else None)
     made = build_network(part, len(own) if own and positions else task.outputs, dense=task.dense)
     if isinstance(made, Model):  # `run:` gives a complete model
         return reorder_classes(made, task)
@@ -111,7 +112,7 @@ def build_model(
         name=str(Spec.parse(part)),
         interpolation=made.interpolation,
     )
-    model.loaded, model.missing, model.notes = made.loaded, made.missing, made.notes
+    model.loaded, model.missing, model.notes, model.matched = made.loaded, made.missing, made.notes, made.matched
     if kinds:
         model.notes += (
             f"its weights are {', '.join(kinds)}: it computes in float32, or in the precision of the training",
@@ -121,6 +122,8 @@ def build_model(
     fit_size(model, made.multiple)
     if positions and own:
         keep_classes(model, positions, task.classes)
+        chosen = [f"{name}: {number}" for name, number in zip(task.classes, positions, strict=True)]
+        model.notes += (f"of its {len(own)} outputs it answers with {list_names(chosen)}",) * (len(own) > len(chosen))
     elif made.loaded and not made.missing:
         model.answers_for = own
         names = f"its head answers for {list_names(own)}" if own and are_named(own) else "its classes have no names"

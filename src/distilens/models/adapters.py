@@ -7,22 +7,30 @@ import inspect
 import os
 import socket
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from distilens.foundation.errors import UserError, nearest
 from distilens.foundation.notation import Spec
 from distilens.foundation.own_code import import_object
 from distilens.models.heads import head_of, replace_heads
 from distilens.models.model import Interpolation, Model
-from distilens.models.weights import fit, load_state, match_state, read_state
+from distilens.models.weights import (
+    describe_match,
+    fit,
+    is_safetensors,
+    load_state,
+    match_by_order,
+    match_state,
+    read_state,
+)
 
 __all__ = [
     "Expecting",
@@ -55,6 +63,7 @@ class Expecting:
         loaded: whether weights were loaded; None if unknown, as for a user's own module.
         missing: the weights that were not in the loaded file; they are random.
         notes: further remarks for the user.
+        matched: for weights that were matched by order, the name in the network of each module in the file.
         multiple: what height and width must be a multiple of, for a dense network; None if unknown. See `padding.fit_size`.
     """
 
@@ -67,6 +76,7 @@ class Expecting:
     missing: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     multiple: int | None = None
+    matched: Mapping[str, str] = field(default_factory=dict)
 
 
 def check_name(part: str | Spec) -> None:
@@ -310,22 +320,72 @@ def as_tuple(value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, list | tuple) else () if value is None else (value,)
 
 
-def file(path: str, /, classes: int, dense: bool = False, *, model: str) -> Expecting:
+def file(
+    path: str,
+    /,
+    outputs: int,
+    dense: bool = False,
+    *,
+    model: str,
+    match: Literal["name", "order"] = "name",
+    classes: tuple[str | int, ...] | Literal["imagenet"] | None = None,
+) -> Expecting:
     """Weights in a file (safetensors, or a state dict that holds no code) for the architecture `model=`.
 
     Wrappers around the state dict (`state_dict`, `model`, `net`, an average of the weights) and prefixes (`module.`,
-    `_orig_mod.`, `model.`) are removed. Remarks list what was left out.
+    `_orig_mod.`, `model.`) are removed. Remarks list what was left out. A head for another number of classes is not loaded.
+
+    `match=order` pairs the tensors by their order and shape, for files whose names differ from the network's.
+
+    `classes` says which outputs answer for the data's classes, without a new head: `imagenet` finds them by the names or WordNet
+    numbers of the data's classes; a list names them in the data's order, by index (`[0,217,482]`), WordNet number or name.
     """
     from distilens.models import build_network
 
-    made = build_network(model, classes, dense=dense)
+    made = build_network(model, outputs, dense=dense)
     if not isinstance(made, Expecting):
         raise UserError(
             f"file:{path} needs an architecture as model=, such as resnet20; given {model!r}, a trained model"
         )
-    state, notes = match_state(read_state(Path(path)), made.network)
+    weights = weights_for(made.network, Path(path), match)
+    state, missing = without_other_head(made.network, weights.state)
     fit(made.network, state, where=path, architecture=model)
-    return replace(made, loaded=True, missing=(), notes=(*made.notes, *notes))
+    return replace(
+        made, loaded=True, missing=missing, notes=(*made.notes, *weights.notes), matched=dict(weights.modules)
+    )
+
+
+@dataclass(frozen=True)
+class FileWeights:
+    """The weights of a file under the network's own names, remarks, and the modules that were matched by order."""
+
+    state: dict[str, Tensor]
+    notes: tuple[str, ...] = ()
+    modules: Mapping[str, str] = field(default_factory=dict)
+
+
+def weights_for(network: nn.Module, path: Path, match: str) -> FileWeights:
+    """Read a weight file for a network: matched by name, or by order."""
+    content = read_state(path)
+    if match == "name":
+        return FileWeights(*match_state(content, network))
+    if is_safetensors(path):
+        raise UserError(
+            f"match=order: {path} is a safetensors file, which sorts its tensors: only names can match them"
+        )
+    state, modules = match_by_order(content, network, str(path))
+    return FileWeights(state, (*content.notes, describe_match(modules)), modules)
+
+
+def without_other_head(network: nn.Module, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """A state dict with the network's own head if the file's has another number of classes, and what is missing then."""
+    own, head = network.state_dict(), head_of(network)
+    keys = [key for key in own if key.startswith(f"{head}.")]
+    if not all(key in state and state[key].shape[1:] == own[key].shape[1:] for key in keys):
+        return state, ()
+    if all(state[key].shape == own[key].shape for key in keys):
+        return state, ()
+    return {**state, **{key: own[key] for key in keys}}, (head,)
 
 
 def python(path: str, /, classes: int) -> Expecting:

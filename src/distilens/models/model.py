@@ -75,6 +75,7 @@ class Model(nn.Module):
         missing: the weights that were not in the loaded file; they are random.
         answers_for: the classes that the loaded head was trained for, if they could not be matched to `classes` by name.
         notes: further remarks for the user.
+        matched: for weights that were matched by order, the name in the network of each module in the file.
     """
 
     mean: Tensor
@@ -104,6 +105,7 @@ class Model(nn.Module):
         self.missing: tuple[str, ...] = ()
         self.answers_for: tuple[str, ...] | None = None
         self.notes: tuple[str, ...] = ()
+        self.matched: Mapping[str, str] = {}
         self.taps: dict[str, taps.Tap] = {}
         self.frozen: list[nn.Module] = []
         self.multiple = 1  # what the network's images are padded to multiples of: see `padding.py`

@@ -19,6 +19,12 @@ from distilens.models.model import Model
 from distilens.models.taps import evaluating
 from distilens.models.weights import match_state, read_state
 
+IMAGENET = "imagenet"
+"""The value of `classes=` for weights with ImageNet's classes, which are found by name."""
+
+Asked = Sequence[str | int] | str | None
+"""The option `classes=` of a weight file."""
+
 
 def classes_of_weights(spec: Spec, *, dense: bool = False) -> tuple[str, ...] | None:
     """The classes of pretrained weights; numbers if they have no names; None if the data decide."""
@@ -31,7 +37,7 @@ def classes_of_weights(spec: Spec, *, dense: bool = False) -> tuple[str, ...] | 
         if name in library.list_models(module=library.segmentation if dense else library):
             for weights in library.get_model_weights(name):
                 if options["weights"] in (weights.name, "DEFAULT"):
-                    return tuple(weights.meta["categories"])
+                    return with_wordnet(weights.meta["categories"])
     if spec.name == "hf" and options["pretrained"]:
         try:
             from transformers import AutoConfig
@@ -47,24 +53,60 @@ def classes_of_weights(spec: Spec, *, dense: bool = False) -> tuple[str, ...] | 
 
         made = build_network(options["model"], 2, dense=dense)
         if isinstance(made, Expecting):
-            state, _ = match_state(read_state(Path(name)), made.network)
-            weight = state.get(f"{head_of(made.network)}.weight")
-            return tuple(map(str, range(len(weight)))) if weight is not None else None
+            return file_classes(Path(name), made.network, options["classes"])
     return None
+
+
+def file_classes(path: Path, network: nn.Module, asked: Asked) -> tuple[str, ...] | None:
+    """The classes of a weight file: numbers, or ImageNet's names if `classes=` needs names; None if the file has no head.
+
+    Raises:
+        UserError: `classes=` needs names, but the file does not have ImageNet's 1,000 classes.
+    """
+    content = read_state(path)
+    weight = match_state(content, network)[0].get(f"{head_of(network)}.weight")
+    if weight is None:  # under another name: the last tensor that is more than a vector
+        weight = next((value for value in reversed(content.state.values()) if value.ndim > 1), None)
+    if weight is None:
+        return None
+    if asked is None or (asked != IMAGENET and all(str(one).isdecimal() for one in asked)):
+        return tuple(map(str, range(len(weight))))
+    if len(weight) != 1000:
+        raise UserError(
+            f"classes=: {path} has {len(weight)} classes without names, and they are not ImageNet's 1,000. Give its outputs by "
+            "index, in the order of the data's classes: classes=[2,0,1]"
+        )
+    return imagenet_classes()
+
+
+def imagenet_classes() -> tuple[str, ...]:
+    """The names of ImageNet's 1,000 classes, each with its synonyms and its WordNet number: `tench, Tinca tinca, n01440764`."""
+    from timm.data.imagenet_info import ImageNetInfo
+
+    words = ImageNetInfo()
+    return with_wordnet([words.index_to_description(number) for number in range(words.num_classes())])
+
+
+def with_wordnet(names: Sequence[str]) -> tuple[str, ...]:
+    """The names with their WordNet numbers if they are those of ImageNet's 1,000 classes, which many folders are named by."""
+    from timm.data.imagenet_info import ImageNetInfo
+
+    words = ImageNetInfo()
+    if len(names) != words.num_classes():
+        return tuple(names)
+    return tuple(f"{name}, {words.index_to_label_name(number)}" for number, name in enumerate(names))
 
 
 def timm_classes(name: str) -> tuple[str, ...] | None:
     """timm's class names: those in the weights' config, or ImageNet's for a thousand classes."""
     import timm
-    from timm.data.imagenet_info import ImageNetInfo
 
     about = timm.get_pretrained_cfg(name, allow_unregistered=True)
     count = about.num_classes if about is not None else 0
     if about is not None and about.label_names:
         return tuple(about.label_names)
     if count == 1000:
-        words = ImageNetInfo()
-        return tuple(words.index_to_description(number) for number in range(count))
+        return imagenet_classes()
     return tuple(map(str, range(count))) if count else None
 
 
@@ -84,6 +126,41 @@ def positions_of(classes: Sequence[str], own: Sequence[str]) -> list[int] | None
             place[name] = -1 if name in place else number  # a name of two classes is ambiguous
     positions = [place.get(normalise_name(name), -1) for name in classes]
     return None if -1 in positions or len(set(positions)) < len(positions) else positions
+
+
+def outputs_for(classes: Sequence[str], own: Sequence[str] | None, asked: Asked = None) -> list[int] | None:
+    """The output of loaded weights for each class of the data; None if they cannot be told by name.
+
+    Args:
+        own: the classes of the weights, as `classes_of_weights` gives them.
+        asked: the option `classes=` of a weight file: which output answers for each class, by index, WordNet number or name.
+
+    Raises:
+        UserError: `asked` does not have one output per class, or an output is unknown or comes twice.
+    """
+    if not own or not classes:
+        return None
+    if asked is None:
+        return positions_of(classes, own) if are_named(own) else None
+    names = list(classes) if asked == IMAGENET else [str(name) for name in asked]
+    if len(names) != len(classes):
+        raise UserError(
+            f"classes= names {len(names)} outputs, but the data has {len(classes)} classes: {list_names(classes)}"
+        )
+    positions = [
+        int(name) if name.isdecimal() and asked != IMAGENET else (positions_of([name], own) or [-1])[0]
+        for name in names
+    ]
+    unknown = [name for name, number in zip(names, positions, strict=True) if not 0 <= number < len(own)]
+    if unknown:
+        raise UserError(
+            f"classes=: the weights have no output for {list_names(unknown)}; they have {len(own)}"
+            + (f". Give each by index or WordNet number, in the order of the data's classes ({list_names(classes)})")
+        )
+    twice = [name for name, number in zip(names, positions, strict=True) if positions.count(number) > 1]
+    if twice:
+        raise UserError(f"classes= names the output of {list_names(twice)} more than once")
+    return positions
 
 
 def normalise_name(name: str) -> str:

@@ -16,9 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from distilens.foundation.errors import UserError
+from distilens.models.heads import head_of
 
 AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "params_ema")
 """Keys of averaged weights (EMA), which training scripts evaluate."""
+COUNTER = "num_batches_tracked"
+"""How the names of batch norms' counters end."""
+ENDS = ("weight", "bias", "running_mean", "running_var")
+"""How the names of other tensors usually end."""
 WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "network", "params", "weights", "student", "teacher")
 HARMLESS: list[Any] = [
     argparse.Namespace,
@@ -126,13 +131,69 @@ def match_state(content: StateFile, network: nn.Module) -> tuple[dict[str, Tenso
     notes = list(content.notes)
     if prefix:
         notes.append(f"the prefix {prefix!r} of its weights' names was removed")
-    if left and all(key in state for key in own if not key.endswith("num_batches_tracked")):
+    if left and all(key in state for key in own if not key.endswith(COUNTER)):
         notes.append(
             f"{len(left)} tensors in the file do not belong to the network and were left out: {', '.join(left[:4])}"
         )
         state = {key: value for key, value in state.items() if key in own}
-    counters = {key: value for key, value in own.items() if key.endswith("num_batches_tracked") and key not in state}
+    counters = {key: value for key, value in own.items() if key.endswith(COUNTER) and key not in state}
     return {**state, **counters}, tuple(notes)
+
+
+def match_by_order(content: StateFile, network: nn.Module, where: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A state dict under the network's own names, and for each module in the file its name in the network.
+
+    The tensors are paired in the order in which both list them. Names may differ. Shapes may not, nor the ends of the names if
+    both are usual (`weight`, `bias`, `running_mean`, `running_var`). A head may have another number of classes. Counters of
+    batch norms are left out, because nothing depends on them.
+
+    Raises:
+        UserError: a pair does not fit, or one side has more tensors; the message names the first place.
+    """
+    own, theirs = without_counters(network.state_dict()), without_counters(content.state)
+    head = head_of(network)
+    for number, ((name, ours), (key, value)) in enumerate(zip(own.items(), theirs.items(), strict=False)):
+        ends = {name.rpartition(".")[2], key.rpartition(".")[2]}
+        if not has_shape(value, ours, of_head=name.startswith(f"{head}.")) or (len(ends) == 2 and ends <= set(ENDS)):
+            raise UserError(
+                f"match=order: tensor {number + 1} of {where} is {key} {list(value.shape)}, but that of the network is {name} "
+                f"{list(ours.shape)}: they are not in the same order, or not of the same network"
+            )
+    if len(own) != len(theirs):
+        longer, key = (where, [*theirs][len(own)]) if len(theirs) > len(own) else ("the network", [*own][len(theirs)])
+        raise UserError(
+            f"match=order: {where} has {len(theirs)} tensors, the network has {len(own)}; {longer} goes on with {key}"
+        )
+    modules = {key.rpartition(".")[0]: name.rpartition(".")[0] for key, name in zip(theirs, own, strict=True)}
+    counters = {key: value for key, value in network.state_dict().items() if key.endswith(COUNTER)}
+    return {**dict(zip(own, theirs.values(), strict=True)), **counters}, modules
+
+
+def fits_by_order(state: Mapping[str, Tensor], network: nn.Module) -> bool:
+    """Whether all tensors of a file have the shapes of the network's, in their order."""
+    own, theirs = without_counters(network.state_dict()), without_counters(state)
+    head = head_of(network)
+    return len(own) == len(theirs) and all(
+        has_shape(value, ours, of_head=name.startswith(f"{head}."))
+        for value, (name, ours) in zip(theirs.values(), own.items(), strict=True)
+    )
+
+
+def has_shape(value: Tensor, ours: Tensor, *, of_head: bool) -> bool:
+    """Whether a tensor has the shape of the network's; a head may have another number of classes."""
+    return value.shape[1:] == ours.shape[1:] if of_head else value.shape == ours.shape
+
+
+def without_counters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without the counters of batch norms."""
+    return {key: value for key, value in state.items() if not key.endswith(COUNTER)}
+
+
+def describe_match(modules: Mapping[str, str], most: int = 4) -> str:
+    """A remark on weights that were matched by order."""
+    shown = ", ".join(f"{theirs} → {ours}" for theirs, ours in list(modules.items())[:most])
+    more = f", … ({len(modules)} modules; validate --json has all)" if len(modules) > most else ""
+    return f"its weights were matched by order and shape: {shown}{more}. Check its accuracy on labelled images"
 
 
 def common_prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
@@ -148,6 +209,7 @@ def common_prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str
 def fit(network: nn.Module, state: Mapping[str, Tensor], *, where: str, architecture: str) -> None:
     """Load a state dict, or raise a `UserError` that lists everything that does not fit."""
     own = network.state_dict()
+    hint = ". All tensors fit by their order and shape: if it is the same network under other names, match=order takes them so"
     missing, extra = [key for key in own if key not in state], [key for key in state if key not in own]
     shapes = [
         f"{key}: {list(state[key].shape)} in the file, {list(own[key].shape)} in the model"
@@ -160,5 +222,6 @@ def fit(network: nn.Module, state: Mapping[str, Tensor], *, where: str, architec
     if problems or shapes:
         raise UserError(
             f"the weights in {where} are not those of {architecture}: {'; '.join([*problems, *shapes[:4]])}"
+            + hint * (problems != [] and fits_by_order(state, network))
         )
     network.load_state_dict(state)

@@ -213,6 +213,7 @@ def about_model(model: Model, settings: Training | None) -> dict[str, Any]:
         "interpolation": model.interpolation,
         "trained_with": None if settings is None else f"{in_words(settled(settings, kind))} ({kind})",
         "notes": list(describe_model(model)),
+        "matched": dict(model.matched),
         "last": last,
         "shapes": shapes,
     }
