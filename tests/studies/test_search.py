@@ -15,14 +15,17 @@ from distilens.studies.search import (
     Watch,
     chosen_row,
     describe_search,
+    first_comparison,
     open_search,
     row_of,
     run_search,
     with_chosen,
     write_trials,
 )
+from distilens.studies.search_database import should_stop
 from distilens.studies.study import Row, Study, continue_study
 from distilens.studies.trial import run_of
+from distilens.training.settings import Training
 from distilens.training.trackers import Trackers
 
 optuna = pytest.importorskip("optuna")
@@ -164,7 +167,36 @@ def test_a_bad_training_is_stopped():
     watch.log("student", {"epoch": 1, "validation": {"accuracy": 0.5}})
     with pytest.raises(optuna.TrialPruned):
         watch.log("student", {"epoch": 2, "validation": {"accuracy": 0.4}})
-    assert trial.reported == {1: 0.5, 2: 0.4}
+    assert trial.reported == {2: 0.5, 3: 0.4}
+
+
+@pytest.mark.parametrize(
+    ("epochs", "every", "first"), [(100, 20, 20), (100, 1, 10), (3, 1, 1), (40, 5, 5), (200, 7, 21), (5, 10, 10)]
+)
+def test_the_first_comparison_is_after_a_validated_epoch(epochs, every, first):
+    assert first_comparison(Training(epochs=epochs, validate_every=every)) == first
+
+
+def test_trainings_are_compared_after_equal_epochs(place, content):
+    """The pruner's guess compared the last score of a finished training with the first ones of others, and stopped the best."""
+    content = {**content, "train": {**content["train"], "epochs": 100, "validate_every": 20}}
+    study, search = plan(place / "halving", content, 9, SPACE[:1])
+    trials = open_search(study.folder, search, None).study
+    curves = [
+        (0.5, 0.6, 0.7, 0.75, 0.76),
+        (0.4, 0.45, 0.5, 0.55, 0.6),
+        (0.6, 0.7, 0.8, 0.85, 0.9),
+        (0.55, 0.6, 0.7, 0.7, 0.7),
+    ]
+    ended = []
+    for curve in curves:
+        trial = trials.ask()
+        for number, value in enumerate(curve):
+            if should_stop(trial, value, 20 * (number + 1)):
+                break
+        ended.append(20 * (number + 1))
+        trials.tell(trial, value)
+    assert ended == [100, 20, 100, 20]
 
 
 def test_a_pruned_training_ends_early_and_leaves_no_checkpoint(place, content, monkeypatch):
@@ -291,7 +323,7 @@ def test_a_stopped_worker_gives_its_trial_back(place, lonely, monkeypatch, stop)
     assert (lost.state.name, heir.state.name) == ("FAIL", "COMPLETE")
     assert heir.params == lost.params
     assert heir.user_attrs["run"] == lost.user_attrs["run"]
-    assert epochs in ([0, 1, 1, 2], [0, 1, 2])  # not the first epoch again
+    assert epochs in ([1, 2, 2, 3], [1, 2, 3])  # not the first epoch again
     assert len(study.result(row_of(search, heir.user_attrs["changes"]), TUNING)["curve"]) == 3
     assert heir.user_attrs["killed"] == 0
 

@@ -168,7 +168,7 @@ def test_a_database_that_cannot_be_reached(monkeypatch, address):
     pauses, said = [], []
     monkeypatch.setattr(search_database.time, "sleep", pauses.append)
     with pytest.raises(UserError, match="the database of the search cannot be reached: ") as error:
-        SharedTrials(address, "search", ["maximize"], "random", said.append)
+        SharedTrials(address, "search", ["maximize"], "random", say=said.append)
     assert "secret" not in str(error.value)
     waits = [0.5 * 2**attempt for attempt in range(search_database.RETRIES - 1)]
     assert (pauses, len(said)) == ((waits, 1) if "sqlite" in address else ([], 0))

@@ -37,6 +37,7 @@ from distilens.studies.space import Dimension, changes_of, read_space
 from distilens.studies.study import LOCK, Question, Row, Study, plain
 from distilens.studies.teachers import train_teachers, with_own_training
 from distilens.studies.trial import remove_checkpoints, run_of, train_row
+from distilens.training.settings import Training
 from distilens.training.trackers import Trackers
 
 FILE, TRIALS = "search.json", "trials.json"
@@ -116,8 +117,15 @@ def open_search(folder: Path, search: Search, storage: str | None, console: Cons
         f"distilens {folder.name} {key_of(search.plain())[:12]}",
         [direction_of(name, recipe) for name in search.objectives],
         search.sampler,
-        lambda line: console and console.print(line, style="yellow", highlight=False, markup=False),
+        first=first_comparison(recipe.train),
+        say=lambda line: console and console.print(line, style="yellow", highlight=False, markup=False),
     )
+
+
+def first_comparison(settings: Training) -> int:
+    """The epoch after which trainings are first compared: about a tenth of all, and one that is validated."""
+    every = settings.validate_every
+    return every * max(1, round(settings.epochs / (10 * every)))
 
 
 class Watch(Trackers):
@@ -134,7 +142,7 @@ class Watch(Trackers):
             optuna.TrialPruned: the training is stopped.
         """
         value = row.get("validation", {}).get(self.metric) if stage == "student" else None
-        if value is not None and should_stop(self.trial, value, row["epoch"]):
+        if value is not None and should_stop(self.trial, value, row["epoch"] + 1):
             raise import_optuna().TrialPruned
 
 

@@ -82,6 +82,7 @@ class SharedTrials:
         name: the name of the search: a database may hold several.
         directions: `maximize` or `minimize`, for each objective.
         sampler: how settings are proposed.
+        first: the epoch of the first comparison. There, at 3 × `first`, 9 × `first`, ... the best of each three trainings goes on.
         say: receives a line when the database does not answer.
 
     Raises:
@@ -94,12 +95,16 @@ class SharedTrials:
         name: str,
         directions: Sequence[str],
         sampler: Sampler,
+        *,
+        first: int = 1,
         say: Callable[[str], object] = lambda line: None,
     ):
         self.say, self.seen = say, set[int]()
 
         def connect() -> tuple[Any, Any]:
             optuna = import_optuna()
+            # the first epoch is given: a guessed one would compare scores of different epochs if not every epoch is validated
+            halving = optuna.pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=3)
             storage = optuna.storages.RDBStorage(
                 address,
                 engine_kwargs={"pool_pre_ping": True},  # connections from before a restart are made anew
@@ -111,7 +116,7 @@ class SharedTrials:
                 storage=storage,
                 directions=list(directions),
                 sampler=make_sampler(sampler),
-                pruner=optuna.pruners.SuccessiveHalvingPruner() if len(directions) == 1 else optuna.pruners.NopPruner(),
+                pruner=halving if len(directions) == 1 else optuna.pruners.NopPruner(),
                 load_if_exists=True,
             )
 
@@ -274,7 +279,7 @@ def is_surplus(trial: Any, standing: Standing, enough: int) -> bool:
 
 
 def should_stop(trial: Any, value: float, epoch: int) -> bool:
-    """Report a validation, and ask whether the training is worse than others were at this epoch.
+    """Report a validation after a number of epochs, and ask whether the training is worse than others were then.
 
     A training goes on if the database does not answer.
     """
