@@ -82,7 +82,8 @@ class SharedTrials:
         name: the name of the search: a database may hold several.
         directions: `maximize` or `minimize`, for each objective.
         sampler: how settings are proposed.
-        first: the epoch of the first comparison. There, at 3 × `first`, 9 × `first`, ... the best of each three trainings goes on.
+        first: the number of epochs before the first comparison. There, and after 3 × `first`, 9 × `first`, ... epochs, the best
+            of each three trainings goes on.
         say: receives a line when the database does not answer.
 
     Raises:
