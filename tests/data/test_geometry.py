@@ -1,8 +1,11 @@
 """One geometry for all that belongs to an image, at any resolution."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional
 
 from distilens.data.augment import AUGMENTS, Augment, window
@@ -68,14 +71,34 @@ def test_moving_a_mirrored_thing_in_a_mirrored_box_mirrors_the_result(whole):
 
 
 def test_a_linear_picture_is_sampled_where_the_box_is():
-    """On a ramp, bilinear sampling is exact: each result pixel is the source coordinate of its centre."""
+    """On a ramp, bilinear sampling is exact: each result pixel is the source coordinate of its centre, but never beyond the
+    centres of the box's outermost pixels."""
     rows = (torch.arange(20.0) + 0.5)[:, None].expand(20, 30)
     columns = (torch.arange(30.0) + 0.5)[None, :].expand(20, 30)
     ramps = torch.stack([rows, columns])[None]
     box = geometry([[3.0, 4.0, 10.0, 16.0]], [False], (20, 30), (20, 30))
     moved = box.move(ramps)[0]
-    assert torch.allclose(moved[0, :, 0], 3 + 10 * (torch.arange(20.0) + 0.5) / 20, atol=1e-4)
-    assert torch.allclose(moved[1, 0], 4 + 16 * (torch.arange(30.0) + 0.5) / 30, atol=1e-4)
+    assert torch.allclose(moved[0, :, 0], (3 + 10 * (torch.arange(20.0) + 0.5) / 20).clamp(3.5, 12.5), atol=1e-4)
+    assert torch.allclose(moved[1, 0], (4 + 16 * (torch.arange(30.0) + 0.5) / 30).clamp(4.5, 19.5), atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(20, 30), (31, 17)])
+def test_pictures_are_cut_and_resized_as_one_would_by_hand(size):
+    """Each picture is cut out, resized by Pillow, and flipped; the sampling of other devices agrees up to rounding."""
+    pictures = torch.randint(0, 256, (40, 20, 30, 3), dtype=torch.uint8)
+    drawn = AUGMENTS.build("resized_crop:area=[0.1,0.5]").geometry(draw_of(40), 0, (20, 30))
+    boxes = replace(drawn, size=size)
+    positions = torch.randperm(40)
+    cut = boxes.cut(pictures, positions).float()
+    assert cut.shape == (40, 3, *size)
+    for row, box, flip, moved in zip(positions, boxes.box.int().tolist(), boxes.flip, cut, strict=True):
+        top, left, height, width = box
+        whole = Image.fromarray(pictures[row].numpy()).crop((left, top, left + width, top + height))
+        expected = np.asarray(whole.resize(size[::-1], Image.Resampling.BILINEAR), np.float32)
+        assert abs((expected[:, ::-1] if flip else expected) - moved.permute(1, 2, 0).numpy()).max() <= 1
+    enlarged = replace(drawn, size=(40, 60))
+    sampled = enlarged.resample(pictures[positions].permute(0, 3, 1, 2).float(), (40, 60))
+    assert (enlarged.cut(pictures, positions).float() - sampled).abs().max() < 1.01
 
 
 def test_coarse_maps_fine_maps_and_images_stay_together():
@@ -120,10 +143,11 @@ def test_drawn_boxes_stay_in_range():
     assert boxes.min() >= 0
     assert (boxes[:, :2] + boxes[:, 2:]).max() <= 20.001
     area, ratio = boxes[:, 2] * boxes[:, 3] / 400, boxes[:, 3] / boxes[:, 2]
-    assert area.max() <= 0.8001
+    assert torch.equal(boxes, boxes.round())
+    assert area.max() <= 0.85  # each side is rounded by up to half a pixel
     assert area.median().item() == pytest.approx(0.55, abs=0.05)
-    assert ratio.min() >= 0.499
-    assert ratio.max() <= 2.001
+    assert ratio.min() >= 0.45
+    assert ratio.max() <= 2.2
 
 
 def test_alternate_flips_change_sides_with_every_variant():
@@ -217,6 +241,7 @@ def test_a_mask_that_is_a_threshold_of_its_picture_stays_one():
 def test_the_nearest_place_is_that_of_torchs_grid_sampling():
     draw = draw_of(50)
     boxes = AUGMENTS.build("resized_crop:area=[0.1,0.9]").geometry(draw, 0, (17, 23))
+    boxes = replace(boxes, box=boxes.box * torch.tensor([1, 1, 0.97, 0.97]))  # no place is between two pixels
     masks = torch.randint(0, 9, (50, 17, 23), dtype=torch.uint8)
     top, left, height, width = boxes.box.double().unbind(1)
     mirror = torch.where(boxes.flip, -1.0, 1.0).double()

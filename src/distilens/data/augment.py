@@ -63,8 +63,9 @@ class Augment:
         area = (self.area[0] + u[:, 1] * (self.area[1] - self.area[0])) * height * width
         low, high = (math.log(side) for side in self.ratio)
         ratio = (low + draw("ratio", 1)[:, 0] * (high - low)).exp()
-        size = torch.stack([(area / ratio).sqrt().clamp(max=height), (area * ratio).sqrt().clamp(max=width)], 1)
-        corner = u[:, 2:4] * torch.stack([height - size[:, 0], width - size[:, 1]], 1)
+        sides = torch.stack([(area / ratio).sqrt().clamp(max=height), (area * ratio).sqrt().clamp(max=width)], 1)
+        size = sides.round().clamp(min=1)
+        corner = (u[:, 2:4] * torch.stack([height + 1 - size[:, 0], width + 1 - size[:, 1]], 1)).floor()
         return Geometry(torch.cat([corner, size], 1), flip, source, source, whole=False)
 
     def colour(self, images: Tensor, draw: Draw) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num, UInt8
 from torch import Tensor
 from torch.nn import functional
 
@@ -19,7 +19,7 @@ class Geometry:
     """The source box and flip of each image.
 
     Attributes:
-        box: top, left, height and width in source pixels; beyond the edge the image is reflected.
+        box: top, left, height and width in source pixels, whole numbers; beyond the edge the image is reflected.
         flip: whether the image is mirrored left to right.
         source: height and width of the source image.
         size: height and width of the result.
@@ -56,6 +56,23 @@ class Geometry:
         rows, columns = self.lines()
         return images[positions[:, None, None], rows[:, :, None], columns[:, None, :]]
 
+    def cut(self, images: UInt8[Tensor, "n h w c"], positions: Int[Tensor, " b"]) -> Num[Tensor, "b c height width"]:
+        """Read moved images directly from a set, for boxes of whole pixels inside the images; the values stay 0 to 255.
+
+        On the CPU the boxes are resized as bytes, which is several times as fast. There the result is rounded to bytes, and
+        otherwise that of `move`.
+        """
+        if images.device.type != "cpu":
+            return self.resample(images[positions].permute(0, 3, 1, 2).float(), self.size).clamp_(0, 255)
+        layout = torch.channels_last if images.shape[3] > 1 else torch.contiguous_format
+        made = torch.empty(len(positions), images.shape[3], *self.size, dtype=torch.uint8, memory_format=layout)
+        rows, boxes, flips = positions.tolist(), self.box.long().tolist(), self.flip.tolist()
+        for number, (row, (top, left, height, width), flip) in enumerate(zip(rows, boxes, flips, strict=True)):
+            box = images[row, top : top + height, left : left + width].permute(2, 0, 1)[None]
+            moved = functional.interpolate(box, self.size, mode="bilinear", antialias=True)
+            made[number : number + 1] = moved.flip(-1) if flip else moved
+        return made
+
     def move(self, things: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Move `[b h w]` or `[b c h w]` from the source's grid, at any resolution, to the result's.
 
@@ -74,6 +91,8 @@ class Geometry:
         if self.whole and grid == self.source and size == self.size:
             moved = self.gather(channels.permute(0, 2, 3, 1), torch.arange(len(channels), device=channels.device))
             moved = moved.permute(0, 3, 1, 2)
+        elif not self.whole and grid == self.source and size == self.size and channels.dtype == torch.uint8:
+            moved = self.cut(channels.permute(0, 2, 3, 1), torch.arange(len(channels), device=channels.device)).float()
         else:
             moved = self.resample(channels.float(), size)
         return moved if things.ndim == 4 else moved[:, 0]
@@ -102,7 +121,10 @@ class Geometry:
         return moved.where(inside_rows[:, :, None] & inside_columns[:, None], outside)
 
     def resample(self, images: Float[Tensor, "b c h w"], size: tuple[int, int]) -> Float[Tensor, "b c height width"]:
-        """Bilinear sampling on an affine grid in coordinates from -1 to 1; when shrinking, up to 4 samples per side and pixel."""
+        """Bilinear sampling on an affine grid in coordinates from -1 to 1; when shrinking, up to 4 samples per side and pixel.
+
+        A resized box is sampled as if it were cut out first: nothing beyond its edge is read.
+        """
         height, width = self.source
         scale_y, scale_x = self.box[:, 2] / height, self.box[:, 3] / width
         centre_y = (2 * self.box[:, 0] + self.box[:, 2]) / height - 1
@@ -116,6 +138,11 @@ class Geometry:
         finer = max(1, min(4, round(float(images.shape[-1] / size[1] * 0.75))))
         fine = (size[0] * finer, size[1] * finer)
         grid = functional.affine_grid(theta, [len(images), images.shape[1], *fine], align_corners=False)
+        if not self.whole:
+            centre = torch.stack([centre_x, centre_y], 1)[:, None, None]
+            reach = torch.stack([scale_x - 1 / images.shape[-1], scale_y - 1 / images.shape[-2]], 1)
+            reach = reach.clamp(min=0)[:, None, None]
+            grid = torch.maximum(torch.minimum(grid, centre + reach), centre - reach)
         moved = functional.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
         return functional.avg_pool2d(moved, finer) if finer > 1 else moved
 

@@ -185,7 +185,7 @@ class Batches:
         if geometry is None or geometry.whole:
             images = images[rows] if geometry is None else geometry.gather(images, rows)
             return images.permute(0, 3, 1, 2).float().div_(255)
-        return geometry.move(images[rows].permute(0, 3, 1, 2), geometry.size).div_(255).clamp_(0, 1)
+        return geometry.cut(images, rows).float().div_(255)
 
     def targets_at(self, positions: Tensor) -> Tensor:
         """The targets of the untransformed images."""

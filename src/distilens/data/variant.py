@@ -74,4 +74,5 @@ class Variant:
         if self.augment is None:
             return {}
         mixed = {"mixed from": digest(self.split.index)} if self.augment.mix != "none" else {}
-        return {"augment": asdict(self.augment), "variant seed": self.seed, **mixed}
+        boxes = {"boxes": "whole pixels"} if self.augment.area is not None else {}  # once they were not
+        return {"augment": asdict(self.augment), "variant seed": self.seed, **boxes, **mixed}
