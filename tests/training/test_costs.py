@@ -37,3 +37,19 @@ def test_a_step_is_timed_with_the_channels_where_the_training_has_them(last):
     assert Watched.seen[-3:] == [last] * 3, "a first step that does not count, and two"
     assert len(timed.seconds) == 2
     assert model.network.body.weight.is_contiguous(), "the given model stays as it is"
+
+
+def test_parts_of_a_batch_need_less_memory():
+    data = from_arrays(np.zeros((80, 32, 32, 3), dtype=np.uint8), np.arange(80) % 2)
+    model = Model(
+        nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2)), data.classes, size=data.size
+    )
+    model.logits(model.example())
+    whole, parts = (
+        time_step(
+            model, ("ce",), Batches(data.train, 32), Training(precision="float32", micro_batch=most), nobody, steps=1
+        )
+        for most in (None, 8)
+    )
+    weights = 16 * sum(parameter.numel() for parameter in model.parameters())
+    assert parts.memory - weights == pytest.approx((whole.memory - weights) / 4, rel=0.2)

@@ -63,6 +63,60 @@ def test_it_learns_and_logs(data, tmp_path):
     assert log.metrics.rows() == log.rows
 
 
+class Plain(nn.Sequential):
+    """A network without batch norms and dropout, whose images do not depend on each other."""
+
+    def __init__(self, classes):
+        torch.manual_seed(0)
+        super().__init__(
+            nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes)
+        )
+        self.seen = []
+
+    def forward(self, images):
+        if self.training and images.requires_grad is False and torch.is_grad_enabled():
+            self.seen.append(len(images))
+        return super().forward(images)
+
+
+@pytest.mark.parametrize("methods", [("ce",), ("ce:smoothing=0.1", "kd:temperature=2", "fitnet:tap=0,weight=0.1")])
+@pytest.mark.parametrize("clip", [0, 0.5])
+def test_parts_of_a_batch_add_up_to_the_batch(data, methods, clip):
+    """16 images in parts of at most 6: 6, 5 and 5. Weights and logged terms are those of whole batches."""
+
+    def trained(**changes):
+        network, log = Plain(3), Log()
+        teacher = LiveTeacher(student(data).eval()) if len(methods) > 1 else None
+        model = Model(network, data.classes, size=data.size)
+        options = {} if teacher is None else {"teacher": teacher}
+        train(model, build_methods(methods), data, settings(clip=clip, **changes), log=log, **options)
+        return network, [row["terms"] for row in log.rows if "terms" in row]
+
+    (whole, terms), (parts, joined), (same, equal) = trained(), trained(micro_batch=6), trained(micro_batch=16)
+    assert set(whole.seen) == {16}
+    assert parts.seen[-3:] == [6, 5, 5]
+    for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+    assert len(terms) == len(joined)
+    for one, other in zip(terms, joined, strict=True):
+        assert one == pytest.approx(other, rel=1e-3, abs=1e-6)
+    assert all(torch.equal(one, other) for one, other in zip(whole.parameters(), same.parameters(), strict=True))
+    assert equal == terms
+
+
+def test_parts_of_one_image_need_a_network_without_batch_norms(data):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(432, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    with pytest.raises(UserError, match=r"on batches of one image.*train\.micro_batch"):
+        distilens.distill(network, None, data, ["ce"], epochs=1, batch_size=16, micro_batch=1, progress=False)
+    assert Training(batch_size=3, micro_batch=2).together == 1
+    assert Training(batch_size=128, micro_batch=48).together == 42
+
+
+def test_a_run_without_parts_keeps_its_key():
+    assert "micro_batch" not in Training().decisive()
+    assert Training(micro_batch=8).decisive()["micro_batch"] == 8
+
+
 def test_it_validates_after_every_nth_epoch_and_after_the_last(data, tmp_path):
     """With `select="last"` the weights, and so the run's key, do not depend on it."""
 

@@ -59,7 +59,7 @@ def train_stage(run: Run, *, base: bool = True) -> None:
     student = build_model(recipe.student.model, run.data.task, run.data.size)
     check_classes(student, run.data.task, "student")
     check_taps(recipe.explain.explainers, student)
-    check_trainable(student, recipe.train.batch_size, "student")
+    check_trainable(student, recipe.train.together, "student")
     check_logits(student, run.data, "student")
     if recipe.teacher is not None:
         try_methods(run, recipe.teacher, student)
@@ -108,7 +108,7 @@ def try_methods(run: Run, part: TeacherSettings, student: Model) -> None:
         how = finetuning_of(part, notation)
         model = make_teacher(run.recipe, run.data, notation, how)
         if how != "none":
-            check_trainable(model, run.recipe.teacher_training.batch_size, role)
+            check_trainable(model, run.recipe.teacher_training.together, role)
         check_savable(model, role)
         warning = check_logits(model.to(device), run.data, role, used=how == "none")
         for text in (*describe_model(model), *([warning] if warning else [])):

@@ -16,7 +16,7 @@ from distilens.measure import macs, parameters
 from distilens.methods import METHODS
 from distilens.training.balance import Balance
 from distilens.training.dry_run import rehearsed
-from distilens.training.loop import lays_channels_last, make_accelerator, total
+from distilens.training.loop import lays_channels_last, make_accelerator, split_up, total
 from distilens.training.settings import Training
 
 TIMED_STEPS = 5
@@ -124,7 +124,7 @@ def time_step(
 ) -> Timed:
     """Time a training step a few times, after a first one that does not count."""
     accelerator = make_accelerator(settings)
-    batch = next(batches.epoch(0))
+    batch, share = split_up(next(batches.epoch(0)), settings.micro_batch)[0]
     with accelerator.autocast():
         objective = rehearsed(model.to(accelerator.device), methods, batch, teacher, balance=settings.balance)
     objective.balance = Balance()  # a balance measures at few steps only, but would measure at each of these
@@ -144,7 +144,7 @@ def time_step(
         with accelerator.autocast(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             loss = total(objective(batch, teacher(batch, objective.needs)))
         loss.backward()
-        times.append(now(accelerator.device) - start)
+        times.append((now(accelerator.device) - start) / share)  # the other parts take as long
     weights = sum(parameter.numel() * parameter.element_size() for parameter in objective.parameters())
     # 4: weights, gradients, two optimizer states per weight
     return Timed(tuple(sorted(times[1:])), sum(kept.values()) + 4 * weights)

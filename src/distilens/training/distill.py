@@ -100,7 +100,7 @@ def distilled(
     model = as_model(student, dataset.task, dataset.size)
     check_classes(model, dataset.task, "student")
     check_logits(model, dataset, "student")
-    check_trainable(model, given.batch_size, "student")
+    check_trainable(model, given.together, "student")
     answering: Teacher = nobody
     if isinstance(teacher, nn.Module | str | Mapping | Spec):
         large = as_model(teacher, dataset.task, dataset.size)

@@ -133,7 +133,7 @@ def check_trainable(model: Model, size: int, role: str) -> None:
     except ValueError as error:
         raise UserError(
             f"the {role} {model.name} cannot be trained on batches of one image: {str(error).splitlines()[0]}. "
-            "Give a larger train.batch_size"
+            "Give a larger train.batch_size, or train.micro_batch if there is one"
         ) from None
     if not learns:
         raise UserError(

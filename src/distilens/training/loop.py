@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -113,7 +114,7 @@ def train_alone(
         )
     balance = BALANCES.build(settings.balance, with_terms(methods))
     objective = Objective(student.to(accelerator.device), methods, balance).to(accelerator.device)
-    first = next(training.epoch(0))
+    first, _ = split_up(next(training.epoch(0)), settings.micro_batch)[0]
     with accelerator.autocast():
         objective.prepare(first, teacher(first, objective.needs))
     objective.to(accelerator.device)
@@ -141,10 +142,14 @@ def train_alone(
             objective.train()
             for batch in training.epoch(epoch, start=place.within, epochs=settings.epochs):
                 set_learning_rate(optimizer, peaks, schedule(place.step, steps))
-                with accelerator.autocast():
-                    answer = teacher(batch, needs_of(objective.at_work(batch.progress).values()))
-                terms = wrapped(batch, answer)
-                accelerator.backward(total(terms))
+                parts = []
+                for part, share in split_up(batch, settings.micro_batch):
+                    with accelerator.autocast():
+                        answer = teacher(part, needs_of(objective.at_work(part.progress).values()))
+                    terms = wrapped(part, answer)
+                    accelerator.backward(share * total(terms))
+                    parts.append((share, terms))
+                terms = joined(parts)
                 if settings.clip:
                     accelerator.clip_grad_norm_(objective.parameters(), settings.clip)
                 optimizer.step()
@@ -187,6 +192,25 @@ def total(terms: Mapping[str, Tensor]) -> Tensor:
     if not terms:
         raise UserError("these methods have no loss (at this step): add one with a loss, such as ce or kd")
     return torch.stack(list(terms.values())).sum()
+
+
+def split_up(batch: Batch, most: int | None) -> list[tuple[Batch, float]]:
+    """A batch in equal parts of at most `most` images, each with its share of the batch; their gradients add up."""
+    if most is None or len(batch) <= most:
+        return [(batch, 1.0)]
+    rows = np.array_split(np.arange(len(batch)), -(-len(batch) // most))
+    return [(batch.select(part), len(part) / len(batch)) for part in rows]
+
+
+def joined(parts: Sequence[tuple[float, Mapping[str, Tensor]]]) -> dict[str, Tensor]:
+    """The terms of a batch from those of its parts. A term that is missing in a part counts as zero there."""
+    if len(parts) == 1:
+        return dict(parts[0][1])
+    names = dict.fromkeys(name for _, terms in parts for name in terms)
+    return {
+        name: torch.stack([share * terms[name].detach() for share, terms in parts if name in terms]).sum(0)
+        for name in names
+    }
 
 
 def set_learning_rate(optimizer: Optimizer, peaks: list[float], factor: float) -> None:

@@ -23,6 +23,8 @@ class Training(Section):
     off. `select` says which weights are kept: the `best` epoch on validation, or the `last`. `validate_every=10` validates
     after every tenth epoch and after the last: with few training images, validation can take longer than training. `balance`
     weights the terms of the loss: by their weights (`fixed`), or by their gradients or losses (`training/balance.py`).
+    `micro_batch=16` computes a batch in parts of at most 16 images, whose gradients add up, if it does not fit in memory. Batch
+    norms then see one part at a time, and so do methods that compare the images of a batch.
     `compile` compiles the student's network for training. On a GPU, `graphs` also replays its kernels as CUDA graphs: this
     helps small networks, whose kernels run shorter than their launches. Images are `resident` in the device's memory if they
     fit; otherwise `workers` processes read them. `tracker` names services that show the training live: `tensorboard`,
@@ -31,6 +33,7 @@ class Training(Section):
 
     epochs: Count = 10
     batch_size: Count = 128
+    micro_batch: Count | None = None
     optimizer: Annotated[Part, Kind("optimizers")] = "auto"
     schedule: Annotated[Part, Kind("schedules")] = "one_cycle"
     augment: Annotated[Part, Kind("augments")] = "crop"
@@ -68,6 +71,11 @@ class Training(Section):
         return min(self.variants or self.epochs, self.epochs)
 
     @property
+    def together(self) -> int:
+        """The least number of images that a network sees at once."""
+        return self.batch_size // -(-self.batch_size // (self.micro_batch or self.batch_size))
+
+    @property
     def reading(self) -> dict[str, Any]:
         """How `Batches` reads images; this does not change the images."""
         return {"workers": self.workers, "resident": None if self.resident == "auto" else self.resident}
@@ -76,6 +84,8 @@ class Training(Section):
         """The settings that the weights depend on, with every option written out: not those of the log or of reading images."""
         # these settings are newer than some runs, whose keys must stay valid
         usual = {"sampling"} if self.sampling == "uniform" else set()
+        if self.micro_batch is None:
+            usual.add("micro_batch")
         # the last weights are the same, however often they are scored
         if self.validate_every == 1 or self.select == "last":
             usual.add("validate_every")
@@ -89,6 +99,7 @@ class TrainingOptions(TypedDict, total=False):
     lr: float
     epochs: int
     batch_size: int
+    micro_batch: int | None
     optimizer: str
     schedule: str
     augment: str
