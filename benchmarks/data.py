@@ -1,7 +1,7 @@
 """Images per second of the data pipeline, of torchvision's transforms in a DataLoader, and of decoding alone, interleaved.
 
-Small images are cropped with 4 pixels of reflected padding and flipped; the DataLoader has PIL images in memory. Photographs (from
-96 pixels on) are cut at random, resized and flipped; the DataLoader decodes JPEG files in memory at each visit, which distilens
+Small images are cropped with 4 pixels of reflected padding and flipped; the DataLoader has PIL images in memory. Photographs (of
+96 pixels or more) are cut, resized and flipped; the DataLoader decodes JPEG files in memory at each visit, which distilens
 does once, before training. Both give float batches in the model's normalisation.
 
     python benchmarks/data.py [--data parquet:path=data/cifar10] [--images 12800] [--rounds 5]
