@@ -152,7 +152,7 @@ def make_inventory(
     if source.skipped:
         left_out["pictures that cannot be decoded"] = source.skipped
     if rare:
-        left_out[f"classes of fewer than {min_images} training images"] = rare
+        left_out[f"classes of fewer than {min_images} training images"] = list(rare)
     absent = [
         describe_absent_classes(part, names, splits[part].strata)
         for part in ("validation", "test")

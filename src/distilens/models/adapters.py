@@ -350,9 +350,11 @@ def file(
     weights = weights_for(made.network, Path(path), match)
     state, missing = without_other_head(made.network, weights.state)
     fit(made.network, state, where=path, architecture=model)
-    return replace(
-        made, loaded=True, missing=missing, notes=(*made.notes, *weights.notes), matched=dict(weights.modules)
-    )
+    notes = (*made.notes, *weights.notes)
+    if missing:
+        count = len(next(value for key, value in weights.state.items() if key.startswith(f"{missing[0]}.")))
+        notes += (f"its head has {count} outputs, not {outputs}: it gets a new one",)
+    return replace(made, loaded=True, missing=missing, notes=notes, matched=dict(weights.modules))
 
 
 @dataclass(frozen=True)
