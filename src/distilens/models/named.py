@@ -53,11 +53,11 @@ def classes_of_weights(spec: Spec, *, dense: bool = False) -> tuple[str, ...] | 
 
         made = build_network(options["model"], 2, dense=dense)
         if isinstance(made, Expecting):
-            return file_classes(Path(name), made.network, options["classes"])
+            return file_classes(Path(name), made.network, options["classes"], options["match"])
     return None
 
 
-def file_classes(path: Path, network: nn.Module, asked: Asked) -> tuple[str, ...] | None:
+def file_classes(path: Path, network: nn.Module, asked: Asked, match: str) -> tuple[str, ...] | None:
     """The classes of a weight file: numbers, or ImageNet's names if `classes=` needs names; None if the file has no head.
 
     Raises:
@@ -65,7 +65,9 @@ def file_classes(path: Path, network: nn.Module, asked: Asked) -> tuple[str, ...
     """
     content = read_state(path)
     weight = match_state(content, network)[0].get(f"{head_of(network)}.weight")
-    if weight is None:  # under another name: the last tensor that is more than a vector
+    if (
+        weight is None and match == "order"
+    ):  # the head has another name: it is the last tensor that is more than a vector
         weight = next((value for value in reversed(content.state.values()) if value.ndim > 1), None)
     if weight is None:
         return None
